@@ -1,0 +1,11 @@
+"""Search spaces with a name. A family's function takes options such as `num_classes` and returns a `Family`."""
+
+from supernet.families.family import Family
+from supernet.families.mobilenet_v3 import mobilenet_v3_micro, ofa_mobilenet_v3
+
+FAMILIES = {
+    "mobilenet_v3_micro": mobilenet_v3_micro,
+    "ofa_mobilenet_v3": ofa_mobilenet_v3,
+}
+
+__all__ = ["FAMILIES", "Family"]

@@ -1,0 +1,310 @@
+"""Search spaces and architectures: what may vary, as plain values.
+
+An architecture (`Arch`) is an immutable mapping from the names of choices to values. A `SearchSpace` says which
+choices there are, which values each may take, and when a choice applies at all. Nothing here touches a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+
+import numpy as np
+
+# n architectures, c choices
+
+Value = int | float | str
+INACTIVE = -1  # the code of a choice that does not apply
+
+
+class Arch(Mapping[str, Value]):
+    """An architecture: an immutable, hashable mapping of choice to value, holding the active choices only.
+
+    Two architectures are equal when they hold the same values, whatever the order. `to_json` and `from_json` are
+    inverse.
+    """
+
+    __slots__ = ("_hash", "_values")
+
+    def __init__(self, values: Mapping[str, Value]):
+        self._values = dict(values)
+        self._hash = hash(frozenset(self._values.items()))
+
+    def __getitem__(self, name: str) -> Value:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        return f"Arch({self._values})"
+
+    def __reduce__(self):
+        # the hash of a string differs from process to process, so it is computed anew
+        return Arch, (self._values,)
+
+    def to_json(self) -> str:
+        return json.dumps(self._values)
+
+    @classmethod
+    def from_json(cls, text: str) -> Arch:
+        """The architecture written in `text`; ValueError if that is not a JSON object of numbers and strings."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"an architecture is a JSON object, but {text[:80]!r} is not JSON: {error}") from None
+        if not isinstance(values, dict) or not all(isinstance(value, Value) for value in values.values()):
+            raise ValueError(f"an architecture is a JSON object of numbers and strings, not {text[:80]!r}")
+        return cls(values)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The values that one choice may take, and when it applies.
+
+    Numbers are *ordered*, given in increasing order: a larger value makes tensors larger, never another network.
+    Strings are *unordered*, such as operations, which exchange parts of the network.
+
+    `when` maps names of choices declared earlier to the values under which this one is active. It is inactive if
+    any of those has another value or is inactive itself.
+    """
+
+    values: Sequence[Value]
+    when: Mapping[str, Sequence[Value]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        values = tuple(self.values)
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "when", MappingProxyType({name: tuple(v) for name, v in self.when.items()}))
+        if not values:
+            raise ValueError("a choice needs at least one value")
+        if len(set(values)) != len(values):
+            raise ValueError(f"the values of a choice must differ, but {values} has a value twice")
+        if all(isinstance(value, str) for value in values):
+            return
+        if not all(isinstance(value, int | float) for value in values):
+            raise ValueError(f"the values of a choice are all numbers or all strings, not {values}")
+        if list(values) != sorted(values):
+            raise ValueError(f"numbers are given in increasing order: {tuple(sorted(values))}, not {values}")
+
+    @property
+    def ordered(self) -> bool:
+        return not isinstance(self.values[0], str)
+
+    def __reduce__(self):
+        return Choice, (self.values, dict(self.when))
+
+
+class SearchSpace:
+    """The architectures that a supernet holds.
+
+    `choices` maps each name to its values, or to a `Choice` where it depends on others. The order of declaration is
+    the order of the columns in `encode`; a choice is declared after those that it depends on.
+
+    >>> space = SearchSpace({"depth": (1, 2), "kernel_size.1": Choice((3, 5), when={"depth": (2,)})})
+    >>> space.size
+    3
+    """
+
+    def __init__(self, choices: Mapping[str, Sequence[Value] | Choice]):
+        if not choices:
+            raise ValueError("a search space needs at least one choice")
+        self.choices: Mapping[str, Choice] = MappingProxyType(
+            {name: c if isinstance(c, Choice) else Choice(c) for name, c in choices.items()}
+        )
+        declared: dict[str, Choice] = {}
+        for name, choice in self.choices.items():
+            for parent, values in choice.when.items():
+                if parent not in declared:
+                    raise ValueError(f"choice {name!r} depends on {parent!r}, which is not declared before it")
+                if unknown := [v for v in values if v not in declared[parent].values]:
+                    raise ValueError(
+                        f"choice {name!r} depends on {parent!r} being {unknown[0]!r}, "
+                        f"which is none of its values {declared[parent].values}"
+                    )
+            declared[name] = choice
+        self._codes = [{v: code for code, v in enumerate(c.values)} for c in self.choices.values()]
+        self._cardinalities = np.array([len(c.values) for c in self.choices.values()])
+        self._parents = {parent for choice in self.choices.values() for parent in choice.when}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SearchSpace) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def __repr__(self) -> str:
+        return f"SearchSpace({len(self.choices)} choices, {self.size:.3g} architectures)"
+
+    def __reduce__(self):
+        return SearchSpace, (dict(self.choices),)
+
+    def to_json(self) -> str:
+        """The space as JSON: `from_json` reads it back, and equal spaces have equal texts."""
+        return json.dumps(
+            {n: {"values": c.values, "when": dict(sorted(c.when.items()))} for n, c in self.choices.items()}
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> SearchSpace:
+        return cls({name: Choice(c["values"], c["when"]) for name, c in json.loads(text).items()})
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that tell this space from others; written into files that belong to it."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+    @cached_property
+    def size(self) -> int:
+        """The exact number of distinct architectures.
+
+        Counted choice by choice; what is remembered of an unfinished architecture is the values that later choices
+        still depend on, so that the cost is that of the dependencies, not of the space.
+        """
+        last_use = {p: i for i, c in enumerate(self.choices.values()) for p in c.when}
+        counts: Counter[frozenset] = Counter({frozenset(): 1})
+        for index, (name, choice) in enumerate(self.choices.items()):
+            following: Counter[frozenset] = Counter()
+            for state, count in counts.items():
+                known = dict(state)
+                for value in choice.values if _is_active(choice, known) else (None,):
+                    needed = {n: v for n, v in {**known, name: value}.items() if last_use.get(n, -1) > index}
+                    following[frozenset(needed.items())] += count
+            counts = following
+        return counts.total()
+
+    @property
+    def largest(self) -> Arch:
+        """The last value of every choice."""
+        return self._canonical({name: choice.values[-1] for name, choice in self.choices.items()})
+
+    @property
+    def smallest(self) -> Arch:
+        """The first value of every choice."""
+        return self._canonical({name: choice.values[0] for name, choice in self.choices.items()})
+
+    def restrict(self, choices: Mapping[str, Sequence[Value]]) -> SearchSpace:
+        """The part of this space in which the named choices keep the given values only.
+
+        Its architectures are architectures of this space. ValueError for an unknown choice or value.
+        """
+        for name, values in choices.items():
+            for value in values:
+                self._check_value(name, value)
+        kept = {name: tuple(choices.get(name, choice.values)) for name, choice in self.choices.items()}
+        return SearchSpace(
+            {
+                name: Choice(kept[name], {p: [v for v in values if v in kept[p]] for p, values in choice.when.items()})
+                for name, choice in self.choices.items()
+            }
+        )
+
+    def validate(self, arch: Mapping[str, Value]) -> Arch:
+        """`arch` as a canonical Arch of this space: choices in order, inactive ones dropped.
+
+        Raises ValueError, naming the choice and what would be right, if a value is not one of its choice's, an
+        active choice is missing, or a name is unknown.
+        """
+        for name, value in arch.items():
+            self._check_value(name, value)
+        canonical = self._canonical(arch)
+        if missing := [name for name, value in canonical.items() if value is None]:
+            raise ValueError(
+                f"the architecture has no {missing[0]!r}; it needs one of {self.choices[missing[0]].values}"
+            )
+        return canonical
+
+    def sample(self, generator: np.random.Generator) -> Arch:
+        """An architecture with every active choice drawn uniformly from its values, independently."""
+        return self._from_codes(generator.integers(self._cardinalities))
+
+    def mutate(self, arch: Arch, generator: np.random.Generator, rate: float) -> Arch:
+        """`arch` with each active choice replaced, with probability `rate`, by another of its values, uniformly.
+
+        Choices that become active are drawn uniformly.
+        """
+        if not 0 <= rate <= 1:
+            raise ValueError(f"the mutation rate is a probability, not {rate}")
+        fresh = generator.integers(self._cardinalities)
+        changes = generator.random(len(self.choices)) < rate
+        steps = generator.integers(1, np.maximum(self._cardinalities, 2))  # to one of the k - 1 other values
+        codes = self.encode([arch])[0]
+        mutated = np.where(codes == INACTIVE, fresh, np.where(changes, codes + steps, codes))
+        return self._from_codes(mutated % self._cardinalities)
+
+    def crossover(self, a: Arch, b: Arch, generator: np.random.Generator) -> Arch:
+        """A child with each choice from `a` or `b` with equal probability.
+
+        A choice active in one parent alone comes from that one; one active in neither is drawn uniformly.
+        """
+        fresh = generator.integers(self._cardinalities)
+        first, second = self.encode([a, b])
+        picked = np.where(generator.random(len(self.choices)) < 0.5, first, second)
+        picked = np.where(picked == INACTIVE, np.maximum(first, second), picked)
+        return self._from_codes(np.where(picked == INACTIVE, fresh, picked))
+
+    def encode(self, archs: Sequence[Arch]) -> np.ndarray:
+        """Integer codes [n, c]: the index of each value among its choice's values, -1 where inactive.
+
+        Distinct architectures have distinct codes. Raises ValueError for an architecture of another space.
+        """
+        rows = []
+        for arch in archs:
+            try:
+                row = [INACTIVE if (v := arch.get(n)) is None else c[v] for n, c in zip(self.choices, self._codes)]
+            except KeyError:
+                self.validate(arch)
+                raise
+            if len(arch) != len(row) - row.count(INACTIVE):
+                self.validate(arch)  # names the unknown choice
+            rows.append(row)
+        return np.array(rows, dtype=np.int64).reshape(len(rows), len(self.choices))
+
+    def decode(self, codes: np.ndarray) -> list[Arch]:
+        """The architectures with these codes [n, c]; the inverse of `encode`.
+
+        Codes of choices that turn out inactive are ignored, so that any codes within range may be decoded.
+        """
+        codes = np.asarray(codes)
+        if codes.ndim != 2 or codes.shape[1] != len(self.choices):
+            raise ValueError(f"codes have shape [n, {len(self.choices)}] in this space, not {list(codes.shape)}")
+        return [self._from_codes(row) for row in codes]
+
+    def _from_codes(self, codes: np.ndarray) -> Arch:
+        values: dict[str, Value] = {}
+        for (name, choice), code in zip(self.choices.items(), codes.tolist()):
+            if choice.when and not _is_active(choice, values):
+                continue
+            if not 0 <= code < len(choice.values):
+                raise ValueError(f"code {code} of choice {name!r} is not among 0 to {len(choice.values) - 1}")
+            values[name] = choice.values[code]
+        return Arch(values)
+
+    def _canonical(self, arch: Mapping[str, Value]) -> Arch:
+        values: dict[str, Value] = {}
+        for name, choice in self.choices.items():
+            if _is_active(choice, values):
+                value = arch.get(name)
+                values[name] = value if value is None else choice.values[choice.values.index(value)]
+        return Arch(values)
+
+    def _check_value(self, name: str, value: Value) -> None:
+        if name not in self.choices:
+            raise ValueError(f"this space has no choice {name!r}; its choices are {', '.join(self.choices)}")
+        if value not in self.choices[name].values:
+            raise ValueError(f"choice {name!r} is one of {self.choices[name].values}, not {value!r}")
+
+
+def _is_active(choice: Choice, values: Mapping[str, Value]) -> bool:
+    return all(values.get(parent) in allowed for parent, allowed in choice.when.items())

@@ -1,0 +1,191 @@
+"""`Supernet`: one set of tensors, and every architecture's plain module running on views of them."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from supernet.nesting import check_shape, check_structure, covering_archs, is_kernel
+from supernet.skeleton import build_skeleton
+from supernet.slicing import Rule, rule_for, take
+from supernet.space import Arch, SearchSpace, Value
+
+# B batch, C channels, H height, W width, K classes
+
+Builder = Callable[[Arch], nn.Module]
+
+_cached = functools.lru_cache(maxsize=64)  # subnets without weights, some 2 MB each
+
+
+class _Part(NamedTuple):
+    """One tensor of a subnet, and where it lies in the shared tensor of that name."""
+
+    name: str
+    shape: torch.Size
+    rule: Rule
+
+
+class _Subnet(NamedTuple):
+    """A plain module without weights, and the parts of the shared tensors that it runs on."""
+
+    module: nn.Module
+    parts: list[_Part]
+
+
+class Supernet(nn.Module):
+    """A weight-sharing network that holds every architecture of a search space.
+
+    `build` makes the plain module of an architecture. The supernet stores, under each tensor's own name, one tensor of
+    its largest shape; a subnet runs on views of these, so that its gradients land in them. State-dict keys, parameter
+    names and weights are therefore those of the plain modules: `net.load_state_dict` takes the weights of the largest.
+
+    `rules` maps patterns of tensor names (as in `fnmatch`; the first match counts) to slicing rules other than those of
+    `slicing.rule_for`. A rule that is a module has weights of its own: every tensor it matches gets a copy, under
+    `slicing_rules`.
+
+    The weights start as `build` initialises them, drawn from `seed`. ValueError, naming the tensor, the architectures
+    and both shapes, if the modules of the space do not nest (see `nesting`).
+
+    BatchNorm's running statistics are shared like all tensors and mean nothing for a single subnet: extract it and
+    give it its own with `supernet.calibration.calibrate`.
+    """
+
+    def __init__(
+        self, space: SearchSpace, build: Builder, rules: Mapping[str, Rule] | None = None, *, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.space = space
+        self.build = build
+        self._rules = dict(rules or {})
+        self._subnet = _cached(self._make_subnet)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            covering = {arch: build(arch) for arch in covering_archs(space)}
+        self._share(covering)
+        check_structure(space, lambda arch: self._subnet(arch, build).module)
+
+    def forward(self, x: Tensor, arch: Mapping[str, Value], build: Builder | None = None) -> Tensor:
+        """The output of the subnet `arch` on images `x` [B, C, H, W], which are used as they are, not resized.
+
+        `build` may name another builder of modules with the same tensors, such as one with dropout.
+        ValueError if `arch` is not of this space.
+        """
+        module, parts = self._subnet(self.space.validate(arch), build or self.build)
+        shared = self._tensors()
+        if module.training != self.training:
+            module.train(self.training)
+        return functional_call(module, {p.name: take(shared[p.name], p.shape, p.rule) for p in parts}, (x,))
+
+    def extract(self, arch: Mapping[str, Value]) -> nn.Module:
+        """The subnet as a plain module with its own copy of the weights, in this network's mode and on its device.
+
+        Bit for bit, `net(x, arch)` equals `net.extract(arch)(x)` in eval mode.
+        """
+        arch = self.space.validate(arch)
+        module, parts = self._make_subnet(arch, self.build)
+        shared = self._tensors()
+        weights = {p.name: take(shared[p.name], p.shape, p.rule).detach().clone() for p in parts}
+        module.load_state_dict(weights, assign=True)
+        return module.train(self.training)
+
+    def _make_subnet(self, arch: Arch, build: Builder) -> _Subnet:
+        module = build_skeleton(build, arch)
+        for child in module.modules():
+            for name, buffer in child._buffers.items():
+                if buffer is not None and not buffer.is_meta:
+                    child._buffers[name] = buffer.to(self._device())
+        shared = self._tensors()
+        parts = []
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            if name not in shared:
+                raise ValueError(
+                    f"{arch!r} has a tensor {name!r} that the supernet lacks: no architecture of "
+                    "supernet.nesting.covering_archs(space) has it; make the choice that brings it an unordered one"
+                )
+            owner, _, tensor_name = name.rpartition(".")
+            layer = module.get_submodule(owner)
+            check_shape(name, shared[name].shape, tensor.shape, is_kernel(layer, tensor_name), arch)
+            parts.append(_Part(name, tensor.shape, self._rule(name, layer, tensor_name)))
+        return _Subnet(module, parts)
+
+    def _rule(self, name: str, layer: nn.Module, tensor_name: str) -> Rule:
+        pattern = self._matching(name)
+        if pattern is None:
+            return rule_for(layer, tensor_name)
+        rule = self._rules[pattern]
+        return self.slicing_rules[_key(name)] if isinstance(rule, nn.Module) else rule
+
+    def _matching(self, name: str) -> str | None:
+        return next((pattern for pattern in self._rules if fnmatchcase(name, pattern)), None)
+
+    def _share(self, modules: Mapping[Arch, nn.Module]) -> None:
+        """Register the union of the modules' tensors, each at its largest shape, with the weights it has there."""
+        largest: dict[str, tuple[Arch, Tensor]] = {}
+        for arch, module in modules.items():
+            if tied := _tied_name(module):
+                raise ValueError(f"parameter {tied!r} is tied to another; a supernet stores every tensor by itself")
+            for name, tensor in module.state_dict(keep_vars=True).items():
+                if name not in largest or tensor.numel() > largest[name][1].numel():
+                    largest[name] = arch, tensor
+        for name, (_, tensor) in largest.items():
+            self._register(name, tensor)
+        for pattern in self._rules:
+            matching = [name for name in largest if self._matching(name) == pattern]
+            if not matching:
+                raise ValueError(f"no tensor of the supernet is named like the slicing rule {pattern!r}")
+            if isinstance(rule := self._rules[pattern], nn.Module):
+                for name in matching:
+                    self._register(f"slicing_rules.{_key(name)}", copy.deepcopy(rule))
+
+    def _register(self, name: str, value: Tensor | nn.Module) -> None:
+        *path, leaf = name.split(".")
+        owner: nn.Module = self
+        for depth, part in enumerate([*path, leaf]):
+            if owner is self and hasattr(self, part) and part not in self._modules:
+                raise ValueError(
+                    f"the plain module has a member {part!r}, a name that Supernet uses itself; wrap the module "
+                    "in another, for example torch.nn.Sequential(OrderedDict(model=module))"
+                )
+            if depth < len(path):
+                if part not in owner._modules:
+                    owner.add_module(part, nn.Module())
+                owner = owner._modules[part]
+        if isinstance(value, nn.Module):
+            owner.add_module(leaf, value)
+        elif isinstance(value, nn.Parameter):
+            owner.register_parameter(leaf, value)
+        else:
+            owner.register_buffer(leaf, value)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return dict([*self.named_parameters(), *self.named_buffers()])
+
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def _apply(self, fn, recurse: bool = True):
+        self._subnet.cache_clear()  # their buffers lie on the former device
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self):
+        return {name: value for name, value in self.__dict__.items() if name != "_subnet"}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self._subnet = _cached(self._make_subnet)
+
+
+def _tied_name(module: nn.Module) -> str | None:
+    own = {name for name, _ in module.named_parameters()}
+    return next((name for name, _ in module.named_parameters(remove_duplicate=False) if name not in own), None)
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")  # a module's name holds no dots
