@@ -33,7 +33,7 @@ def centred(tensor: Tensor, shape: torch.Size) -> Tensor:
 def blocks(count: int, rule: Rule = leading) -> Rule:
     """The rule for a tensor of `count` equal blocks along its first dimension, each sliced by `rule` on its own.
 
-    A fused `qkv` weight is three such blocks; the weight of a convolution with a fixed number of groups has one a group.
+    A fused `qkv` weight is three such blocks; so are the groups of a convolution with a fixed number of them.
     """
 
     def slice_blocks(tensor: Tensor, shape: torch.Size) -> Tensor:

@@ -1,0 +1,45 @@
+"""The form of every benchmark's result: a table on the terminal and a JSON file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from supernet import provenance
+from supernet.atomic import write_atomically
+
+
+def report(
+    rows: Sequence[Mapping[str, object]],
+    summary: Mapping[str, float],
+    json_path: Path | None = None,
+    **details: object,
+) -> None:
+    """Print `rows` as a table and `summary` beneath it; with `json_path`, write both there.
+
+    `details` are further entries of the file, such as the settings or the GPU.
+    """
+    console = Console()
+    if rows:
+        table = Table(*rows[0])
+        for row in rows:
+            table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row.values()))
+        console.print(table)
+    for name, value in summary.items():
+        console.print(f"{name} = {value:.4g}", highlight=False)
+    if json_path:
+        content = {
+            "command": provenance.command(),
+            "date": provenance.today(),
+            "hardware": provenance.hardware(),
+            "versions": provenance.versions(),
+            **details,
+            "summary": dict(summary),
+            "rows": list(rows),
+        }
+        with write_atomically(json_path) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,50 @@
+"""What a result was made with."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import sys
+from pathlib import Path
+
+PACKAGES = ("supernet", "torch", "timm", "numpy", "ray", "pymoo", "scikit-learn", "onnx", "onnxruntime")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of those of our packages and dependencies that are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, str | int]:
+    """The processor's name, the number of CPUs this process may use, and the system."""
+    return {
+        "cpu": _cpu_name(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def command() -> str:
+    """The command line of this process, with the script's path as it was typed."""
+    return " ".join(["python", *sys.argv])
+
+
+def today() -> str:
+    return datetime.date.today().isoformat()
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
