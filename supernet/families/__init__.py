@@ -1,15 +1,21 @@
 """Search spaces with a name. A family's function takes options such as `num_classes` and returns a `Family`."""
 
+from supernet.families.attentive_nas import alphanet
+from supernet.families.autoformer import autoformer_tiny
 from supernet.families.family import Family
 from supernet.families.mobilenet_v3 import mobilenet_v3_micro, ofa_mobilenet_v3
 from supernet.families.nas_bench_201 import nasbench201
 from supernet.families.nas_bench_macro import nasbench_macro
+from supernet.families.resnet import ofa_resnet50
 
 FAMILIES = {
+    "alphanet": alphanet,
+    "autoformer_tiny": autoformer_tiny,
     "mobilenet_v3_micro": mobilenet_v3_micro,
     "nasbench201": nasbench201,
     "nasbench_macro": nasbench_macro,
     "ofa_mobilenet_v3": ofa_mobilenet_v3,
+    "ofa_resnet50": ofa_resnet50,
 }
 
 __all__ = ["FAMILIES", "Family"]
