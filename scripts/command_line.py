@@ -1,0 +1,48 @@
+"""What every script does around its work: one clear line for bad input, and progress bars."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from supernet.train import TrainingError
+
+console = Console()
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run a script's `main`: exit code 2 and one line for bad input, 1 for what went wrong on the way, 130 for Ctrl-C."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    try:
+        main()
+    except ValueError as error:
+        fail(str(error), 2)
+    except (TrainingError, OSError) as error:
+        fail(str(error), 1)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    sys.exit(0)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """End the process with one line on standard error."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def progress_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    )

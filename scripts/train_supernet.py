@@ -1,0 +1,87 @@
+"""Train a supernet.
+
+    python scripts/train_supernet.py                      # digits, a minute and a half on 2 cores
+    python scripts/train_supernet.py --recipe cifar10 --root images/ --output runs/mine
+    python scripts/train_supernet.py --output runs/mine --resume
+    python scripts/train_supernet.py --list-spaces
+
+A recipe sets everything, any flag overrides it; `--help` shows each flag with its unit and the recipe's value. Writes
+the output folder (see supernet/runs.py), and goes on with an interrupted run with --resume and the same flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from command_line import console, progress_bar, run
+from rich.table import Table
+
+from supernet.families import FAMILIES
+from supernet.recipes import RECIPES
+from supernet.runs import Job, run_job
+
+
+@dataclass(frozen=True)
+class Arguments:
+    job: Annotated[Job, tyro.conf.arg(name="")]
+    recipe: str = "digits"
+    """Recipe that sets what the other flags do not."""
+    output: Path | None = None
+    """Folder of the run; by default runs/ and the recipe's name."""
+    resume: bool = False
+    """Go on with the run in the output folder, if there is one."""
+    list_spaces: bool = False
+    """Print the search spaces and end."""
+
+
+def main() -> None:
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--recipe", default="digits")
+    recipe = first.parse_known_args()[0].recipe
+    if recipe not in RECIPES:
+        raise ValueError(f"there is no recipe {recipe!r}; the recipes are {', '.join(RECIPES)}")
+    arguments = tyro.cli(
+        Arguments,
+        default=Arguments(RECIPES[recipe](), recipe),
+        description=__doc__,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    if arguments.list_spaces:
+        list_spaces()
+        return
+    output = arguments.output or Path("runs") / recipe
+    with progress_bar() as progress:
+        task = progress.add_task("Training", total=None, note="")
+
+        def show(result):
+            losses = result.losses and " ".join(f"{loss:.2f}" for loss in result.losses)
+            progress.update(
+                task, completed=result.step, total=result.steps, **({"note": f"losses {losses}"} if losses else {})
+            )
+
+        trained = run_job(arguments.job, output, resume=arguments.resume, on_step=show)
+    console.print(f"The supernet is in {output}: {trained.net.space.size:.3g} architectures in one set of weights.")
+    console.print(f"Next: python scripts/search.py --run {output}")
+
+
+def list_spaces() -> None:
+    table = Table("space", "architectures", "MACs (M)", "parameters (M)", "paper")
+    for name, make in FAMILIES.items():
+        family = make()
+        smallest, largest = family.space.smallest, family.space.largest
+        table.add_row(
+            name,
+            f"{family.space.size:.3g}",
+            f"{family.macs(smallest) / 1e6:.4g} to {family.macs(largest) / 1e6:.4g}",
+            f"{family.parameters(smallest) / 1e6:.3g} to {family.parameters(largest) / 1e6:.3g}",
+            family.paper,
+        )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    run(main)

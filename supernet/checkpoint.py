@@ -1,0 +1,71 @@
+"""Checkpoints of a training run: atomic, complete, the last few kept."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from supernet.atomic import write_atomically
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "supernet-checkpoint-1"
+
+
+def save_checkpoint(directory: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+    """Write `state` as the checkpoint after `step` steps, then delete all but the newest `keep`.
+
+    `state` holds tensors and plain values only, so that it can be read without running code from it.
+    OSError, and the former checkpoints as they were, if it cannot be written.
+    """
+    path = directory / f"step-{step:09d}.pt"
+    with write_atomically(path) as temporary:
+        torch.save({"format": FORMAT, "step": step, **state}, temporary)
+    for _, old in _checkpoints(directory)[:-keep]:
+        old.unlink()
+    return path
+
+
+def load_checkpoint(directory: Path) -> dict[str, Any] | None:
+    """The newest readable checkpoint, on the CPU, or None if there is none yet.
+
+    A damaged one is named in the log and the one before it is used. ValueError, naming the files, if there are
+    checkpoints and none can be read.
+    """
+    damaged = []
+    for _, path in reversed(_checkpoints(directory)):
+        try:
+            return read_checkpoint(path)
+        except ValueError as error:
+            logger.warning("%s; going back to the checkpoint before it", error)
+            damaged.append(path.name)
+    if damaged:
+        raise ValueError(f"no checkpoint in {directory} can be read ({', '.join(damaged)}); start a new run")
+    return None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The state in a checkpoint file, on the CPU; ValueError if it is damaged or no checkpoint of ours."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:  # torch.load does not look at the checksums
+                raise ValueError(f"checkpoint {path} is damaged in {damaged}")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"checkpoint {path} cannot be read: {reason}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"{path} is no checkpoint of a supernet's training")
+    return state
+
+
+def _checkpoints(directory: Path) -> list[tuple[int, Path]]:
+    """Steps and paths, oldest first."""
+    found = ((re.fullmatch(r"step-(\d+)\.pt", path.name), path) for path in directory.glob("step-*.pt"))
+    return sorted((int(match[1]), path) for match, path in found if match)

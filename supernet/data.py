@@ -1,0 +1,368 @@
+"""Images: any dataset that timm reads, split three ways, in an order and with augmentation that follow from a seed.
+
+The supernet trains on the *train* part. A *holdout* part of the training images judges subnets during training and
+search. The *test* part is for the chosen subnet alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_dataset, create_transform
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, default_collate
+
+from supernet.randomness import Stream, generator, global_seeds
+
+# N images, C channels, R resolution in pixels
+
+TRAIN_NAMES = ("train", "training")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how they are prepared."""
+
+    dataset: str = "digits"
+    """`digits` (8x8 pixels, within scikit-learn), or a name for timm's create_dataset: `folder` for folders and tar
+    files, torch/NAME, hfds/NAME, wds/NAME, ..."""
+    root: str | None = None
+    """Folder (with train/ and val/ in it, say) or tar file of the images; a cache folder for hfds/NAME."""
+    test_root: str | None = None
+    """Where the test images are, if not under `root`."""
+    train_split: str = "train"
+    """Name of the split to train on."""
+    test_split: str = "validation"
+    """Name of the split that only the chosen subnet is tested on."""
+    holdout: float = 0.1
+    """Part of the training images that is not trained on but judges subnets, above 0 and below 1."""
+    holdout_split: str | None = None
+    """Name of a split to judge subnets by instead; needed where images cannot be picked by index (wds/NAME, ...)."""
+    num_classes: int | None = None
+    """Number of classes, where the dataset does not tell (wds/NAME)."""
+    workers: int = 4
+    """Processes that load images; 0 loads in the training process."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Area of a random training crop, as a part of the image."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Aspect ratio of a random training crop."""
+    hflip: float = 0.5
+    """Probability of a horizontal flip in training."""
+    color_jitter: float = 0.4
+    """Strength of random brightness, contrast and saturation in training; 0 for none."""
+    auto_augment: str | None = None
+    """timm's name of an augmentation policy, such as rand-m9-mstd0.5."""
+    re_prob: float = 0.0
+    """Probability of random erasing."""
+    interpolation: str = "bicubic"
+    """How images are resized."""
+    crop_pct: float = 0.875
+    """Part of the image's shorter side that the central crop keeps in evaluation."""
+    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
+    """Mean of each channel, subtracted."""
+    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
+    """Standard deviation of each channel, divided by."""
+
+    def __post_init__(self):
+        if not 0 < self.holdout < 1:
+            raise ValueError(f"holdout is a part of the training images, between 0 and 1, not {self.holdout}")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct is a part of the image, above 0 and at most 1, not {self.crop_pct}")
+        if self.workers < 0:
+            raise ValueError(f"workers is a number of processes, 0 or more, not {self.workers}")
+
+
+@dataclass(frozen=True)
+class Data:
+    """The three parts of a dataset, as pairs of a PIL image and a label."""
+
+    train: Dataset
+    holdout: Dataset
+    test: Dataset
+    classes: tuple[str, ...]
+    config: DataConfig
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Whole batches in one pass over the training images; ValueError if there is none."""
+        steps = len(self.train) // batch_size
+        if steps == 0:
+            raise ValueError(f"a batch of {batch_size} is more than the {len(self.train)} training images")
+        return steps
+
+    def training_batches(
+        self, resolution: int, batch_size: int, seed: int, steps: range, rank: int = 0, world_size: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Augmented images [N, C, R, R] and labels [N] of each step in `steps`.
+
+        What a step gets depends on the seed and the step alone: every epoch is a new permutation, every image is
+        augmented by its own random numbers. Of the joint batch of a step, rank r of w ranks gets every w-th image.
+        """
+        transform = self._training_transform(resolution)
+        if isinstance(self.train, IterableDataset):
+            if world_size > 1:
+                raise ValueError(f"dataset {self.config.dataset!r} is a stream, which trains in one process only")
+            stream = _Stream(self.train, transform, seed)
+            loader = self._loader(stream, batch_size=batch_size, drop_last=True)
+            return _skip(iter(loader), steps.start, len(steps))
+        order = _Order(len(self.train), batch_size, self.steps_per_epoch(batch_size), seed, steps, rank, world_size)
+        return iter(self._loader(_Augmented(self.train, transform, seed), batch_sampler=order))
+
+    def calibration_images(self, resolution: int, count: int, seed: int) -> Tensor:
+        """`count` training images [N, C, R, R], prepared as for evaluation, always the same for one seed."""
+        if isinstance(self.train, IterableDataset):
+            return self.images(self.train, resolution, count)[0]
+        chosen = generator(seed, Stream.CALIBRATION).permutation(len(self.train))[:count]
+        return self.images(Subset(self.train, chosen.tolist()), resolution)[0]
+
+    def images(self, part: Dataset, resolution: int, count: int | None = None) -> tuple[Tensor, Tensor]:
+        """The first `count` images (all if None) of a part [N, C, R, R] and their labels [N], in memory."""
+        batches, images_so_far = [], 0
+        for images, labels in self.evaluation_batches(part, resolution):
+            batches.append((images, labels))
+            images_so_far += len(labels)
+            if count is not None and images_so_far >= count:
+                break
+        images, labels = (torch.cat(tensors)[:count] for tensors in zip(*batches))
+        return images, labels
+
+    def evaluation_batches(self, part: Dataset, resolution: int, batch_size: int = 256) -> DataLoader:
+        """Batches of the images of a part [N, C, R, R], resized and centrally cropped, and their labels [N]."""
+        transform = self.evaluation_transform(resolution)
+        if isinstance(part, IterableDataset):
+            return self._loader(_Stream(part, transform, seed=None), batch_size=batch_size)
+        return self._loader(_Transformed(part, transform), batch_size=batch_size)
+
+    def evaluation_transform(self, resolution: int) -> Callable[[Image.Image], Tensor]:
+        return create_transform(
+            resolution,
+            interpolation=self.config.interpolation,
+            crop_pct=self.config.crop_pct,
+            mean=self.config.mean,
+            std=self.config.std,
+        )
+
+    def _training_transform(self, resolution: int) -> Callable[[Image.Image], Tensor]:
+        config = self.config
+        return create_transform(
+            resolution,
+            is_training=True,
+            scale=config.scale,
+            ratio=config.ratio,
+            hflip=config.hflip,
+            color_jitter=config.color_jitter or None,
+            auto_augment=config.auto_augment,
+            re_prob=config.re_prob,
+            interpolation=config.interpolation,
+            mean=config.mean,
+            std=config.std,
+        )
+
+    def _loader(self, dataset: Dataset, **options) -> DataLoader:
+        return DataLoader(
+            dataset,
+            num_workers=self.config.workers,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=_collate,
+            **options,
+        )
+
+
+def load_data(config: DataConfig, seed: int = 0) -> Data:
+    """Open the dataset that `config` names and hold out a part of its training images, chosen by `seed`.
+
+    Raises ValueError, naming what is missing, if the dataset, its package or a split is not there, if the splits have
+    different classes, or if train and test are the same images.
+    """
+    train = _open(config, config.train_split, config.root, seed)
+    test = _open(config, config.test_split, config.test_root or config.root, seed)
+    classes, test_classes = _classes(train, config), _classes(test, config)
+    if classes != test_classes:
+        odd = sorted(set(classes) ^ set(test_classes))
+        raise ValueError(
+            f"split {config.test_split!r} has {len(test_classes)} classes and {config.train_split!r} has "
+            f"{len(classes)}; in one of them only: {', '.join(odd[:5])}"
+        )
+    if _filenames(train) is not None and _filenames(train) == _filenames(test):
+        raise ValueError(
+            f"{config.root} has no folders {config.train_split!r} and {config.test_split!r}, so both would be the same "
+            "images; make them, or name the test images with test_root"
+        )
+    if config.holdout_split:
+        holdout = _open(config, config.holdout_split, config.root, seed)
+    elif isinstance(train, IterableDataset):
+        raise ValueError(f"dataset {config.dataset!r} is a stream: name a split to judge subnets by with holdout_split")
+    else:
+        order = generator(seed, Stream.SPLIT).permutation(len(train)).tolist()
+        count = max(1, round(config.holdout * len(train)))
+        train, holdout = Subset(train, order[count:]), Subset(train, order[:count])
+    return Data(train, holdout, test, classes, config)
+
+
+def resize(images: Tensor, resolution: int) -> Tensor:
+    """Images [N, C, H, W] resized to [N, C, R, R] by bicubic interpolation with antialiasing."""
+    if images.shape[-2:] == (resolution, resolution):
+        return images
+    return F.interpolate(images, size=(resolution, resolution), mode="bicubic", antialias=True)
+
+
+class Digits(Dataset):
+    """scikit-learn's 1,797 handwritten digits, 8x8 pixels in 17 shades of grey (UCI, Alpaydin & Kaynak 1998).
+
+    Every fifth of a fixed permutation is for testing.
+    """
+
+    classes = tuple("0123456789")
+
+    def __init__(self, split: str):
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        order = np.random.default_rng(0).permutation(len(digits.target))
+        is_test = np.arange(len(order)) % 5 == 0
+        chosen = order[~is_test if split in TRAIN_NAMES else is_test]
+        self._pixels = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
+        self._labels = digits.target[chosen].tolist()
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self._pixels[index]).convert("RGB"), self._labels[index]
+
+
+def _open(config: DataConfig, split: str, root: str | None, seed: int) -> Dataset:
+    if config.dataset == "digits":
+        return Digits(split)
+    is_local = "/" not in config.dataset
+    if is_local and config.dataset not in ("", "folder"):
+        raise ValueError(
+            f"there is no dataset {config.dataset!r}: it is digits, folder (with root), or one of timm's kinds with "
+            "its name, such as torch/cifar10, hfds/NAME or wds/NAME"
+        )
+    if is_local and (root is None or not Path(root).exists()):
+        raise ValueError(f"no images at root {root!r}: give an existing folder or tar file")
+    try:
+        dataset = create_dataset(
+            "" if is_local else config.dataset,
+            root=root,
+            split=split,
+            is_training=split == config.train_split,
+            seed=seed,
+        )
+    except (ImportError, NameError) as error:  # timm leaves a name undefined where a reader's package is missing
+        raise ValueError(f"dataset {config.dataset!r} needs another package: {error}") from error
+    except (RuntimeError, AssertionError, FileNotFoundError, ValueError) as error:
+        message = str(error).splitlines()[0] if str(error) else "it is not where it should be"
+        raise ValueError(
+            f"split {split!r} of dataset {config.dataset!r} at {root!r} cannot be read: {message}"
+        ) from error
+    if len(dataset) == 0:
+        raise ValueError(f"split {split!r} of dataset {config.dataset!r} at {root!r} has no images")
+    return dataset
+
+
+def _classes(dataset: Dataset, config: DataConfig) -> tuple[str, ...]:
+    """Names of the classes in the order of their labels."""
+    names = getattr(dataset, "classes", None)
+    if names is None:
+        names = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    if not names:
+        if config.num_classes is None:
+            raise ValueError(f"dataset {config.dataset!r} does not tell its classes: give their number as num_classes")
+        return tuple(map(str, range(config.num_classes)))
+    return tuple(map(str, sorted(names, key=names.get) if isinstance(names, dict) else names))
+
+
+def _filenames(dataset: Dataset) -> list[str] | None:
+    samples = getattr(getattr(dataset, "reader", None), "samples", None)
+    return None if samples is None else list(map(str, samples))
+
+
+def _collate(samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    images, labels = default_collate(samples)
+    return images, labels
+
+
+class _Transformed(Dataset):
+    def __init__(self, dataset: Dataset, transform: Callable):
+        self._dataset, self._transform = dataset, transform
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self._dataset[index]
+        return self._transform(image), label
+
+
+class _Augmented(Dataset):
+    """Images by epoch and index, each augmented by random numbers of its own."""
+
+    def __init__(self, dataset: Dataset, transform: Callable, seed: int):
+        self._dataset, self._transform, self._seed = dataset, transform, seed
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int]:
+        image, label = self._dataset[place[1]]
+        with global_seeds(self._seed, Stream.AUGMENTATION, *place):
+            return self._transform(image), label
+
+
+class _Stream(IterableDataset):
+    """Images of a stream: once through, or, with a seed for the augmentation, epoch after epoch."""
+
+    def __init__(self, dataset: IterableDataset, transform: Callable, seed: int | None):
+        self._dataset, self._transform, self._seed = dataset, transform, seed
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        if self._seed is None:
+            yield from ((self._transform(image), label) for image, label in self._dataset)
+            return
+        worker = torch.utils.data.get_worker_info()
+        epoch = 0
+        while True:
+            self._dataset.set_epoch(epoch)
+            for index, (image, label) in enumerate(self._dataset):
+                with global_seeds(self._seed, Stream.AUGMENTATION, epoch, index, worker.id if worker else 0):
+                    sample = self._transform(image), label
+                yield sample
+            epoch += 1
+
+
+class _Order(Sampler):
+    """For each step its epoch and the indices of its images."""
+
+    def __init__(
+        self, images: int, batch_size: int, steps_per_epoch: int, seed: int, steps: range, rank: int, world_size: int
+    ):
+        self._images, self._batch_size, self._steps_per_epoch = images, batch_size, steps_per_epoch
+        self._seed, self._steps, self._rank, self._world_size = seed, steps, rank, world_size
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        permutation, permuted = None, None
+        for step in self._steps:
+            epoch, position = divmod(step, self._steps_per_epoch)
+            if epoch != permuted:
+                permutation = generator(self._seed, Stream.ORDER, epoch).permutation(self._images).tolist()
+                permuted = epoch
+            batch = permutation[position * self._batch_size : (position + 1) * self._batch_size]
+            yield [(epoch, index) for index in batch[self._rank :: self._world_size]]
+
+
+def _skip(batches: Iterator, start: int, count: int) -> Iterator:
+    for _ in range(start):
+        next(batches)
+    for _ in range(count):
+        yield next(batches)

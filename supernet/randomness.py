@@ -1,0 +1,64 @@
+"""Random numbers that follow from a seed and a place, so that nothing depends on what was drawn before.
+
+Every draw of a training run belongs to a stream (the order of the images, their augmentation, the subnets, dropout)
+and a place in it (an epoch, a step, an image). A resumed run therefore draws what an uninterrupted one does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from enum import IntEnum
+
+import numpy as np
+import torch
+
+
+class Stream(IntEnum):
+    ORDER = 0
+    AUGMENTATION = 1
+    SUBNETS = 2
+    DROPOUT = 3
+    SPLIT = 4
+    CALIBRATION = 5
+    EVALUATION = 6
+
+
+def generator(seed: int, stream: Stream, *place: int) -> np.random.Generator:
+    """The generator of a place in a stream; different places have independent generators."""
+    return np.random.default_rng([seed, stream, *place])
+
+
+@contextlib.contextmanager
+def torch_seed(seed: int, stream: Stream, *place: int) -> Iterator[None]:
+    """Within the context, torch's global generators are those of a place; outside they are as they were.
+
+    For what takes no generator: dropout and stochastic depth.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(_torch_seed(seed, stream, *place))
+        yield
+
+
+@contextlib.contextmanager
+def global_seeds(seed: int, stream: Stream, *place: int) -> Iterator[None]:
+    """Like `torch_seed`, for Python's and NumPy's global generators as well, and torch's on the CPU alone.
+
+    For image transforms, which draw from all three.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        value = _torch_seed(seed, stream, *place)
+        random.seed(value)
+        np.random.seed(value % 2**32)  # noqa: NPY002
+        torch.default_generator.manual_seed(value)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def _torch_seed(seed: int, stream: Stream, *place: int) -> int:
+    return int(np.random.SeedSequence([seed, stream, *place]).generate_state(1, np.uint64)[0] >> 1)

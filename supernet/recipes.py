@@ -1,0 +1,70 @@
+"""Training recipes: functions that return a whole job, each setting of which can be overridden."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from supernet.data import DataConfig
+from supernet.runs import Job
+from supernet.train import TrainConfig
+
+
+def digits() -> Job:
+    """scikit-learn's handwritten digits on a laptop: about a minute and a half on 2 cores."""
+    return Job(
+        space="mobilenet_v3_micro",
+        data=DataConfig(
+            dataset="digits",
+            holdout=0.2,
+            workers=0,
+            scale=(0.6, 1.0),
+            hflip=0.0,
+            color_jitter=0.0,
+            crop_pct=1.0,
+        ),
+        train=TrainConfig(
+            epochs=30,
+            batch_size=64,
+            lr=0.4,
+            weight_decay=1e-4,
+            warmup_epochs=2,
+            ema_decay=0.99,
+            calibration_images=500,
+        ),
+    )
+
+
+def cifar10() -> Job:
+    """Small photographs as a folder or tar files (give --root and --test-root); hours on a GPU."""
+    return Job(
+        space="mobilenet_v3_micro",
+        data=DataConfig(dataset="folder", scale=(0.4, 1.0), color_jitter=0.0, crop_pct=1.0),
+        train=TrainConfig(epochs=100, batch_size=256, lr=0.2, weight_decay=1e-4, warmup_epochs=5, clip=5.0),
+    )
+
+
+def alphanet() -> Job:
+    """AlphaNet (arXiv 2102.07954): adaptive alpha-divergence, the settings of AttentiveNAS; days on many GPUs."""
+    return Job(
+        space="ofa_mobilenet_v3",
+        data=DataConfig(dataset="folder", workers=16),
+        train=TrainConfig(
+            epochs=360,
+            batch_size=4096,
+            lr=0.1,
+            weight_decay=1e-5,
+            warmup_epochs=5,
+            random_subnets=2,
+            distillation="adaptive_alpha",
+            label_smoothing=0.1,
+            drop_rate=0.2,
+            drop_path_rate=0.2,
+            clip=1.0,
+            clip_mode="value",
+            amp="bf16",
+            calibration_images=4096,
+        ),
+    )
+
+
+RECIPES: dict[str, Callable[[], Job]] = {recipe.__name__: recipe for recipe in (digits, cifar10, alphanet)}

@@ -1,0 +1,150 @@
+"""A training run's directory: what it was asked to do, and what came out.
+
+config.json            the job, the classes of the dataset, package versions, hardware, command
+metrics.jsonl          losses and accuracies by step
+checkpoints/           to resume from
+supernet.safetensors   the trained supernet
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+from safetensors import SafetensorError
+
+from supernet import provenance
+from supernet.atomic import write_atomically
+from supernet.data import Data, DataConfig, load_data
+from supernet.families import FAMILIES, Family
+from supernet.supernet import Supernet
+from supernet.train import StepResult, TrainConfig, train
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that defines a training run."""
+
+    space: str = "mobilenet_v3_micro"
+    """Name of the search space; --list-spaces shows them."""
+    space_options: str = "{}"
+    """Options of the space as a JSON object, such as {"width_mult": 1.2}."""
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def family(self, num_classes: int) -> Family:
+        """The space that the job names; ValueError if there is none of that name or with those options."""
+        return make_family(self.space, self.space_options, num_classes)
+
+
+class Run(NamedTuple):
+    """A finished run, ready to be searched."""
+
+    family: Family
+    net: Supernet  # on the CPU, in eval mode
+    data: Data
+    job: Job
+
+
+def make_family(space: str, options: str, num_classes: int) -> Family:
+    """The family `space` with `options`, a JSON object; ValueError if either is unknown."""
+    if space not in FAMILIES:
+        raise ValueError(f"there is no search space {space!r}; the spaces are {', '.join(FAMILIES)}")
+    try:
+        return FAMILIES[space](num_classes=num_classes, **json.loads(options))
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"the options {options} do not fit the space {space!r}: {error}") from error
+
+
+def run_job(
+    job: Job, directory: Path, *, resume: bool = False, on_step: Callable[[StepResult], None] = lambda result: None
+) -> Run:
+    """Train the supernet that `job` describes, in `directory`; the run as `load_run` would give it.
+
+    With `resume` a run that was begun there goes on, and one that was not begins. ValueError if there is a run
+    already and `resume` is not said, or if it was begun with another job.
+    """
+    data = load_data(job.data, job.train.seed)
+    family = job.family(data.num_classes)
+    _begin(job, data, directory, resume)
+    net = train(family, family.supernet(job.train.seed), data, job.train, directory, resume=resume, on_step=on_step)
+    net = net.cpu().eval()
+    with write_atomically(directory / "supernet.safetensors") as temporary:
+        safetensors.torch.save_model(net, str(temporary))
+    return Run(family, net, data, job)
+
+
+def load_run(directory: Path) -> Run:
+    """A finished run; ValueError, naming the file, if there is none or it cannot be read."""
+    config = _read_config(directory)
+    job = job_from_dict(config["job"])
+    family = job.family(len(config["classes"]))
+    net = family.supernet()
+    path = directory / "supernet.safetensors"
+    if not path.exists():
+        raise ValueError(f"{path} is missing: the run is not finished; go on with it with --resume")
+    try:
+        safetensors.torch.load_model(net, str(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    return Run(family, net.eval(), load_data(job.data, job.train.seed), job)
+
+
+def job_from_dict(values: dict[str, Any]) -> Job:
+    """The job that `dataclasses.asdict` and JSON made these values of."""
+    parts = {"data": DataConfig, "train": TrainConfig}
+    try:
+        return Job(**{n: parts[n](**_frozen(v)) if n in parts else v for n, v in values.items()})
+    except TypeError as error:
+        raise ValueError(f"this job was written by another version: {error}") from error
+
+
+def _begin(job: Job, data: Data, directory: Path, resume: bool) -> None:
+    path = directory / "config.json"
+    if path.exists():
+        if not resume:
+            raise ValueError(f"{directory} holds a run already: add --resume to go on with it, or name another output")
+        begun = _read_config(directory)
+        if changed := _differences(begun["job"], json.loads(json.dumps(dataclasses.asdict(job)))):
+            raise ValueError(f"{directory} was begun with other settings, and can only go on with these: {changed}")
+        if begun["classes"] != list(data.classes):
+            raise ValueError(f"{directory} was begun with other classes: {', '.join(begun['classes'])}")
+        return
+    content = {
+        "job": dataclasses.asdict(job),
+        "classes": data.classes,
+        "versions": provenance.versions(),
+        "hardware": provenance.hardware(),
+        "command": provenance.command(),
+        "date": provenance.today(),
+    }
+    with write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{directory} is no directory of a training run: {error}") from error
+
+
+def _differences(begun: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str:
+    """Settings that differ, with their values when the run was begun."""
+    found = []
+    for name, value in begun.items():
+        if isinstance(value, dict):
+            found.append(_differences(value, now[name], f"{prefix}{name}."))
+        elif value != now.get(name):
+            found.append(f"{prefix}{name}={value}")
+    return ", ".join(filter(None, found))
+
+
+def _frozen(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
