@@ -17,7 +17,7 @@ console = Console()
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run a script's `main`: exit code 2 and one line for bad input, 1 for what went wrong on the way, 130 for Ctrl-C."""
+    """Run a script's `main` and exit: with code 2 and one line for bad input, 1 for a failure, 130 for Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
     try:
         main()

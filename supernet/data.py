@@ -251,6 +251,7 @@ def _open(config: DataConfig, split: str, root: str | None, seed: int) -> Datase
         )
     if is_local and (root is None or not Path(root).exists()):
         raise ValueError(f"no images at root {root!r}: give an existing folder or tar file")
+    where = f"split {split!r} of dataset {config.dataset!r} at {root!r}"
     try:
         dataset = create_dataset(
             "" if is_local else config.dataset,
@@ -263,11 +264,9 @@ def _open(config: DataConfig, split: str, root: str | None, seed: int) -> Datase
         raise ValueError(f"dataset {config.dataset!r} needs another package: {error}") from error
     except (RuntimeError, AssertionError, FileNotFoundError, ValueError) as error:
         message = str(error).splitlines()[0] if str(error) else "it is not where it should be"
-        raise ValueError(
-            f"split {split!r} of dataset {config.dataset!r} at {root!r} cannot be read: {message}"
-        ) from error
+        raise ValueError(f"{where} cannot be read: {message}") from error
     if len(dataset) == 0:
-        raise ValueError(f"split {split!r} of dataset {config.dataset!r} at {root!r} has no images")
+        raise ValueError(f"{where} has no images")
     return dataset
 
 

@@ -14,20 +14,20 @@ from supernet.supernet import Supernet
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 256) -> float:
-    """Part of the `images` [N, C, R, R] whose highest logit is that of their label [N], from 0 to 1."""
+    """Percentage of the `images` [N, C, R, R] whose highest logit is that of their label [N]."""
     device = next(model.parameters()).device
     model.eval()
     correct = 0
     with torch.inference_mode():
         for part, part_labels in zip(images.split(batch_size), labels.split(batch_size)):
             correct += (model(part.to(device)).argmax(1).cpu() == part_labels).sum().item()
-    return correct / len(labels)
+    return 100 * correct / len(labels)
 
 
 def calibrated_subnet(
     net: Supernet, arch: Arch, resolution: int, calibration_images: Tensor, batch_size: int = 256
 ) -> nn.Module:
-    """The subnet `arch` as a plain module in eval mode, its BatchNorm recalibrated on images resized to `resolution`."""
+    """The subnet `arch` as a plain module in eval mode, BatchNorm recalibrated on images resized to `resolution`."""
     model = net.extract(arch).eval()
     device = next(model.parameters()).device
     calibrate(model, [resize(part.to(device), resolution) for part in calibration_images.split(batch_size)])

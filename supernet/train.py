@@ -24,7 +24,7 @@ from supernet.data import Data, resize
 from supernet.evaluation import accuracy, calibrated_subnet
 from supernet.families import Family
 from supernet.randomness import Stream, generator, torch_seed
-from supernet.sampling import Method, Path, Sandwich
+from supernet.sampling import Path, Sandwich
 from supernet.supernet import Builder, Supernet
 
 # N images, C channels, R resolution in pixels, K classes

@@ -1,0 +1,112 @@
+"""An extracted subnet as a directory: a plain module that loads again without the supernet.
+
+config.json         the space and the architecture, the classes, how images are prepared, what is known of it
+model.safetensors   weights, under the names of the plain module
+model.onnx          the same network for other runtimes, BatchNorm folded into the convolutions
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from timm.data import create_transform
+from torch import nn
+
+from supernet import provenance
+from supernet.atomic import write_atomically
+from supernet.export import export_onnx
+from supernet.runs import make_family
+
+
+@dataclass(frozen=True)
+class SubnetConfig:
+    """What config.json holds."""
+
+    space: str
+    space_options: str
+    arch: dict[str, Any]
+    classes: tuple[str, ...]
+    input_size: tuple[int, int, int]  # channels, height, width in pixels
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    facts: dict[str, float] = field(default_factory=dict)  # accuracy, latency_ms, macs, parameters, ...
+    versions: dict[str, str] = field(default_factory=provenance.versions)
+
+    def build(self) -> nn.Module:
+        """The plain module, with fresh weights."""
+        family = make_family(self.space, self.space_options, len(self.classes))
+        return family.build(family.space.validate(self.arch))
+
+    def transform(self):
+        """What turns a PIL image into the module's input [C, H, W]."""
+        return create_transform(
+            self.input_size[-1],
+            interpolation=self.interpolation,
+            crop_pct=self.crop_pct,
+            mean=self.mean,
+            std=self.std,
+        )
+
+
+class Subnet(NamedTuple):
+    model: nn.Module  # in eval mode
+    config: SubnetConfig
+
+
+def save_subnet(directory: Path, model: nn.Module, config: SubnetConfig, *, onnx: bool = True) -> None:
+    """Write the plain `model` and its `config` to `directory`; ValueError if it holds a subnet already.
+
+    `onnx` writes model.onnx too, with any batch size, which takes the extra `onnx`. The configuration comes last, so
+    that a directory with one is complete.
+    """
+    if (directory / "config.json").exists():
+        raise ValueError(f"{directory} holds a subnet already; name another folder")
+    with write_atomically(directory / "model.safetensors") as temporary:
+        safetensors.torch.save_file({n: t.contiguous() for n, t in model.state_dict().items()}, str(temporary))
+    if onnx:
+        export_onnx(model, directory / "model.onnx", config.input_size, dynamic_batch=True)
+    with write_atomically(directory / "config.json") as temporary:
+        temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+def load_subnet(directory: str | Path) -> Subnet:
+    """The subnet in `directory` as a plain module in eval mode; ValueError, naming the file, if it cannot be read."""
+    directory = Path(directory)
+    config = read_subnet_config(directory)
+    model = config.build()
+    path = directory / "model.safetensors"
+    try:
+        model.load_state_dict(safetensors.torch.load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    return Subnet(model.eval(), config)
+
+
+def read_subnet_config(directory: Path) -> SubnetConfig:
+    """The configuration of the subnet in `directory`; ValueError, naming the file, if it cannot be read."""
+    path = directory / "config.json"
+    try:
+        values: Mapping[str, Any] = json.loads(path.read_text())
+        return SubnetConfig(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+    except (OSError, json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path} is no configuration of a subnet: {error}") from error
+
+
+def onnx_difference(directory: Path, model: nn.Module, images: torch.Tensor) -> float:
+    """The largest difference between the logits of `model` and those of model.onnx in `directory`, on `images`."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(directory / "model.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.inference_mode():
+        return (model(images) - torch.from_numpy(logits)).abs().max().item()
