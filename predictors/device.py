@@ -1,0 +1,94 @@
+"""A device: everything that a latency depends on beside the network, under one name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from supernet import provenance
+from supernet.atomic import write_atomically
+
+PRECISIONS = ("fp32", "int8")
+
+
+@dataclass(frozen=True)
+class Device:
+    """Hardware, runtime, precision, threads and batch size together.
+
+    `hardware` and `versions` say what is needed to repeat a measurement; they are empty where nobody knows.
+    """
+
+    name: str
+    runtime: str  # a name in predictors.runtimes.RUNTIMES, or any for a device elsewhere
+    precision: str = "fp32"
+    threads: int = 1
+    batch_size: int = 1  # images in one run; a latency is that of the whole batch
+    hardware: Mapping[str, str | int] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise ValueError(f"a device's name is made of letters, digits, '-', '_' and '.', unlike {self.name!r}")
+        if self.threads < 1 or self.batch_size < 1:
+            raise ValueError(f"threads and batch_size are at least 1, not {self.threads} and {self.batch_size}")
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Device:
+        """The device written in `text`; ValueError if it is no device or lacks a field."""
+        try:
+            return cls(**json.loads(text))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"no description of a device: {error}") from None
+
+    def save(self, path: str | Path) -> None:
+        with write_atomically(path) as temporary:
+            temporary.write_text(self.to_json() + "\n")
+
+
+def this_device(
+    runtime: str = "onnxruntime",
+    precision: str = "fp32",
+    threads: int = 1,
+    batch_size: int = 1,
+    name: str = "",
+) -> Device:
+    """This machine with the given runtime; `name` defaults to one like `epyc-7763-onnxruntime-fp32-1t-b1`."""
+    hardware = _hardware(runtime)
+    model = _short(str(hardware.get("gpu") or hardware["cpu"]))
+    return Device(
+        name or f"{model}-{runtime}-{precision}-{threads}t-b{batch_size}",
+        runtime,
+        precision,
+        threads,
+        batch_size,
+        hardware,
+        provenance.versions(),
+    )
+
+
+def _hardware(runtime: str) -> dict[str, str | int]:
+    hardware = provenance.hardware()
+    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    if governor.exists():
+        hardware["governor"] = governor.read_text().strip()
+    if runtime.startswith("cuda"):
+        import torch
+
+        if torch.cuda.is_available():
+            hardware["gpu"] = torch.cuda.get_device_name()
+            hardware["cuda"] = torch.version.cuda
+    return hardware | {"load": round(os.getloadavg()[0], 2)}
+
+
+def _short(name: str) -> str:
+    """'Intel(R) Xeon(R) Gold 6226 CPU @ 2.70GHz' as 'xeon-gold-6226'."""
+    name = re.sub(r"\(.*?\)|@.*|\b(intel|amd|nvidia|cpu|processor|\d+-core)\b", " ", name, flags=re.IGNORECASE)
+    return "-".join(re.findall(r"[a-z0-9.]+", name.lower())) or "machine"

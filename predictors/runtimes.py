@@ -1,0 +1,173 @@
+"""What runs a network and tells how long that took, behind one interface.
+
+A runtime is a function from a plain module, a device and the size of one image to a `Timer`. Each imports what it needs
+when it is called, and says so when that is missing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from predictors.device import Device
+from supernet.export import INPUT_NAME, export_onnx
+from supernet.extras import require
+
+# B batch, C channels, H height, W width
+
+Timer = Callable[[int], np.ndarray]  # runs so many times in a row; milliseconds of each run
+Runtime = Callable[[nn.Module, Device, Sequence[int]], Timer]
+
+
+def prepare(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
+    """A timer of `model`, in eval mode, on images [C, H, W] = `input_size` of random values.
+
+    ValueError if the device's runtime is unknown or lacks its precision, or if the model does not convert;
+    ModuleNotFoundError, with the extra to install, if the runtime is not there.
+    """
+    if device.runtime not in RUNTIMES:
+        raise ValueError(f"no runtime {device.runtime!r}; there are {', '.join(RUNTIMES)}")
+    precisions = ("fp32", "int8") if device.runtime == "onnxruntime" else ("fp32",)
+    if device.precision not in precisions:
+        raise ValueError(f"{device.runtime} measures {' and '.join(precisions)} here, not {device.precision!r}")
+    return RUNTIMES[device.runtime](model.eval(), device, input_size)
+
+
+def _torch(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
+    images = _images(device, input_size)
+
+    @torch.inference_mode()
+    def run(count: int) -> np.ndarray:
+        before = torch.get_num_threads()
+        torch.set_num_threads(device.threads)
+        try:
+            return _time(lambda: model(images), count)
+        finally:
+            torch.set_num_threads(before)
+
+    return run
+
+
+def _torch_compile(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
+    torch.compiler.reset()  # its cache of one code object is limited to few subnets
+    return _torch(torch.compile(model, dynamic=False), device, input_size)
+
+
+def _onnxruntime(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
+    ort = require("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = device.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        export_onnx(model, path, input_size, batch_size=device.batch_size)
+        if device.precision == "int8":
+            path = _quantised(path, device, input_size)
+        session = ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    feed = {INPUT_NAME: _images(device, input_size).numpy()}
+    return lambda count: _time(lambda: session.run(None, feed), count)
+
+
+def _quantised(path: Path, device: Device, input_size: Sequence[int]) -> Path:
+    """The network statically quantised to int8, per channel, with ranges from random images."""
+    quantization = require("onnxruntime.quantization")
+
+    class Images(quantization.CalibrationDataReader):
+        def __init__(self):
+            self._batches: Iterator[dict] = iter([{INPUT_NAME: _images(device, input_size).numpy()}] * 2)
+
+        def get_next(self) -> dict | None:
+            return next(self._batches, None)
+
+    quantised = path.with_suffix(".int8.onnx")
+    quantization.quantize_static(str(path), str(quantised), Images(), per_channel=True)
+    return quantised
+
+
+def _openvino(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
+    openvino = require("openvino")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        export_onnx(model, path, input_size, batch_size=device.batch_size)
+        settings = {"INFERENCE_NUM_THREADS": device.threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+        request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
+    images = openvino.Tensor(_images(device, input_size).numpy())
+    return lambda count: _time(lambda: request.infer([images]), count)
+
+
+def _cuda(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
+    _require_cuda()
+    model, images = model.cuda(), _images(device, input_size).cuda()
+
+    @torch.inference_mode()
+    def run(count: int) -> np.ndarray:
+        return _time_cuda(lambda: model(images), count)
+
+    return run
+
+
+def _cuda_graph(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
+    _require_cuda()
+    model, images = model.cuda(), _images(device, input_size).cuda()
+    graph = torch.cuda.CUDAGraph()
+    with torch.inference_mode():
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):  # what is set up lazily must be there before the capture
+            for _ in range(3):
+                model(images)
+        torch.cuda.current_stream().wait_stream(side_stream)
+        with torch.cuda.graph(graph):
+            model(images)
+
+    def run(count: int) -> np.ndarray:
+        images.device  # the graph reads these images, which must live as long as it does  # noqa: B018
+        return _time_cuda(graph.replay, count)
+
+    return run
+
+
+RUNTIMES: dict[str, Runtime] = {
+    "torch": _torch,
+    "torch_compile": _torch_compile,
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+    "cuda": _cuda,
+    "cuda_graph": _cuda_graph,
+}
+
+
+def _images(device: Device, input_size: Sequence[int]) -> torch.Tensor:
+    return torch.rand(device.batch_size, *input_size, generator=torch.Generator().manual_seed(0))
+
+
+def _time(run: Callable[[], object], count: int) -> np.ndarray:
+    moments = np.empty(count + 1)
+    moments[0] = time.perf_counter()
+    for i in range(count):
+        run()
+        moments[i + 1] = time.perf_counter()
+    return np.diff(moments) * 1e3
+
+
+def _time_cuda(run: Callable[[], object], count: int) -> np.ndarray:
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    events[0].record()
+    for event in events[1:]:
+        run()
+        event.record()
+    torch.cuda.synchronize()
+    return np.array([start.elapsed_time(end) for start, end in itertools.pairwise(events)])
+
+
+def _require_cuda() -> None:
+    if not torch.cuda.is_available():
+        raise ValueError("the runtimes cuda and cuda_graph need an NVIDIA GPU, and torch finds none here")
