@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 
 from supernet import provenance
@@ -73,7 +74,7 @@ def run_job(
     family = job.family(data.num_classes)
     _begin(job, data, directory, resume)
     net = train(family, family.supernet(job.train.seed), data, job.train, directory, resume=resume, on_step=on_step)
-    net = net.cpu().eval()
+    net = net.to("cpu", memory_format=torch.contiguous_format).eval()
     with write_atomically(directory / "supernet.safetensors") as temporary:
         safetensors.torch.save_model(net, str(temporary))
     return Run(family, net, data, job)

@@ -196,6 +196,7 @@ def train(
         step_on_epochs=False,
     )
     ema = ModelEmaV3(net, config.ema_decay) if config.ema_decay else None
+    run_dir.mkdir(parents=True, exist_ok=True)
     checkpoints, metrics = run_dir / "checkpoints", run_dir / "metrics.jsonl"
     start = _restore(checkpoints, net, optimizer, ema) if resume else 0
     _forget_after(metrics, start)

@@ -1,0 +1,230 @@
+import copy
+import dataclasses
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from functools import partial
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from distill.losses import kl_divergence
+from supernet.checkpoint import load_checkpoint
+from supernet.data import DataConfig, load_data
+from supernet.families import FAMILIES
+from supernet.runs import Job, load_run, run_job
+from supernet.sampling import Path, Sandwich
+from supernet.train import TrainConfig, TrainingError, train, train_step
+
+DATA = DataConfig(holdout=0.97, workers=0, hflip=0.0, color_jitter=0.2)  # 43 images to train on, 5 batches
+CONFIG = TrainConfig(
+    epochs=2, batch_size=8, random_subnets=1, drop_rate=0.2, drop_path_rate=0.2, ema_decay=0.9, clip=1.0, eval_epochs=0,
+    log_steps=1, checkpoint_steps=2,
+)  # fmt: skip
+JOB = Job(data=DATA, train=CONFIG)
+
+
+@pytest.fixture(scope="module")
+def family():
+    return FAMILIES["mobilenet_v3_micro"]()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("finished")
+    return directory, run_job(JOB, directory)
+
+
+@pytest.fixture
+def run_dir(finished, tmp_path):
+    return shutil.copytree(finished[0], tmp_path / "run")
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(8, 3, 32, 32, generator=generator), torch.randint(10, (8,), generator=generator)
+
+
+def test_a_step_adds_the_gradients_of_its_paths_and_teaches_by_the_logits_of_the_same_pass(family, batch):
+    images, labels = batch
+    net, reference = family.supernet().train(), family.supernet().train()
+    regularised = partial(family.build, drop_rate=0.5, drop_path_rate=0.5)
+    largest, smallest = family.space.largest, family.space.restrict({"resolution": [32]}).smallest
+    paths = [Path(largest, regularised=True), Path(smallest, teacher=0)]
+
+    torch.manual_seed(0)
+    losses = train_step(net, images, labels, paths, family.resolution, regularised, TrainConfig(label_smoothing=0.1))
+
+    torch.manual_seed(0)
+    logits = reference(images, largest, regularised)
+    first = F.cross_entropy(logits, labels, label_smoothing=0.1)
+    first.backward()
+    second = kl_divergence(reference(images, smallest), logits.detach())
+    second.backward()
+    assert losses.tolist() == [first.item(), second.item()]
+    for (name, parameter), expected in zip(net.named_parameters(), reference.parameters()):
+        assert torch.equal(parameter.grad, expected.grad), name
+
+
+def test_dropout_is_on_in_the_largest_subnet_alone(family, batch):
+    images, labels = batch
+    regularised = partial(family.build, drop_rate=0.9)
+
+    def losses(seed, paths):
+        torch.manual_seed(seed)
+        net = family.supernet().train()
+        return train_step(net, images, labels, paths, family.resolution, regularised, TrainConfig())
+
+    largest = family.space.largest
+    assert losses(0, [Path(largest)]) == losses(1, [Path(largest)])
+    assert losses(0, [Path(largest, regularised=True)]) != losses(1, [Path(largest, regularised=True)])
+
+
+def test_a_sandwich_is_the_largest_on_labels_and_the_others_on_its_logits(family, numpy_generator):
+    paths = Sandwich(family.space, random_subnets=3).paths(0, numpy_generator)
+    assert [path.teacher for path in paths] == [None, 0, 0, 0, 0]
+    assert [path.regularised for path in paths] == [True, False, False, False, False]
+    assert (paths[0].arch, paths[-1].arch) == (family.space.largest, family.space.smallest)
+    assert len({path.arch for path in paths}) == 5
+
+
+def test_a_run_that_is_killed_and_resumed_ends_in_the_same_weights(tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["supernet.runs"])
+
+    def start(directory):
+        process = context.Process(target=_train_on_one_thread, args=(JOB, directory))
+        process.start()
+        return process
+
+    begun = time.monotonic()
+    uninterrupted = start(tmp_path / "uninterrupted")
+    uninterrupted.join()
+    duration = time.monotonic() - begun
+    assert uninterrupted.exitcode == 0
+
+    moments = random.Random(os.getpid())
+    kills = 0
+    while kills < 4:
+        process = start(tmp_path / "killed")
+        process.join(moments.uniform(0.2, 0.8) * duration)
+        if process.exitcode == 0:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += 1
+    final = start(tmp_path / "killed")
+    final.join()
+    assert final.exitcode == 0
+    assert kills > 0
+    weights = [(tmp_path / run / "supernet.safetensors").read_bytes() for run in ("uninterrupted", "killed")]
+    assert weights[0] == weights[1]
+    metrics = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("uninterrupted", "killed")]
+    assert metrics[0] == metrics[1]
+    assert [json.loads(line)["step"] for line in metrics[0].splitlines()] == list(range(1, 11))
+
+
+def _train_on_one_thread(job, directory):
+    torch.set_num_threads(1)
+    run_job(job, directory, resume=True)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run_dir, caplog):
+    newest, before = sorted((run_dir / "checkpoints").iterdir(), reverse=True)[:2]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    newest.write_bytes(content)
+    assert load_checkpoint(run_dir / "checkpoints")["step"] == int(before.stem.removeprefix("step-"))
+    assert newest.name in caplog.text
+    weights = (run_dir / "supernet.safetensors").read_bytes()
+    run_job(JOB, run_dir, resume=True)
+    assert (run_dir / "supernet.safetensors").read_bytes() == weights
+
+
+def test_the_last_checkpoints_are_kept(run_dir):
+    assert [path.name for path in sorted((run_dir / "checkpoints").iterdir())] == [
+        "step-000000006.pt",
+        "step-000000008.pt",
+        "step-000000010.pt",
+    ]
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_last_checkpoint(tmp_path, family):
+    config = dataclasses.replace(CONFIG, lr=1e30, warmup_epochs=0, ema_decay=None, clip=None, checkpoint_steps=1)
+    net = family.supernet()
+    with pytest.raises(TrainingError, match=r"step \d+ for Arch\(\{'resolution'.*lower lr"):
+        train(family, net, load_data(DATA), config, tmp_path)
+    state = load_checkpoint(tmp_path / "checkpoints")
+    assert all(tensor.isfinite().all() for tensor in state["net"].values())
+    for name, parameter in net.named_parameters():
+        assert torch.equal(parameter, state["net"][name]), name
+
+
+def test_a_run_is_not_overwritten_nor_resumed_with_other_settings(run_dir):
+    with pytest.raises(ValueError, match="holds a run already: add --resume"):
+        run_job(JOB, run_dir)
+    longer = dataclasses.replace(JOB, train=dataclasses.replace(CONFIG, epochs=3))
+    with pytest.raises(ValueError, match=r"other settings.*train\.epochs=2"):
+        run_job(longer, run_dir, resume=True)
+
+
+def test_checkpoints_of_another_network_are_refused(tmp_path, family):
+    config = dataclasses.replace(CONFIG, epochs=1, ema_decay=None)
+    data = load_data(DATA)
+    train(family, family.supernet(), data, config, tmp_path)
+    other = FAMILIES["mobilenet_v3_micro"](num_classes=7)
+    with pytest.raises(ValueError, match=r"another network: tensor 'classifier"):
+        train(other, other.supernet(), data, config, tmp_path, resume=True)
+
+
+def test_a_run_loads_with_the_weights_it_ended_in(finished, batch):
+    directory, run = finished
+    loaded = load_run(directory)
+    arch = run.family.space.smallest
+    assert torch.equal(loaded.net(batch[0], arch), run.net(batch[0], arch))
+    assert loaded.job == JOB
+
+
+def test_an_unfinished_or_foreign_run_is_refused(run_dir, tmp_path):
+    with pytest.raises(ValueError, match="is no directory of a training run"):
+        load_run(tmp_path)
+    weights = run_dir / "supernet.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"supernet\.safetensors cannot be read"):
+        load_run(run_dir)
+    weights.unlink()
+    with pytest.raises(ValueError, match="the run is not finished"):
+        load_run(run_dir)
+
+
+def test_training_does_not_depend_on_global_random_state(tmp_path, family):
+    config = dataclasses.replace(CONFIG, epochs=1)
+    results = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        results.append(train(family, copy.deepcopy(family.supernet()), load_data(DATA), config, tmp_path / str(seed)))
+    for name, tensor in results[0].state_dict().items():
+        assert torch.equal(tensor, results[1].state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs is at least 1, not 0"),
+        ({"lr": -1.0}, "lr is above 0"),
+        ({"drop_rate": 1.0}, "drop_rate is from 0 to below 1"),
+        ({"warmup_epochs": 3}, "warmup_epochs is from 0 to the 2 epochs"),
+        ({"clip": 0.0}, "clip is above 0"),
+        ({"temperature": 2.0, "distillation": "adaptive_alpha"}, "temperature"),
+    ],
+)
+def test_contradictory_settings_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **change)
