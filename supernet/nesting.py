@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
 
-from supernet.space import Arch, SearchSpace
+from supernet.space import Arch, SearchSpace, Value
 
 
 def covering_archs(space: SearchSpace) -> list[Arch]:
     """Architectures whose tensors, together, include every tensor of the space at its largest shape.
 
-    Ordered choices make tensors larger, so they stay at their last value; unordered ones exchange parts of the
-    network, so each of their values occurs. The first one is `space.largest`.
+    Ordered choices make tensors larger, so each occurs at its last value; unordered ones exchange parts of the network,
+    so each of their values occurs. The first architecture is `space.largest`.
     """
     unordered = [choice for choice in space.choices.values() if not choice.ordered]
     count = max((len(choice.values) for choice in unordered), default=1)
@@ -26,7 +29,27 @@ def covering_archs(space: SearchSpace) -> list[Arch]:
         )
         for i in range(count)
     ]
+    occurring = {item for arch in archs for item in arch.items()}
+    for name, choice in space.choices.items():  # what none of these has, because another choice rules it out
+        for value in choice.values[-1:] if choice.ordered else choice.values:
+            if (name, value) not in occurring:
+                archs.append(_arch_with(space, name, value))
+                occurring.update(archs[-1].items())
     return list(dict.fromkeys(archs))
+
+
+def _arch_with(space: SearchSpace, name: str, value: Value) -> Arch:
+    """The architecture of the last values, changed where the choice `name` needs it to be active with `value`."""
+    values = {n: c.values[-1] for n, c in space.choices.items()}
+
+    def require(name: str, value: Value) -> None:
+        values[name] = value
+        for parent, allowed in space.choices[name].when.items():
+            if allowed:
+                require(parent, values[parent] if values[parent] in allowed else allowed[-1])
+
+    require(name, value)
+    return space.validate(values)
 
 
 def probing_archs(space: SearchSpace, count: int = 8) -> list[Arch]:
@@ -35,9 +58,12 @@ def probing_archs(space: SearchSpace, count: int = 8) -> list[Arch]:
     return list(dict.fromkeys([space.smallest, *(space.sample(generator) for _ in range(count))]))
 
 
-def check_shape(name: str, shared: torch.Size, shape: torch.Size, is_kernel: bool, arch: Arch) -> None:
-    """ValueError unless a tensor of `shape`, in the subnet `arch`, is a part of a shared tensor of size `shared`."""
-    message = f"tensor {name!r} is {list(shape)} in {arch!r} but {list(shared)} in the supernet"
+def check_shape(
+    name: str, shared: torch.Size, shape: torch.Size, is_kernel: bool, shared_arch: Arch, arch: Arch
+) -> None:
+    """ValueError unless a tensor of `shape`, in the subnet `arch`, is a part of a shared tensor of size `shared`, which
+    is that of `shared_arch`."""
+    message = f"tensor {name!r} is {list(shape)} in {arch!r} but {list(shared)} in {shared_arch!r}"
     if len(shape) != len(shared):
         raise ValueError(f"{message}: the number of dimensions must not depend on the architecture")
     if any(part > whole for part, whole in zip(shape, shared)):
@@ -48,13 +74,16 @@ def check_shape(name: str, shared: torch.Size, shape: torch.Size, is_kernel: boo
         raise ValueError(f"{message}: a kernel is the centre of a larger one, so their sizes are all odd or all even")
 
 
-def check_structure(space: SearchSpace, module_of: Callable[[Arch], nn.Module]) -> None:
-    """ValueError if modules of the same name are of two types, or if a switch follows the sizes.
+def check_structure(space: SearchSpace, module_of: Callable[[Arch], nn.Module], example: Tensor | None = None) -> None:
+    """ValueError if modules of the same name are of two types, or if what a module does follows the sizes.
 
-    A switch is an attribute that is true or false, or a child or tensor that is there or None, such as a residual
-    connection or a bias. Between architectures that differ in ordered choices alone it must stay as it is.
+    Between architectures that differ in ordered choices alone, a module's switches must stay as they are: attributes
+    that are true or false, and children or tensors that are there or None, such as a residual connection or a bias.
+    With an `example` of the input, the modules are run on the meta device too, and those with the same children must
+    also call the same functions, which finds `if x.shape == y.shape: y = y + x`.
     """
     types: dict[str, tuple[type, Arch]] = {}
+    calls: dict[Arch, dict[str, list[str]]] = {}
     for arch in [*covering_archs(space), *probing_archs(space)]:
         module = module_of(arch)
         for name, child in module.named_modules():
@@ -67,10 +96,17 @@ def check_structure(space: SearchSpace, module_of: Callable[[Arch], nn.Module]) 
         larger_arch = space.validate(
             {n: c.values[-1] if c.ordered else arch.get(n, c.values[-1]) for n, c in space.choices.items()}
         )
-        larger_modules = dict(module_of(larger_arch).named_modules())
+        if larger_arch == arch:
+            continue
+        larger = module_of(larger_arch)
+        larger_modules = dict(larger.named_modules())
         for name, child in module.named_modules():
             if name in larger_modules:
                 _check_switches(name, child, larger_modules[name], arch, larger_arch)
+        if example is not None:
+            if larger_arch not in calls:
+                calls[larger_arch] = function_calls(larger, example)
+            _check_calls(module, larger, calls[larger_arch], arch, larger_arch, example)
 
 
 def _check_switches(name: str, module: nn.Module, larger: nn.Module, arch: Arch, larger_arch: Arch) -> None:
@@ -90,6 +126,48 @@ def _switches(module: nn.Module) -> Mapping[str, bool]:
     for members in (module._modules, module._parameters, module._buffers):
         optional.update({name: member is not None for name, member in members.items() if not name.isdigit()})
     return attributes | optional
+
+
+def _check_calls(
+    module: nn.Module,
+    larger: nn.Module,
+    larger_calls: Mapping[str, list[str]],
+    arch: Arch,
+    larger_arch: Arch,
+    example: Tensor,
+) -> None:
+    for name, own in function_calls(module, example).items():
+        if name not in larger_calls or own == larger_calls[name]:
+            continue
+        if module.get_submodule(name)._modules.keys() == larger.get_submodule(name)._modules.keys():
+            fewer, more = Counter(own), Counter(larger_calls[name])
+            odd = ", ".join((fewer - more) + (more - fewer)) or "functions in another order"
+            raise ValueError(
+                f"module {name!r} calls {odd} in one of {arch!r} and {larger_arch!r} alone: what a module does must not "
+                "follow the sizes; let the builder pin it"
+            )
+
+
+def function_calls(module: nn.Module, example: Tensor) -> dict[str, list[str]]:
+    """The torch functions that every submodule calls itself, in order, in eval mode on an input like `example`.
+
+    The names of submodules that are not called are missing. Runs on the meta device, without memory.
+    """
+    module, example = copy.deepcopy(module).to("meta").eval(), example.to("meta")
+    calls: dict[str, list[str]] = {}
+    running: list[str] = []
+    for name, child in module.named_modules():
+        child.register_forward_pre_hook(lambda *_, name=name: running.append(name))
+        child.register_forward_hook(lambda *_: running.pop() and None)
+
+    class Recorder(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            calls.setdefault(running[-1], []).append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Recorder():
+        module(example)
+    return calls
 
 
 def is_kernel(module: nn.Module, tensor_name: str) -> bool:

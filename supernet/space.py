@@ -136,7 +136,6 @@ class SearchSpace:
             declared[name] = choice
         self._codes = [{v: code for code, v in enumerate(c.values)} for c in self.choices.values()]
         self._cardinalities = np.array([len(c.values) for c in self.choices.values()])
-        self._parents = {parent for choice in self.choices.values() for parent in choice.when}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SearchSpace) and self.to_json() == other.to_json()
@@ -259,17 +258,8 @@ class SearchSpace:
 
         Distinct architectures have distinct codes. Raises ValueError for an architecture of another space.
         """
-        rows = []
-        for arch in archs:
-            try:
-                row = [INACTIVE if (v := arch.get(n)) is None else c[v] for n, c in zip(self.choices, self._codes)]
-            except KeyError:
-                self.validate(arch)
-                raise
-            if len(arch) != len(row) - row.count(INACTIVE):
-                self.validate(arch)  # names the unknown choice
-            rows.append(row)
-        return np.array(rows, dtype=np.int64).reshape(len(rows), len(self.choices))
+        codes = [self._codes_of(arch) for arch in archs]
+        return np.array(codes, dtype=np.int64).reshape(len(codes), len(self.choices))
 
     def decode(self, codes: np.ndarray) -> list[Arch]:
         """The architectures with these codes [n, c]; the inverse of `encode`.
@@ -280,6 +270,21 @@ class SearchSpace:
         if codes.ndim != 2 or codes.shape[1] != len(self.choices):
             raise ValueError(f"codes have shape [n, {len(self.choices)}] in this space, not {list(codes.shape)}")
         return [self._from_codes(row) for row in codes]
+
+    def _codes_of(self, arch: Mapping[str, Value]) -> list[int]:
+        values: dict[str, Value] = {}
+        codes = []
+        for (name, choice), code_of in zip(self.choices.items(), self._codes):
+            code = INACTIVE
+            if not choice.when or _is_active(choice, values):
+                values[name] = arch.get(name)
+                code = code_of.get(values[name], INACTIVE)
+                if code == INACTIVE:
+                    self.validate(arch)  # names what is missing or wrong
+            codes.append(code)
+        if len(values) != len(arch):
+            self.validate(arch)  # names an unknown choice
+        return codes
 
     def _from_codes(self, codes: np.ndarray) -> Arch:
         values: dict[str, Value] = {}

@@ -51,14 +51,22 @@ class Supernet(nn.Module):
     `slicing_rules`.
 
     The weights start as `build` initialises them, drawn from `seed`. ValueError, naming the tensor, the architectures
-    and both shapes, if the modules of the space do not nest (see `nesting`).
+    and both shapes, if the modules of the space do not nest (see `nesting`). With an `example` of the images, of which
+    the shape alone matters, a few subnets are also run on the meta device, to find connections that come and go with
+    the sizes inside a `forward`.
 
     BatchNorm's running statistics are shared like all tensors and mean nothing for a single subnet: extract it and
     give it its own with `supernet.calibration.calibrate`.
     """
 
     def __init__(
-        self, space: SearchSpace, build: Builder, rules: Mapping[str, Rule] | None = None, *, seed: int = 0
+        self,
+        space: SearchSpace,
+        build: Builder,
+        rules: Mapping[str, Rule] | None = None,
+        *,
+        seed: int = 0,
+        example: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.space = space
@@ -69,7 +77,7 @@ class Supernet(nn.Module):
             torch.manual_seed(seed)
             covering = {arch: build(arch) for arch in covering_archs(space)}
         self._share(covering)
-        check_structure(space, lambda arch: self._subnet(arch, build).module)
+        check_structure(space, lambda arch: self._subnet(arch, build).module, example)
 
     def forward(self, x: Tensor, arch: Mapping[str, Value], build: Builder | None = None) -> Tensor:
         """The output of the subnet `arch` on images `x` [B, C, H, W], which are used as they are, not resized.
@@ -111,7 +119,8 @@ class Supernet(nn.Module):
                 )
             owner, _, tensor_name = name.rpartition(".")
             layer = module.get_submodule(owner)
-            check_shape(name, shared[name].shape, tensor.shape, is_kernel(layer, tensor_name), arch)
+            kernel = is_kernel(layer, tensor_name)
+            check_shape(name, shared[name].shape, tensor.shape, kernel, self._sources[name], arch)
             parts.append(_Part(name, tensor.shape, self._rule(name, layer, tensor_name)))
         return _Subnet(module, parts)
 
@@ -136,6 +145,7 @@ class Supernet(nn.Module):
                     largest[name] = arch, tensor
         for name, (_, tensor) in largest.items():
             self._register(name, tensor)
+        self._sources = {name: arch for name, (arch, _) in largest.items()}  # for the messages of `check_shape`
         for pattern in self._rules:
             matching = [name for name in largest if self._matching(name) == pattern]
             if not matching:

@@ -1,0 +1,115 @@
+"""What holds for every named space, written once."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from supernet.families import FAMILIES
+from supernet.nesting import check_structure
+from supernet.slicing import take
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return FAMILIES[request.param](num_classes=7)
+
+
+@pytest.fixture(scope="module")
+def net(family):
+    return family.supernet().eval()
+
+
+@pytest.fixture(scope="module")
+def archs(family):
+    generator = np.random.default_rng(0)
+    return [family.space.smallest, family.space.largest, *(family.space.sample(generator) for _ in range(18))]
+
+
+@pytest.fixture(scope="module")
+def models(family, archs):
+    """The plain modules, without memory."""
+    with torch.device("meta"):
+        return {arch: family.build(arch).eval() for arch in archs}
+
+
+def images(family, batch: int = 1) -> torch.Tensor:
+    """Small ones where the space has a choice of resolution, so that its networks take any."""
+    size = 32 if "resolution" in family.space.choices else family.input_size
+    return torch.randn(batch, family.in_chans, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def test_subnets_and_their_gradients_equal_the_plain_models_bit_for_bit(family, net, archs):
+    x = images(family)
+    for arch in archs[:4]:
+        plain = net.extract(arch)
+        net.zero_grad()
+        output, expected = net(x, arch), plain(x)
+        assert output.shape == (1, 7)
+        assert torch.equal(output, expected)
+        output.square().sum().backward()
+        expected.square().sum().backward()
+        rules = {part.name: part.rule for part in net._subnet(arch, net.build).parts}
+        shared = dict(net.named_parameters())
+        for name, parameter in plain.named_parameters():
+            gradient = shared.pop(name).grad
+            assert torch.equal(take(gradient, parameter.shape, rules[name]), parameter.grad)
+            assert gradient.count_nonzero() == parameter.grad.count_nonzero()  # none outside the part
+        assert all(parameter.grad is None for parameter in shared.values())
+
+
+def test_encode_and_decode_are_inverse(family, archs):
+    assert family.space.decode(family.space.encode(archs)) == archs
+
+
+def test_every_subnets_tensors_nest_in_the_shared_ones_and_use_them_all(net, models):
+    shared, used = net.state_dict(), set()
+    for model in models.values():
+        for name, tensor in model.state_dict().items():
+            assert tensor.dim() == shared[name].dim()
+            assert all(part <= whole for part, whole in zip(tensor.shape, shared[name].shape))
+            used.add(name)
+    assert used == set(shared)
+
+
+def test_what_a_module_does_does_not_follow_the_sizes(family, net):
+    check_structure(family.space, lambda arch: net._subnet(arch, net.build).module, images(family))
+
+
+def test_macs_and_parameters_are_what_a_forward_pass_counts(family, models):
+    for arch, model in models.items():
+        x = torch.empty(1, family.in_chans, family.resolution(arch), family.resolution(arch), device="meta")
+        # the plain form of attention, which the counter sees as matrix products
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(x)
+        assert counter.get_total_flops() == 2 * family.macs(arch)
+        assert sum(p.numel() for p in model.parameters()) == family.parameters(arch)
+
+
+def test_a_thousand_architectures_are_counted_in_a_second(family):
+    generator = np.random.default_rng(0)
+    archs = [family.space.sample(generator) for _ in range(1000)]
+    for _ in range(2):  # the second time warm
+        start = time.thread_time()
+        for arch in archs:
+            family.macs(arch), family.parameters(arch)
+    assert time.thread_time() - start < 1
+
+
+def test_the_supernet_is_built_within_five_seconds(family):
+    start = time.thread_time()
+    family.supernet()
+    assert time.thread_time() - start < 5
+
+
+def test_dropout_and_stochastic_depth_add_no_tensors(family):
+    arch = family.space.largest
+    with torch.device("meta"):
+        plain, regularised = family.build(arch), family.build(arch, drop_rate=0.2, drop_path_rate=0.2)
+    assert list(plain.state_dict()) == list(regularised.state_dict())
+    rates = [m.p for m in regularised.modules() if isinstance(m, torch.nn.Dropout)]
+    assert 0.2 in [*rates, getattr(regularised, "drop_rate", None)]
+    assert any(getattr(m, "drop_prob", 0) for m in regularised.modules())

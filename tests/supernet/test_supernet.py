@@ -1,0 +1,198 @@
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import timm
+import torch
+from timm.models.mobilenetv3 import _gen_mobilenet_v3
+from torch import nn
+
+from supernet import Choice, SearchSpace, Supernet
+from supernet.families import FAMILIES
+from supernet.slicing import rule_for, take
+
+SPACE = SearchSpace({"depth": (1, 2), "width": (4, 8), "kernel_size.1": Choice((3, 5), when={"depth": (2,)})})
+
+
+class SmallCNN(nn.Module):
+    def __init__(self, depth: int, width: int, kernel_size: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.blocks = nn.Sequential(
+            *(nn.Conv2d(width, width, kernel_size, padding=kernel_size // 2) for _ in range(depth - 1))
+        )
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+def build(arch) -> SmallCNN:
+    return SmallCNN(arch["depth"], arch["width"], arch.get("kernel_size.1", 3))
+
+
+@pytest.fixture(scope="module")
+def family():
+    return FAMILIES["mobilenet_v3_micro"]()
+
+
+@pytest.fixture(scope="module")
+def micro(family):
+    return family.supernet().eval()
+
+
+def images(count: int = 2, size: int = 16) -> torch.Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def region(shared: torch.Tensor, shape: torch.Size, rule) -> torch.Tensor:
+    """Ones where a subnet's tensor of `shape` lies in the shared one, zeros elsewhere."""
+    probe = torch.zeros_like(shared, requires_grad=True)
+    take(probe, shape, rule).sum().backward()
+    return probe.grad
+
+
+def test_200_subnets_and_their_gradients_equal_the_plain_models_bit_for_bit(family, micro):
+    generator, x = np.random.default_rng(0), images()
+    for _ in range(200):
+        arch = family.space.sample(generator)
+        plain = micro.extract(arch)
+        micro.zero_grad()
+        output, expected = micro(x, arch), plain(x)
+        assert torch.equal(output, expected)
+        output.square().sum().backward()
+        expected.square().sum().backward()
+        shared = dict(micro.named_parameters())
+        for name, parameter in plain.named_parameters():
+            owner, _, tensor_name = name.rpartition(".")
+            rule = rule_for(plain.get_submodule(owner), tensor_name)
+            gradient = shared.pop(name).grad
+            assert torch.equal(take(gradient, parameter.shape, rule), parameter.grad)
+            assert not (gradient * (1 - region(gradient, parameter.shape, rule))).any()
+        assert all(parameter.grad is None for parameter in shared.values())
+
+
+def test_the_largest_subnet_takes_timms_state_dict_without_renaming():
+    torch.manual_seed(0)
+    pretrained = timm.create_model("mobilenetv3_large_100", num_classes=10).eval()
+    space = SearchSpace({"width": (0.75, 1.0)})
+    net = Supernet(space, lambda arch: _gen_mobilenet_v3("mobilenetv3_large_100", arch["width"], num_classes=10)).eval()
+    net.load_state_dict(pretrained.state_dict())
+    x = images(size=64)
+    assert torch.equal(net(x, space.largest), pretrained(x))
+    assert torch.equal(net(x, space.smallest), net.extract(space.smallest)(x))
+
+
+def test_the_state_dict_holds_the_union_of_all_tensors_at_their_largest():
+    net = Supernet(SPACE, build)
+    largest = build(SPACE.largest)
+    assert {n: t.shape for n, t in net.state_dict().items()} == {n: t.shape for n, t in largest.state_dict().items()}
+
+
+def test_operations_with_names_of_their_own_are_all_stored():
+    layers = {"conv": nn.Linear, "wide": nn.Bilinear}
+    space = SearchSpace({"operation": ("conv", "wide"), "width": (1, 2)})
+
+    def build(arch):
+        size = (2, arch["width"]) if arch["operation"] == "conv" else (2, 2, arch["width"])
+        return nn.ModuleDict({arch["operation"]: layers[arch["operation"]](*size)})
+
+    shapes = {name: list(tensor.shape) for name, tensor in Supernet(space, build).state_dict().items()}
+    assert shapes == {"conv.weight": [2, 2], "conv.bias": [2], "wide.weight": [2, 2, 2], "wide.bias": [2]}
+
+
+def test_an_extracted_subnet_has_its_own_weights_and_the_mode_of_the_supernet():
+    net = Supernet(SPACE, build)
+    model = net.extract(SPACE.smallest)
+    assert type(model) is SmallCNN
+    assert model.training
+    before = net.get_parameter("stem.0.weight").detach().clone()
+    with torch.no_grad():
+        model.stem[0].weight.zero_()
+    assert torch.equal(net.get_parameter("stem.0.weight"), before)
+    assert not net.eval().extract(SPACE.smallest).training
+
+
+def test_weights_follow_from_the_seed_and_leave_the_global_generator_alone():
+    state = torch.get_rng_state()
+    first, again, other = (Supernet(SPACE, build, seed=seed).head.weight for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_training_updates_the_running_statistics_of_the_part_in_use():
+    net = Supernet(SPACE, build)
+    net(images(), SPACE.smallest)
+    mean = net.get_buffer("stem.1.running_mean")
+    assert (mean[:4] != 0).all()
+    assert (mean[4:] == 0).all()
+
+
+def test_another_builder_may_run_on_the_same_tensors():
+    net = Supernet(SPACE, build).eval()
+
+    def with_gelu(arch):
+        model = build(arch)
+        model.stem[2] = nn.GELU()
+        return model
+
+    x, plain = images(), net.extract(SPACE.smallest)
+    expected = plain(x)
+    plain.stem[2] = nn.GELU()
+    assert torch.equal(net(x, SPACE.smallest, with_gelu), plain(x))
+    assert torch.equal(net(x, SPACE.smallest), expected)
+
+
+def test_copies_and_pickles_compute_the_same():
+    net = Supernet(SPACE, build).eval()
+    x, arch = images(), SPACE.smallest
+    expected = net(x, arch)
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert torch.equal(twin(x, arch), expected)
+
+
+def test_an_architecture_of_another_space_is_refused():
+    with pytest.raises(ValueError, match=r"choice 'width' is one of \(4, 8\), not 6"):
+        Supernet(SPACE, build)(images(), {"depth": 1, "width": 6})
+
+
+class Shrinking(nn.Module):
+    """A residual that is added where the shapes happen to be equal, which no attribute tells."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, width, 3, padding=1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y + x if y.shape == x.shape else y
+
+
+def test_a_residual_inside_forward_is_found_with_an_example():
+    space = SearchSpace({"width": (4, 8)})
+
+    def build(arch):
+        return nn.Sequential(Shrinking(arch["width"]))
+
+    Supernet(space, build)
+    with pytest.raises(ValueError, match=r"module '0' calls add in one of .*'width': 4.*'width': 8.*pin it"):
+        Supernet(space, build, example=torch.zeros(1, 8, 4, 4))
+    Supernet(SPACE, globals()["build"], example=images(1))
+
+
+def test_a_users_own_model_becomes_a_supernet_trains_and_is_taken_out():
+    generator = np.random.default_rng(0)
+    labels = torch.arange(64) % 2
+    x = images(64) + labels[:, None, None, None]
+    net = Supernet(SPACE, build, example=x[:1])
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        for arch in (SPACE.largest, SPACE.sample(generator), SPACE.smallest):
+            nn.functional.cross_entropy(net(x, arch), labels).backward()
+        optimizer.step()
+    for arch in (SPACE.largest, SPACE.smallest):
+        model = net.extract(arch)  # in training mode, as its statistics are not its own yet
+        assert (model(x).argmax(1) == labels).float().mean() > 0.9
