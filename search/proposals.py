@@ -1,0 +1,72 @@
+"""Architectures worth evaluating: new ones, within the limits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from search.limits import reachable
+from search.problem import Problem
+from supernet.space import Arch
+
+ATTEMPTS = 200  # proposals for each architecture wanted before giving up
+MUTATION_RATE = 0.1  # of the walk through admissible architectures where random ones are not admissible
+
+
+class Proposals:
+    """Gives out every admissible architecture of a problem at most once.
+
+    Architectures are compared in canonical form, in which inactive choices do not count.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self._given: set[Arch] = set()
+
+    def new(self, archs: Iterable[Arch], count: int) -> list[Arch]:
+        """The first `count` of `archs` that are admissible and were never given out, each once; now they are."""
+        fresh = [arch for arch in dict.fromkeys(archs) if arch not in self._given]
+        if not fresh:
+            return []
+        violations = self.problem.violation(self.problem.price(fresh))
+        given = [arch for arch, violation in zip(fresh, violations) if violation <= 1][:count]
+        self._given.update(given)
+        return given
+
+    def draw(self, propose: Callable[[], Arch], count: int) -> list[Arch]:
+        """`count` new admissible architectures from repeated calls of `propose`.
+
+        Fewer, perhaps none, if `ATTEMPTS` proposals for each do not give as many.
+        """
+        drawn: list[Arch] = []
+        attempts = 0
+        while len(drawn) < count and attempts < ATTEMPTS * count:
+            missing = count - len(drawn)
+            expected = math.ceil(missing * (attempts + 1) / (len(drawn) + 1))
+            tries = min(expected, ATTEMPTS * count - attempts, 1000)
+            drawn += self.new([propose() for _ in range(tries)], missing)
+            attempts += tries
+        return drawn
+
+    def sample(self, count: int, generator: np.random.Generator) -> list[Arch]:
+        """`count` new admissible architectures: random ones, and where limits leave too few of those, mutants.
+
+        The mutants start from what was found and from an architecture within the limits (`limits.reachable`).
+        Fewer if the space has no more.
+        """
+        space = self.problem.space
+        drawn = self.draw(lambda: space.sample(generator), count)
+        if len(drawn) == count:
+            return drawn
+        parents = [*drawn, reachable(self.problem, generator)]
+        drawn += self.new(parents[-1:], 1)
+
+        def mutant() -> Arch:
+            return space.mutate(parents[generator.integers(len(parents))], generator, MUTATION_RATE)
+
+        while len(drawn) < count and (mutants := self.draw(mutant, count - len(drawn))):
+            drawn += mutants
+            parents += mutants
+        return drawn
