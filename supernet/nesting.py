@@ -143,26 +143,29 @@ def _check_calls(
             fewer, more = Counter(own), Counter(larger_calls[name])
             odd = ", ".join((fewer - more) + (more - fewer)) or "functions in another order"
             raise ValueError(
-                f"module {name!r} calls {odd} in one of {arch!r} and {larger_arch!r} alone: what a module does must not "
-                "follow the sizes; let the builder pin it"
+                f"module {name!r} calls {odd} in one of {arch!r} and {larger_arch!r} alone: "
+                "what a module does must not follow the sizes; let the builder pin it"
             )
 
 
 def function_calls(module: nn.Module, example: Tensor) -> dict[str, list[str]]:
-    """The torch functions that every submodule calls itself, in order, in eval mode on an input like `example`.
-
-    The names of submodules that are not called are missing. Runs on the meta device, without memory.
-    """
+    """The torch functions that every submodule which runs calls itself, in order, in eval mode on an input like
+    `example`. Runs on the meta device, without memory."""
     module, example = copy.deepcopy(module).to("meta").eval(), example.to("meta")
     calls: dict[str, list[str]] = {}
     running: list[str] = []
+
+    def enter(name: str) -> None:
+        running.append(name)
+        calls.setdefault(name, [])
+
     for name, child in module.named_modules():
-        child.register_forward_pre_hook(lambda *_, name=name: running.append(name))
+        child.register_forward_pre_hook(lambda *_, name=name: enter(name))
         child.register_forward_hook(lambda *_: running.pop() and None)
 
     class Recorder(TorchFunctionMode):
         def __torch_function__(self, func, types, args=(), kwargs=None):
-            calls.setdefault(running[-1], []).append(func.__name__)
+            calls[running[-1]].append(func.__name__)
             return func(*args, **(kwargs or {}))
 
     with torch.no_grad(), Recorder():
