@@ -1,19 +1,18 @@
-"""Scoring architectures by the supernet: take the subnet out, give BatchNorm its own statistics, count right answers."""
+"""Scoring architectures by the supernet: the accuracy of the subnet with BatchNorm statistics of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
-from supernet.calibration import calibrate
+from search import trie
 from supernet.data import resize
-from supernet.evaluation import accuracy
 from supernet.space import Arch
 from supernet.supernet import Supernet
 
-# N images, C channels, R resolution in pixels
+# N images, C channels, R resolution in pixels, K classes
 
 
 class EvaluationImages(NamedTuple):
@@ -34,9 +33,13 @@ def resized(calibration: Tensor, images: Tensor, labels: Tensor) -> Callable[[in
 
 
 class SupernetAccuracy:
-    """The score "accuracy of the subnet, from 0 to 1, with BatchNorm statistics of its own".
+    """The score "accuracy of the subnet, with BatchNorm statistics of its own", from 0 to 1.
 
-    `images(resolution)` are those to calibrate and to judge by, `resolution(arch)` is that of an architecture.
+    NaN if a logit is not finite.
+
+    `images(resolution)` are those to calibrate and to judge by, `resolution(arch)` is that of an architecture. The value
+    of an architecture does not depend on the others that it is evaluated with. It can on `batch_size`, by rounding.
+    Memory format and device are those of `net`.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class SupernetAccuracy:
         net: Supernet,
         images: Callable[[int], EvaluationImages],
         resolution: Callable[[Arch], int],
-        batch_size: int = 256,
+        batch_size: int = 250,
     ) -> None:
         self.net = net
         self.images = images
@@ -52,10 +55,30 @@ class SupernetAccuracy:
         self.batch_size = batch_size
 
     def __call__(self, archs: Sequence[Arch]) -> list[float]:
-        return [self._accuracy(arch) for arch in archs]
+        """The accuracies in the order of `archs`; raises what evaluating one of them raises."""
+        accuracies = dict(self.each(archs))
+        for value in accuracies.values():
+            if isinstance(value, Exception):
+                raise value
+        return [accuracies[index] for index in range(len(archs))]
 
-    def _accuracy(self, arch: Arch) -> float:
-        calibration, images, labels = self.images(self.resolution(arch))
-        model = self.net.extract(arch).eval()
-        calibrate(model, calibration.split(self.batch_size))
-        return accuracy(model, images, labels, self.batch_size)
+    def each(self, archs: Sequence[Arch]) -> Iterator[tuple[int, float | Exception]]:
+        """The index and the accuracy of each architecture, or what evaluating it raised, as soon as it is known."""
+        labels = {size: self.images(size).labels for size in {self.resolution(arch) for arch in archs}}
+        for index, logits in trie.evaluate(self.net, archs, self._batches, self.resolution):
+            if isinstance(logits, Exception):
+                yield index, logits
+            else:
+                yield index, accuracy(logits, labels[self.resolution(archs[index])])
+
+    def _batches(self, resolution: int) -> trie.Batches:
+        device = next(self.net.parameters()).device
+        calibration, images, _ = self.images(resolution)
+        return trie.Batches(*(list(part.to(device).split(self.batch_size)) for part in (calibration, images)))
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Part of the logits [N, K] that are highest at their label [N]; NaN if one is not finite."""
+    if not logits.isfinite().all():
+        return float("nan")
+    return float((logits.argmax(dim=1).cpu() == labels.cpu()).float().mean())

@@ -1,0 +1,150 @@
+"""Cutting a plain module into a chain of pieces, and telling when two pieces are the same.
+
+Works on any module that `torch.fx` can trace. One that it cannot trace is a single piece.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Hashable, Mapping
+
+import torch
+from torch import Tensor, fx, nn
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+class Piece(nn.Module):
+    """A part of a module's computation with one input and one output.
+
+    `key` is equal for two pieces of subnets of one supernet only if they compute the same: it holds the operations, the
+    structure of the layers, and the names and shapes of the tensors, which in a supernet determine the weights.
+    """
+
+    def __init__(self, nodes: list[fx.Node], source: fx.Node, names: Mapping[int, str], root: nn.Module) -> None:
+        super().__init__()
+        self._nodes = nodes
+        self._source = source
+        self._targets = {node: _resolve(root, node.target) for node in nodes if node.op in ("call_module", "get_attr")}
+        self.layers = nn.ModuleList({id(t): t for t in self._targets.values() if isinstance(t, nn.Module)}.values())
+        positions = {source: -1} | {node: position for position, node in enumerate(nodes)}
+        self.key = tuple(
+            (
+                node.op,
+                node.target if isinstance(node.target, str) else _fingerprint(node.target, names),
+                _fingerprint(fx.node.map_arg((node.args, node.kwargs), lambda n: ("node", positions[n])), names),
+                _fingerprint(self._targets.get(node), names),
+            )
+            for node in nodes
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        values: dict[fx.Node, object] = {self._source: x}
+        for node in self._nodes:
+            if node.op == "get_attr":
+                values[node] = self._targets[node]
+                continue
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            if node.op == "call_method":
+                values[node] = getattr(args[0], node.target)(*args[1:], **kwargs)
+            else:
+                values[node] = self._targets.get(node, node.target)(*args, **kwargs)
+        return values[self._nodes[-1]]
+
+
+def cut(model: nn.Module) -> list[Piece]:
+    """The pieces of `model`, which is in eval mode, in order: one after the other, they compute the same.
+
+    There is a cut wherever a single tensor carries everything on, but none within a layer that holds no container
+    (`nn.Sequential`, ...): in timm's networks, the cuts are between blocks.
+    """
+    names = {id(t): n for n, t in [*model.named_parameters(), *model.named_buffers()]}
+    root = _Whole(model)
+    nodes = _trace(root)
+    source, computed = nodes[0], nodes[1:]
+    position = {node: index for index, node in enumerate(computed)}
+    last_use = {node: max((position[user] for user in node.users if user in position), default=-1) for node in nodes}
+    pieces, start, alive = [], 0, last_use[source]
+    for index, node in enumerate(computed):
+        # everything computed up to here but this node itself is used up
+        if node.users and node.op != "get_attr" and alive <= index:
+            pieces.append(Piece(computed[start : index + 1], source, names, root))
+            source, start = node, index + 1
+        alive = max(alive, last_use[node])
+    return pieces
+
+
+class _Whole(nn.Module):
+    """A model with a single input."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, opaque: bool) -> None:
+        super().__init__()
+        self._opaque = opaque
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        if name == "model":
+            return self._opaque
+        return not any(isinstance(child, CONTAINERS) for child in module.modules())
+
+
+def _trace(root: _Whole) -> list[fx.Node]:
+    """The input, and all nodes to the output."""
+    try:
+        graph = _Tracer(opaque=False).trace(root)
+    except Exception:  # whatever code does that depends on data or shapes: run it as it is
+        graph = _Tracer(opaque=True).trace(root)
+    return list(graph.nodes)[:-1]
+
+
+def _resolve(root: nn.Module, target: str) -> object:
+    return functools.reduce(getattr, target.split("."), root)
+
+
+def _fingerprint(value: object, names: Mapping[int, str]) -> Hashable:
+    """Equal for values that compute the same. A value of unknown kind is equal to nothing but itself."""
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype | torch.device):
+        return type(value).__name__, value
+    if isinstance(value, Tensor):
+        if id(value) in names and names[id(value)]:
+            return "tensor", names[id(value)], tuple(value.shape), value.dtype
+        return "constant", tuple(value.shape), value.dtype, value.detach().cpu().contiguous().numpy().tobytes()
+    if isinstance(value, list | tuple | torch.Size):
+        return type(value).__name__, *(_fingerprint(item, names) for item in value)
+    if isinstance(value, slice):
+        return "slice", *(_fingerprint(item, names) for item in (value.start, value.stop, value.step))
+    if isinstance(value, set | frozenset):
+        return "set", frozenset(_fingerprint(item, names) for item in value)
+    if isinstance(value, Mapping):
+        return "mapping", *((key, _fingerprint(item, names)) for key, item in value.items())
+    if isinstance(value, functools.partial):
+        return "partial", *(_fingerprint(item, names) for item in (value.func, value.args, value.keywords))
+    if isinstance(value, type | types.BuiltinFunctionType):
+        return "callable", value.__module__, value.__qualname__
+    if isinstance(value, types.FunctionType) and not value.__closure__:
+        return "callable", value.__module__, value.__qualname__
+    if isinstance(value, nn.Module):
+        return type(value), *((name, _fingerprint(item, names)) for name, item in vars(value).items() if item != {})
+    return "unknown", _Identity(value)
+
+
+class _Identity:
+    """Equal to that of the same object only."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and self._value is other._value
+
+    def __hash__(self) -> int:
+        return id(self._value)
