@@ -173,6 +173,7 @@ class Data:
             num_workers=self.config.workers,
             pin_memory=torch.cuda.is_available(),
             collate_fn=_collate,
+            generator=torch.Generator(),  # a loader draws a seed for its workers, from torch's global one otherwise
             **options,
         )
 

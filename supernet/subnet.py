@@ -22,8 +22,9 @@ from torch import nn
 
 from supernet import provenance
 from supernet.atomic import write_atomically
+from supernet.evaluation import calibrated_subnet
 from supernet.export import export_onnx
-from supernet.runs import make_family
+from supernet.runs import Run, make_family
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,39 @@ class Subnet(NamedTuple):
     config: SubnetConfig
 
 
-def save_subnet(directory: Path, model: nn.Module, config: SubnetConfig, *, onnx: bool = True) -> None:
-    """Write the plain `model` and its `config` to `directory`; ValueError if it holds a subnet already.
+def take_out(run: Run, arch: Mapping[str, Any], calibration_images: int | None = None) -> Subnet:
+    """The subnet `arch` of a finished run, its BatchNorm recalibrated on training images.
+
+    `calibration_images` is their number, by default that of the run's settings. ValueError if `arch` is not of the
+    run's space.
+    """
+    arch = run.net.space.validate(arch)
+    resolution = run.family.resolution(arch)
+    count = calibration_images or run.job.train.calibration_images
+    images = run.data.calibration_images(resolution, count, run.job.train.seed)
+    data = run.job.data
+    config = SubnetConfig(
+        space=run.job.space,
+        space_options=run.job.space_options,
+        arch=dict(arch),
+        classes=run.data.classes,
+        input_size=(run.family.in_chans, resolution, resolution),
+        mean=data.mean,
+        std=data.std,
+        interpolation=data.interpolation,
+        crop_pct=data.crop_pct,
+        facts={"macs": run.family.macs(arch), "parameters": run.family.parameters(arch)},
+    )
+    return Subnet(calibrated_subnet(run.net, arch, resolution, images), config)
+
+
+def save_subnet(directory: Path, subnet: Subnet, *, onnx: bool = True) -> None:
+    """Write `subnet` to `directory`; ValueError if it holds a subnet already.
 
     `onnx` writes model.onnx too, with any batch size, which takes the extra `onnx`. The configuration comes last, so
     that a directory with one is complete.
     """
+    model, config = subnet
     if (directory / "config.json").exists():
         raise ValueError(f"{directory} holds a subnet already; name another folder")
     with write_atomically(directory / "model.safetensors") as temporary:

@@ -1,8 +1,12 @@
-"""Search spaces with a name. A family's function takes options such as `num_classes` and returns a `Family`."""
+"""Search spaces with a name. A family's function takes options such as `num_classes` and returns a `Family`.
+
+`from_timm` and `from_model` give the family of a model that exists already.
+"""
 
 from supernet.families.attentive_nas import alphanet
 from supernet.families.autoformer import autoformer_tiny
-from supernet.families.family import Family
+from supernet.families.elastic import from_model, from_timm
+from supernet.families.family import Description, Family, describe
 from supernet.families.mobilenet_v3 import mobilenet_v3_micro, ofa_mobilenet_v3
 from supernet.families.nas_bench_201 import nasbench201
 from supernet.families.nas_bench_macro import nasbench_macro
@@ -18,4 +22,4 @@ FAMILIES = {
     "ofa_resnet50": ofa_resnet50,
 }
 
-__all__ = ["FAMILIES", "Family"]
+__all__ = ["FAMILIES", "Description", "Family", "describe", "from_model", "from_timm"]

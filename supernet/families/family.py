@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from supernet.slicing import Rule
 from supernet.space import Arch, SearchSpace
@@ -30,11 +31,52 @@ class Family:
     input_size: int | None = None  # pixels a side, in a space without the choice `resolution`
     rules: Mapping[str, Rule] = field(default_factory=dict)
     paper: str = ""
+    weights: Mapping[str, Tensor] | None = None  # of the largest subnet, to start the supernet from
 
     def resolution(self, arch: Arch) -> int:
         """Height and width in pixels of the images that `arch` is meant for."""
         return arch.get("resolution", self.input_size)
 
     def supernet(self, seed: int = 0) -> Supernet:
-        """A supernet of this family with weights initialised from `seed`."""
-        return Supernet(self.space, self.build, self.rules, seed=seed)
+        """A supernet of this family with its `weights`, or else with weights initialised from `seed`."""
+        net = Supernet(self.space, self.build, self.rules, seed=seed)
+        if self.weights is not None:
+            net.load_state_dict(self.weights)
+        return net
+
+
+class Description(NamedTuple):
+    """What there is to say of a family in a line."""
+
+    name: str
+    size: int  # architectures
+    macs: tuple[int, int]  # fewest, most
+    parameters: tuple[int, int]  # fewest, most
+    paper: str
+
+
+def describe(name: str, family: Family) -> Description:
+    """The size of a family's space, and the range of its costs.
+
+    A cost grows with every ordered choice. Of the unordered ones, each is taken to have its cheapest and its dearest
+    value whatever the others are, as in spaces whose costs are sums over layers.
+    """
+    return Description(
+        name,
+        family.space.size,
+        _range(family.space, family.macs),
+        _range(family.space, family.parameters),
+        family.paper,
+    )
+
+
+def _range(space: SearchSpace, cost: Callable[[Arch], int]) -> tuple[int, int]:
+    ends = []
+    for index, pick in ((0, min), (-1, max)):
+        values = {name: choice.values[index] for name, choice in space.choices.items()}
+        for name, choice in space.choices.items():
+            if not choice.ordered:
+                costs = {value: cost(space.validate({**values, name: value})) for value in choice.values}
+                values[name] = pick(costs, key=costs.__getitem__)
+        ends.append(cost(space.validate(values)))
+    return ends[0], ends[1]

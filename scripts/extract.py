@@ -1,0 +1,83 @@
+"""Take a subnet out of a trained supernet as a plain timm model.
+
+    python scripts/extract.py --run runs/digits --arch '{"resolution": 24, ...}' --output subnets/small
+    python scripts/extract.py --run runs/digits --history runs/digits/search.jsonl --line 17 --output subnets/small
+    python scripts/extract.py --run runs/digits --largest --output subnets/largest
+
+Recalibrates BatchNorm on training images, tests the subnet on the test images, and writes config.json,
+model.safetensors and model.onnx; `supernet.load_subnet("subnets/small")` gives the model back. Seconds for digits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from command_line import console, run
+
+from search.history import read_history
+from supernet.evaluation import accuracy
+from supernet.runs import load_run
+from supernet.space import Arch, SearchSpace
+from supernet.subnet import onnx_difference, save_subnet, take_out
+
+
+@dataclass(frozen=True)
+class Arguments:
+    run: Path
+    """Folder of the training run."""
+    output: Path
+    """Folder for the subnet."""
+    arch: str | None = None
+    """The architecture as a JSON object."""
+    history: Path | None = None
+    """History of a search to take the architecture from."""
+    line: int | None = None
+    """Which evaluation of the history, counted from 1; by default the one of the highest first score."""
+    largest: bool = False
+    """Take the largest architecture."""
+    smallest: bool = False
+    """Take the smallest architecture."""
+    calibration_images: int | None = None
+    """Training images for BatchNorm; by default as in training."""
+    onnx: bool = True
+    """Write model.onnx too."""
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    trained = load_run(arguments.run)
+    subnet = take_out(trained, chosen_arch(arguments, trained.net.space), arguments.calibration_images)
+    images, labels = trained.data.images(trained.data.test, subnet.config.input_size[-1])
+    subnet.config.facts["accuracy"] = accuracy(subnet.model, images, labels)
+    save_subnet(arguments.output, subnet, onnx=arguments.onnx)
+    for name, value in subnet.config.facts.items():
+        console.print(f"{name}: {value:.6g}", highlight=False)
+    if arguments.onnx:
+        difference = onnx_difference(arguments.output, subnet.model, images[:256])
+        console.print(f"logits of model.onnx differ by at most {difference:.1e}", highlight=False)
+    console.print(f"The subnet is in {arguments.output}.")
+
+
+def chosen_arch(arguments: Arguments, space: SearchSpace) -> Arch:
+    ways = [arguments.arch is not None, arguments.history is not None, arguments.largest, arguments.smallest]
+    if sum(ways) != 1:
+        raise ValueError("say which architecture: one of --arch, --history, --largest and --smallest")
+    if arguments.largest or arguments.smallest:
+        return space.largest if arguments.largest else space.smallest
+    if arguments.arch is not None:
+        return space.validate(Arch.from_json(arguments.arch))
+    evaluations = read_history(arguments.history)[1]
+    if arguments.line is None:
+        scored = [evaluation for evaluation in evaluations if evaluation.scores]
+        if not scored:
+            raise ValueError(f"{arguments.history} holds no architecture with a score")
+        return max(scored, key=lambda evaluation: next(iter(evaluation.scores.values()))).arch
+    if not 1 <= arguments.line <= len(evaluations):
+        raise ValueError(f"{arguments.history} has evaluations 1 to {len(evaluations)}, not {arguments.line}")
+    return evaluations[arguments.line - 1].arch
+
+
+if __name__ == "__main__":
+    run(main)

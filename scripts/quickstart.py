@@ -1,0 +1,193 @@
+"""The main job from start to end, on handwritten digits: train, measure, search, extract.
+
+    python scripts/quickstart.py                # within 5 minutes on 2 cores
+    python scripts/quickstart.py --output runs/mine
+
+Trains a supernet on scikit-learn's digits, measures some of its subnets on this machine with ONNX Runtime, searches for
+the best trade-offs of accuracy and latency, takes the chosen subnet out and writes it. Ends with a table of the Pareto
+front and the accuracy on digits that nothing before has seen. Interrupted, it goes on when it is started again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from command_line import console, progress_bar, run
+from rich.table import Table
+
+from predictors import LatencyPredictor, measure, prepare, this_device
+from search.evaluate import SupernetAccuracy, resized
+from search.evolution import Evolution, EvolutionSettings
+from search.history import Evaluation, History
+from search.problem import Problem
+from search.run import evaluate_here
+from search.run import run as run_search
+from supernet.evaluation import accuracy
+from supernet.recipes import digits
+from supernet.runs import Run, load_run, run_job
+from supernet.space import Arch
+from supernet.subnet import load_subnet, onnx_difference, save_subnet, take_out
+
+
+@dataclass(frozen=True)
+class Arguments:
+    output: Path = Path("runs/quickstart")
+    """Folder for everything that is written."""
+    epochs: int = 30
+    """Passes over the training digits."""
+    subnets: int = 40
+    """Subnets that are measured on this machine."""
+    evaluations: int = 120
+    """Subnets that the search evaluates."""
+    seed: int = 0
+    """All that is random follows from it."""
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    begun = time.monotonic()
+    output = arguments.output
+    trained = train(arguments)
+    predictor, device_latency = fit_latency(trained, arguments)
+    front = search(trained, predictor, arguments)
+    chosen = choose(front)
+    measured = device_latency([evaluation.arch for evaluation in front])
+    directory = output / "subnets" / f"{chosen.scores['accuracy']:.2f}-percent-{chosen.costs['latency_ms']:.3f}-ms"
+    test_accuracy = extract(trained, chosen, measured[chosen.arch], directory)
+
+    table = Table(
+        "", "accuracy (%)", "predicted (ms)", "measured (ms)", "MACs (M)", "parameters (K)", title="Pareto front"
+    )
+    for evaluation in front:
+        table.add_row(
+            "chosen" if evaluation is chosen else "",
+            f"{evaluation.scores['accuracy']:.2f}",
+            f"{evaluation.costs['latency_ms']:.3f}",
+            f"{measured[evaluation.arch]:.3f}",
+            f"{trained.family.macs(evaluation.arch) / 1e6:.2f}",
+            f"{trained.family.parameters(evaluation.arch) / 1e3:.1f}",
+        )
+    console.print(table)
+    console.print(
+        f"Accuracy in the table is on {len(trained.data.holdout)} digits that judged the search. On "
+        f"{len(trained.data.test)} digits never seen before, the chosen subnet is right on {test_accuracy:.2f} %."
+    )
+    places = {
+        "supernet": output / "train",
+        "latency predictor": output / "latency",
+        "search history": output / "search.jsonl",
+        "chosen subnet": directory,
+    }
+    for name, path in places.items():
+        console.print(f"{name:>18}: {path}", highlight=False)
+    console.print(f"Done in {time.monotonic() - begun:.0f} s.")
+
+
+def train(arguments: Arguments) -> Run:
+    job = digits()
+    settings = dataclasses.replace(job.train, epochs=arguments.epochs, eval_epochs=0, seed=arguments.seed)
+    directory = arguments.output / "train"
+    if (directory / "supernet.safetensors").exists():
+        return load_run(directory)
+    with progress_bar() as progress:
+        task = progress.add_task("Training the supernet", total=None, note="")
+        return run_job(
+            dataclasses.replace(job, train=settings),
+            directory,
+            resume=True,
+            on_step=lambda result: progress.update(task, completed=result.step, total=result.steps),
+        )
+
+
+def fit_latency(trained: Run, arguments: Arguments):
+    """The latency predictor of this machine, and a function that measures architectures on it in milliseconds."""
+    family, device = trained.family, this_device("onnxruntime")
+    directory = arguments.output / "latency"
+
+    def prepared(arch: Arch):
+        size = family.resolution(arch)
+        return prepare(family.build(arch).eval(), device, (family.in_chans, size, size))
+
+    def latency(archs: list[Arch], what: str) -> dict[Arch, float]:
+        with progress_bar() as progress:
+            task = progress.add_task(what, total=len(archs), note="")
+            rows = measure(
+                archs,
+                prepared,
+                directory / "measurements.csv",
+                seed=arguments.seed,
+                progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        return {row.arch: row.latency_ms for row in rows}
+
+    draw = np.random.default_rng(arguments.seed)
+    archs = [family.space.smallest, family.space.largest]
+    archs += [family.space.sample(draw) for _ in range(arguments.subnets - len(archs))]
+    latencies = latency(archs, f"Measuring on {device.name}")
+    predictor = LatencyPredictor.fit(family.space, list(latencies), list(latencies.values()), device)
+    predictor.save(directory)
+    return predictor, lambda archs: latency(archs, "Measuring the front")
+
+
+def search(trained: Run, predictor: LatencyPredictor, arguments: Arguments) -> list[Evaluation]:
+    """The Pareto front of accuracy on the held-out digits and predicted latency, fastest first."""
+    family, data, settings = trained.family, trained.data, trained.job.train
+    resolution = family.resolution(family.space.largest)
+    calibration = data.calibration_images(resolution, settings.calibration_images, settings.seed)
+    score = SupernetAccuracy(
+        trained.net,
+        resized(calibration, torch.zeros(len(calibration))),
+        resized(*data.images(data.holdout, resolution)),
+        family.resolution,
+    )
+    problem = Problem(family.space, ["accuracy"], {"latency_ms": predictor.cost})
+    strategy = Evolution(problem, arguments.seed, EvolutionSettings(population=24))
+    history = History(arguments.output / "search.jsonl", {"seed": arguments.seed, **problem.describe()}, resume=True)
+    with progress_bar() as progress, history:
+        task = progress.add_task("Searching", total=arguments.evaluations, note="")
+        result = run_search(
+            problem,
+            strategy,
+            evaluate_here({"accuracy": score}),
+            arguments.evaluations,
+            history=history,
+            on_evaluation=lambda evaluation, count: progress.update(task, completed=count),
+        )
+    return sorted(result.front, key=lambda evaluation: evaluation.costs["latency_ms"])
+
+
+def choose(front: list[Evaluation], slack: float = 0.5) -> Evaluation:
+    """The fastest on the front whose accuracy is at most `slack` percentage points below the best."""
+    best = max(evaluation.scores["accuracy"] for evaluation in front)
+    return next(evaluation for evaluation in front if evaluation.scores["accuracy"] >= best - slack)
+
+
+def extract(trained: Run, chosen: Evaluation, latency_ms: float, directory: Path) -> float:
+    """Write the chosen subnet and check it against the supernet; its accuracy in percent on the test digits."""
+    subnet = take_out(trained, chosen.arch)
+    images, labels = trained.data.images(trained.data.test, subnet.config.input_size[-1])
+    if not torch.equal(trained.net.extract(chosen.arch)(images), trained.net(images, chosen.arch)):
+        raise RuntimeError("the extracted subnet differs from the subnet within the supernet")
+    test_accuracy = accuracy(subnet.model, images, labels)
+    subnet.config.facts.update(accuracy=test_accuracy, latency_ms=latency_ms)
+    if not (directory / "config.json").exists():
+        save_subnet(directory, subnet)
+    loaded = load_subnet(directory).model
+    if not torch.equal(loaded(images), subnet.model(images)):
+        raise RuntimeError(f"the subnet in {directory} differs from the one that was written")
+    difference = onnx_difference(directory, subnet.model, images)
+    console.print(
+        "The extracted subnet equals the subnet within the supernet bit for bit, and what was written equals it; "
+        f"the logits of model.onnx differ by at most {difference:.1e}."
+    )
+    return test_accuracy
+
+
+if __name__ == "__main__":
+    run(main)

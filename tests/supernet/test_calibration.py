@@ -1,0 +1,93 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from supernet.calibration import calibrate
+from supernet.families import FAMILIES
+
+
+@pytest.fixture(scope="module")
+def family():
+    return FAMILIES["mobilenet_v3_micro"]()
+
+
+@pytest.fixture
+def images():
+    return torch.rand(40, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+
+
+def statistics_of_one_batch(model, images):
+    reference = copy.deepcopy(model)
+    for layer in reference.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 1.0
+    with torch.no_grad():
+        reference.train()(images)
+    return reference.state_dict()
+
+
+@pytest.mark.parametrize("sizes", [[40], [20, 20], [1, 7, 30, 2], [1] * 40])
+def test_statistics_are_those_of_one_big_batch_however_it_is_split(family, images, sizes):
+    model = family.supernet().extract(family.space.largest).eval()
+    expected = statistics_of_one_batch(model, images)
+    calibrate(model, images.split(sizes))
+    for name, tensor in model.state_dict().items():
+        if name.endswith("running_var"):
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=0)
+            deviation = tensor.sqrt()
+        if name.endswith("running_mean"):
+            mean = name, tensor
+        if name.endswith("running_var"):  # a mean is as exact as the values that it averages
+            error = (mean[1] - expected[mean[0]]).abs() / deviation
+            assert error.max() < 1e-5, mean[0]
+
+
+def test_in_double_precision_the_statistics_are_equal_to_rounding(family, images):
+    model = family.supernet().extract(family.space.smallest).double().eval()
+    images = images.double()
+    expected = statistics_of_one_batch(model, images)
+    calibrate(model, images.split(9))
+    for name, tensor in model.state_dict().items():
+        if "running" in name:
+            # moments of a batch are taken in single precision
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_weights_mode_supernet_and_other_subnets_stay_as_they_are(family, images):
+    net = family.supernet()
+    shared = copy.deepcopy(net.state_dict())
+    arch = family.space.smallest
+    first, second = net.extract(arch).train(), net.extract(arch)
+    before = copy.deepcopy(first.state_dict())
+    calibrate(first, [images])
+    assert all(torch.equal(tensor, shared[name]) for name, tensor in net.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in second.state_dict().items())
+    changed = {name for name, tensor in first.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {name for name in before if name.endswith(("running_mean", "running_var"))}
+    assert all(module.training for module in first.modules())
+
+
+def test_a_hand_worked_layer():
+    layer = nn.BatchNorm1d(1)
+    calibrate(layer, [torch.tensor([[1.0], [2.0]]), torch.tensor([[6.0]])])
+    assert layer.running_mean.item() == pytest.approx(3.0)
+    assert layer.running_var.item() == pytest.approx(7.0)  # ((1-3)^2 + (2-3)^2 + (6-3)^2) / (3 - 1)
+
+
+def test_a_network_without_batch_norm_needs_nothing():
+    calibrate(nn.Linear(2, 2), [])
+
+
+def test_too_few_images_are_refused():
+    with pytest.raises(ValueError, match="at least one batch"):
+        calibrate(nn.BatchNorm1d(1), [])
+    with pytest.raises(ValueError, match="more than one image"):
+        calibrate(nn.BatchNorm1d(1), [torch.ones(1, 1)])
+
+
+def test_what_one_batch_raises_is_raised(images):
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3 * 24 * 24, 2))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        calibrate(model, [images, images[..., :12]])

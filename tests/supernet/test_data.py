@@ -1,0 +1,165 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from supernet.data import DataConfig, Digits, _Order, load_data, resize
+
+DIGITS = DataConfig(workers=0)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data(DIGITS)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six training and four test images, of two classes."""
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 3), ("val", 2)):
+        for name in ("cat", "dog"):
+            directory = tmp_path / split / name
+            directory.mkdir(parents=True)
+            for index in range(count):
+                pixels = draw.integers(256, size=(20, 30, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(directory / f"{split}{name}{index}.png")
+    return tmp_path
+
+
+def batches(data, steps, **options):
+    return list(data.training_batches(16, 32, seed=3, steps=steps, **options))
+
+
+def test_digits_are_split_three_ways_without_overlap(digits):
+    assert (len(digits.train), len(digits.holdout), len(digits.test)) == (1293, 144, 360)
+    assert digits.num_classes == 10
+    assert not set(digits.train.indices) & set(digits.holdout.indices)
+    parts = [digits.train, digits.holdout, digits.test]
+    pixels = sorted(image.tobytes() for part in parts for image, _ in part)
+    whole = sorted(image.tobytes() for split in ("train", "test") for image, _ in Digits(split))
+    assert pixels == whole
+    assert len(whole) == 1797
+
+
+def test_every_epoch_is_another_permutation_of_the_training_images(digits):
+    epoch = digits.steps_per_epoch(32)
+    orders = []
+    for start in (0, epoch):
+        steps = _Order(len(digits.train), 32, epoch, 3, range(start, start + epoch), rank=0, world_size=1)
+        order = [index for step in steps for _, index in step]
+        orders.append(order)
+        assert len(set(order)) == len(order) == 32 * epoch
+    assert orders[0] != orders[1]
+
+
+def test_a_step_gets_the_same_images_whatever_came_before(digits):
+    expected = batches(digits, range(38, 43))
+    random.seed(1)
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    for (images, labels), (other_images, other_labels) in zip(
+        expected[2:], batches(digits, range(40, 43)), strict=True
+    ):
+        assert torch.equal(images, other_images)
+        assert torch.equal(labels, other_labels)
+
+
+def test_augmentation_leaves_the_global_generators_alone(digits):
+    torch.manual_seed(1)
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    batches(digits, range(2))
+    drawn = torch.rand(1).item(), random.random(), np.random.rand()  # noqa: NPY002
+    torch.manual_seed(1)
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    assert drawn == (torch.rand(1).item(), random.random(), np.random.rand())  # noqa: NPY002
+
+
+def test_loading_in_other_processes_changes_nothing(digits):
+    elsewhere = load_data(DataConfig(workers=2))
+    for (images, labels), (other_images, other_labels) in zip(batches(digits, range(3)), batches(elsewhere, range(3))):
+        assert torch.equal(images, other_images)
+        assert torch.equal(labels, other_labels)
+
+
+def test_ranks_share_the_joint_batch(digits):
+    whole = batches(digits, range(2))
+    halves = [batches(digits, range(2), rank=rank, world_size=2) for rank in (0, 1)]
+    for step, (images, labels) in enumerate(whole):
+        assert torch.equal(images[0::2], halves[0][step][0])
+        assert torch.equal(images[1::2], halves[1][step][0])
+        assert torch.equal(labels[1::2], halves[1][step][1])
+
+
+def test_calibration_images_are_training_images_prepared_as_for_evaluation(digits):
+    images = digits.calibration_images(16, 50, seed=0)
+    assert images.shape == (50, 3, 16, 16)
+    assert torch.equal(images, digits.calibration_images(16, 50, seed=0))
+    training = {image.numpy().tobytes() for image in digits.images(digits.train, 16)[0]}
+    assert all(image.numpy().tobytes() in training for image in images)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # timm leaves files to be closed
+def test_folders_are_read_and_split(folder):
+    data = load_data(DataConfig("folder", str(folder), holdout=0.34, workers=0))
+    assert data.classes == ("cat", "dog")
+    assert (len(data.train), len(data.holdout), len(data.test)) == (4, 2, 4)
+    images, labels = data.images(data.test, 16)
+    assert images.shape == (4, 3, 16, 16)
+    assert labels.tolist() == [0, 0, 1, 1]
+    images, labels = next(data.training_batches(16, 4, seed=0, steps=range(1)))
+    assert images.shape == (4, 3, 16, 16)
+
+
+def test_resizing_keeps_the_size_it_has():
+    images = torch.rand(2, 3, 8, 8)
+    assert resize(images, 8) is images
+    assert resize(images, 4).shape == (2, 3, 4, 4)
+    torch.testing.assert_close(resize(torch.full((1, 3, 8, 8), 0.3), 5), torch.full((1, 3, 5, 5), 0.3))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (DataConfig("imagenet"), "there is no dataset 'imagenet'"),
+        (DataConfig("folder"), "no images at root None"),
+        (DataConfig("folder", "nowhere"), "no images at root 'nowhere'"),
+        (DataConfig("torch/nothing", "."), "cannot be read: Unknown torchvision dataset nothing"),
+    ],
+)
+def test_a_missing_dataset_is_named(config, message):
+    with pytest.raises(ValueError, match=message):
+        load_data(config)
+
+
+def test_other_classes_in_the_test_images_are_named(folder):
+    (folder / "val" / "dog").rename(folder / "val" / "wolf")
+    with pytest.raises(ValueError, match="in one of them only: dog, wolf"):
+        load_data(DataConfig("folder", str(folder)))
+
+
+def test_testing_on_the_training_images_is_refused(folder):
+    with pytest.raises(ValueError, match="both would be the same images"):
+        load_data(DataConfig("folder", str(folder / "train")))
+
+
+def test_an_empty_folder_is_named(folder):
+    for path in (folder / "val").rglob("*.png"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"split 'validation' of dataset 'folder' .* cannot be read: Found 0 images"):
+        load_data(DataConfig("folder", str(folder)))
+
+
+def test_a_batch_larger_than_the_dataset_is_refused(digits):
+    with pytest.raises(ValueError, match="a batch of 5000 is more than the 1293 training images"):
+        digits.steps_per_epoch(5000)
+
+
+@pytest.mark.parametrize("change", [{"holdout": 0.0}, {"holdout": 1.0}, {"crop_pct": 0.0}, {"workers": -1}])
+def test_contradictory_settings_are_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        DataConfig(**change)
