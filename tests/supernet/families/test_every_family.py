@@ -1,6 +1,7 @@
 """What holds for every named space, written once."""
 
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,14 +9,17 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from supernet.families import FAMILIES
+from supernet.families import FAMILIES, from_timm
 from supernet.nesting import check_structure
 from supernet.slicing import take
 
+MODELS = ("mobilenetv3_small_050", "resnet18", "convnext_atto", "vit_tiny_patch16_224")
+SPACES = FAMILIES | {f"from_timm({name})": partial(from_timm, name, input_size=32) for name in MODELS}
 
-@pytest.fixture(scope="module", params=FAMILIES)
+
+@pytest.fixture(scope="module", params=SPACES)
 def family(request):
-    return FAMILIES[request.param](num_classes=7)
+    return SPACES[request.param](num_classes=7)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,241 @@
+"""Which dimensions of which tensors are the same channels, found by following one forward pass.
+
+A convolution's outputs are the next one's inputs, and those of every layer that a residual adds to them. `trace`
+follows every tensor of a module through its forward pass and ties the dimensions that must have the same size and the
+same order. What comes out is enough to make a model narrower (`narrow`), to reorder its channels without changing its
+function (`supernet.importance`), and to count its MACs at any width.
+
+Channels that pass a function without a rule in `supernet.channel_rules` are fixed: a layer may be found to be less
+elastic than it is, never more.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
+
+from supernet.channel_rules import FIXED, Labels, rule_for
+from supernet.slicing import leading
+
+# B batch
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Channels that are the same in several tensors."""
+
+    name: str  # of the first layer that puts them out
+    size: int
+    members: tuple[tuple[str, int], ...]  # tensor and dimension
+    producers: tuple[str, ...]  # weights of the layers that put them out, of shape [size, ...]
+    scales: tuple[str, ...]  # of the batch normalisations that they pass, of shape [size]
+
+
+class Layer(NamedTuple):
+    """One use of a weight, or one product of two activations."""
+
+    module: str
+    weight: str | None
+    macs: int  # for one image; those of every element of the weight, if there is one
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What `trace` finds."""
+
+    channels: tuple[Channels, ...]  # those that may become fewer
+    layers: tuple[Layer, ...]
+    removable: Mapping[str, int]  # an `nn.Sequential`, and how many of its modules have to stay; the others may go
+
+
+def trace(model: nn.Module, example: Tensor) -> Trace:
+    """Follow one forward pass of `model` in eval mode on an input like `example` [B, ...], on the meta device."""
+    model = copy.deepcopy(model).to("meta").eval()
+    example = example[:1].to("meta").expand(2, *example.shape[1:])  # no dimension of the batch is 1, as in a broadcast
+    tracer = Tracer(model)
+    with torch.no_grad(), tracer:
+        output = model(example)
+    tracer.fix(tracer.labels(output))
+    return tracer.result()
+
+
+def narrow(model: nn.Module, sizes: Mapping[Channels, int]) -> nn.Module:
+    """Keep the leading `sizes[channels]` of each of these channels, in place; returns `model`.
+
+    The layers' own numbers (`in_channels`, `num_features`, ...) follow. Tensors that `model` lacks are left out.
+    """
+    present = {name for name, _ in itertools.chain(model.named_parameters(), model.named_buffers())}
+    cuts: dict[str, dict[int, int]] = {}
+    for channels, size in sizes.items():
+        for name, dim in channels.members:
+            if name in present:
+                cuts.setdefault(name, {})[dim] = size
+    for name, sizes_of in cuts.items():
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        tensor = getattr(module, leaf)
+        shape = torch.Size(sizes_of.get(dim, size) for dim, size in enumerate(tensor.shape))
+        part = leading(tensor.detach(), shape).clone()
+        setattr(module, leaf, nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part)
+        if leaf == "weight":
+            _set_numbers(module, shape)
+    return model
+
+
+def _set_numbers(module: nn.Module, shape: torch.Size) -> None:
+    """Set what a layer says of its sizes to those of its weight."""
+    if isinstance(module, _ConvNd):
+        if module.groups > 1:  # depthwise; the channels of all other grouped convolutions are fixed
+            module.groups = module.in_channels = module.out_channels = shape[0]
+        else:
+            module.out_channels, module.in_channels = shape[:2]
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = shape
+    elif isinstance(module, _NormBase):
+        module.num_features = shape[0]
+    elif hasattr(module, "normalized_shape"):
+        module.normalized_shape = tuple(shape)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = shape[0]
+
+
+class Tracer(TorchFunctionMode):
+    """Gives every dimension of every tensor a label, and ties labels as functions are called."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._names = {id(t): name for name, t in itertools.chain(model.named_parameters(), model.named_buffers())}
+        self._labels: dict[int, Labels] = {}
+        self._alive: list[Tensor] = []  # so that no two tensors have the same id
+        self._parents = [FIXED]  # of every label, in a union-find
+        self._sizes = [1]
+        self._members: list[tuple[int, str, int]] = []  # label, tensor, dimension
+        self._producers: list[tuple[int, str]] = []
+        self._scales: list[tuple[int, str]] = []
+        self._layers: list[Layer] = []
+        self._running: list[str] = []
+        self._passed: dict[str, tuple[Tensor, Tensor]] = {}  # a module's input and output
+        for name, module in model.named_modules():
+            module.register_forward_pre_hook(lambda *_, name=name: self._running.append(name))
+            module.register_forward_hook(self._leave)
+
+    def _leave(self, module: nn.Module, args: tuple, output: object) -> None:
+        name = self._running.pop()
+        if len(args) == 1 and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+            self._passed[name] = args[0], output
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = func.__name__.strip("_")
+        tensors = [t for t in _flatten([*args, *kwargs.values()]) if isinstance(t, Tensor)]
+        labels = [self.labels(t) for t in tensors]
+        result = func(*args, **kwargs)
+        outputs = [t for t in _flatten([result]) if isinstance(t, Tensor)]
+        if not outputs:
+            return result  # a question about a shape
+        rule = rule_for(name, result, args, kwargs)
+        found = rule(self, result, *args, **kwargs) if rule else None
+        if found is None:
+            for of_tensor in labels:
+                self.fix(of_tensor)
+            found = [(FIXED,) * t.dim() for t in outputs]
+        for tensor, of_tensor in zip(outputs, [found] if isinstance(found, tuple) else found):
+            assert len(of_tensor) == tensor.dim(), f"{name} gave labels {of_tensor} to {list(tensor.shape)}"
+            self._labels[id(tensor)] = of_tensor
+            self._alive.append(tensor)
+        return result
+
+    def labels(self, tensor: Tensor) -> Labels:
+        if id(tensor) not in self._labels:
+            name = self._names.get(id(tensor))
+            labels = tuple(FIXED if name is None or size == 1 else self._new(size) for size in tensor.shape)
+            self._members += [(label, name, dim) for dim, label in enumerate(labels) if label != FIXED]
+            self._labels[id(tensor)] = labels
+            self._alive.append(tensor)
+        return self._labels[id(tensor)]
+
+    def _new(self, size: int) -> int:
+        self._parents.append(len(self._parents))
+        self._sizes.append(size)
+        return len(self._parents) - 1
+
+    def find(self, label: int) -> int:
+        while self._parents[label] != label:
+            label = self._parents[label]
+        return label
+
+    def tie(self, a: int, b: int) -> int:
+        """Make the two labels one; the fixed one stays the root."""
+        a, b = sorted((self.find(a), self.find(b)))
+        self._parents[b] = a
+        return a
+
+    def fix(self, labels: Iterable[int]) -> None:
+        for label in labels:
+            self.tie(label, FIXED)
+
+    def use(self, weight: Tensor | None, macs: int, output: int | None = None) -> None:
+        """Note a layer, and the label of the channels that it puts out."""
+        name = self._names.get(id(weight))
+        self._layers.append(Layer(self._running[-1], name, macs))
+        if output is not None and name is not None:
+            self._producers.append((output, name))
+
+    def scale(self, weight: Tensor | None, label: int) -> None:
+        """Note the scale of a normalisation."""
+        if id(weight) in self._names:
+            self._scales.append((label, self._names[id(weight)]))
+
+    def result(self) -> Trace:
+        by_label: dict[int, tuple[list, list, list]] = {}
+        for index, entries in enumerate((self._members, self._producers, self._scales)):
+            for label, *entry in entries:
+                by_label.setdefault(self.find(label), ([], [], []))[index].append(tuple(entry))
+        channels = []
+        for label, (members, producers, scales) in by_label.items():
+            if label != FIXED and producers:
+                weights = tuple(dict.fromkeys(name for (name,) in producers))
+                name = weights[0].rpartition(".")[0]
+                norms = tuple(dict.fromkeys(name for (name,) in scales))
+                channels.append(Channels(name, self._sizes[label], tuple(members), weights, norms))
+        return Trace(tuple(channels), tuple(self._layers), self._removable())
+
+    def _removable(self) -> dict[str, int]:
+        """Of every `nn.Sequential`, how many modules precede the residual blocks at its end: those that put out the
+        channels that they take in, with a layer of their own that adds to these."""
+        removable = {}
+        for name, module in self.model.named_modules():
+            if type(module) is nn.Sequential:
+                children = [f"{name}.{child}".lstrip(".") for child in module._modules]
+                kept = len(children)
+                while kept > 1 and self._is_residual(children[kept - 1]):
+                    kept -= 1
+                if kept < len(children):
+                    removable[name] = kept
+        return removable
+
+    def _is_residual(self, name: str) -> bool:
+        if name not in self._passed:
+            return False
+        taken, given = self._passed[name]
+        before, after = ([self.find(label) for label in self.labels(tensor)] for tensor in (taken, given))
+        own = {self.find(label) for label, weight in self._producers if weight.startswith(f"{name}.")}
+        return taken.shape == given.shape and before == after and bool(own & set(after) - {FIXED})
+
+
+def _flatten(values: Iterable) -> Iterable:
+    for value in values:
+        if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
+            yield from _flatten(value)
+        else:
+            yield value

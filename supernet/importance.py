@@ -1,0 +1,61 @@
+"""How much a channel matters, and reordering channels so that those that matter most come first.
+
+A supernet keeps leading channels. In a pretrained model the order of the channels means nothing, so any order computes
+the same, and sorting them by importance makes every narrower subnet start from the channels most worth keeping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from supernet.channels import Channels
+
+# O output channels
+
+Importance = Literal["l1", "geometric_median", "bn_scale"]
+
+
+def l1_norm(weight: Tensor) -> Tensor:
+    """Of weights [O, ...], every filter's sum of absolute values [O] (Li et al., ICLR 2017, arXiv 1608.08710)."""
+    return weight.abs().flatten(1).sum(1)
+
+
+def geometric_median(weight: Tensor) -> Tensor:
+    """Of weights [O, ...], the sum of every filter's distances to all others [O]: sum_j ||w_i - w_j||_2.
+
+    A filter near the geometric median can be replaced by the others and matters least (FPGM, He et al., CVPR 2019,
+    arXiv 1811.00250, equations 5 to 7).
+    """
+    filters = weight.flatten(1)
+    return torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+
+
+def bn_scale(scale: Tensor) -> Tensor:
+    """The absolute scale of a BatchNorm's channels [O] (network slimming, Liu et al., ICCV 2017, arXiv 1708.06519)."""
+    return scale.abs()
+
+
+def order_channels(model: nn.Module, channels: Iterable[Channels], importance: Importance) -> nn.Module:
+    """Sort `channels` of `model` by falling importance, in place; returns `model`, which computes what it did.
+
+    Channels that a residual ties are sorted together, by the sum over the layers that put them out, each layer's values
+    divided by their mean. Channels without BatchNorm keep their order under "bn_scale".
+    """
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    with torch.no_grad():
+        for group in channels:
+            names = group.scales if importance == "bn_scale" else group.producers
+            if not names:
+                continue
+            scores = [_SCORES[importance](tensors[name]) for name in names]
+            order = sum(score / score.mean().clamp_min(1e-12) for score in scores).argsort(descending=True, stable=True)
+            for name, dim in group.members:
+                tensors[name].copy_(tensors[name].index_select(dim, order))
+    return model
+
+
+_SCORES = {"l1": l1_norm, "geometric_median": geometric_median, "bn_scale": bn_scale}

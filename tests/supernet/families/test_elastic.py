@@ -1,0 +1,141 @@
+import numpy as np
+import pytest
+import timm
+import torch
+from timm.models import save_for_hf
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from supernet.families import from_model, from_timm
+
+
+def pretrained(name: str, num_classes: int = 10, **options) -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(name, num_classes=num_classes, **options).eval()
+
+
+def images(size: int = 32) -> torch.Tensor:
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "resnet18", "convnext_atto", "mobilenetv4_conv_small_035"])
+@pytest.mark.parametrize("importance", ["l1", "geometric_median", "bn_scale"])
+def test_the_largest_subnets_logits_equal_the_pretrained_models(tmp_path, name, importance):
+    model = pretrained(name)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    family = from_timm(name, num_classes=10, pretrained=tmp_path / "weights.pth", importance=importance, input_size=32)
+    net = family.supernet().eval()
+    x = images()
+    assert (net(x, family.space.largest) - model(x)).abs().max() < 1e-5
+    assert family.build(family.space.largest).state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_local_directory_is_a_source_of_weights(tmp_path):
+    model = pretrained("resnet18", channels=(16, 32, 64, 128))
+    save_for_hf(model, tmp_path, model_args={"channels": (16, 32, 64, 128)}, safe_serialization=True)
+    family = from_timm(f"local-dir:{tmp_path}", pretrained=True, input_size=32)
+    x = images()
+    assert family.num_classes == 10
+    assert (family.supernet().eval()(x, family.space.largest) - model(x)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "name", ["efficientnet_b0", "mobilenetv2_035", "mobilenetv4_conv_small", "resnet50", "seresnet18", "regnety_002"]
+)
+def test_other_families_of_timm_are_elastic_too(name):
+    family = from_timm(name, num_classes=10, input_size=64)
+    for arch in (family.space.largest, family.space.smallest):
+        with torch.device("meta"):
+            model = family.build(arch).eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            assert model(torch.empty(1, 3, 64, 64, device="meta")).shape == (1, 10)
+        assert counter.get_total_flops() == 2 * family.macs(arch)
+        assert sum(p.numel() for p in model.parameters()) == family.parameters(arch)
+    assert 5 * family.macs(family.space.smallest) < 3 * family.macs(family.space.largest)
+
+
+def test_without_weights_the_seed_decides():
+    family = from_timm("resnet10t", num_classes=10, input_size=32)
+    first, again, other = (family.supernet(seed).get_parameter("fc.weight") for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_widths_and_depths_are_fractions_of_the_models():
+    space = from_timm("resnet18", (0.25, 1.0), (0.5, 1.0), input_size=32).space
+    assert space.choices["layer2.depth"].values == (1, 2)
+    assert space.choices["layer2.0.conv1.width"].values == (32, 128)
+    assert space.choices["layer2.1.conv1.width"].when == {"layer2.depth": (2,)}
+    assert space.choices["layer2.0.conv2.width"].when == {}  # of the residual stream
+    assert "fc.width" not in space.choices
+
+
+def test_subnets_are_models_of_timms_own_class():
+    family = from_timm("resnet18", num_classes=10, input_size=32)
+    model = family.supernet().eval().extract(family.space.smallest)
+    assert type(model) is timm.models.ResNet
+    assert len(model.layer1) == 1
+    assert model.layer1[0].conv1.in_channels == 32
+    assert model(images()).shape == (2, 10)
+
+
+def test_pruning_channels_that_do_nothing_changes_nothing():
+    model = pretrained("resnet18")
+    inner = [(stage, block) for stage in (1, 2, 3, 4) for block in (0, 1)]
+    with torch.no_grad():
+        for stage, block in inner:  # of the channels inside a block, every second one is zero
+            model.get_parameter(f"layer{stage}.{block}.conv1.weight")[::2] = 0
+    expected = model(images())
+    family = from_model(
+        lambda: timm.create_model("resnet18", num_classes=10), images(), (0.5, 1.0), (1.0,), pretrained=model
+    )
+    pruned = {f"layer{stage}.{block}.conv1.width": 32 * 2 ** (stage - 1) for stage, block in inner}
+    arch = family.space.validate({**family.space.largest, **pruned})
+    assert (family.supernet().eval()(images(), arch) - expected).abs().max() < 1e-5
+    assert family.macs(arch) < 0.6 * family.macs(family.space.largest)
+
+
+class Own(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3))
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.head(self.features(x).mean((2, 3)))
+
+
+def test_a_model_of_ones_own_becomes_elastic():
+    family = from_model(Own, torch.empty(1, 1, 8, 8))
+    assert {name: choice.values for name, choice in family.space.choices.items()} == {
+        "features.0.width": (4, 6, 8),
+        "features.3.width": (8, 12, 16),
+    }
+    arch = family.space.smallest
+    assert family.parameters(arch) == (9 * 4 + 4) + 2 * 4 + (9 * 4 * 8 + 8) + (8 * 4 + 4)
+    assert family.macs(arch) == 64 * 9 * 4 + 36 * 9 * 4 * 8 + 8 * 4
+    assert (family.num_classes, family.in_chans, family.input_size) == (4, 1, 8)
+    net = family.supernet().eval()
+    x = torch.randn(2, 1, 8, 8)
+    for arch in (family.space.sample(np.random.default_rng(seed)) for seed in range(3)):
+        assert torch.equal(net(x, arch), net.extract(arch)(x))
+
+
+def test_what_cannot_be_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"timm has no model 'resnet19'; similar ones: .*resnet18"):
+        from_timm("resnet19")
+    with pytest.raises(ValueError, match=r"no file of weights '.*none\.pth'"):
+        from_timm("resnet18", pretrained=tmp_path / "none.pth")
+    with pytest.raises(ValueError, match=r"fractions of the width rise to 1, .*, not \(0\.5, 0\.75\)"):
+        from_timm("resnet18", width=(0.5, 0.75))
+    with pytest.raises(ValueError, match="no width or depth that could vary; known to have are MobileNet"):
+        from_model(lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.empty(1, 3, 2, 2))
+
+
+class Rigid(Own):
+    def forward(self, x):
+        return self.head(self.features(x).mean((2, 3)) + torch.eye(16)[0].to(x.device))
+
+
+def test_a_forward_that_needs_its_widths_keeps_them():
+    assert "features.3.width" not in from_model(Rigid, torch.empty(1, 1, 8, 8)).space.choices

@@ -1,0 +1,30 @@
+import itertools
+
+from supernet.families import FAMILIES, describe
+
+
+def test_the_range_of_costs_is_that_of_all_cells():
+    family = FAMILIES["nasbench201"](channels=4, cells=1)
+    codes = itertools.product(range(5), repeat=6)
+    archs = family.space.decode(list(itertools.islice(codes, 0, None, 7)))
+    description = describe("nasbench201", family)
+    conv = {f"edge.{e}": "nor_conv_3x3" for e in ("0-1", "0-2", "1-2", "0-3", "1-3", "2-3")}
+    assert description.parameters[1] == family.parameters(family.space.validate(conv))
+    for cost, (fewest, most) in ((family.macs, description.macs), (family.parameters, description.parameters)):
+        assert all(fewest <= cost(arch) <= most for arch in archs)
+        assert fewest in map(cost, archs)
+
+
+def test_ordered_spaces_range_from_the_smallest_to_the_largest():
+    family = FAMILIES["ofa_mobilenet_v3"]()
+    description = describe("ofa_mobilenet_v3", family)
+    assert description.name == "ofa_mobilenet_v3"
+    assert description.size == family.space.size
+    assert description.macs == (family.macs(family.space.smallest), family.macs(family.space.largest))
+    assert description.parameters == (3_410_792, 7_664_760)
+    assert "1908.09791" in description.paper
+
+
+def test_every_family_of_the_literature_names_its_paper():
+    for name, make in FAMILIES.items():
+        assert "arXiv" in make().paper or name == "mobilenet_v3_micro"

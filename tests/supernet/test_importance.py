@@ -1,0 +1,59 @@
+import pytest
+import timm
+import torch
+
+from supernet.channels import trace
+from supernet.importance import bn_scale, geometric_median, l1_norm, order_channels
+
+
+def test_l1_norm_sums_absolute_values_of_every_filter():
+    assert l1_norm(torch.tensor([[[1.0, -2.0]], [[0.0, 0.5]]])).tolist() == [3, 0.5]
+
+
+def test_the_filter_at_the_geometric_median_matters_least():
+    # on a line at 0, 1 and 5: distances 1 + 5, 1 + 4 and 5 + 4
+    assert geometric_median(torch.tensor([[0.0], [1.0], [5.0]])).tolist() == [6, 5, 9]
+
+
+def test_bn_scale_is_the_absolute_scale():
+    assert bn_scale(torch.tensor([0.5, -2.0])).tolist() == [0.5, 2]
+
+
+def with_random_vectors(model: torch.nn.Module) -> torch.nn.Module:
+    """Scales, biases and statistics that differ from channel to channel."""
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.dim() == 1:
+            low = 0.5 if name.endswith(("weight", "running_var", "gamma")) else -0.5
+            tensor.data.uniform_(low, low + 1, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("importance", ["l1", "geometric_median", "bn_scale"])
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "resnet18", "convnext_atto", "vit_tiny_patch16_224"])
+def test_reordering_changes_the_weights_and_not_the_function(name, importance):
+    torch.manual_seed(0)
+    size = {"img_size": 32} if "vit" in name else {}
+    model = with_random_vectors(timm.create_model(name, num_classes=10, **size)).eval()
+    x = torch.randn(2, 3, 32, 32)
+    before, expected = {n: t.clone() for n, t in model.state_dict().items()}, model(x)
+    assert order_channels(model, trace(model, x).channels, importance) is model
+    assert (model(x) - expected).abs().max() < 1e-5 * expected.abs().max().clamp_min(1)
+    changed = [n for n, t in model.state_dict().items() if not torch.equal(t, before[n])]
+    # a transformer has no BatchNorm to go by
+    assert bool(changed) != (importance == "bn_scale" and name in ("convnext_atto", "vit_tiny_patch16_224"))
+
+
+def test_channels_come_by_falling_importance():
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18", num_classes=10).eval()
+    channels = trace(model, torch.empty(1, 3, 32, 32)).channels
+    order_channels(model, channels, "l1")
+    inner = next(group for group in channels if group.name == "layer2.0.conv1")
+    scores = l1_norm(model.layer2[0].conv1.weight)
+    assert inner.producers == ("layer2.0.conv1.weight",)
+    assert (scores[:-1] >= scores[1:]).all()
+    tied = next(group for group in channels if group.name == "layer2.0.conv2")
+    assert tied.producers == ("layer2.0.conv2.weight", "layer2.0.downsample.0.weight", "layer2.1.conv2.weight")
+    total = sum(l1_norm(w) / l1_norm(w).mean() for w in map(model.get_parameter, tied.producers))
+    assert (total[:-1] >= total[1:]).all()
