@@ -37,9 +37,9 @@ class SupernetAccuracy:
 
     NaN if a logit is not finite.
 
-    `images(resolution)` are those to calibrate and to judge by, `resolution(arch)` is that of an architecture. The value
-    of an architecture does not depend on the others that it is evaluated with. It can on `batch_size`, by rounding.
-    Memory format and device are those of `net`.
+    `images(resolution)` are those to calibrate and to judge by, `resolution(arch)` is that of an architecture. The
+    value of an architecture does not depend on the others that it is evaluated with; on `batch_size` it may, by
+    rounding. Memory format and device are those of `net`.
     """
 
     def __init__(

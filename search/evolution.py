@@ -49,10 +49,14 @@ class Evolution:
         self._generator = np.random.default_rng(seed)
 
     def ask(self) -> list[Arch]:
-        """The next generation. Smaller than asked for, or empty, when no new architectures can be found."""
-        if not self.population:
-            return self._proposals.sample(self.settings.population, self._generator)
-        return self._proposals.draw(self._child, self.settings.offspring or self.settings.population)
+        """The next generation: children, or random architectures if there are no parents or no new children.
+
+        Smaller than asked for, or empty, when few or no new architectures can be found.
+        """
+        count = self.settings.offspring or self.settings.population
+        if self.population and (children := self._proposals.draw(self._child, count)):
+            return children
+        return self._proposals.sample(self.settings.population, self._generator)
 
     def tell(self, archs: Sequence[Arch], scores: np.ndarray) -> None:
         """The scores [n, s] of architectures, NaN for failed ones, which do not survive."""

@@ -11,7 +11,7 @@ from search.limits import reachable
 from search.problem import Problem
 from supernet.space import Arch
 
-ATTEMPTS = 200  # proposals for each architecture wanted before giving up
+ATTEMPTS = 50  # proposals for each architecture wanted before giving up
 MUTATION_RATE = 0.1  # of the walk through admissible architectures where random ones are not admissible
 
 

@@ -114,29 +114,40 @@ def run(
 
 
 def evaluate_here(scores: Mapping[str, Score]) -> Evaluator:
-    """The evaluator that calls `scores` in this process, each once for the whole list.
+    """The evaluator that calls `scores` in this process.
 
-    If a score raises on a list, its architectures are tried one by one, and those at fault fail alone.
+    A score may have a method `each(archs)` that yields the index and the value of an architecture, or the exception
+    that evaluating it raised, as soon as it is known. Of several scores the last one's values then come one by one.
+    Another score is called with the whole list; if that raises, it is called for each architecture by itself.
     """
 
     def evaluate(archs: Sequence[Arch]) -> Iterator[Outcome]:
-        columns = {name: _attempt(score, archs) for name, score in scores.items()}
-        for index in range(len(archs)):
-            row = {name: column[index] for name, column in columns.items()}
-            errors = [f"{name}: {value}" for name, value in row.items() if isinstance(value, str)]
+        *first, last = scores
+        columns = {name: dict(_each(scores[name], archs)) for name in first}
+        for index, value in _each(scores[last], archs):
+            row = {name: column[index] for name, column in columns.items()} | {last: value}
+            errors = [f"{name}: {_reason(value)}" for name, value in row.items() if isinstance(value, Exception)]
             yield Outcome(index, {} if errors else row, "; ".join(errors) or None)
 
     return evaluate
 
 
-def _attempt(score: Score, archs: Sequence[Arch]) -> list[float | str]:
-    """The score of each architecture, or the reason why it has none."""
+def _each(score: Score, archs: Sequence[Arch]) -> Iterator[tuple[int, float | Exception]]:
+    if hasattr(score, "each"):
+        yield from score.each(archs)
+        return
     try:
-        return [float(value) for value in score(archs)]
+        yield from enumerate([float(value) for value in score(archs)])
     except Exception as error:
         if len(archs) == 1:
-            return [f"{type(error).__name__}: {error}"]
-        return [value for arch in archs for value in _attempt(score, [arch])]
+            yield 0, error
+            return
+        for index, arch in enumerate(archs):
+            yield from ((index, value) for _, value in _each(score, [arch]))
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _evaluation(arch: Arch, outcome: Outcome, costs: Mapping[str, float], generation: int) -> Evaluation:
