@@ -5,25 +5,41 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from predictors import gaussian_process
+from predictors import additive, pairwise
+from predictors.additive import Additive
+from predictors.design import most_informative
 from predictors.device import Device
-from predictors.embedding import embedding
-from predictors.gaussian_process import GaussianProcess
+from predictors.embedding import Embedding, embedding
 from predictors.measurements import positive
+from predictors.pairwise import Pairwise
+from predictors.sampling import graded
+from predictors.transfer import (
+    OTHER_SCALES,
+    OWN_SCALES,
+    SPAN_SCALES,
+    Cost,
+    additive_coefficients,
+    components,
+    own_components,
+)
 from supernet.atomic import write_atomically
 from supernet.space import Arch, SearchSpace
 
-# n architectures to predict, m measured ones, c choices
+# n architectures to predict, m measured ones, c choices, v values of all choices, s sources
 
 FILE = "predictor.json"
 VERSION = 1
 MINIMUM = 8  # measurements
+MINIMUM_WITH_SOURCES = 3
+FEW = 30  # measurements below which sources, if there are any, are relied on without asking
+GRADED = 500  # candidates of all sizes, beside random ones, to suggest from
+MOST_PAIRWISE = 1000  # measurements that the effects of pairs are learned from
 
 
 class Prediction(NamedTuple):
@@ -33,10 +49,20 @@ class Prediction(NamedTuple):
     standard_error_ms: np.ndarray
 
 
+@dataclass(frozen=True)
+class _Method:
+    """How measurements become a prediction: what `fit` chooses and `save` writes."""
+
+    kind: Literal["additive", "pairwise"]
+    logarithmic: bool  # whether the logarithm of the latency is predicted, or itself
+    sources: np.ndarray  # [s, v]: additive coefficients of the source devices, s = 0 where they are not used
+    log_variances: np.ndarray | None = None  # hyper-parameters of `pairwise`
+
+
 class LatencyPredictor:
     """The latency in milliseconds of any architecture of `space` on one device.
 
-    A predictor is its measurements and the hyper-parameters that `fit` found; `save` writes these.
+    A predictor is its measurements and the method that `fit` chose for them; `save` writes these.
 
     >>> predictor = LatencyPredictor.fit(space, archs, latency_ms)
     >>> predictor.predict([arch]).latency_ms
@@ -47,17 +73,21 @@ class LatencyPredictor:
         space: SearchSpace,
         codes: np.ndarray,
         latency_ms: np.ndarray,
-        process: GaussianProcess,
-        logarithmic: bool,
+        method: _Method,
         device: Device | None = None,
     ):
         self.space = space
         self.codes = codes
         self.latency_ms = latency_ms
         self.device = device
-        self.logarithmic = logarithmic
-        self._process = process
-        self._prepare()
+        self.method = method
+        self._embedding = embedding(space)
+        self._model = _condition(self._embedding, self._embedding.indicators(codes), latency_ms, method)
+        # how much larger the errors on left-out measurements are than the model says, held close to 1 if few say so
+        targets = np.log(latency_ms) if method.logarithmic else latency_ms
+        measured = len(self._model.left_out)
+        surprise = (targets[:measured] - self._model.left_out) ** 2 / self._model.left_out_variance
+        self._calibration = float(np.sqrt((surprise.sum() + 10) / (measured + 10)))
 
     @classmethod
     def fit(
@@ -65,30 +95,41 @@ class LatencyPredictor:
         space: SearchSpace,
         archs: Sequence[Arch] | np.ndarray,
         latency_ms: Sequence[float],
+        sources: Sequence[LatencyPredictor | Cost] = (),
         device: Device | None = None,
         seed: int = 0,
     ) -> LatencyPredictor:
         """The predictor from the measured `latency_ms` of `archs`, given as they are or encoded [m, c].
 
-        ValueError if there are fewer than 8 measurements, a latency is not positive and finite, or an architecture is
-        none of `space`.
+        `sources` are predictors of other devices on the same space, or any costs, such as MACs: functions from a list
+        of architectures to one positive number each. With them, ten measurements go far; `suggest` says which.
+        With 30 and more, the method is the one that predicts each measurement best from all others.
+
+        ValueError if there are fewer than 8 measurements, or 3 with sources, if a latency is not positive and finite,
+        or if an architecture or a source is not of `space`.
         """
         codes = _codes(space, archs)
         latency = np.array([positive(value) for value in latency_ms])
         if len(codes) != len(latency):
             raise ValueError(f"{len(codes)} architectures but {len(latency)} latencies")
-        if len(codes) < MINIMUM:
-            raise ValueError(f"a predictor needs at least {MINIMUM} measurements, not {len(codes)}")
-        points = embedding(space).points(codes)
-        fits = []
-        for logarithmic in (True, False):
-            targets = np.log(latency) if logarithmic else latency
-            process = gaussian_process.fit(points, targets, seed)
-            left_out = process.leave_one_out(targets)
-            left_out = np.exp(left_out) if logarithmic else left_out
-            fits.append((float(np.abs(left_out / latency - 1).mean()), process, logarithmic))
-        _, process, logarithmic = min(fits, key=lambda fit: fit[0])
-        return cls(space, codes, latency, process, logarithmic, device)
+        minimum = MINIMUM_WITH_SOURCES if sources else MINIMUM
+        if len(codes) < minimum:
+            raise ValueError(f"a predictor needs at least {minimum} measurements, not {len(codes)}")
+        shuffled = np.random.default_rng(seed).permutation(len(codes))
+        codes, latency = codes[shuffled], latency[shuffled]
+        own = embedding(space)
+        indicators = own.indicators(codes)
+        methods = _transfers(own, sources) if sources else []
+        if len(codes) < FEW and methods:
+            methods = methods[:1]
+        else:
+            methods += [_Method("additive", log, np.zeros((0, own.size))) for log in (True, False)]
+            methods += [_pairwise(own, indicators, latency, log) for log in (True, False)]
+            methods += [
+                _pairwise(own, indicators, latency, m.logarithmic, m.sources) for m in methods if len(m.sources)
+            ]
+        fitted = [cls(space, codes, latency, method, device) for method in methods]
+        return min(fitted, key=lambda predictor: predictor.error_percent)
 
     def predict(self, archs: Sequence[Arch] | np.ndarray) -> Prediction:
         """Latencies and standard errors of `archs`, given as they are or encoded [n, c].
@@ -96,22 +137,21 @@ class LatencyPredictor:
         ValueError for an architecture of another space.
         """
         codes = _codes(self.space, archs)
-        indicators = self._embedding.indicators(codes, np.float32)
-        additive = indicators @ self._to_measured - self._offset  # l(x, x_m)
-        kernel = 1 + additive + self._pairs * additive**2
-        mean = kernel @ self._dual + self._process.mean
-        own = sum(a * ((indicators @ t - c) ** 2).sum(axis=1) for a, t, c in self._views)
-        explained = np.einsum("nm,nm->n", kernel @ self._inverse, kernel)
-        variance = np.maximum(1 + own + self._pairs * own**2 - explained, 0) + self._noise
-        error = np.sqrt(variance).astype(float) * self._process.scale * self._calibration
-        mean = mean.astype(float)
-        if self.logarithmic:
+        mean, variance = self._model.predict(self._embedding.indicators(codes, np.float32))
+        error = np.sqrt(variance) * self._calibration
+        if self.method.logarithmic:
             return Prediction(np.exp(mean), np.exp(mean) * error)
-        return Prediction(np.maximum(mean, 1e-9), error)
+        return Prediction(np.maximum(mean, self.latency_ms.min() / 10), error)
 
     def cost(self, archs: Sequence[Arch] | np.ndarray) -> np.ndarray:
         """Predicted milliseconds [n], lower is better: a cost for a search."""
         return self.predict(archs).latency_ms
+
+    @property
+    def error_percent(self) -> float:
+        """Mean absolute relative error, in percent, on each measurement when it is predicted from all others."""
+        left_out = np.exp(self._model.left_out) if self.method.logarithmic else self._model.left_out
+        return float(100 * np.abs(left_out / self.latency_ms[: len(left_out)] - 1).mean())
 
     def save(self, directory: str | Path) -> None:
         """Write the predictor to `directory`/predictor.json."""
@@ -121,8 +161,10 @@ class LatencyPredictor:
             "space": json.loads(self.space.to_json()),
             "codes": self.codes.tolist(),
             "latency_ms": self.latency_ms.tolist(),
-            "logarithmic": self.logarithmic,
-            "log_variances": self._process.log_variances.tolist(),
+            "kind": self.method.kind,
+            "logarithmic": self.method.logarithmic,
+            "sources": self.method.sources.tolist(),
+            "log_variances": None if self.method.log_variances is None else self.method.log_variances.tolist(),
         }
         with write_atomically(Path(directory) / FILE) as temporary:
             temporary.write_text(json.dumps({"sha256": _digest(content), **content}) + "\n")
@@ -148,29 +190,93 @@ class LatencyPredictor:
         own = SearchSpace.from_json(json.dumps(content["space"]))
         if space is not None and space != own:
             raise ValueError(f"{path} is for another search space: {own!r} {own.fingerprint}, not {space.fingerprint}")
-        codes, latency = np.array(content["codes"]), np.array(content["latency_ms"])
-        targets = np.log(latency) if content["logarithmic"] else latency
-        process = gaussian_process.condition(embedding(own).points(codes), targets, np.array(content["log_variances"]))
+        method = _Method(
+            content["kind"],
+            content["logarithmic"],
+            np.array(content["sources"]).reshape(-1, embedding(own).size),
+            None if content["log_variances"] is None else np.array(content["log_variances"]),
+        )
         device = Device(**content["device"]) if content["device"] else None
-        return cls(own, codes, latency, process, content["logarithmic"], device)
+        return cls(own, np.array(content["codes"]), np.array(content["latency_ms"]), method, device)
 
-    def _prepare(self) -> None:
-        """What `predict` needs, in single precision."""
-        process = self._process
-        variances = np.exp(process.log_variances)
-        self._embedding = embedding(self.space)
-        points = self._embedding.points(self.codes)
-        views = list(zip(variances, self._embedding.tables, self._embedding.centres, points))
-        self._to_measured = sum(a * (t @ p.T) for a, t, _, p in views).astype(np.float32)  # [v, m]
-        self._offset = sum(a * (p @ c) for a, _, c, p in views).astype(np.float32)  # [m]
-        self._views = [(a, t.astype(np.float32), c.astype(np.float32)) for a, t, c, _ in views]
-        self._pairs, self._noise = np.float32(variances[-2]), variances[-1]
-        self._dual = process.dual * process.scale
-        self._inverse = process.inverse.astype(np.float32)
-        # how much larger the errors on left-out measurements are than the process says
-        targets = np.log(self.latency_ms) if self.logarithmic else self.latency_ms
-        left_out = (targets - process.leave_one_out(targets)) / process.scale
-        self._calibration = float(np.sqrt((left_out**2 * process.inverse.diagonal()).mean()))
+    def suggest(
+        self,
+        count: int,
+        others: Sequence[LatencyPredictor | Cost] = (),
+        candidates: Sequence[Arch] | None = None,
+    ) -> list[Arch]:
+        """The `count` architectures to measure on a new device, with this predictor and `others` as sources.
+
+        See `suggestion.suggest`.
+        """
+        return suggest(self.space, count, [self, *others], candidates)
+
+
+def suggest(
+    space: SearchSpace,
+    count: int,
+    sources: Sequence[LatencyPredictor | Cost] = (),
+    candidates: Sequence[Arch] | None = None,
+) -> list[Arch]:
+    """The `count` architectures whose latencies on a new device would say most about those of all others.
+
+    Chosen one by one from `candidates`, by default random architectures and some of all sizes, so that what
+    remains uncertain of a random architecture's latency is least (V-optimality), given what the `sources` have in
+    common. ValueError if there are fewer candidates than `count`.
+    """
+    own = embedding(space)
+    if candidates is None:
+        candidates = own.sample_archs + graded(space, GRADED, np.random.default_rng(0))
+    archs = list(dict.fromkeys(candidates))
+    if not 1 <= count <= len(archs):
+        raise ValueError(f"between 1 and {len(archs)} of the candidates can be suggested, not {count}")
+    if sources:
+        prior = sum(components(own, _transfers(own, sources)[0].sources))
+    else:
+        prior = sum(variance * part for variance, part in zip((0.3, 0.5, 0.05), own_components(own)))
+    return [archs[i] for i in most_informative(own, own.indicators(space.encode(archs)), prior, count)]
+
+
+def _transfers(own: Embedding, sources: Sequence[LatencyPredictor | Cost]) -> list[_Method]:
+    """Transfer from the sources in logarithms and in milliseconds, first where the sources are closer to additive."""
+    values = np.array([_evaluate(own, source) for source in sources])
+    fits = {log: additive_coefficients(own, np.log(values) if log else values) for log in (True, False)}
+    order = sorted(fits, key=lambda log: fits[log][1])
+    return [_Method("additive", log, fits[log][0]) for log in order]
+
+
+def _evaluate(own: Embedding, source: LatencyPredictor | Cost) -> np.ndarray:
+    if isinstance(source, LatencyPredictor):
+        if source.space != own.space:
+            raise ValueError(f"a source is a predictor for the same space, not for {source.space!r}")
+        return source.cost(own.sample_codes)
+    return np.array([positive(value) for value in source(own.sample_archs)])
+
+
+def _pairwise(
+    own: Embedding, indicators: np.ndarray, latency: np.ndarray, logarithmic: bool, sources: np.ndarray | None = None
+) -> _Method:
+    sources = np.zeros((0, own.size)) if sources is None else sources
+    targets = np.log(latency[:MOST_PAIRWISE]) if logarithmic else latency[:MOST_PAIRWISE]
+    log_variances = pairwise.maximise_evidence(indicators[:MOST_PAIRWISE], targets, own.centre, _tables(own, sources))
+    return _Method("pairwise", logarithmic, sources, log_variances)
+
+
+def _tables(own: Embedding, sources: np.ndarray) -> list[np.ndarray]:
+    return [*own.tables, own.scaled(sources.T)] if len(sources) else own.tables
+
+
+def _condition(own: Embedding, indicators: np.ndarray, latency: np.ndarray, method: _Method) -> Additive | Pairwise:
+    targets = np.log(latency) if method.logarithmic else latency
+    if method.kind == "pairwise":
+        tables = _tables(own, method.sources)
+        part = slice(MOST_PAIRWISE)
+        return pairwise.condition(indicators[part], targets[part], own.centre, tables, method.log_variances)
+    if len(method.sources):
+        parts, scales = components(own, method.sources), (SPAN_SCALES, OTHER_SCALES)
+    else:
+        parts, scales = own_components(own), OWN_SCALES
+    return additive.fit(indicators, targets, own.centre, parts, scales)
 
 
 def _codes(space: SearchSpace, archs: Sequence[Arch] | np.ndarray) -> np.ndarray:

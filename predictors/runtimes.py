@@ -29,15 +29,24 @@ Runtime = Callable[[nn.Module, Device, Sequence[int]], Timer]
 def prepare(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
     """A timer of `model`, in eval mode, on images [C, H, W] = `input_size` of random values.
 
-    ValueError if the device's runtime is unknown or lacks its precision, or if the model does not convert;
-    ModuleNotFoundError, with the extra to install, if the runtime is not there.
+    ValueError if the runtime does not suit (see `check`) or the model does not convert.
     """
+    check(device)
+    return RUNTIMES[device.runtime](model.eval(), device, input_size)
+
+
+def check(device: Device) -> None:
+    """ValueError if the device's runtime is unknown, lacks its precision or the hardware; ModuleNotFoundError, with the
+    extra to install, if it is not there."""
     if device.runtime not in RUNTIMES:
         raise ValueError(f"no runtime {device.runtime!r}; there are {', '.join(RUNTIMES)}")
     precisions = ("fp32", "int8") if device.runtime == "onnxruntime" else ("fp32",)
     if device.precision not in precisions:
         raise ValueError(f"{device.runtime} measures {' and '.join(precisions)} here, not {device.precision!r}")
-    return RUNTIMES[device.runtime](model.eval(), device, input_size)
+    if device.runtime.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"the runtime {device.runtime} needs an NVIDIA GPU, and torch finds none here")
+    for module in MODULES.get(device.runtime, ()):
+        require(module)
 
 
 def _torch(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
@@ -104,7 +113,6 @@ def _openvino(model: nn.Module, device: Device, input_size: Sequence[int]) -> Ti
 
 
 def _cuda(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
-    _require_cuda()
     model, images = model.cuda(), _images(device, input_size).cuda()
 
     @torch.inference_mode()
@@ -115,7 +123,6 @@ def _cuda(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
 
 
 def _cuda_graph(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
-    _require_cuda()
     model, images = model.cuda(), _images(device, input_size).cuda()
     graph = torch.cuda.CUDAGraph()
     with torch.inference_mode():
@@ -143,6 +150,7 @@ RUNTIMES: dict[str, Runtime] = {
     "cuda": _cuda,
     "cuda_graph": _cuda_graph,
 }
+MODULES = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
 
 
 def _images(device: Device, input_size: Sequence[int]) -> torch.Tensor:
@@ -166,8 +174,3 @@ def _time_cuda(run: Callable[[], object], count: int) -> np.ndarray:
         event.record()
     torch.cuda.synchronize()
     return np.array([start.elapsed_time(end) for start, end in itertools.pairwise(events)])
-
-
-def _require_cuda() -> None:
-    if not torch.cuda.is_available():
-        raise ValueError("the runtimes cuda and cuda_graph need an NVIDIA GPU, and torch finds none here")
