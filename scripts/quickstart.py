@@ -25,8 +25,9 @@ from predictors import LatencyPredictor, measure, prepare, this_device
 from search.evaluate import SupernetAccuracy, resized
 from search.evolution import Evolution, EvolutionSettings
 from search.history import Evaluation, History
+from search.plot import plot_front
 from search.problem import Problem
-from search.run import evaluate_here
+from search.run import Result, evaluate_here
 from search.run import run as run_search
 from supernet.evaluation import accuracy
 from supernet.recipes import digits
@@ -55,19 +56,18 @@ def main() -> None:
     output = arguments.output
     trained = train(arguments)
     predictor, device_latency = fit_latency(trained, arguments)
-    front = search(trained, predictor, arguments)
+    result = search(trained, predictor, arguments)
+    front = sorted(result.front, key=lambda evaluation: evaluation.costs["latency_ms"])
     chosen = choose(front)
     measured = device_latency([evaluation.arch for evaluation in front])
-    directory = output / "subnets" / f"{chosen.scores['accuracy']:.2f}-percent-{chosen.costs['latency_ms']:.3f}-ms"
+    directory = output / "subnet"
     test_accuracy = extract(trained, chosen, measured[chosen.arch], directory)
 
-    table = Table(
-        "", "accuracy (%)", "predicted (ms)", "measured (ms)", "MACs (M)", "parameters (K)", title="Pareto front"
-    )
+    table = Table("", "accuracy", "predicted (ms)", "measured (ms)", "MACs (M)", "parameters (K)", title="Pareto front")
     for evaluation in front:
         table.add_row(
             "chosen" if evaluation is chosen else "",
-            f"{evaluation.scores['accuracy']:.2f}",
+            f"{evaluation.scores['accuracy']:.2%}",
             f"{evaluation.costs['latency_ms']:.3f}",
             f"{measured[evaluation.arch]:.3f}",
             f"{trained.family.macs(evaluation.arch) / 1e6:.2f}",
@@ -76,16 +76,18 @@ def main() -> None:
     console.print(table)
     console.print(
         f"Accuracy in the table is on {len(trained.data.holdout)} digits that judged the search. On "
-        f"{len(trained.data.test)} digits never seen before, the chosen subnet is right on {test_accuracy:.2f} %."
+        f"{len(trained.data.test)} digits never seen before, the chosen subnet is right on {test_accuracy:.2%}."
     )
+    plot_front(output / "front.svg", result.evaluations, front, measured, chosen, predictor.device.name)
     places = {
         "supernet": output / "train",
         "latency predictor": output / "latency",
         "search history": output / "search.jsonl",
+        "figure of the front": output / "front.svg",
         "chosen subnet": directory,
     }
     for name, path in places.items():
-        console.print(f"{name:>18}: {path}", highlight=False)
+        console.print(f"{name:>19}: {path}", highlight=False)
     console.print(f"Done in {time.monotonic() - begun:.0f} s.")
 
 
@@ -130,28 +132,25 @@ def fit_latency(trained: Run, arguments: Arguments):
     archs = [family.space.smallest, family.space.largest]
     archs += [family.space.sample(draw) for _ in range(arguments.subnets - len(archs))]
     latencies = latency(archs, f"Measuring on {device.name}")
-    predictor = LatencyPredictor.fit(family.space, list(latencies), list(latencies.values()), device)
+    predictor = LatencyPredictor.fit(family.space, list(latencies), list(latencies.values()), device=device)
     predictor.save(directory)
     return predictor, lambda archs: latency(archs, "Measuring the front")
 
 
-def search(trained: Run, predictor: LatencyPredictor, arguments: Arguments) -> list[Evaluation]:
-    """The Pareto front of accuracy on the held-out digits and predicted latency, fastest first."""
+def search(trained: Run, predictor: LatencyPredictor, arguments: Arguments) -> Result:
+    """Multi-objective evolution for accuracy on the held-out digits and predicted latency."""
     family, data, settings = trained.family, trained.data, trained.job.train
     resolution = family.resolution(family.space.largest)
     calibration = data.calibration_images(resolution, settings.calibration_images, settings.seed)
     score = SupernetAccuracy(
-        trained.net,
-        resized(calibration, torch.zeros(len(calibration))),
-        resized(*data.images(data.holdout, resolution)),
-        family.resolution,
+        trained.net, resized(calibration, *data.images(data.holdout, resolution)), family.resolution
     )
     problem = Problem(family.space, ["accuracy"], {"latency_ms": predictor.cost})
     strategy = Evolution(problem, arguments.seed, EvolutionSettings(population=24))
     history = History(arguments.output / "search.jsonl", {"seed": arguments.seed, **problem.describe()}, resume=True)
     with progress_bar() as progress, history:
         task = progress.add_task("Searching", total=arguments.evaluations, note="")
-        result = run_search(
+        return run_search(
             problem,
             strategy,
             evaluate_here({"accuracy": score}),
@@ -159,17 +158,16 @@ def search(trained: Run, predictor: LatencyPredictor, arguments: Arguments) -> l
             history=history,
             on_evaluation=lambda evaluation, count: progress.update(task, completed=count),
         )
-    return sorted(result.front, key=lambda evaluation: evaluation.costs["latency_ms"])
 
 
-def choose(front: list[Evaluation], slack: float = 0.5) -> Evaluation:
-    """The fastest on the front whose accuracy is at most `slack` percentage points below the best."""
+def choose(front: list[Evaluation], slack: float = 0.005) -> Evaluation:
+    """The fastest on the front whose accuracy is at most `slack` below the best, from 0 to 1."""
     best = max(evaluation.scores["accuracy"] for evaluation in front)
     return next(evaluation for evaluation in front if evaluation.scores["accuracy"] >= best - slack)
 
 
 def extract(trained: Run, chosen: Evaluation, latency_ms: float, directory: Path) -> float:
-    """Write the chosen subnet and check it against the supernet; its accuracy in percent on the test digits."""
+    """Write the chosen subnet and check it against the supernet; its accuracy on the test digits, from 0 to 1."""
     subnet = take_out(trained, chosen.arch)
     images, labels = trained.data.images(trained.data.test, subnet.config.input_size[-1])
     if not torch.equal(trained.net.extract(chosen.arch)(images), trained.net(images, chosen.arch)):

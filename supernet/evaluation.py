@@ -14,14 +14,14 @@ from supernet.supernet import Supernet
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 256) -> float:
-    """Percentage of the `images` [N, C, R, R] whose highest logit is that of their label [N]."""
+    """Part of the `images` [N, C, R, R] whose highest logit is that of their label [N], from 0 to 1."""
     device = next(model.parameters()).device
     model.eval()
     correct = 0
     with torch.inference_mode():
         for part, part_labels in zip(images.split(batch_size), labels.split(batch_size)):
             correct += (model(part.to(device)).argmax(1).cpu() == part_labels).sum().item()
-    return 100 * correct / len(labels)
+    return correct / len(labels)
 
 
 def calibrated_subnet(
