@@ -1,0 +1,153 @@
+"""Evaluating architectures on Ray workers, on this machine or on a cluster."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from search.problem import Score
+from search.run import Outcome, evaluate_here
+from supernet.space import Arch, SearchSpace
+
+logger = logging.getLogger(__name__)
+
+CRASHES = 3  # of workers on one and the same architecture before it counts as failed
+
+
+class RayEvaluator:
+    """Evaluates on `workers` Ray actors that each hold `scores`, with the supernet and the images that those hold.
+
+    The scores go through Ray's object store once. Each worker has `threads` CPU threads and `gpus` GPUs. A worker that
+    dies is replaced, and what it was evaluating is evaluated again; `retried` says so, a line for each time. An
+    architecture that kills `CRASHES` workers on its own has failed.
+
+    A worker gets architectures that are next to each other in the order of `space.encode`, so that they share
+    leading layers. Values do not depend on who evaluates what, if they depend on the architecture alone.
+
+    Uses the running Ray, or joins the cluster at `address`, or starts a local one. Use as a context manager: at the end
+    the workers stop, and a Ray that was started here. ValueError if the cluster has too few CPUs or GPUs.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        scores: Mapping[str, Score],
+        workers: int,
+        threads: int = 1,
+        gpus: float = 0,
+        address: str | None = None,
+    ) -> None:
+        if workers < 1 or threads < 1:
+            raise ValueError(f"there is at least 1 worker of 1 thread, not {workers} of {threads}")
+        import ray
+
+        self.retried: list[str] = []
+        self._space = space
+        self._started_ray = not ray.is_initialized()
+        if self._started_ray:
+            local = {} if address else {"num_cpus": workers * threads, "include_dashboard": False}
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        try:
+            _check_resources(ray.cluster_resources(), workers, threads, gpus)
+            self._scores = ray.put(dict(scores))
+            self._worker = ray.remote(_Worker).options(num_cpus=threads, num_gpus=gpus)
+            self._threads = threads
+            self._idle = [self._start() for _ in range(workers)]
+            ray.get([worker.ready.remote() for worker in self._idle])
+        except BaseException:
+            self.close()
+            raise
+
+    def __call__(self, archs: Sequence[Arch]) -> Iterator[Outcome]:
+        import ray
+
+        busy: dict[object, tuple[object, list[int]]] = {}  # by the result that is awaited: the worker, and what it does
+        waiting = self._parts(archs)
+        crashes: Counter[int] = Counter()
+        try:
+            while waiting or busy:
+                while waiting and self._idle:
+                    worker, part = self._idle.pop(), waiting.pop(0)
+                    busy[worker.evaluate.remote([archs[index] for index in part])] = worker, part
+                (ready,), _ = ray.wait(list(busy), num_returns=1)
+                worker, part = busy.pop(ready)
+                try:
+                    outcomes = ray.get(ready)
+                except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+                    self._idle.append(self._start())
+                    yield from self._retry(part, crashes, waiting, str(error).strip().splitlines()[0])
+                else:
+                    self._idle.append(worker)
+                    yield from (outcome._replace(index=part[outcome.index]) for outcome in outcomes)
+        finally:
+            for worker, _ in busy.values():  # the caller gave up
+                ray.kill(worker)
+                self._idle.append(self._start())
+
+    def close(self) -> None:
+        import ray
+
+        for worker in getattr(self, "_idle", []):
+            ray.kill(worker)
+        self._idle = []
+        if self._started_ray:
+            ray.shutdown()
+
+    def __enter__(self) -> RayEvaluator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self):
+        return self._worker.remote(self._scores, self._threads)
+
+    def _parts(self, archs: Sequence[Arch]) -> list[list[int]]:
+        """Indices of `archs` in parts: long ones first, which share more, short ones last, which end together."""
+        order = sorted(range(len(archs)), key=self._space.encode(archs).tolist().__getitem__)
+        parts = []
+        while order:
+            size = math.ceil(len(order) / (2 * len(self._idle)))
+            parts.append(order[:size])
+            order = order[size:]
+        return parts
+
+    def _retry(
+        self, part: list[int], crashes: Counter[int], waiting: list[list[int]], reason: str
+    ) -> Iterator[Outcome]:
+        self.retried.append(f"a worker died while it evaluated {len(part)} architectures, which are retried: {reason}")
+        logger.warning(self.retried[-1])
+        half = math.ceil(len(part) / 2)
+        if len(part) > 1:
+            waiting[:0] = [part[:half], part[half:]]
+            return
+        crashes.update(part)
+        if crashes[part[0]] < CRASHES:
+            waiting.insert(0, part)
+        else:
+            yield Outcome(part[0], {}, f"killed its worker {CRASHES} times: {reason}")
+
+
+class _Worker:
+    def __init__(self, scores: Mapping[str, Score], threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._evaluate = evaluate_here(scores)
+
+    def ready(self) -> None:
+        """Returns when the worker holds its scores."""
+
+    def evaluate(self, archs: Sequence[Arch]) -> list[Outcome]:
+        return list(self._evaluate(archs))
+
+
+def _check_resources(available: Mapping[str, float], workers: int, threads: int, gpus: float) -> None:
+    for name, needed in (("CPU", workers * threads), ("GPU", workers * gpus)):
+        if needed > available.get(name, 0):
+            raise ValueError(
+                f"{workers} workers need {needed:g} {name}s, but the Ray cluster has {available.get(name, 0):g}; "
+                "use fewer workers or fewer threads"
+            )

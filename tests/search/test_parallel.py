@@ -1,0 +1,128 @@
+"""The evaluator on two local Ray workers."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from search.evaluate import SupernetAccuracy, resized
+from search.evolution import Evolution, EvolutionSettings
+from search.history import History
+from search.parallel import RayEvaluator
+from search.problem import Problem
+from search.run import evaluate_here, run
+from supernet import SearchSpace
+from supernet.families import FAMILIES
+
+SPACE = SearchSpace({"a": tuple(range(10)), "b": tuple(range(10))})
+
+
+def sums(archs):
+    time.sleep(0.02 * len(archs))
+    return [float(arch["a"] + arch["b"]) for arch in archs]
+
+
+def problem():
+    return Problem(SPACE, ["sum"], {"a": lambda archs: [arch["a"] for arch in archs]})
+
+
+def search(evaluate, **options):
+    p = problem()
+    return run(p, Evolution(p, 0, EvolutionSettings(8)), evaluate, 24, **options)
+
+
+class KillsItsWorkerOnce:
+    """A score that ends its process with SIGKILL the first time it sees an architecture with a = 3."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __call__(self, archs):
+        if any(arch["a"] == 3 for arch in archs) and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return sums(archs)
+
+
+def always_kills(archs):
+    if any(arch["a"] == 3 for arch in archs):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sums(archs)
+
+
+def fails_on_threes(archs):
+    if any(arch["a"] == 3 for arch in archs):
+        raise RuntimeError("three")
+    return [float("nan") if arch["b"] == 4 else float(arch["a"]) for arch in archs]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray():
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def test_results_do_not_depend_on_the_number_of_workers():
+    here = search(evaluate_here({"sum": sums}))
+    for workers in (1, 2):
+        with RayEvaluator(SPACE, {"sum": sums}, workers) as evaluate:
+            assert search(evaluate).evaluations == here.evaluations
+            assert evaluate.retried == []
+
+
+def test_supernet_accuracies_are_those_of_one_process():
+    family = FAMILIES["mobilenet_v3_micro"](num_classes=10)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(80, 3, 32, 32, generator=generator)
+    labels = torch.randint(10, (40,), generator=generator)
+    score = SupernetAccuracy(family.supernet(), resized(images[:40], images[40:], labels), family.resolution, 20)
+    import numpy as np
+
+    archs = [family.space.sample(np.random.default_rng(seed)) for seed in range(6)]
+    expected = score(archs)
+    with RayEvaluator(family.space, {"accuracy": score}, 2) as evaluate:
+        outcomes = {outcome.index: outcome for outcome in evaluate(archs)}
+    assert [outcomes[index].scores["accuracy"] for index in range(6)] == expected
+
+
+def test_a_killed_worker_changes_nothing(tmp_path):
+    here = search(evaluate_here({"sum": sums}))
+    with RayEvaluator(SPACE, {"sum": KillsItsWorkerOnce(tmp_path / "killed")}, 2) as evaluate:
+        result = search(evaluate)
+        assert result.evaluations == here.evaluations
+        assert len(evaluate.retried) == 1
+        assert "retried" in evaluate.retried[0]
+
+
+def test_an_architecture_that_always_kills_its_worker_fails_alone():
+    with RayEvaluator(SPACE, {"sum": always_kills}, 2) as evaluate:
+        archs = SPACE.decode([[a, 0] for a in range(6)])
+        outcomes = {outcome.index: outcome for outcome in evaluate(archs)}
+    assert sorted(outcomes) == list(range(6))
+    assert {index for index, outcome in outcomes.items() if outcome.error} == {3}
+    assert "killed its worker 3 times" in outcomes[3].error
+
+
+def test_failures_are_recorded_and_do_not_stop_the_search(tmp_path):
+    p = Problem(SPACE, ["x"])
+    with (
+        RayEvaluator(SPACE, {"x": fails_on_threes}, 2) as evaluate,
+        History(tmp_path / "history.jsonl", p.describe()) as history,
+    ):
+        result = run(p, Evolution(p, 0, EvolutionSettings(50)), evaluate, 100, history=history)
+    assert len(result.evaluations) == 100  # the whole space
+    for evaluation in result.evaluations:
+        a, b = evaluation.arch["a"], evaluation.arch["b"]
+        expected = "x: RuntimeError: three" if a == 3 else "x is nan" if b == 4 else None
+        assert evaluation.error == expected
+        assert evaluation.scores == ({} if expected else {"x": float(a)})
+
+
+def test_too_few_cpus_are_an_error():
+    with pytest.raises(ValueError, match="5 workers need 5 CPUs, but the Ray cluster has 2"):
+        RayEvaluator(SPACE, {"sum": sums}, 5)
