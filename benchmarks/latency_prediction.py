@@ -1,0 +1,267 @@
+"""How well latencies are predicted from few measurements: two third-party tables, and this machine.
+
+    python benchmarks/latency_prediction.py --quick                                      # a minute
+    python benchmarks/latency_prediction.py --json benchmarks/results/latency_prediction.json    # 15 minutes
+    python benchmarks/latency_prediction.py --local runs/latency                         # also what lies there
+
+FBNet (HELP, Lee et al., NeurIPS 2021, arXiv 2106.08630): predictors of nine source devices, each from 4,000 samples,
+and ten samples of a new device; Spearman correlation over all other architectures, mean of ten seeds. The ten samples
+are random, as published (MAML 0.736, Meta-SGD 0.806, HELP 0.910 on average over the test devices), or those that
+`suggest` picks among the table's. Methods were chosen on the validation devices.
+
+Once-for-All: one device at a time, from 100, 300 and 1,000 random samples; mean absolute percentage error and
+Spearman correlation on the rest. Beside ours, an additive lookup table (ridge regression on indicators of the choices)
+and MACs alone (a straight line). `4,000 samples` is ours with as many: what it misses is about what noise allows.
+
+This machine: 200 subnets of ofa_mobilenet_v3 of at most 160 pixels that scripts/measure_latency.py measured into the
+folder `--local`, 100 of them held out, ten random splits; and the noise floor, from its `--noise-floor`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from report import report
+from rich.progress import track
+from scipy.stats import spearmanr
+from sklearn.linear_model import RidgeCV
+
+from predictors import LatencyPredictor
+from predictors.latency import suggest
+from predictors.measurements import read_measurements
+from predictors.noise import relative_differences
+from supernet.families import FAMILIES
+from supernet.space import Arch, SearchSpace
+
+OPERATIONS = ("k3_e1", "k3_e1_g2", "k3_e3", "k3_e6", "k5_e1", "k5_e1_g2", "k5_e3", "k5_e6", "skip")
+SOURCES = "1080ti_1 1080ti_32 1080ti_64 silver_4114 silver_4210r samsung_a50 pixel3 essential_ph_1 samsung_s7".split()
+VALIDATION = "titanx_1 titanx_32 titanx_64 gold_6240".split()
+TEST = "fpga raspi4 eyeriss".split()
+TARGET_SAMPLES = 10
+SOURCE_SAMPLES = 4000
+SAMPLES = (100, 300, 1000)
+HELD_OUT = 100
+
+
+@dataclass(frozen=True)
+class Arguments:
+    quick: bool = False
+    """One seed, two devices of the Once-for-All table, fewer source samples."""
+    json: Path | None = None
+    """Where to write the results."""
+    data: Path = Path(__file__).parents[2] / "shared/data/latency"
+    """Folder of the tables."""
+    local: Path | None = None
+    """Folder of measurements of this machine, as scripts/measure_latency.py writes it."""
+    seeds: int = 10
+    """Seeds of the FBNet benchmark."""
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    rows, summary = fbnet(arguments)
+    ofa_rows, ofa_summary = once_for_all(arguments)
+    rows, summary = rows + ofa_rows, summary | ofa_summary
+    if arguments.local:
+        local_rows, local_summary = local(arguments.local)
+        rows, summary = rows + local_rows, summary | local_summary
+    summary |= speed(arguments)
+    report(rows, summary, arguments.json)
+
+
+def read_table(path: Path) -> dict[str, np.ndarray]:
+    names = np.genfromtxt(path, delimiter=",", max_rows=1, dtype=str)
+    columns = np.genfromtxt(path, delimiter=",", skip_header=1)
+    return dict(zip(names, columns.T))
+
+
+def row(table: str, device: str, method: str, samples: int, spearman: float, mape: float | None = None) -> dict:
+    return {
+        "table": table,
+        "device": device,
+        "method": method,
+        "samples": samples,
+        "spearman": spearman,
+        "mape_percent": "" if mape is None else mape,
+    }
+
+
+def mape(predicted: np.ndarray, latency: np.ndarray) -> float:
+    return float(100 * np.abs(predicted / latency - 1).mean())
+
+
+def fbnet(arguments: Arguments) -> tuple[list[dict], dict[str, float]]:
+    table = read_table(arguments.data / "fbnet.csv.gz")
+    blocks = [name for name in table if name.startswith("block")]
+    space = SearchSpace({name: OPERATIONS for name in blocks})
+    codes = np.stack([table[name] for name in blocks], axis=1).astype(int)
+    archs = space.decode(codes)
+    index = {arch: i for i, arch in enumerate(archs)}
+    scores: dict[tuple[str, str], list[float]] = {}
+    for seed in track(range(1 if arguments.quick else arguments.seeds), "FBNet"):
+        generator = np.random.default_rng(seed)
+        sources = []
+        for device in SOURCES:
+            part = generator.permutation(len(codes))[: 900 if arguments.quick else SOURCE_SAMPLES]
+            sources.append(LatencyPredictor.fit(space, codes[part], table[f"ms_{device}"][part]))
+        shuffled = [archs[i] for i in generator.permutation(len(archs))]
+        chosen = {
+            "random": generator.permutation(len(codes))[:TARGET_SAMPLES],
+            "suggested": np.array([index[a] for a in suggest(space, TARGET_SAMPLES, sources, shuffled)]),
+        }
+        for device in VALIDATION + TEST:
+            latency = table[f"ms_{device}"]
+            for how, part in chosen.items():
+                rest = np.setdiff1d(np.arange(len(codes)), part)
+                predictor = LatencyPredictor.fit(space, codes[part], latency[part], sources)
+                score = spearmanr(predictor.cost(codes[rest]), latency[rest]).statistic
+                scores.setdefault((device, how), []).append(score)
+    rows = [row("fbnet", d, f"transfer, {how}", TARGET_SAMPLES, float(np.mean(s))) for (d, how), s in scores.items()]
+    summary = {}
+    for how, suffix in (("suggested", ""), ("random", "_random")):
+        means = {device: float(np.mean(scores[device, how])) for device in TEST}
+        summary[f"fbnet_spearman_mean{suffix}"] = float(np.mean(list(means.values())))
+        summary |= {f"fbnet_spearman_{device}{suffix}": value for device, value in means.items()}
+        summary[f"fbnet_validation_spearman{suffix}"] = float(np.mean([np.mean(scores[d, how]) for d in VALIDATION]))
+    return rows, summary
+
+
+def once_for_all(arguments: Arguments) -> tuple[list[dict], dict[str, float]]:
+    table = read_table(arguments.data / "ofa_mobilenetv3.csv.gz")
+    family = FAMILIES["ofa_mobilenet_v3"](num_classes=1000)
+    archs = list(ofa_archs(table, family.space))
+    codes = family.space.encode(archs)
+    macs = np.array([family.macs(arch) for arch in archs], dtype=float)
+    costs = cost_functions(family)
+    devices = [name.removeprefix("ms_") for name in table if name.startswith("ms_")]
+    if arguments.quick:
+        devices = ["titan_rtx_64", "v100_32"]
+    rows = []
+    for device in track(devices, "Once-for-All"):
+        latency = table[f"ms_{device}"]
+        for samples in SAMPLES if arguments.quick else (*SAMPLES, 4000):
+            results: dict[str, list[tuple[float, float]]] = {}
+            for seed in range(1 if arguments.quick or samples > 1000 else 3):
+                order = np.random.default_rng(seed).permutation(len(codes))
+                train, rest = order[:samples], order[samples:]
+                predictions = {
+                    "ours": LatencyPredictor.fit(family.space, codes[train], latency[train], costs).cost(codes[rest]),
+                    "ours without MACs": LatencyPredictor.fit(family.space, codes[train], latency[train]).cost(
+                        codes[rest]
+                    ),
+                    "lookup table": lookup_table(family.space, codes, latency, train, rest),
+                    "MACs alone": np.polyval(np.polyfit(macs[train], latency[train], 1), macs[rest]),
+                }
+                for method, predicted in predictions.items():
+                    result = float(spearmanr(predicted, latency[rest]).statistic), mape(predicted, latency[rest])
+                    results.setdefault(method, []).append(result)
+            for method, values in results.items():
+                spearman, error = np.mean(values, axis=0)
+                rows.append(row("ofa", device, method, samples, float(spearman), float(error)))
+    summary = {}
+    for samples in SAMPLES:
+        for column in ("spearman", "mape_percent"):
+            summary[f"ofa_{column}_{samples}"] = float(
+                np.mean(
+                    [
+                        r[column]
+                        for r in rows
+                        if r["samples"] == samples and r["method"] == "ours" and not r["device"].endswith("_1")
+                    ]
+                )
+            )
+    return rows, summary
+
+
+def cost_functions(family) -> list[Callable]:
+    return [
+        lambda archs: [family.macs(arch) for arch in archs],
+        lambda archs: [family.parameters(arch) for arch in archs],
+    ]
+
+
+def ofa_archs(table: dict[str, np.ndarray], space: SearchSpace) -> Iterator[Arch]:
+    """The table's architectures; its columns hold four kernel sizes and expansions a stage, whatever the depth."""
+    for i in range(len(table["resolution"])):
+        values = {"resolution": int(table["resolution"][i])}
+        for stage in range(5):
+            depth = values[f"blocks.{stage + 1}.depth"] = int(table[f"depth{stage}"][i])
+            for block in range(depth):
+                at = f"blocks.{stage + 1}.{block}"
+                values[f"{at}.kernel_size"] = int(table[f"kernel{4 * stage + block}"][i])
+                values[f"{at}.expand_ratio"] = int(table[f"expand{4 * stage + block}"][i])
+        yield space.validate(values)
+
+
+def lookup_table(
+    space: SearchSpace, codes: np.ndarray, latency: np.ndarray, train: np.ndarray, rest: np.ndarray
+) -> np.ndarray:
+    """Additive latencies of every value of every choice, by ridge regression."""
+    columns = [codes[:, [i]] == np.arange(len(choice.values)) for i, choice in enumerate(space.choices.values())]
+    indicators = np.concatenate(columns, axis=1).astype(float)
+    return RidgeCV(np.logspace(-3, 3, 13)).fit(indicators[train], latency[train]).predict(indicators[rest])
+
+
+def local(directory: Path) -> tuple[list[dict], dict[str, float]]:
+    family = FAMILIES["ofa_mobilenet_v3"](num_classes=1000)
+    rows, noises, errors = [], [], []
+    paths = sorted(directory.glob("*/measurements.csv"))
+    if not paths:
+        raise ValueError(f"{directory} holds no measurements; scripts/measure_latency.py makes them")
+    for path in paths:
+        measured = [r for r in read_measurements(path, family.space) if not r.reference and not r.error]
+        archs, latency = [r.arch for r in measured], np.array([r.latency_ms for r in measured])
+        results = []
+        for seed in range(10):
+            order = np.random.default_rng(seed).permutation(len(archs))
+            rest, train = order[:HELD_OUT], order[HELD_OUT:]
+            predictor = LatencyPredictor.fit(
+                family.space, [archs[i] for i in train], latency[train], cost_functions(family)
+            )
+            predicted = predictor.cost([archs[i] for i in rest])
+            results.append((float(spearmanr(predicted, latency[rest]).statistic), mape(predicted, latency[rest])))
+        spearman, error = np.mean(results, axis=0)
+        twice = [read_measurements(path.with_name(f"noise_{i}.csv"), family.space) for i in (1, 2)]
+        noises.append(float(100 * np.abs(relative_differences(*twice)).mean()))
+        errors.append(float(error))
+        device = path.parent.name
+        rows.append(row("local", device, "ours", len(archs) - HELD_OUT, float(spearman), float(error)))
+        rows.append(row("local", device, "measured twice", 50, float("nan"), noises[-1]))
+    worst = int(np.argmax([e / n for e, n in zip(errors, noises)]))
+    spearmans = [r["spearman"] for r in rows if r["method"] == "ours"]
+    return rows, {
+        "local_mape_percent": errors[worst],
+        "local_noise_percent": noises[worst],
+        "local_spearman": min(spearmans),
+    }
+
+
+def speed(arguments: Arguments) -> dict[str, float]:
+    """Encoded architectures a second, and the milliseconds of one, with a predictor of 1,000 samples."""
+    family = FAMILIES["ofa_mobilenet_v3"](num_classes=1000)
+    generator = np.random.default_rng(0)
+    archs = [family.space.sample(generator) for _ in range(1000)]
+    predictor = LatencyPredictor.fit(family.space, archs, [family.macs(arch) / 1e7 for arch in archs])
+    many = np.tile(family.space.encode(archs), (100, 1))
+    return {
+        "queries_per_second": len(many) / best_of(lambda: predictor.predict(many)),
+        "one_query_ms": 1e3 * best_of(lambda: predictor.predict(archs[:1])),
+    }
+
+
+def best_of(run: Callable[[], object], repeats: int = 5) -> float:
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+if __name__ == "__main__":
+    main()
