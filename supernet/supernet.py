@@ -129,7 +129,7 @@ class Supernet(nn.Module):
         if pattern is None:
             return rule_for(layer, tensor_name)
         rule = self._rules[pattern]
-        return self.slicing_rules[_key(name)] if isinstance(rule, nn.Module) else rule
+        return self.get_submodule(rule_name(name)) if isinstance(rule, nn.Module) else rule
 
     def _matching(self, name: str) -> str | None:
         return next((pattern for pattern in self._rules if fnmatchcase(name, pattern)), None)
@@ -152,7 +152,7 @@ class Supernet(nn.Module):
                 raise ValueError(f"no tensor of the supernet is named like the slicing rule {pattern!r}")
             if isinstance(rule := self._rules[pattern], nn.Module):
                 for name in matching:
-                    self._register(f"slicing_rules.{_key(name)}", copy.deepcopy(rule))
+                    self._register(rule_name(name), copy.deepcopy(rule))
 
     def _register(self, name: str, value: Tensor | nn.Module) -> None:
         *path, leaf = name.split(".")
@@ -197,5 +197,6 @@ def _tied_name(module: nn.Module) -> str | None:
     return next((name for name, _ in module.named_parameters(remove_duplicate=False) if name not in own), None)
 
 
-def _key(name: str) -> str:
-    return name.replace(".", "/")  # a module's name holds no dots
+def rule_name(name: str) -> str:
+    """The name, in a supernet, of the slicing rule with weights that belongs to the tensor `name`."""
+    return f"slicing_rules.{name.replace('.', '/')}"  # a module's own name holds no dots

@@ -10,6 +10,7 @@ from supernet.families.family import Description, Family, describe
 from supernet.families.mobilenet_v3 import mobilenet_v3_micro, ofa_mobilenet_v3
 from supernet.families.nas_bench_201 import nasbench201
 from supernet.families.nas_bench_macro import nasbench_macro
+from supernet.families.ofa_checkpoint import load_ofa_checkpoint
 from supernet.families.resnet import ofa_resnet50
 
 FAMILIES = {
@@ -22,4 +23,4 @@ FAMILIES = {
     "ofa_resnet50": ofa_resnet50,
 }
 
-__all__ = ["FAMILIES", "Description", "Family", "describe", "from_model", "from_timm"]
+__all__ = ["FAMILIES", "Description", "Family", "describe", "from_model", "from_timm", "load_ofa_checkpoint"]

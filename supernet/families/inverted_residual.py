@@ -21,6 +21,8 @@ from timm.models.mobilenetv3 import MobileNetV3
 from torch import nn
 
 from supernet.families.family import Family
+from supernet.kernel_transform import KernelTransform
+from supernet.slicing import Rule
 from supernet.space import Arch, Choice, SearchSpace, Value
 
 
@@ -60,6 +62,7 @@ class Network:
     bn_eps: float = 1e-5
     bn_momentum: float = 0.1
     head_bias: bool = False
+    kernel_transform: bool = False  # whether a smaller kernel is a learned transform of a larger one's centre
 
 
 class Block(NamedTuple):
@@ -84,6 +87,7 @@ def inverted_residual(network: Network, num_classes: int = 1000, in_chans: int =
         num_classes=num_classes,
         in_chans=in_chans,
         input_size=network.resolution[-1],
+        rules=_rules(network) if network.kernel_transform else {},
         paper=paper,
     )
 
@@ -113,6 +117,14 @@ def _space(network: Network) -> SearchSpace:
         declare("features.width", network.features)
     declare("conv_head.width", network.head)
     return SearchSpace(choices)
+
+
+def _rules(network: Network) -> dict[str, Rule]:
+    return {
+        f"blocks.{s}.*.conv_dw.weight": KernelTransform(stage.kernel_size)
+        for s, stage in enumerate(network.stages)
+        if len(stage.kernel_size) > 1
+    }
 
 
 def _stem(network: Network, arch: Arch) -> int:

@@ -8,11 +8,15 @@ from supernet.families.family import Family
 from supernet.families.inverted_residual import Network, Stage, inverted_residual
 
 
-def ofa_mobilenet_v3(num_classes: int = 1000, in_chans: int = 3, width_mult: float = 1.0) -> Family:
+def ofa_mobilenet_v3(
+    num_classes: int = 1000, in_chans: int = 3, width_mult: float = 1.0, kernel_transform: bool = False
+) -> Family:
     """Once-for-All's MobileNetV3 (Cai et al., ICLR 2020, arXiv 1908.09791, section 4.1).
 
     Five stages of 2 to 4 blocks, kernel size 3, 5 or 7 and expansion 3, 4 or 6 for every block, resolution 128 to 224
-    in steps of 4. `width_mult` scales all widths but the last; the authors released 1.0 and 1.2.
+    in steps of 4. `width_mult` scales all widths; the authors released 1.0 and 1.2. With `kernel_transform`, a smaller
+    kernel is a learned transform of a larger one's centre (section 3.3), as in the authors' checkpoints, which
+    `load_ofa_checkpoint` reads.
     """
 
     def scaled(width: int) -> int:
@@ -33,8 +37,9 @@ def ofa_mobilenet_v3(num_classes: int = 1000, in_chans: int = 3, width_mult: flo
             ),
             stem=(scaled(16),),
             features=(scaled(960),),
-            head=(1280,),
+            head=(scaled(1280),),
             resolution=range(128, 225, 4),
+            kernel_transform=kernel_transform,
         ),
         num_classes,
         in_chans,

@@ -1,0 +1,63 @@
+"""Exact facts of the named spaces."""
+
+import pytest
+
+from supernet.families import FAMILIES
+
+
+def test_ofa_mobilenet_v3_has_the_papers_size_and_the_authors_parameters():
+    family = FAMILIES["ofa_mobilenet_v3"]()
+    assert family.parameters(family.space.largest) == 7_664_760
+    assert family.space.restrict({"resolution": (224,)}).size == 7371**5 == 21_758_655_492_572_485_851
+    assert family.space.size == 25 * 7371**5
+
+
+def test_ofa_mobilenet_v3_scales_every_width():
+    model = FAMILIES["ofa_mobilenet_v3"](width_mult=1.2)
+    largest = model.build(model.space.largest)
+    widths = [stage[-1].conv_pwl.out_channels for stage in largest.blocks[1:-1]]
+    assert widths == [32, 48, 96, 136, 192]  # 1.2 times 24, 40, 80, 112 and 160, to multiples of 8
+    assert largest.conv_stem.out_channels == 24
+    assert largest.blocks[-1][0].conv.out_channels == 1152
+    assert largest.conv_head.out_channels == 1536
+
+
+def test_kernel_transforms_are_off_by_default():
+    assert not FAMILIES["ofa_mobilenet_v3"]().rules
+
+
+def test_alphanet_counts_every_choice_of_a_stage():
+    family = FAMILIES["alphanet"]()
+    widths = 2 * 2 * 2 * 2 * 2 * 3 * 4 * 2 * 2
+    depths = 2 * 3 * 4 * 4 * 6 * 6 * 2
+    kernels, expansions, resolutions = 2**7, 3**4, 4
+    assert family.space.size == widths * depths * kernels * expansions * resolutions
+    # the papers' smallest and largest models have 203 and 1,937 million MACs, with 1x1 convolutions in some shortcuts
+    assert family.macs(family.space.smallest) == pytest.approx(203e6, rel=0.03)
+    assert family.macs(family.space.largest) == pytest.approx(1937e6, rel=0.01)
+
+
+def test_ofa_resnet50_contains_resnet50d():
+    family = FAMILIES["ofa_resnet50"]()
+    space = family.space
+    arch = {name: choice.values[-1] for name, choice in space.choices.items()}
+    arch |= {name: 0.25 for name in arch if name.endswith("expand_ratio")}
+    arch |= {"layer1.depth": 3, "layer2.depth": 4, "layer3.depth": 6, "layer4.depth": 3}
+    assert family.parameters(space.validate(arch)) == 25_576_264  # timm's resnet50d
+
+
+def test_autoformer_keeps_64_channels_a_head():
+    family = FAMILIES["autoformer_tiny"](num_classes=10)
+    for arch in (family.space.smallest, family.space.largest):
+        for index, block in enumerate(family.build(arch).blocks):
+            assert block.attn.head_dim == 64
+            assert block.attn.qkv.out_features == 3 * 64 * arch[f"blocks.{index}.num_heads"]
+
+
+def test_autoformer_slices_queries_keys_and_values_as_three_blocks():
+    family = FAMILIES["autoformer_tiny"](num_classes=10)
+    net = family.supernet()
+    model = net.extract(family.space.smallest)
+    shared, own = net.get_parameter("blocks.0.attn.qkv.weight"), model.blocks[0].attn.qkv.weight
+    for part, whole in zip(own.chunk(3), shared.chunk(3)):
+        assert (part == whole[: len(part), :192]).all()
