@@ -34,9 +34,9 @@ class SingleObjectiveSettings:
             raise ValueError(f"mutation_rate is a probability above 0, not {self.mutation_rate}")
 
 
-def once_for_all() -> SingleObjectiveSettings:
+def once_for_all(size: int = 100) -> SingleObjectiveSettings:
     """Cai et al., ICLR 2020, arXiv 1908.09791, as in the authors' search: a quarter are parents, half are mutants."""
-    return SingleObjectiveSettings()
+    return SingleObjectiveSettings(size, max(size // 4, 1), size // 2, size - size // 2)
 
 
 def spos() -> SingleObjectiveSettings:

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from search.baselines import LocalSearch, RandomSearch
-from search.evolution import Evolution
+from search.evolution import Evolution, EvolutionSettings
 from search.problem import Problem
 from search.run import Strategy
+from search.screening import ScreenedEvolution
 from search.single_objective import SingleObjectiveEvolution, once_for_all, spos
 
-STRATEGIES: Mapping[str, Callable[[Problem, int], Strategy]] = {  # from a problem and a seed
-    "evolution": Evolution,
-    "once_for_all": lambda problem, seed: SingleObjectiveEvolution(problem, seed, once_for_all()),
-    "spos": lambda problem, seed: SingleObjectiveEvolution(problem, seed, spos()),
+# from a problem, a seed, and how many architectures a generation has, more or less
+STRATEGIES: Mapping[str, Callable[[Problem, int, int], Strategy]] = {
+    "evolution": lambda problem, seed, size: Evolution(problem, seed, EvolutionSettings(size)),
+    "screened": lambda problem, seed, size: ScreenedEvolution(problem, seed, EvolutionSettings(size)),
+    "once_for_all": lambda problem, seed, size: SingleObjectiveEvolution(problem, seed, once_for_all(size)),
+    "spos": lambda problem, seed, size: SingleObjectiveEvolution(problem, seed, spos()),
     "random": RandomSearch,
-    "local": LocalSearch,
+    "local": lambda problem, seed, size: LocalSearch(problem, seed),
 }
 
 
-def make_strategy(name: str, problem: Problem, seed: int) -> Strategy:
+def make_strategy(name: str, problem: Problem, seed: int, size: int = 100) -> Strategy:
     """The strategy `name`; ValueError if there is none."""
     if name not in STRATEGIES:
         raise ValueError(f"there is no strategy {name!r}; the strategies are {', '.join(STRATEGIES)}")
-    return STRATEGIES[name](problem, seed)
+    return STRATEGIES[name](problem, seed, size)

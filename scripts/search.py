@@ -1,0 +1,187 @@
+"""Search a trained supernet for the best architectures within limits.
+
+    python scripts/search.py --run runs/digits
+    python scripts/search.py --run runs/digits --predictors runs/latency/* --limits xeon-onnxruntime-fp32-1t-b1=0.3
+    python scripts/search.py --run runs/digits --limits macs=1.5e6 parameters=2e5 --strategy once_for_all
+    python scripts/search.py --run runs/digits --workers 2
+
+Accuracy is that on the held-out images with BatchNorm recalibrated; the test images are not touched. Without a latency
+predictor it is traded off against MACs. With `--workers` on Ray workers, with the same result. A search that was killed
+goes on with `--resume`. Writes OUTPUT/search.jsonl (every evaluation), OUTPUT/generations.csv and OUTPUT/front.csv; the
+front's latency is measured for devices that are this machine. About 10 subnets of digits a second on 2 cores.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from command_line import console, progress_bar, run
+from rich.table import Table
+
+from predictors import LatencyPredictor, measure, prepare, runtimes, this_device
+from search.history import Evaluation
+from search.job import ACCURACY, SearchJob, image_size, load_predictors, run_search
+from search.run import Generation
+from supernet.atomic import write_atomically
+from supernet.runs import Run, load_run
+from supernet.space import Arch
+
+
+@dataclass(frozen=True)
+class Arguments:
+    run: Path
+    """Folder of the training run."""
+    output: Path | None = None
+    """Folder for the results; by default that of the training run."""
+    strategy: str = SearchJob.strategy
+    """One of search.strategies.STRATEGIES."""
+    predictors: tuple[Path, ...] = ()
+    """Folders of latency predictors, one a device."""
+    limits: tuple[str, ...] = ()
+    """NAME=VALUE, the largest admissible value; names are macs, parameters, activation_bytes, and devices (ms)."""
+    objectives: tuple[str, ...] = SearchJob.objectives
+    """Costs to trade off against accuracy; by default the latency on every device, or macs if there is none."""
+    evaluations: int = SearchJob.evaluations
+    """Architectures to evaluate."""
+    population: int = SearchJob.population
+    """Architectures in a generation."""
+    images: int | None = SearchJob.images
+    """Held-out images that judge an architecture; by default all."""
+    calibration_images: int | None = SearchJob.calibration_images
+    """Training images for BatchNorm; by default as in training."""
+    batch_size: int = SearchJob.batch_size
+    """Images that a subnet runs on at a time."""
+    seed: int = SearchJob.seed
+    """All that is random follows from it."""
+    workers: int = 0
+    """Ray workers; 0 evaluates in this process, without Ray."""
+    threads: int = 1
+    """CPU threads of each Ray worker."""
+    address: str | None = None
+    """Ray cluster to join, such as auto; by default one is started on this machine."""
+    resume: bool = False
+    """Go on with the search in OUTPUT."""
+    measure: bool = True
+    """Measure the front's latency where a predictor's device is this machine."""
+
+    def job(self) -> SearchJob:
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(SearchJob) if f.name != "limits"}
+        return SearchJob(limits=dict(parse_limit(text) for text in self.limits), **shared)
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    job = arguments.job()
+    trained = load_run(arguments.run)
+    predictors = load_predictors(arguments.predictors, trained.family)
+    output = arguments.output or arguments.run
+    generations: list[Generation] = []
+
+    with progress_bar() as progress:
+        task = progress.add_task("Searching", total=job.evaluations, note="")
+
+        def on_generation(generation: Generation) -> None:
+            generations.append(generation)
+            note = f"generation {generation.index + 1}: {generation.best[ACCURACY]:.2%}"
+            progress.update(task, completed=generation.evaluated, note=note)
+
+        outcome = run_search(
+            job,
+            trained,
+            predictors,
+            output / "search.jsonl",
+            resume=arguments.resume,
+            workers=arguments.workers,
+            threads=arguments.threads,
+            address=arguments.address,
+            on_evaluation=lambda evaluation, count: progress.update(task, completed=count),
+            on_generation=on_generation,
+        )
+    for line in outcome.retried:
+        console.print(line, highlight=False, markup=False)
+    for evaluation in outcome.result.evaluations:
+        if evaluation.error:
+            console.print(f"failed: {evaluation.arch.to_json()}: {evaluation.error}", highlight=False, markup=False)
+    front = sorted(outcome.result.front, key=lambda evaluation: evaluation.scores[ACCURACY])
+    measured = measure_front(front, trained, predictors, output) if arguments.measure else {}
+    columns = [front_row(evaluation, measured) for evaluation in front]
+    write_csv(output / "front.csv", [{**row, "arch": e.arch.to_json()} for row, e in zip(columns, front)])
+    correlations = getattr(outcome.strategy, "rank_correlations", [])
+    rows = [generation_row(generation) for generation in generations]
+    for row, correlation in zip(rows[len(rows) - len(correlations) :], correlations):
+        row["rank_correlation"] = correlation
+    write_csv(output / "generations.csv", rows)
+    console.print(front_table(columns))
+    console.print(f"The front is in {output / 'front.csv'}, every evaluation in {output / 'search.jsonl'}.")
+
+
+def parse_limit(text: str) -> tuple[str, float]:
+    name, _, value = text.rpartition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise ValueError(f"a limit is NAME=VALUE, such as macs=3e8, not {text!r}") from None
+
+
+def measure_front(
+    front: Sequence[Evaluation], trained: Run, predictors: Mapping[str, LatencyPredictor], output: Path
+) -> dict[str, dict[Arch, float]]:
+    """Milliseconds of the architectures on each of the devices that is this machine."""
+    measured: dict[str, dict[Arch, float]] = {}
+    for name, predictor in predictors.items():
+        device = predictor.device
+        if device is None or device.runtime not in runtimes.RUNTIMES:
+            continue
+        here = this_device(device.runtime, device.precision, device.threads, device.batch_size)
+        if here.name != device.name:
+            continue
+
+        def prepared(arch: Arch, device=device):
+            return prepare(trained.family.build(arch), device, image_size(trained.family, arch))
+
+        with progress_bar() as progress:
+            task = progress.add_task(f"Measuring on {name}", total=len(front), note="")
+            rows = measure(
+                [evaluation.arch for evaluation in front],
+                prepared,
+                output / f"front_{name}.csv",
+                progress=lambda done, total, task=task: progress.update(task, completed=done, total=total),
+            )
+        measured[name] = {row.arch: row.latency_ms for row in rows}
+    return measured
+
+
+def front_row(evaluation: Evaluation, measured: Mapping[str, Mapping[Arch, float]]) -> dict[str, float]:
+    row = {**evaluation.scores, **evaluation.costs}
+    return row | {f"{name}, measured": latencies[evaluation.arch] for name, latencies in measured.items()}
+
+
+def front_table(rows: Sequence[Mapping[str, float]]) -> Table:
+    table = Table(*(rows[0] if rows else ()), title="Pareto front")
+    for row in rows:
+        table.add_row(*(f"{value:.6g}" for value in row.values()))
+    return table
+
+
+def generation_row(generation: Generation) -> dict[str, float]:
+    fields = dataclasses.asdict(generation)
+    return {"generation": fields.pop("index"), **fields.pop("best"), **fields}
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    with write_atomically(path) as temporary:
+        temporary.write_text(text.getvalue())
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,63 @@
+"""Peak activation memory of a subnet, without weights and without computing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from supernet.skeleton import build_skeleton
+from supernet.space import Arch
+
+
+def peak_activation_bytes(model: nn.Module, image_size: Sequence[int]) -> int:
+    """The largest number of bytes of activations that are alive at the same time as `model` runs on one image.
+
+    The input [C, H, W] = `image_size` is alive throughout. Weights and buffers do not count, nor does scratch space
+    within an operation. It is that of PyTorch's eager mode in single precision: an activation in place needs no memory,
+    and what is used no more is freed. `model` is on the meta device and in eval mode.
+    """
+    image = torch.empty(1, *image_size, device="meta")
+    with torch.no_grad(), _Alive([*model.parameters(), *model.buffers()]) as alive:
+        alive.note(image)
+        model(image)
+    return alive.peak
+
+
+def peak_activation(build: Callable[[Arch], nn.Module], image_size: Callable[[Arch], Sequence[int]]):
+    """A cost: the peak activation memory of architectures in bytes. About 50 ms for a network of 20 blocks."""
+
+    def cost(archs: Sequence[Arch]) -> list[int]:
+        return [
+            peak_activation_bytes(build_skeleton(build, arch).to("meta").eval(), image_size(arch)) for arch in archs
+        ]
+
+    return cost
+
+
+class _Alive(TorchDispatchMode):
+    """Follows the storages that operations make."""
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.peak = 0
+        self._weights = {StorageWeakRef(tensor.untyped_storage()) for tensor in weights}
+        self._sizes: dict[StorageWeakRef, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self.note(value)
+        return result
+
+    def note(self, tensor: Tensor) -> None:
+        storage = StorageWeakRef(tensor.untyped_storage())
+        if storage not in self._weights:
+            self._sizes[storage] = tensor.untyped_storage().nbytes()
+        self._sizes = {storage: size for storage, size in self._sizes.items() if not storage.expired()}
+        self.peak = max(self.peak, sum(self._sizes.values()))
