@@ -237,6 +237,17 @@ def suggest(
     return [archs[i] for i in most_informative(own, own.indicators(space.encode(archs)), prior, count)]
 
 
+def load_devices(directory: str | Path) -> dict[str, LatencyPredictor]:
+    """The predictors in `directory`, each in a folder named after its device, by that name.
+
+    ValueError if there is no such folder, or a predictor is damaged.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise ValueError(f"{directory} is no folder of latency predictors; scripts/measure_latency.py makes one")
+    return {path.parent.name: LatencyPredictor.load(path.parent) for path in sorted(directory.glob(f"*/{FILE}"))}
+
+
 def _transfers(own: Embedding, sources: Sequence[LatencyPredictor | Cost]) -> list[_Method]:
     """Transfer from the sources in logarithms and in milliseconds, first where the sources are closer to additive."""
     values = np.array([_evaluate(own, source) for source in sources])
