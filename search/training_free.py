@@ -1,0 +1,138 @@
+"""Training-free scores of architectures by name: what a search uses in the place of a trained supernet.
+
+A score is a callable from a list of architectures to one float each, higher is better. Those of `search.zero_cost` see
+the network as its builder initialises it and one batch; `ntk` (the condition number, negated) and `regions` see the
+proxies of `search.te_nas`; `macs` and `parameters` are the baselines that a score has to beat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from search import te_nas, zero_cost
+from search.ensemble import majority_vote, mean_rank
+from supernet.families.family import Family
+from supernet.space import Arch
+
+# N images, B batch, n architectures, s scores
+
+Score = Callable[[Sequence[Arch]], list[float]]
+
+PROXIED = ("ntk", "regions")
+COSTS = ("macs", "parameters")
+NAMES = (*zero_cost.SCORES, *PROXIED, *COSTS)
+ENSEMBLES: Mapping[str, tuple[Callable[..., np.ndarray], tuple[str, ...]]] = {
+    "te_nas": (mean_rank, PROXIED),  # arXiv 2102.11535, section 3.3
+    "vote": (majority_vote, ("synflow", "jacob_cov", "snip")),  # arXiv 2101.08134, section 4.2
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What architectures are scored on."""
+
+    images: Tensor
+    """Normalised images [N, C, H, W]; every architecture sees them at its own resolution."""
+    labels: Tensor
+    """Their classes [N]."""
+    size: int = 64
+    """The first so many are the batch of the zero-cost scores; `ntk` and `regions` draw from all."""
+
+
+def score_architecture(
+    family: Family,
+    names: Sequence[str],
+    arch: Arch,
+    batch: Batch,
+    seed: int = 0,
+    proxies: te_nas.Proxies | None = None,
+    settings: te_nas.Settings = te_nas.PUBLISHED,
+) -> dict[str, float]:
+    """The scores `names` (of `NAMES`) of one architecture, each higher is better; deterministic from `seed`.
+
+    The network is initialised from `seed`, whatever the architecture. `proxies` stand in for it in `ntk` and
+    `regions`, see `search.proxies`. Without any, `ntk` measures the network itself,
+    and `regions` cannot be counted: ValueError, as for an unknown name.
+    """
+    check_names(names, proxies)
+    size = (family.resolution(arch),) * 2
+    images = batch.images
+    if images.shape[2:] != size:
+        images = F.interpolate(images, size, mode="bicubic", antialias=True)
+    scores = {}
+    if networks := [name for name in names if name in zero_cost.SCORES]:
+        model = build_untrained(family, arch, seed).to(images.device)
+        first, labels = images[: batch.size], batch.labels[: batch.size]
+        scores |= {name: zero_cost.SCORES[name](model, first, labels) for name in networks}
+    if "ntk" in names:
+        network = proxies.ntk(arch) if proxies else family.build(arch)
+        scores["ntk"] = -te_nas.condition_numbers(network, images, settings, seed).mean()
+    if "regions" in names:
+        scores["regions"] = te_nas.region_counts(proxies.regions(arch), proxies.patch, images, settings, seed).mean()
+    scores |= {"macs": family.macs(arch), "parameters": family.parameters(arch)}
+    return {name: float(scores[name]) for name in names}
+
+
+def training_free_score(
+    family: Family,
+    names: Sequence[str],
+    batch: Batch,
+    seed: int = 0,
+    proxies: te_nas.Proxies | None = None,
+    settings: te_nas.Settings = te_nas.PUBLISHED,
+    reference: int = 100,
+) -> Score:
+    """A search's score from `names`: of `NAMES`, or a single one of `ENSEMBLES` ("te_nas", "vote").
+
+    One name gives that score. Several give the mean rank (see `search.ensemble.mean_rank`), an ensemble its own
+    combination, both among `reference` architectures sampled from `seed` and scored when the score is first called:
+    so values of different calls compare. ValueError for unknown names.
+    """
+    combine, members = ENSEMBLES[names[0]] if len(names) == 1 and names[0] in ENSEMBLES else (mean_rank, tuple(names))
+    check_names(members, proxies)
+    rows: list[np.ndarray] = []  # of the reference, once it is scored
+
+    def score_rows(archs: Sequence[Arch]) -> np.ndarray:
+        scored = [score_architecture(family, members, arch, batch, seed, proxies, settings) for arch in archs]
+        return np.array([[scores[name] for scores in scored] for name in members])
+
+    def score(archs: Sequence[Arch]) -> list[float]:
+        if not archs:
+            return []
+        if len(members) == 1:
+            return score_rows(archs)[0].tolist()
+        if not rows:
+            generator = np.random.default_rng(seed)
+            rows.append(score_rows([family.space.sample(generator) for _ in range(reference)]))
+        return combine(score_rows(archs), rows[0]).tolist()
+
+    return score
+
+
+def build_untrained(family: Family, arch: Arch, seed: int) -> nn.Module:
+    """The plain module of `arch` with the weights that its builder draws from `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return family.build(arch)
+
+
+def check_names(names: Sequence[str], proxies: te_nas.Proxies | None) -> None:
+    """ValueError unless all `names` are scores that can be computed with these proxies."""
+    if not names:
+        raise ValueError(f"name at least one score: {', '.join(NAMES)}")
+    for name in names:
+        if name not in NAMES:
+            raise ValueError(
+                f"there is no score {name!r}; scores are {', '.join([*NAMES, *ENSEMBLES])}, ensembles alone"
+            )
+    if "regions" in names and proxies is None:
+        raise ValueError(
+            "regions cannot be counted in this space: every image of a network this large has a region of its own; "
+            "give te_nas.Proxies of smaller networks, or leave the score out"
+        )
