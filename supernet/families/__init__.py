@@ -1,6 +1,6 @@
 """Search spaces with a name. A family's function takes options such as `num_classes` and returns a `Family`.
 
-`from_timm` and `from_model` give the family of a model that exists already.
+The option `name` of `from_timm` is a model of timm's; `from_model` does the same for any model.
 """
 
 from supernet.families.attentive_nas import alphanet
@@ -16,6 +16,7 @@ from supernet.families.resnet import ofa_resnet50
 FAMILIES = {
     "alphanet": alphanet,
     "autoformer_tiny": autoformer_tiny,
+    "from_timm": from_timm,
     "mobilenet_v3_micro": mobilenet_v3_micro,
     "nasbench201": nasbench201,
     "nasbench_macro": nasbench_macro,

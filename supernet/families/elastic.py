@@ -30,7 +30,7 @@ from supernet.space import Arch, Choice, SearchSpace
 
 
 def from_timm(
-    name: str,
+    name: str = "mobilenetv3_large_100",
     width: Sequence[float] = (0.5, 0.75, 1.0),
     depth: Sequence[float] = (0.5, 0.75, 1.0),
     *,
@@ -44,8 +44,9 @@ def from_timm(
 
     `name` is what `timm.create_model` takes: a name, with or without the tag of its weights, `hf-hub:ID`, or
     `local-dir:PATH`. `pretrained` starts the supernet from its weights, or from those in a file; timm's loader adapts
-    them to `num_classes` (the model's own if None) and `in_chans`. Channels are then ordered by `importance`, which
-    leaves what the model computes unchanged. Images are `input_size` pixels a side (the model's own if None).
+    them to `num_classes` (the model's own if None) and `in_chans`. They are loaded when the supernet is made, not
+    before, and their channels are ordered by `importance`, which leaves what the model computes unchanged. Images are
+    `input_size` pixels a side (the model's own if None).
 
     Tested on MobileNetV2, V3 and V4, EfficientNet, ResNet, ConvNeXt and ViT; other models often work too. Attention
     keeps its heads, and layers whose channels are concatenated or grouped keep their width.
@@ -70,18 +71,22 @@ def from_timm(
         input_size = config["input_size"][-1]
     elif config.get("fixed_input_size"):  # a transformer's positions are as many as its patches
         options["img_size"] = input_size
-    weights = None
-    if pretrained:
-        overlay = None if pretrained is True else _overlay(Path(pretrained), config["classifier"])
-        weights = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+    file = None if isinstance(pretrained, bool) else Path(pretrained)
     return from_model(
         partial(timm.create_model, known, **options),
         torch.empty(1, in_chans, input_size, input_size, device="meta"),
         width,
         depth,
-        pretrained=weights,
+        pretrained=partial(_pretrained, name, options, file, config["classifier"]) if pretrained else None,
         importance=importance,
     )
+
+
+def _pretrained(
+    name: str, options: Mapping[str, object], file: Path | None, classifier: str | Sequence[str]
+) -> nn.Module:
+    overlay = None if file is None else _overlay(file, classifier)
+    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
 
 
 def _overlay(path: Path, classifier: str | Sequence[str]) -> dict[str, object]:
@@ -102,7 +107,7 @@ def from_model(
     width: Sequence[float] = (0.5, 0.75, 1.0),
     depth: Sequence[float] = (0.5, 0.75, 1.0),
     *,
-    pretrained: nn.Module | None = None,
+    pretrained: Callable[[], nn.Module] | None = None,
     importance: Importance = "l1",
 ) -> Family:
     """The family of the model that `create()` makes, at fractions of its width and depth.
@@ -110,8 +115,8 @@ def from_model(
     Every group of channels that may become fewer is a choice of its own, in multiples of 8 (of 4 below 32 channels, of
     2 below 16), and so is the length of every `nn.Sequential` that ends in residual blocks. `create` also takes
     `drop_rate` and `drop_path_rate` if the family's `build` is to. Of the `example` images [B, C, H, W] the shape alone
-    matters. The supernet starts from the weights of `pretrained`, if given, whose channels are ordered by `importance`,
-    in place.
+    matters. If given, `pretrained()` is the model with the weights that the supernet starts from, once its channels are
+    ordered by `importance`.
 
     ValueError if nothing can vary, or if the model does not run once it is narrower.
     """
@@ -132,9 +137,7 @@ def from_model(
             f"{type(model).__name__} does not run with fewer channels or blocks ({error}), as its forward depends on "
             "sizes in a way that is not followed; write a builder for it, as the other families have"
         ) from error
-    if pretrained is not None:
-        elastic = [group for group in found.channels if _join(group.name, "width") in space.choices]
-        order_channels(pretrained, elastic, importance)
+    elastic = [group for group in found.channels if _join(group.name, "width") in space.choices]
     terms = partial(_terms, found, space, dict(model.named_parameters()))
     return Family(
         space=space,
@@ -144,7 +147,7 @@ def from_model(
         num_classes=output.shape[-1],
         in_chans=example.shape[1],
         input_size=example.shape[-1],
-        weights=None if pretrained is None else pretrained.state_dict(),
+        weights=pretrained and (lambda: order_channels(pretrained(), elastic, importance).state_dict()),
     )
 
 
@@ -190,7 +193,13 @@ def _build(
     found: Trace, create: Callable[..., nn.Module], arch: Arch, drop_rate: float = 0.0, drop_path_rate: float = 0.0
 ) -> nn.Module:
     rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
-    model = create(**{name: rate for name, rate in rates.items() if rate})
+    rates = {name: rate for name, rate in rates.items() if rate}
+    try:
+        model = create(**rates)
+    except TypeError as error:
+        if rates:
+            raise ValueError(f"this model does not take {' and '.join(rates)}; set them to 0 ({error})") from error
+        raise
     for stage in found.removable:
         if (length := arch.get(_join(stage, "depth"))) is not None:
             del model.get_submodule(stage)[length:]

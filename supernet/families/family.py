@@ -31,17 +31,20 @@ class Family:
     input_size: int | None = None  # pixels a side, in a space without the choice `resolution`
     rules: Mapping[str, Rule] = field(default_factory=dict)
     paper: str = ""
-    weights: Mapping[str, Tensor] | None = None  # of the largest subnet, to start the supernet from
+    weights: Callable[[], Mapping[str, Tensor]] | None = None  # loads those of the largest subnet, to start from
 
     def resolution(self, arch: Arch) -> int:
         """Height and width in pixels of the images that `arch` is meant for."""
         return arch.get("resolution", self.input_size)
 
-    def supernet(self, seed: int = 0) -> Supernet:
-        """A supernet of this family with its `weights`, or else with weights initialised from `seed`."""
+    def supernet(self, seed: int = 0, *, pretrained: bool = True) -> Supernet:
+        """A supernet of this family, with its pretrained weights if it has any, or else initialised from `seed`.
+
+        With `pretrained` false they are not loaded, for a supernet whose weights come from elsewhere.
+        """
         net = Supernet(self.space, self.build, self.rules, seed=seed)
-        if self.weights is not None:
-            net.load_state_dict(self.weights)
+        if pretrained and self.weights is not None:
+            net.load_state_dict(self.weights())
         return net
 
 

@@ -54,6 +54,14 @@ def test_other_families_of_timm_are_elastic_too(name):
     assert 5 * family.macs(family.space.smallest) < 3 * family.macs(family.space.largest)
 
 
+def test_weights_are_loaded_when_they_are_needed(tmp_path):
+    family = from_timm("resnet10t", pretrained=tmp_path / "not_there.pth", num_classes=10, input_size=32)
+    assert family.build(family.space.smallest)(images()).shape == (2, 10)
+    family.supernet(pretrained=False)
+    with pytest.raises(ValueError, match=r"no file of weights '.*not_there\.pth'"):
+        family.supernet()
+
+
 def test_without_weights_the_seed_decides():
     family = from_timm("resnet10t", num_classes=10, input_size=32)
     first, again, other = (family.supernet(seed).get_parameter("fc.weight") for seed in (1, 1, 2))
@@ -87,7 +95,7 @@ def test_pruning_channels_that_do_nothing_changes_nothing():
             model.get_parameter(f"layer{stage}.{block}.conv1.weight")[::2] = 0
     expected = model(images())
     family = from_model(
-        lambda: timm.create_model("resnet18", num_classes=10), images(), (0.5, 1.0), (1.0,), pretrained=model
+        lambda: timm.create_model("resnet18", num_classes=10), images(), (0.5, 1.0), (1.0,), pretrained=lambda: model
     )
     pruned = {f"layer{stage}.{block}.conv1.width": 32 * 2 ** (stage - 1) for stage, block in inner}
     arch = family.space.validate({**family.space.largest, **pruned})
@@ -121,15 +129,16 @@ def test_a_model_of_ones_own_becomes_elastic():
         assert torch.equal(net(x, arch), net.extract(arch)(x))
 
 
-def test_what_cannot_be_is_refused(tmp_path):
+def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match=r"timm has no model 'resnet19'; similar ones: .*resnet18"):
         from_timm("resnet19")
-    with pytest.raises(ValueError, match=r"no file of weights '.*none\.pth'"):
-        from_timm("resnet18", pretrained=tmp_path / "none.pth")
     with pytest.raises(ValueError, match=r"fractions of the width rise to 1, .*, not \(0\.5, 0\.75\)"):
         from_timm("resnet18", width=(0.5, 0.75))
     with pytest.raises(ValueError, match="no width or depth that could vary; known to have are MobileNet"):
         from_model(lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.empty(1, 3, 2, 2))
+    family = from_model(Own, torch.empty(1, 1, 8, 8))
+    with pytest.raises(ValueError, match="does not take drop_path_rate; set them to 0"):
+        family.build(family.space.largest, drop_path_rate=0.1)
 
 
 class Rigid(Own):

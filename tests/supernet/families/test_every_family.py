@@ -13,7 +13,7 @@ from supernet.families import FAMILIES, from_timm
 from supernet.nesting import check_structure
 from supernet.slicing import take
 
-MODELS = ("mobilenetv3_small_050", "resnet18", "convnext_atto", "vit_tiny_patch16_224")
+MODELS = ("resnet18", "convnext_atto", "vit_tiny_patch16_224")
 SPACES = FAMILIES | {f"from_timm({name})": partial(from_timm, name, input_size=32) for name in MODELS}
 SPACES["ofa_mobilenet_v3(1.2, kernel_transform)"] = partial(
     FAMILIES["ofa_mobilenet_v3"], width_mult=1.2, kernel_transform=True
