@@ -15,7 +15,7 @@ import copy
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ from supernet.channel_rules import FIXED, Labels, rule_for
 from supernet.slicing import leading
 
 # B batch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Trace:
 
     channels: tuple[Channels, ...]  # those that may become fewer
     layers: tuple[Layer, ...]
-    removable: Mapping[str, int]  # an `nn.Sequential`, and how many of its modules have to stay; the others may go
+    removable: Mapping[str, int]  # an `nn.Sequential`, and its number of modules before the residual blocks at its end
 
 
 def trace(model: nn.Module, example: Tensor) -> Trace:
@@ -119,20 +121,30 @@ class Tracer(TorchFunctionMode):
         self._alive: list[Tensor] = []  # so that no two tensors have the same id
         self._parents = [FIXED]  # of every label, in a union-find
         self._sizes = [1]
-        self._members: list[tuple[int, str, int]] = []  # label, tensor, dimension
-        self._producers: list[tuple[int, str]] = []
-        self._scales: list[tuple[int, str]] = []
+        self._members: list[tuple[int, tuple[str, int]]] = []  # label; tensor and dimension
+        self._producers: list[tuple[int, str]] = []  # label, weight
+        self._scales: list[tuple[int, str]] = []  # label, weight
         self._layers: list[Layer] = []
-        self._running: list[str] = []
-        self._passed: dict[str, tuple[Tensor, Tensor]] = {}  # a module's input and output
+        self._running: list[str] = []  # modules, the innermost last
+        self._adding: set[str] = set()  # modules that add two activations
+        self._residual: dict[str, bool] = {}
         for name, module in model.named_modules():
             module.register_forward_pre_hook(lambda *_, name=name: self._running.append(name))
             module.register_forward_hook(self._leave)
 
     def _leave(self, module: nn.Module, args: tuple, output: object) -> None:
         name = self._running.pop()
-        if len(args) == 1 and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-            self._passed[name] = args[0], output
+        if self._running and name in self._adding:
+            self._adding.add(self._running[-1])
+        self._residual[name] = self._residual.get(name, True) and self._is_residual(name, args, output)
+
+    def _is_residual(self, name: str, args: tuple, output: object) -> bool:
+        """Whether a module that has just run put out the channels that it took in, plus something of its own."""
+        if name not in self._adding or len(args) != 1 or not all(isinstance(t, Tensor) for t in (args[0], output)):
+            return False
+        taken, given = ([self.find(label) for label in self.labels(tensor)] for tensor in (args[0], output))
+        own = {self.find(label) for label, weight in self._producers if weight.startswith(f"{name}.")}
+        return args[0].shape == output.shape and taken == given and bool(own & set(given) - {FIXED})
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -143,6 +155,8 @@ class Tracer(TorchFunctionMode):
         outputs = [t for t in _flatten([result]) if isinstance(t, Tensor)]
         if not outputs:
             return result  # a question about a shape
+        if name in ("add", "iadd") and [t.shape for t in tensors] == [outputs[0].shape] * 2:
+            self._adding.add(self._running[-1])
         rule = rule_for(name, result, args, kwargs)
         found = rule(self, result, *args, **kwargs) if rule else None
         if found is None:
@@ -159,7 +173,7 @@ class Tracer(TorchFunctionMode):
         if id(tensor) not in self._labels:
             name = self._names.get(id(tensor))
             labels = tuple(FIXED if name is None or size == 1 else self._new(size) for size in tensor.shape)
-            self._members += [(label, name, dim) for dim, label in enumerate(labels) if label != FIXED]
+            self._members += [(label, (name, dim)) for dim, label in enumerate(labels) if label != FIXED]
             self._labels[id(tensor)] = labels
             self._alive.append(tensor)
         return self._labels[id(tensor)]
@@ -197,40 +211,37 @@ class Tracer(TorchFunctionMode):
             self._scales.append((label, self._names[id(weight)]))
 
     def result(self) -> Trace:
-        by_label: dict[int, tuple[list, list, list]] = {}
-        for index, entries in enumerate((self._members, self._producers, self._scales)):
-            for label, *entry in entries:
-                by_label.setdefault(self.find(label), ([], [], []))[index].append(tuple(entry))
-        channels = []
-        for label, (members, producers, scales) in by_label.items():
-            if label != FIXED and producers:
-                weights = tuple(dict.fromkeys(name for (name,) in producers))
-                name = weights[0].rpartition(".")[0]
-                norms = tuple(dict.fromkeys(name for (name,) in scales))
-                channels.append(Channels(name, self._sizes[label], tuple(members), weights, norms))
+        members, producers, scales = map(self._by_label, (self._members, self._producers, self._scales))
+        channels = [
+            Channels(
+                name=weights[0].rpartition(".")[0],
+                size=self._sizes[label],
+                members=tuple(members[label]),
+                producers=tuple(weights),
+                scales=tuple(scales.get(label, ())),
+            )
+            for label, weights in producers.items()
+            if label != FIXED
+        ]
         return Trace(tuple(channels), tuple(self._layers), self._removable())
 
+    def _by_label(self, entries: Iterable[tuple[int, T]]) -> dict[int, list[T]]:
+        found: dict[int, dict[T, None]] = {}
+        for label, entry in entries:
+            found.setdefault(self.find(label), {})[entry] = None
+        return {label: list(those) for label, those in found.items()}
+
     def _removable(self) -> dict[str, int]:
-        """Of every `nn.Sequential`, how many modules precede the residual blocks at its end: those that put out the
-        channels that they take in, with a layer of their own that adds to these."""
         removable = {}
         for name, module in self.model.named_modules():
             if type(module) is nn.Sequential:
-                children = [f"{name}.{child}".lstrip(".") for child in module._modules]
-                kept = len(children)
-                while kept > 1 and self._is_residual(children[kept - 1]):
+                residual = [self._residual.get(f"{name}.{child}".lstrip("."), False) for child in module._modules]
+                kept = len(residual)
+                while kept > 1 and residual[kept - 1]:
                     kept -= 1
-                if kept < len(children):
+                if kept < len(residual):
                     removable[name] = kept
         return removable
-
-    def _is_residual(self, name: str) -> bool:
-        if name not in self._passed:
-            return False
-        taken, given = self._passed[name]
-        before, after = ([self.find(label) for label in self.labels(tensor)] for tensor in (taken, given))
-        own = {self.find(label) for label, weight in self._producers if weight.startswith(f"{name}.")}
-        return taken.shape == given.shape and before == after and bool(own & set(after) - {FIXED})
 
 
 def _flatten(values: Iterable) -> Iterable:

@@ -53,6 +53,25 @@ def test_residual_blocks_at_the_end_of_a_sequence_may_go():
     assert trace(small(), torch.empty(1, 3, 8, 8)).removable == {"0": 1}
 
 
+class PreActivation(nn.Module):
+    """The residual surrounds the sequence; none of its layers is a block of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1)
+        self.branch = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1))
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(x + self.branch(x)).mean((2, 3))
+
+
+def test_a_branch_of_a_residual_stays_whole():
+    found = trace(PreActivation(), torch.empty(1, 3, 8, 8))
+    assert [group.producers for group in found.channels] == [("stem.weight", "branch.2.weight")]
+    assert found.removable == {}
+
+
 def test_layers_are_counted_by_hand():
     layers = trace(small(), torch.empty(1, 3, 8, 8)).layers
     assert [(layer.weight, layer.macs) for layer in layers if layer.weight in ("0.0.weight", "3.weight")] == [
