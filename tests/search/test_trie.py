@@ -1,0 +1,173 @@
+"""The trie against the naive loop: extract, calibrate, run, one by one."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from search import trie
+from search.evaluate import SupernetAccuracy, accuracy, resized
+from search.pieces import cut
+from supernet import SearchSpace, Supernet
+from supernet.calibration import calibrate
+from supernet.families import FAMILIES
+
+
+def population(space, count, generator):
+    archs = [space.sample(generator) for _ in range(count // 3)]
+    while len(archs) < count:
+        archs.append(space.mutate(archs[generator.integers(len(archs))], generator, 0.1))
+    return archs
+
+
+def images(resolution, count=12, batch_size=5):
+    draw = torch.Generator().manual_seed(resolution)
+    calibration, evaluation = torch.randn(2, count, 3, resolution, resolution, generator=draw)
+    return trie.Batches(list(calibration.split(batch_size)), list(evaluation.split(batch_size)))
+
+
+def naive(net, arch, batches):
+    model = net.extract(arch).eval()
+    calibrate(model, batches.calibration)
+    with torch.inference_mode():
+        return torch.cat([model(batch) for batch in batches.evaluation])
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_logits_are_those_of_the_naive_loop(memory_format):
+    family = FAMILIES["mobilenet_v3_micro"](num_classes=10)
+    net = family.supernet().to(memory_format=memory_format)
+    archs = population(family.space, 12, np.random.default_rng(0))
+    logits = dict(trie.evaluate(net, archs, images, family.resolution))
+    assert sorted(logits) == list(range(12))
+    for index, arch in enumerate(archs):
+        assert torch.equal(logits[index], naive(net, arch, images(family.resolution(arch))))
+
+
+@pytest.mark.parametrize("name", ["nasbench_macro", "nasbench201", "ofa_resnet50", "autoformer_tiny"])
+def test_other_families_share_and_agree(name):
+    family = FAMILIES[name](num_classes=10)
+    size = {"ofa_resnet50": 64, "autoformer_tiny": 224}.get(name, 32)
+    net = family.supernet()
+    generator = np.random.default_rng(1)
+    base = family.space.smallest
+    archs = [base, *(family.space.mutate(base, generator, 0.05) for _ in range(2))]
+    batches = images(size, count=3, batch_size=2)
+    logits = dict(trie.evaluate(net, archs, lambda resolution: batches, lambda arch: size))
+    for index, arch in enumerate(archs):
+        assert torch.equal(logits[index], naive(net, arch, batches))
+    first, again = (cut(net.extract(base).eval()) for _ in range(2))
+    assert len(first) > 5
+    assert [piece.key for piece in first] == [piece.key for piece in again]
+
+
+def count_calls(monkeypatch):
+    """The shape of a convolution's weight whenever one runs."""
+    calls = []
+    forward = nn.Conv2d.forward
+
+    def counted(self, x):
+        calls.append(tuple(self.weight.shape))
+        return forward(self, x)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", counted)
+    return calls
+
+
+def test_shared_layers_run_once(monkeypatch):
+    space = SearchSpace({"width": (1, 2, 3)})
+
+    def build(arch):
+        return nn.Sequential(nn.Conv2d(3, 5, 1), nn.Conv2d(5, 4, 1), nn.Conv2d(4, arch["width"], 1))
+
+    net = Supernet(space, build)
+    archs = space.decode(np.array([[0], [1], [2]]))
+    calls = count_calls(monkeypatch)
+    dict(trie.evaluate(net, archs, lambda _: images(4, batch_size=12), lambda arch: 4))
+    assert calls.count((5, 3, 1, 1)) == calls.count((4, 5, 1, 1)) == 1
+    # those whose input others still need run on two images first, to see whether they write to it
+    assert [calls.count((width, 4, 1, 1)) for width in (1, 2, 3)] == [2, 2, 1]
+
+
+class ActivationFirst(nn.Module):
+    """Begins with an operation in place, as pre-activation networks do."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.conv = nn.Conv2d(4, width, 1)
+
+    def forward(self, x):
+        return self.conv(nn.functional.hardswish(x, inplace=True))
+
+
+def test_operations_in_place_do_not_disturb_others():
+    space = SearchSpace({"width": (1, 2, 3)})
+    net = Supernet(space, lambda arch: nn.Sequential(nn.Conv2d(3, 4, 1), ActivationFirst(arch["width"])))
+    archs = space.decode(np.array([[0], [1], [2]]))
+    logits = dict(trie.evaluate(net, archs, lambda _: images(4), lambda arch: 4))
+    for index, arch in enumerate(archs):
+        assert torch.equal(logits[index], naive(net, arch, images(4)))
+
+
+class DependsOnData(nn.Module):
+    """Cannot be traced, so it is a piece as a whole."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, width, 1)
+
+    def forward(self, x):
+        x = self.norm(self.first(x))
+        return self.second(x if x.mean() > 0 else -x)
+
+
+def test_what_cannot_be_traced_runs_as_a_whole():
+    space = SearchSpace({"width": (1, 2)})
+    net = Supernet(space, lambda arch: DependsOnData(arch["width"]))
+    archs = [space.smallest, space.largest]
+    assert len(cut(net.extract(archs[0]).eval())) == 1
+    logits = dict(trie.evaluate(net, archs, lambda _: images(4), lambda arch: 4))
+    for index, arch in enumerate(archs):
+        assert torch.equal(logits[index], naive(net, arch, images(4)))
+
+
+def test_pieces_differ_where_structure_differs_but_tensors_do_not():
+    def key(stride, slope):
+        return cut(nn.Sequential(nn.Conv2d(3, 4, 3, stride=stride), nn.LeakyReLU(slope)).eval())
+
+    base, strided, sloped = key(1, 0.1), key(2, 0.1), key(1, 0.2)
+    assert base[0].key != strided[0].key
+    assert base[1].key == strided[1].key
+    assert base[0].key == sloped[0].key
+    assert base[1].key != sloped[1].key
+
+
+class FailsWide(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 1)
+
+    def forward(self, x):
+        if self.conv.out_channels == 2:
+            raise RuntimeError("too wide")
+        return self.conv(x).mean((2, 3))
+
+
+def test_a_subnet_that_fails_fails_alone():
+    space = SearchSpace({"width": (1, 2, 3)})
+    net = Supernet(space, lambda arch: FailsWide(arch["width"]))
+    archs = space.decode(np.array([[0], [1], [2]]))
+    nothing = torch.zeros(4, 3, 2, 2)
+    score = SupernetAccuracy(net, resized(nothing, nothing, torch.zeros(4).long()), lambda arch: 2)
+    results = dict(score.each(archs))
+    assert isinstance(results[1], RuntimeError)
+    assert isinstance(results[0], float)
+    assert isinstance(results[2], float)
+    with pytest.raises(RuntimeError, match="too wide"):
+        score(archs)
+
+
+def test_accuracy_counts_right_answers():
+    logits = torch.tensor([[1.0, 2.0], [3.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
+    assert accuracy(logits, torch.tensor([1, 0, 0, 0])) == 0.75
+    assert np.isnan(accuracy(logits / 0 * 0, torch.tensor([1, 0, 0, 0])))
