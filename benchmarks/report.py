@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from rich.table import Table
 
 from supernet import provenance
 from supernet.atomic import write_atomically
+
+# Python looks for modules beside a benchmark first, where search.py would hide the package of that name.
+sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
 
 
 def report(
