@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -121,15 +121,12 @@ class LatencyPredictor:
         indicators = own.indicators(codes)
         methods = _transfers(own, sources) if sources else []
         if len(codes) < FEW and methods:
-            methods = methods[:1]
-        else:
-            methods += [_Method("additive", log, np.zeros((0, own.size))) for log in (True, False)]
-            methods += [_pairwise(own, indicators, latency, log) for log in (True, False)]
-            methods += [
-                _pairwise(own, indicators, latency, m.logarithmic, m.sources) for m in methods if len(m.sources)
-            ]
-        fitted = [cls(space, codes, latency, method, device) for method in methods]
-        return min(fitted, key=lambda predictor: predictor.error_percent)
+            return cls(space, codes, latency, methods[0], device)
+        methods += [_Method("additive", log, np.zeros((0, own.size))) for log in (True, False)]
+        best = _best(cls(space, codes, latency, method, device) for method in methods)
+        log = best.method.logarithmic
+        methods = [_pairwise(own, indicators, latency, method) for method in methods if method.logarithmic == log]
+        return _best([best, *(cls(space, codes, latency, method, device) for method in methods)])
 
     def predict(self, archs: Sequence[Arch] | np.ndarray) -> Prediction:
         """Latencies and standard errors of `archs`, given as they are or encoded [n, c].
@@ -264,13 +261,17 @@ def _evaluate(own: Embedding, source: LatencyPredictor | Cost) -> np.ndarray:
     return np.array([positive(value) for value in source(own.sample_archs)])
 
 
-def _pairwise(
-    own: Embedding, indicators: np.ndarray, latency: np.ndarray, logarithmic: bool, sources: np.ndarray | None = None
-) -> _Method:
-    sources = np.zeros((0, own.size)) if sources is None else sources
-    targets = np.log(latency[:MOST_PAIRWISE]) if logarithmic else latency[:MOST_PAIRWISE]
-    log_variances = pairwise.maximise_evidence(indicators[:MOST_PAIRWISE], targets, own.centre, _tables(own, sources))
-    return _Method("pairwise", logarithmic, sources, log_variances)
+def _pairwise(own: Embedding, indicators: np.ndarray, latency: np.ndarray, additive_method: _Method) -> _Method:
+    """The method with the same scale and sources that also knows pairs."""
+    part = slice(MOST_PAIRWISE)
+    targets = np.log(latency[part]) if additive_method.logarithmic else latency[part]
+    tables = _tables(own, additive_method.sources)
+    log_variances = pairwise.maximise_evidence(indicators[part], targets, own.centre, tables)
+    return replace(additive_method, kind="pairwise", log_variances=log_variances)
+
+
+def _best(predictors: Iterable[LatencyPredictor]) -> LatencyPredictor:
+    return min(predictors, key=lambda predictor: predictor.error_percent)
 
 
 def _tables(own: Embedding, sources: np.ndarray) -> list[np.ndarray]:

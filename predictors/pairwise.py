@@ -83,7 +83,7 @@ def maximise_evidence(
         jac=True,
         method="L-BFGS-B",
         bounds=[(LOWEST, HIGHEST)] * len(start),
-        options={"maxiter": 60},
+        options={"maxiter": 40},
     )
     return found.x
 
