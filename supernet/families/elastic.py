@@ -10,8 +10,10 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import pickle
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -57,7 +59,8 @@ def from_timm(
     options: dict[str, object] = {}
     if source:
         load_config = {"hf-hub": load_model_config_from_hf, "local-dir": load_model_config_from_path}[source]
-        _, known, saved = load_config(known)
+        with _one_line(f"cannot read the configuration of {name!r}"):
+            _, known, saved = load_config(known)
         options.update(saved or {})
     if not timm.is_model(known):
         similar = difflib.get_close_matches(known, timm.list_models(), n=3)
@@ -85,8 +88,19 @@ def from_timm(
 def _pretrained(
     name: str, options: Mapping[str, object], file: Path | None, classifier: str | Sequence[str]
 ) -> nn.Module:
-    overlay = None if file is None else _overlay(file, classifier)
-    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+    with _one_line(f"cannot load weights of {name!r} from {'its source' if file is None else file}"):
+        overlay = None if file is None else _overlay(file, classifier)
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+
+
+@contextmanager
+def _one_line(message: str) -> Iterator[None]:
+    """A ValueError with `message` for what goes wrong in reading a file or a download."""
+    try:
+        yield
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{message}: {reason}") from error
 
 
 def _overlay(path: Path, classifier: str | Sequence[str]) -> dict[str, object]:
