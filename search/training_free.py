@@ -126,11 +126,10 @@ def check_names(names: Sequence[str], proxies: te_nas.Proxies | None) -> None:
     """ValueError unless all `names` are scores that can be computed with these proxies."""
     if not names:
         raise ValueError(f"name at least one score: {', '.join(NAMES)}")
-    for name in names:
-        if name not in NAMES:
-            raise ValueError(
-                f"there is no score {name!r}; scores are {', '.join([*NAMES, *ENSEMBLES])}, ensembles alone"
-            )
+    if unknown := [name for name in names if name not in NAMES]:
+        raise ValueError(
+            f"there is no score {unknown[0]!r}; scores are {', '.join(NAMES)}, or {' or '.join(ENSEMBLES)} by itself"
+        )
     if "regions" in names and proxies is None:
         raise ValueError(
             "regions cannot be counted in this space: every image of a network this large has a region of its own; "
