@@ -63,15 +63,15 @@ def check_shape(
 ) -> None:
     """ValueError unless a tensor of `shape`, in the subnet `arch`, is a part of a shared tensor of size `shared`, which
     is that of `shared_arch`."""
-    message = f"tensor {name!r} is {list(shape)} in {arch!r} but {list(shared)} in {shared_arch!r}"
     if len(shape) != len(shared):
-        raise ValueError(f"{message}: the number of dimensions must not depend on the architecture")
-    if any(part > whole for part, whole in zip(shape, shared)):
-        raise ValueError(
-            f"{message}, so it is no part of it: no ordered choice may make a tensor larger than its last value does"
-        )
-    if is_kernel and any((part - whole) % 2 for part, whole in zip(shape[2:], shared[2:])):
-        raise ValueError(f"{message}: a kernel is the centre of a larger one, so their sizes are all odd or all even")
+        remedy = ": the number of dimensions must not depend on the architecture"
+    elif any(part > whole for part, whole in zip(shape, shared)):
+        remedy = ", so it is no part of it: no ordered choice may make a tensor larger than its last value does"
+    elif is_kernel and any((part - whole) % 2 for part, whole in zip(shape[2:], shared[2:])):
+        remedy = ": a kernel is the centre of a larger one, so their sizes are all odd or all even"
+    else:
+        return
+    raise ValueError(f"tensor {name!r} is {list(shape)} in {arch!r} but {list(shared)} in {shared_arch!r}{remedy}")
 
 
 def check_structure(space: SearchSpace, module_of: Callable[[Arch], nn.Module], example: Tensor | None = None) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Hashable, Mapping
+
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+
+from supernet.space import Arch
 
 
 class _WithoutInitialisation(TorchFunctionMode):
@@ -37,3 +42,48 @@ def build_skeleton(build, arch) -> nn.Module:
             if prefix + name in persistent:
                 child._buffers[name] = tensor.to("meta")
     return module
+
+
+class Assembler:
+    """Skeletons put together from pieces of earlier ones, in a tenth of the time that building takes.
+
+    `pieces(arch)` names submodules, and for each of them what it is determined by: modules of one name and one key are
+    interchangeable. What it does not name is the same in every architecture. Skeletons may have pieces in common; an
+    assembled one runs like one that was built, but attributes of the modules around the pieces, such as timm's
+    `num_features`, are those of the first skeleton.
+    """
+
+    def __init__(
+        self, build: Callable[[Arch], nn.Module], pieces: Callable[[Arch], Mapping[str, Hashable]], first: Arch
+    ):
+        self._build, self._pieces_of, self._first = build, pieces, first
+        self._frame = build_skeleton(build, first)
+        self._frame_names = set(pieces(first))
+        self._pieces = {(name, key): self._frame.get_submodule(name) for name, key in pieces(first).items()}
+
+    def __reduce__(self):
+        return Assembler, (self._build, self._pieces_of, self._first)
+
+    def __call__(self, arch: Arch) -> nn.Module:
+        wanted = self._pieces_of(arch)
+        if self._pieces.keys() >= wanted.items() and self._frame_names >= wanted.keys():
+            return self._put_together(self._frame, "", {name: self._pieces[name, key] for name, key in wanted.items()})
+        module = build_skeleton(self._build, arch)
+        for name, key in wanted.items():
+            self._pieces.setdefault((name, key), module.get_submodule(name))
+        return module
+
+    def _put_together(self, frame: nn.Module, prefix: str, pieces: Mapping[str, nn.Module]) -> nn.Module:
+        module = copy.copy(frame)
+        module._modules = {}
+        for child_name, child in frame._modules.items():
+            name = f"{prefix}{child_name}"
+            if name in pieces:
+                module._modules[child_name] = pieces[name]
+            elif name in self._frame_names:
+                continue  # a block that this architecture does not have
+            elif any(piece.startswith(f"{name}.") for piece in self._frame_names):
+                module._modules[child_name] = self._put_together(child, f"{name}.", pieces)
+            else:
+                module._modules[child_name] = child
+        return module

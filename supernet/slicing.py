@@ -16,18 +16,29 @@ from torch.nn.modules.conv import _ConvNd
 # O output channels, I input channels (of a group), K kernel size
 
 Rule = Callable[[Tensor, torch.Size], Tensor]
+Index = tuple[slice, ...]
 
 
 def leading(tensor: Tensor, shape: torch.Size) -> Tensor:
     """The first `shape[d]` entries along every dimension d; a view."""
-    return tensor[tuple(slice(size) for size in shape)]
+    return tensor[_leading_index(tensor.shape, shape)]
 
 
 def centred(tensor: Tensor, shape: torch.Size) -> Tensor:
     """Leading channels and the centre of the kernel: of [O, I, K...] the middle K' along each K; a view."""
-    channels = [slice(size) for size in shape[:2]]
-    kernel = [slice((have - want) // 2, (have + want) // 2) for have, want in zip(tensor.shape[2:], shape[2:])]
-    return tensor[(*channels, *kernel)]
+    return tensor[_centred_index(tensor.shape, shape)]
+
+
+def _leading_index(whole: torch.Size, part: torch.Size) -> Index:
+    return tuple(slice(size) for size in part)
+
+
+def _centred_index(whole: torch.Size, part: torch.Size) -> Index:
+    kernel = [slice((have - want) // 2, (have + want) // 2) for have, want in zip(whole[2:], part[2:])]
+    return (*_leading_index(whole[:2], part[:2]), *kernel)
+
+
+_INDICES = {leading: _leading_index, centred: _centred_index}  # the rules that are mere indexing
 
 
 def blocks(count: int, rule: Rule = leading) -> Rule:
@@ -49,14 +60,38 @@ def rule_for(module: nn.Module, tensor_name: str) -> Rule:
     return centred if isinstance(module, _ConvNd) and tensor_name == "weight" else leading
 
 
-def take(tensor: Tensor, shape: torch.Size, rule: Rule) -> Tensor:
+def take(tensor: Tensor, shape: torch.Size, rule: Rule, accumulate: bool = False) -> Tensor:
     """The part of the shared `tensor` that a subnet's tensor of `shape` is.
 
     Weights of two and more dimensions come out dense, in the memory format of `tensor`: kernels for convolutions and
     matrices work on dense weights, and would otherwise make this copy themselves, once forward and once backward.
     A vector is a view, so that what a subnet writes to a BatchNorm buffer lands in the shared one.
+
+    With `accumulate` the backward pass adds the gradient of the part to `tensor.grad` itself, where the rule is mere
+    indexing. Autograd would make a gradient of the whole tensor, zero but for the part, and add that.
     """
     if tensor.shape == shape:
         return tensor
-    part = rule(tensor, shape)
+    if accumulate and tensor.requires_grad and tensor.is_leaf and rule in _INDICES:
+        return _Accumulating.apply(tensor, _INDICES[rule](tensor.shape, shape))
+    return _dense(rule(tensor, shape))
+
+
+class _Accumulating(torch.autograd.Function):
+    """A part of a leaf tensor, whose gradient goes straight into that of the whole."""
+
+    @staticmethod
+    def forward(ctx, tensor: Tensor, index: Index) -> Tensor:
+        ctx.tensor, ctx.index = tensor, index
+        return _dense(tensor[index])
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[None, None]:
+        if ctx.tensor.grad is None:
+            ctx.tensor.grad = torch.zeros_like(ctx.tensor)
+        ctx.tensor.grad[ctx.index].add_(gradient)
+        return None, None
+
+
+def _dense(part: Tensor) -> Tensor:
     return part.clone(memory_format=torch.preserve_format) if part.dim() > 1 else part

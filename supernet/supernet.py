@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from supernet.nesting import check_shape, check_structure, covering_archs, is_kernel
-from supernet.skeleton import build_skeleton
+from supernet.skeleton import Assembler, build_skeleton
 from supernet.slicing import Rule, rule_for, take
 from supernet.space import Arch, SearchSpace, Value
 
@@ -67,6 +67,7 @@ class Supernet(nn.Module):
         *,
         seed: int = 0,
         example: Tensor | None = None,
+        pieces: Callable[[Arch], Mapping[str, Hashable]] | None = None,
     ) -> None:
         super().__init__()
         self.space = space
@@ -77,19 +78,25 @@ class Supernet(nn.Module):
             torch.manual_seed(seed)
             covering = {arch: build(arch) for arch in covering_archs(space)}
         self._share(covering)
+        self._parts: dict[tuple[str, torch.Size], _Part] = {}
+        self._assemble = Assembler(build, pieces, space.largest) if pieces else None
         check_structure(space, lambda arch: self._subnet(arch, build).module, example)
 
-    def forward(self, x: Tensor, arch: Mapping[str, Value], build: Builder | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, arch: Mapping[str, Value], build: Builder | None = None, *, accumulate: bool = False
+    ) -> Tensor:
         """The output of the subnet `arch` on images `x` [B, C, H, W], which are used as they are, not resized.
 
-        `build` may name another builder of modules with the same tensors, such as one with dropout.
+        `build` may name another builder of modules with the same tensors, such as one with dropout. `accumulate` is
+        for training with `backward()`: gradients are added to the shared tensors' `.grad` by the way, which takes less
+        time, but `torch.autograd.grad` and hooks do not see them.
         ValueError if `arch` is not of this space.
         """
         module, parts = self._subnet(self.space.validate(arch), build or self.build)
         shared = self._tensors()
-        if module.training != self.training:
-            module.train(self.training)
-        return functional_call(module, {p.name: take(shared[p.name], p.shape, p.rule) for p in parts}, (x,))
+        module.train(self.training)
+        tensors = {p.name: take(shared[p.name], p.shape, p.rule, accumulate) for p in parts}
+        return functional_call(module, tensors, (x,))
 
     def extract(self, arch: Mapping[str, Value]) -> nn.Module:
         """The subnet as a plain module with its own copy of the weights, in this network's mode and on its device.
@@ -97,32 +104,41 @@ class Supernet(nn.Module):
         Bit for bit, `net(x, arch)` equals `net.extract(arch)(x)` in eval mode.
         """
         arch = self.space.validate(arch)
-        module, parts = self._make_subnet(arch, self.build)
+        module, parts = self._subnet_of(build_skeleton(self.build, arch), arch)
         shared = self._tensors()
         weights = {p.name: take(shared[p.name], p.shape, p.rule).detach().clone() for p in parts}
         module.load_state_dict(weights, assign=True)
         return module.train(self.training)
 
     def _make_subnet(self, arch: Arch, build: Builder) -> _Subnet:
-        module = build_skeleton(build, arch)
+        assemble = self._assemble if build is self.build else None
+        return self._subnet_of(assemble(arch) if assemble else build_skeleton(build, arch), arch)
+
+    def _subnet_of(self, module: nn.Module, arch: Arch) -> _Subnet:
         for child in module.modules():
             for name, buffer in child._buffers.items():
                 if buffer is not None and not buffer.is_meta:
                     child._buffers[name] = buffer.to(self._device())
-        shared = self._tensors()
         parts = []
         for name, tensor in module.state_dict(keep_vars=True).items():
-            if name not in shared:
-                raise ValueError(
-                    f"{arch!r} has a tensor {name!r} that the supernet lacks: no architecture of "
-                    "supernet.nesting.covering_archs(space) has it; make the choice that brings it an unordered one"
-                )
-            owner, _, tensor_name = name.rpartition(".")
-            layer = module.get_submodule(owner)
-            kernel = is_kernel(layer, tensor_name)
-            check_shape(name, shared[name].shape, tensor.shape, kernel, self._sources[name], arch)
-            parts.append(_Part(name, tensor.shape, self._rule(name, layer, tensor_name)))
+            part = self._parts.get((name, tensor.shape))
+            if part is None:
+                part = self._parts[name, tensor.shape] = self._make_part(name, tensor, module, arch)
+            parts.append(part)
         return _Subnet(module, parts)
+
+    def _make_part(self, name: str, tensor: Tensor, module: nn.Module, arch: Arch) -> _Part:
+        shared = self._tensors()
+        if name not in shared:
+            raise ValueError(
+                f"{arch!r} has a tensor {name!r} that the supernet lacks: no architecture of "
+                "supernet.nesting.covering_archs(space) has it; make the choice that brings it an unordered one"
+            )
+        owner, _, tensor_name = name.rpartition(".")
+        layer = module.get_submodule(owner)
+        kernel = is_kernel(layer, tensor_name)
+        check_shape(name, shared[name].shape, tensor.shape, kernel, self._sources[name], arch)
+        return _Part(name, tensor.shape, self._rule(name, layer, tensor_name))
 
     def _rule(self, name: str, layer: nn.Module, tensor_name: str) -> Rule:
         pattern = self._matching(name)

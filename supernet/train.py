@@ -145,9 +145,8 @@ def train_step(
     logits, losses = [], []
     for path in paths:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=config.amp == "bf16"):
-            output = net(
-                resize(images, resolution(path.arch)), path.arch, regularised if path.regularised else net.build
-            )
+            build = regularised if path.regularised else net.build
+            output = net(resize(images, resolution(path.arch)), path.arch, build, accumulate=True)
         output = output.float()
         if path.teacher is None:
             loss = F.cross_entropy(output, labels, label_smoothing=config.label_smoothing)

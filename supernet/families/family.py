@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ class Family:
     input_size: int | None = None  # pixels a side, in a space without the choice `resolution`
     rules: Mapping[str, Rule] = field(default_factory=dict)
     paper: str = ""
+    pieces: Callable[[Arch], Mapping[str, Hashable]] | None = None  # what `Supernet` may build once and use again
     weights: Callable[[], Mapping[str, Tensor]] | None = None  # loads those of the largest subnet, to start from
 
     def resolution(self, arch: Arch) -> int:
@@ -42,7 +43,7 @@ class Family:
 
         With `pretrained` false they are not loaded, for a supernet whose weights come from elsewhere.
         """
-        net = Supernet(self.space, self.build, self.rules, seed=seed)
+        net = Supernet(self.space, self.build, self.rules, seed=seed, pieces=self.pieces)
         if pretrained and self.weights is not None:
             net.load_state_dict(self.weights())
         return net

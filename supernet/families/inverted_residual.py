@@ -9,7 +9,7 @@ cannot vary is no choice.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -89,6 +89,7 @@ def inverted_residual(network: Network, num_classes: int = 1000, in_chans: int =
         input_size=network.resolution[-1],
         rules=_rules(network) if network.kernel_transform else {},
         paper=paper,
+        pieces=partial(_pieces, network),
     )
 
 
@@ -160,6 +161,17 @@ def _stages(network: Network, arch: Arch) -> Iterator[list[Block]]:
             )
             in_chs = width
         yield blocks
+
+
+def _pieces(network: Network, arch: Arch) -> dict[str, Hashable]:
+    """What determines each module whose sizes vary."""
+    stem, head = _stem(network, arch), _head(network, arch)
+    pieces: dict[str, Hashable] = {"conv_stem": stem, "bn1": stem}
+    for s, blocks in enumerate(_stages(network, arch)):
+        pieces |= {f"blocks.{s}.{b}": block for b, block in enumerate(blocks)}
+    features = _features(network, arch, blocks[-1].out_chs)
+    pieces |= {f"blocks.{len(network.stages)}.0": (blocks[-1].out_chs, features)}
+    return pieces | {"conv_head": (features, head), "classifier": head}
 
 
 def _build(

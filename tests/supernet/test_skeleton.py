@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from supernet.families import FAMILIES
-from supernet.skeleton import build_skeleton
+from supernet.skeleton import Assembler, build_skeleton
 
 
 class Model(nn.Module):
@@ -46,3 +46,31 @@ def test_building_a_skeleton_draws_no_random_numbers(name):
     state = torch.get_rng_state()
     build_skeleton(family.build, family.space.sample(np.random.default_rng(0)))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_assembled_skeleton_is_like_one_that_was_built():
+    family = FAMILIES["mobilenet_v3_micro"]()
+    assemble = Assembler(family.build, family.pieces, family.space.largest)
+    generator = np.random.default_rng(0)
+    stems = set()
+    for arch in [family.space.sample(generator) for _ in range(100)]:
+        module, built = assemble(arch), build_skeleton(family.build, arch)
+        stems.add(id(module.conv_stem))
+        assert [(n, t.shape) for n, t in module.state_dict().items()] == [
+            (n, t.shape) for n, t in built.state_dict().items()
+        ]
+        assert repr(module) == repr(built)
+    assert len(stems) < 80  # the assembled ones have theirs in common
+
+
+def test_pieces_are_determined_by_their_keys():
+    for make in FAMILIES.values():
+        family = make()
+        if family.pieces is None:
+            continue
+        generator, known = np.random.default_rng(0), {}
+        for arch in [family.space.sample(generator) for _ in range(20)]:
+            module = build_skeleton(family.build, arch)
+            for piece in family.pieces(arch).items():
+                found = repr(module.get_submodule(piece[0]))
+                assert known.setdefault(piece, found) == found

@@ -1,0 +1,219 @@
+"""What weight sharing costs in training: a sandwich step of the supernet against the plain models it contains.
+
+    python benchmarks/train_step.py [--quick] [--json FILE] [--device cuda --precision bf16 --resolutions 224]
+
+A step trains the largest subnet on labels and two random ones and the smallest on its logits, with new random subnets
+every step. The floor is the same four plain timm models, built beforehand, each forward and backward on the same batch
+with the same losses, nothing shared. Both are timed in turn, in one process, the optimizer left out of both. Reported
+are the ratio of each pair of steps (median and quartiles), and the peak memory of a step over that of the largest
+plain model's own. Ten minutes on 2 cores; --quick takes one.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+from report import report
+from torch.nn import functional as F
+
+from distill.losses import kl_divergence
+from supernet import Supernet
+from supernet.families import FAMILIES, Family
+from supernet.sampling import Path as Subnet
+from supernet.sampling import Sandwich
+from supernet.train import TrainConfig, train_step
+
+
+@dataclass(frozen=True)
+class Arguments:
+    space: str = "ofa_mobilenet_v3"
+    """Search space."""
+    resolutions: tuple[int, ...] = (64, 160)
+    """Pixels a side."""
+    batch_sizes: tuple[int, ...] = (32, 8)
+    """Images a step, one for each resolution."""
+    steps: int = 15
+    """Pairs of steps that are timed."""
+    growth: bool = True
+    """Also time a step by the number of random subnets."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the forward pass."""
+    quick: bool = False
+    """Fewer steps, one resolution."""
+    json: Path | None = None
+    """File for the result."""
+    memory_of: Literal["supernet", "plain"] | None = None
+    """Only print the peak memory of a step in MiB; used by the benchmark itself."""
+
+
+class Step:
+    """The steps that are compared, on one batch of random images."""
+
+    def __init__(self, arguments: Arguments, resolution: int, batch_size: int, random_subnets: int = 2):
+        self.family: Family = FAMILIES[arguments.space]()
+        self.device = torch.device(arguments.device)
+        self.net: Supernet = self.family.supernet().to(self.device, memory_format=torch.channels_last).train()
+        self.config = TrainConfig(amp="bf16" if arguments.precision == "bf16" else "none")
+        self.method = Sandwich(self.net.space, random_subnets)
+        self.resolution = resolution
+        draw = torch.Generator().manual_seed(0)
+        images = torch.randn(batch_size, 3, resolution, resolution, generator=draw)
+        self.images = images.to(self.device, memory_format=torch.channels_last)
+        self.labels = torch.randint(self.family.num_classes, (batch_size,), generator=draw).to(self.device)
+        small = torch.zeros(2, 3, 32, 32, device=self.device)
+        with torch.no_grad():  # what the first dozens of steps of a training do: the pieces of subnets get known
+            for index in range(100):
+                self.net(small, self.net.space.sample(np.random.default_rng([1, index])))
+
+    def paths(self, step: int) -> list[Subnet]:
+        return self.method.paths(step, np.random.default_rng(step))
+
+    def shared(self, paths: list[Subnet]) -> None:
+        self.net.zero_grad()
+        train_step(
+            self.net, self.images, self.labels, paths, lambda arch: self.resolution, self.family.build, self.config
+        )
+
+    def plain_models(self, paths: list[Subnet]) -> list[torch.nn.Module]:
+        return [self.net.extract(path.arch) for path in paths]
+
+    def plain(self, models: list[torch.nn.Module]) -> None:
+        logits = None
+        for model in models:
+            model.zero_grad()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bf16"):
+                output = model(self.images)
+            output = output.float()
+            if logits is None:
+                F.cross_entropy(output, self.labels, label_smoothing=self.config.label_smoothing).backward()
+                logits = output.detach()
+            else:
+                kl_divergence(output, logits).backward()
+
+    def seconds(self, run: Callable[[], None]) -> float:
+        self._wait()
+        begun = time.perf_counter()
+        run()
+        self._wait()
+        return time.perf_counter() - begun
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    if len(arguments.resolutions) != len(arguments.batch_sizes):
+        sys.exit("error: give one of --batch-sizes for each of --resolutions")
+    if arguments.memory_of:
+        print(peak_memory_here(arguments))
+        return
+    settings = list(zip(arguments.resolutions, arguments.batch_sizes))[: 1 if arguments.quick else None]
+    rows, summary = [], {}
+    for resolution, batch_size in settings:
+        row = compare(arguments, resolution, batch_size, 7 if arguments.quick else arguments.steps)
+        row["peak_memory_ratio"] = memory_ratio(arguments, resolution, batch_size)
+        rows.append(row)
+        suffix = resolution if arguments.device == "cpu" else f"{resolution}_{batch_size}_{arguments.precision}"
+        summary[f"overhead_ratio_{suffix}"] = row["ratio"]
+    summary["peak_memory_ratio"] = max(row["peak_memory_ratio"] for row in rows)
+    details = {"space": arguments.space, "threads": torch.get_num_threads(), "precision": arguments.precision}
+    if arguments.device == "cuda":
+        details["gpu"] = torch.cuda.get_device_name()
+    if arguments.growth and not arguments.quick:
+        details["growth"] = growth(arguments, *settings[0])
+    report(rows, summary, arguments.json, **details)
+
+
+def compare(arguments: Arguments, resolution: int, batch_size: int, steps: int) -> dict[str, float]:
+    """Shared and plain steps in turn, the order swapped every time."""
+    step = Step(arguments, resolution, batch_size)
+    ratios, shared, plain = [], [], []
+    for index in range(-2, steps):  # two to warm up
+        paths = step.paths(index % 1000)
+        models = step.plain_models(paths)
+        gc.collect()
+        runs = [lambda p=paths: step.shared(p), lambda m=models: step.plain(m)]
+        if index % 2:
+            runs.reverse()
+        times = [step.seconds(run) for run in runs]
+        if index % 2:
+            times.reverse()
+        if index >= 0:
+            shared.append(times[0])
+            plain.append(times[1])
+            ratios.append(times[0] / times[1])
+    quartiles = np.quantile(ratios, [0.25, 0.5, 0.75])
+    return {
+        "resolution": resolution,
+        "batch_size": batch_size,
+        "supernet_ms": float(np.median(shared)) * 1e3,
+        "plain_ms": float(np.median(plain)) * 1e3,
+        "ratio": float(quartiles[1]),
+        "ratio_quartile_1": float(quartiles[0]),
+        "ratio_quartile_3": float(quartiles[2]),
+        "steps": steps,
+    }
+
+
+def memory_ratio(arguments: Arguments, resolution: int, batch_size: int) -> float:
+    """Peak memory of a supernet step over that of the largest plain model's, each in a process of its own."""
+    peaks = []
+    for what in ("supernet", "plain"):
+        command = [sys.executable, __file__, "--memory-of", what, "--space", arguments.space]
+        command += ["--resolutions", str(resolution), "--batch-sizes", str(batch_size)]
+        command += ["--device", arguments.device, "--precision", arguments.precision]
+        peaks.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]))
+    return peaks[0] / peaks[1]
+
+
+def peak_memory_here(arguments: Arguments) -> float:
+    """Peak memory in MiB that steps take beyond what the process had before there was a network."""
+    (resolution,), (batch_size,) = arguments.resolutions, arguments.batch_sizes
+    step = Step(arguments, resolution, batch_size)
+    models = step.plain_models(step.paths(0)[:1])
+    if arguments.memory_of == "plain":
+        step.net = None
+    before = _peak_mib()
+    for index in range(5):
+        if arguments.memory_of == "plain":
+            step.plain(models)
+        else:
+            step.shared(step.paths(index))
+    if arguments.device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return _peak_mib() - before
+
+
+def _peak_mib() -> float:
+    """The most memory that this process has had so far."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+
+
+def growth(arguments: Arguments, resolution: int, batch_size: int) -> list[dict[str, float]]:
+    """Seconds a step by the number of random subnets."""
+    rows = []
+    for random_subnets in (1, 2, 4, 8):
+        step = Step(arguments, resolution, batch_size, random_subnets)
+        times = [step.seconds(lambda s=step, i=i: s.shared(s.paths(i))) for i in range(8)][1:]
+        rows.append({"random_subnets": random_subnets, "step_ms": float(np.median(times)) * 1e3})
+    return rows
+
+
+if __name__ == "__main__":
+    main()
