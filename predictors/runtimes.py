@@ -66,7 +66,7 @@ def _torch(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer
 
 
 def _torch_compile(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
-    # an exported graph has code of its own, whereas modules of one class share theirs, which is compiled 8 times at most
+    # modules of one class share their code, which is compiled eight times at most; an exported graph has its own
     graph = torch.export.export(model, (_images(device, input_size),)).module()
     return _torch(torch.compile(graph, dynamic=False), device, input_size)
 

@@ -73,8 +73,12 @@ def main() -> None:
     family = named_family(arguments.family, arguments.num_classes)
     space = family.space
     if arguments.largest_resolution is not None:
-        kept = [size for size in space.choices["resolution"].values if size <= arguments.largest_resolution]
-        space = space.restrict({"resolution": kept})
+        sizes = space.choices["resolution"].values if "resolution" in space.choices else (family.input_size,)
+        kept = [size for size in sizes if size <= arguments.largest_resolution]
+        if not kept:
+            raise ValueError(f"no resolution of at most {arguments.largest_resolution} pixels; there are {sizes}")
+        if "resolution" in space.choices:
+            space = space.restrict({"resolution": kept})
     archs = stratified(space, family.macs, arguments.subnets, np.random.default_rng(arguments.seed))
     if arguments.export_only is not None:
         with progress_bar() as progress:
