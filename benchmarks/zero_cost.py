@@ -19,6 +19,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -64,7 +65,7 @@ class Arguments:
     archs: int = 200
     """Random architectures of each space."""
     timed: int = 3
-    """Architectures of NAS-Bench-201 whose scoring is timed."""
+    """Architectures of NAS-Bench-201 whose scoring is timed; 0 for no timing."""
     data: Path = Path("../shared/data")
     """Folder with cifar10/train.tar and accuracy/SPACE_cifar10.csv.gz."""
     cache: Path | None = None
@@ -137,12 +138,15 @@ def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
             "nasbench_macro", nas_bench_macro.from_string, arguments.data, replace(settings, ntk_images=16), count
         ),
     ]
-    values = read_cache(arguments.cache)
-    score_all(tasks, images, values, arguments.cache, arguments.minutes)
-    seconds = time_scores(tasks[0], images, 1 if arguments.quick else arguments.timed)
-    speedup = frozen_speedup(tasks[0], images.pool[:32], 1 if arguments.quick else arguments.timed)
-    rows = [row for task in tasks for row in correlations(task, values, seconds)]
-    summary = {"ntk_frozen_speedup": speedup, **agreement(tasks[0], values)}
+    known = Known(arguments.cache)
+    if arguments.timed:
+        time_scores(tasks[0], images, 1 if arguments.quick else arguments.timed, known)
+    score_all(tasks, images, known, arguments.minutes)
+    rows = [row for task in tasks for row in correlations(task, known)]
+    summary = agreement(tasks[0], known)
+    if ("nasbench201", "seconds", "kernel_batch") in known:
+        loop, frozen = (known["nasbench201", "seconds", f"kernel_{mode}"] for mode in ("batch", "frozen"))
+        summary["ntk_frozen_speedup"] = loop / frozen
     for row in rows:
         prefix = "" if row["space"] == "nasbench201" else f"{row['space']}_"
         summary |= {f"{kind}_{prefix}{row['score']}": row[kind] for kind in ("spearman", "kendall")}
@@ -174,88 +178,94 @@ def read_images(data: Path, batch: int, pool: int) -> Images:
     return Images(*draw(batch), draw(pool)[0])
 
 
-Values = dict[tuple[str, str, str], float]  # of space, score and architecture
+class Known:
+    """Numbers by space, score (or "seconds") and architecture (or score); kept as JSON lines if there is a file."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._values: dict[tuple[str, str, str], float] = {}
+        if path and path.exists():
+            for line in path.read_text().splitlines():
+                entry = json.loads(line)
+                self._values[entry["space"], entry["score"], entry["arch"]] = entry["value"]
+
+    def __contains__(self, key: tuple[str, str, str]) -> bool:
+        return key in self._values
+
+    def __getitem__(self, key: tuple[str, str, str]) -> float:
+        return self._values[key]
+
+    def add(self, space: str, score: str, arch: str, value: float) -> None:
+        self._values[space, score, arch] = value
+        if self._path:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"space": space, "score": score, "arch": arch, "value": value}) + "\n")
 
 
-def read_cache(path: Path | None) -> Values:
-    if path is None or not path.exists():
-        return {}
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return {(line["space"], line["score"], line["arch"]): line["value"] for line in lines}
-
-
-def score_all(tasks: Sequence[Task], images: Images, values: Values, cache: Path | None, minutes: float) -> None:
-    """Fill `values` with what is missing, the fast scores first, for at most `minutes`."""
+def score_all(tasks: Sequence[Task], images: Images, known: Known, minutes: float) -> None:
+    """Compute the scores that are not known yet, the fast ones first, for at most `minutes`."""
     end = time.monotonic() + 60 * minutes
     missing = [
         (task, name, arch)
         for name in SCORERS
         for task in tasks
         for arch in task.accuracy
-        if (task.space, name, arch) not in values and not (name == "ntk" and task.space == "nasbench_macro")
+        if (task.space, name, arch) not in known and not (name == "ntk" and task.space == "nasbench_macro")
     ]
     for task, name, arch in track(missing, "scoring", disable=not missing):
         if time.monotonic() > end:
             break
-        value = SCORERS[name](task, task.from_string(arch), images)
-        values[task.space, name, arch] = value
-        if cache:
-            with cache.open("a") as file:
-                file.write(json.dumps({"space": task.space, "score": name, "arch": arch, "value": value}) + "\n")
+        known.add(task.space, name, arch, SCORERS[name](task, task.from_string(arch), images))
 
 
-def correlations(task: Task, values: Values, seconds: dict[str, float]) -> Iterator[dict[str, object]]:
+def correlations(task: Task, known: Known) -> Iterator[dict[str, object]]:
     """One row for each score, over the architectures for which it is known."""
     for name in (*SCORERS, *ENSEMBLES):
         combine, members = ENSEMBLES.get(name, (lambda scores: scores[0], (name,)))
-        known = [arch for arch in task.accuracy if all((task.space, m, arch) in values for m in members)]
-        if len(known) < 3:
+        archs = [arch for arch in task.accuracy if all((task.space, m, arch) in known for m in members)]
+        if len(archs) < 3:
             continue
-        scores = combine(np.array([[values[task.space, m, arch] for arch in known] for m in members]))
-        accuracy = [task.accuracy[arch] for arch in known]
+        scores = combine(np.array([[known[task.space, m, arch] for arch in archs] for m in members]))
+        accuracy = [task.accuracy[arch] for arch in archs]
         published = task.space == "nasbench201"
+        timed = all((task.space, "seconds", m) in known for m in members)
         yield {
             "space": task.space,
             "score": name,
-            "archs": len(known),
+            "archs": len(archs),
             "spearman": float(spearmanr(scores, accuracy).statistic),
             "published_spearman": SPEARMAN.get(name, "") if published else "",
             "kendall": float(kendalltau(scores, accuracy).statistic),
             "published_kendall": KENDALL.get(name, "") if published else "",
-            "seconds": sum(seconds[member] for member in members) if published else "",
+            "seconds": sum(known[task.space, "seconds", m] for m in members) if timed else "",
         }
 
 
-def agreement(task: Task, values: Values) -> dict[str, float]:
+def agreement(task: Task, known: Known) -> dict[str, float]:
     """Rank agreement of the condition numbers with batch statistics and with frozen ones."""
-    both = [
-        (values[task.space, "ntk", arch], values[task.space, "ntk_frozen", arch])
-        for arch in task.accuracy
-        if (task.space, "ntk", arch) in values and (task.space, "ntk_frozen", arch) in values
-    ]
-    if len(both) < 3:
+    names = ("ntk", "ntk_frozen")
+    archs = [arch for arch in task.accuracy if all((task.space, name, arch) in known for name in names)]
+    if len(archs) < 3:
         return {}
+    batch, frozen = ([known[task.space, name, arch] for arch in archs] for name in names)
     return {
-        "spearman_ntk_batch_and_frozen": float(spearmanr(*zip(*both)).statistic),
-        "kendall_ntk_batch_and_frozen": float(kendalltau(*zip(*both)).statistic),
-        "archs_ntk_batch_and_frozen": len(both),
+        "spearman_ntk_batch_and_frozen": float(spearmanr(batch, frozen).statistic),
+        "kendall_ntk_batch_and_frozen": float(kendalltau(batch, frozen).statistic),
+        "archs_ntk_batch_and_frozen": len(archs),
     }
 
 
-def time_scores(task: Task, images: Images, count: int) -> dict[str, float]:
-    """Seconds an architecture for each score, building the network included."""
+def time_scores(task: Task, images: Images, count: int, known: Known) -> None:
+    """Seconds an architecture for each score, building the network included, and for the tangent kernel of 32 images
+    of the space's own networks by the per-sample loop and with frozen statistics."""
     archs = [task.from_string(name) for name in list(task.accuracy)[:count]]
-    return {name: _mean_seconds([lambda a=a, s=s: s(task, a, images) for a in archs]) for name, s in SCORERS.items()}
-
-
-def frozen_speedup(task: Task, images: Tensor, count: int) -> float:
-    """Seconds of the per-sample loop over seconds with frozen statistics, on the spaces' own networks."""
-    networks = [build_untrained(task.family, task.from_string(name), 0) for name in list(task.accuracy)[:count]]
-    loop, frozen = (
-        _mean_seconds([lambda n=n, m=mode: condition_number(n, images, m) for n in networks])
-        for mode in ("batch", "frozen")
-    )
-    return loop / frozen
+    networks = [build_untrained(task.family, arch, 0) for arch in archs]
+    calls = {name: [partial(score, task, arch, images) for arch in archs] for name, score in SCORERS.items()}
+    for mode in ("batch", "frozen"):
+        calls[f"kernel_{mode}"] = [partial(condition_number, net, images.pool[:32], mode) for net in networks]
+    for name, repeated in track(calls.items(), "timing"):
+        if (task.space, "seconds", name) not in known:
+            known.add(task.space, "seconds", name, _mean_seconds(repeated))
 
 
 def _mean_seconds(calls: Sequence[Callable[[], object]]) -> float:
