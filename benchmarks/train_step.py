@@ -79,7 +79,7 @@ class Step:
                 self.net(small, self.net.space.sample(np.random.default_rng([1, index])))
 
     def paths(self, step: int) -> list[Subnet]:
-        return self.method.paths(step, np.random.default_rng(step))
+        return self.method.paths(np.random.default_rng(step), judge=None)
 
     def shared(self, paths: list[Subnet]) -> None:
         self.net.zero_grad()

@@ -24,7 +24,8 @@ from supernet.data import Data, resize
 from supernet.evaluation import accuracy, calibrated_subnet
 from supernet.families import Family
 from supernet.randomness import Stream, generator, torch_seed
-from supernet.sampling import Path, Sandwich
+from supernet.sampling import Attentive, Fair, Method, Path, Sandwich, Uniform
+from supernet.space import Arch
 from supernet.supernet import Builder, Supernet
 
 # N images, C channels, R resolution in pixels, K classes
@@ -56,8 +57,15 @@ class TrainConfig:
     """Epochs in which the learning rate grows linearly from zero."""
     min_lr: float = 0.0
     """Learning rate at the end, before scaling."""
+    method: Literal["sandwich", "best_up", "worst_up", "spos", "fairnas"] = "sandwich"
+    """Which subnets a step trains: the largest, random ones and the smallest (BigNAS, AlphaNet), random ones picked by
+    their loss (AttentiveNAS), random ones alone (SPOS), or every operation equally often (FairNAS)."""
     random_subnets: int = 2
-    """Random subnets a step, beside the largest and the smallest."""
+    """Random subnets a step, beside the largest and the smallest if the method has these; unused by fairnas."""
+    trials: int = 3
+    """Subnets of similar MACs that best_up and worst_up pick from."""
+    macs_step: float = 25.0
+    """How similar, in millions of MACs."""
     distillation: Literal["kl", "adaptive_alpha"] = "kl"
     """How subnets learn from the largest: KL divergence, or AlphaNet's adaptive alpha-divergence."""
     temperature: float = 1.0
@@ -96,14 +104,24 @@ class TrainConfig:
     """All that is random follows from it: initial weights, order and augmentation of images, subnets, dropout."""
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "log_steps", "checkpoint_steps", "keep_checkpoints", "calibration_images"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "log_steps",
+            "checkpoint_steps",
+            "keep_checkpoints",
+            "calibration_images",
+            "random_subnets",
+            "trials",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
         for name in ("drop_rate", "drop_path_rate", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is from 0 to below 1, not {getattr(self, name)}")
-        if self.lr <= 0:
-            raise ValueError(f"lr is above 0, not {self.lr}")
+        for name in ("lr", "macs_step"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is above 0, not {getattr(self, name)}")
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ValueError(f"warmup_epochs is from 0 to the {self.epochs} epochs, not {self.warmup_epochs}")
         if self.clip is not None and self.clip <= 0:
@@ -132,7 +150,7 @@ def train_step(
     images: Tensor,
     labels: Tensor,
     paths: Sequence[Path],
-    resolution: Callable[[Any], int],
+    resolution: Callable[[Arch], int],
     regularised: Builder,
     config: TrainConfig,
 ) -> Tensor:
@@ -178,7 +196,7 @@ def train(
     """
     device = _device(config)
     net.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format).train()
-    method = Sandwich(net.space, config.random_subnets)
+    method = _method(family, config)
     regularised = _regularised(family, config)
     optimizer = create_optimizer_v2(
         net, config.opt, config.lr * config.batch_size / 256, config.weight_decay, config.momentum
@@ -209,10 +227,12 @@ def train(
         images = images.to(device, non_blocking=True)
         if config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        paths = method.paths(step, generator(config.seed, Stream.SUBNETS, step))
+        labels = labels.to(device)
+        judge = partial(_losses, net, images, labels, family.resolution, config)
+        paths = method.paths(generator(config.seed, Stream.SUBNETS, step), judge)
         optimizer.zero_grad()
         with torch_seed(config.seed, Stream.DROPOUT, step):
-            losses = train_step(net, images, labels.to(device), paths, family.resolution, regularised, config)
+            losses = train_step(net, images, labels, paths, family.resolution, regularised, config)
         norm = _clip(net, config)
         _check_finite(losses, norm, paths, step)
         scheduler.step_update(step + 0.5)  # the rate in the middle of the step, so that no step has a rate of 0
@@ -241,7 +261,7 @@ class _Evaluation:
     """The largest, the smallest and a few random subnets on held-out images."""
 
     family: Family
-    archs: dict[str, Any]
+    archs: dict[str, Arch]
     calibration_images: Tensor
     images: Tensor
     labels: Tensor
@@ -269,6 +289,36 @@ def _device(config: TrainConfig) -> torch.device:
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {config.device!r}: this machine has no GPU that torch can use; say cpu")
     return torch.device(config.device)
+
+
+def _method(family: Family, config: TrainConfig) -> Method:
+    space, subnets = family.space, config.random_subnets
+    if config.method == "sandwich":
+        return Sandwich(space, subnets)
+    if config.method == "spos":
+        return Uniform(space, subnets)
+    if config.method == "fairnas":
+        return Fair(space)
+    pick = "best" if config.method == "best_up" else "worst"
+    return Attentive(space, family.macs, pick, subnets, config.trials, config.macs_step * 1e6)
+
+
+@torch.no_grad()
+def _losses(
+    net: Supernet,
+    images: Tensor,
+    labels: Tensor,
+    resolution: Callable[[Arch], int],
+    config: TrainConfig,
+    archs: Sequence[Arch],
+) -> list[float]:
+    """Cross-entropy of subnets on a batch, without gradient."""
+    losses = []
+    for arch in archs:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=config.amp == "bf16"):
+            output = net(resize(images, resolution(arch)), arch)
+        losses.append(F.cross_entropy(output.float(), labels))
+    return torch.stack(losses).tolist()
 
 
 def _distillation(config: TrainConfig) -> Distill:

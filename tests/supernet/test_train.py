@@ -18,7 +18,7 @@ from supernet.checkpoint import load_checkpoint
 from supernet.data import DataConfig, load_data
 from supernet.families import FAMILIES
 from supernet.runs import Job, load_run, run_job
-from supernet.sampling import Path, Sandwich
+from supernet.sampling import Path
 from supernet.train import TrainConfig, TrainingError, train, train_step
 
 DATA = DataConfig(holdout=0.97, workers=0, hflip=0.0, color_jitter=0.2)  # 43 images to train on, 5 batches
@@ -84,14 +84,6 @@ def test_dropout_is_on_in_the_largest_subnet_alone(family, batch):
     largest = family.space.largest
     assert losses(0, [Path(largest)]) == losses(1, [Path(largest)])
     assert losses(0, [Path(largest, regularised=True)]) != losses(1, [Path(largest, regularised=True)])
-
-
-def test_a_sandwich_is_the_largest_on_labels_and_the_others_on_its_logits(family, numpy_generator):
-    paths = Sandwich(family.space, random_subnets=3).paths(0, numpy_generator)
-    assert [path.teacher for path in paths] == [None, 0, 0, 0, 0]
-    assert [path.regularised for path in paths] == [True, False, False, False, False]
-    assert (paths[0].arch, paths[-1].arch) == (family.space.largest, family.space.smallest)
-    assert len({path.arch for path in paths}) == 5
 
 
 def test_a_run_that_is_killed_and_resumed_ends_in_the_same_weights(tmp_path):

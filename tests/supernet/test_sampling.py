@@ -1,0 +1,100 @@
+import collections
+import dataclasses
+
+import pytest
+
+from supernet.data import DataConfig
+from supernet.families import FAMILIES
+from supernet.runs import Job, run_job
+from supernet.sampling import Attentive, Fair, Sandwich, Uniform
+from supernet.space import Choice, SearchSpace
+from supernet.train import TrainConfig
+
+SPACE = SearchSpace(
+    {
+        "operation": ("identity", "conv3", "conv5"),
+        "width": (8, 16, 24, 32, 40, 48),
+        "dilation": Choice((1, 2), when={"operation": ("conv3", "conv5")}),
+    }
+)
+
+
+def never(archs):
+    raise AssertionError("no subnet needs to be judged")
+
+
+def test_a_sandwich_is_the_largest_on_labels_and_the_others_on_its_logits(numpy_generator):
+    space = FAMILIES["mobilenet_v3_micro"]().space
+    paths = Sandwich(space, random_subnets=3).paths(numpy_generator, never)
+    assert [path.teacher for path in paths] == [None, 0, 0, 0, 0]
+    assert [path.regularised for path in paths] == [True, False, False, False, False]
+    assert (paths[0].arch, paths[-1].arch) == (space.largest, space.smallest)
+    assert len({path.arch for path in paths}) == 5
+
+
+def test_uniform_paths_learn_from_labels_alone(numpy_generator):
+    paths = Uniform(SPACE, subnets=4).paths(numpy_generator, never)
+    assert [(path.teacher, path.regularised) for path in paths] == [(None, False)] * 4
+
+
+def test_fair_paths_train_every_value_equally_often(numpy_generator):
+    method = Fair(SPACE)
+    for _ in range(20):
+        paths = method.paths(numpy_generator, never)
+        assert [(path.teacher, path.regularised) for path in paths] == [(None, False)] * 6
+        assert collections.Counter(path.arch["operation"] for path in paths) == dict.fromkeys(
+            ("identity", "conv3", "conv5"), 2
+        )
+        assert sorted(path.arch["width"] for path in paths) == [8, 16, 24, 32, 40, 48]
+        assert all(("dilation" in path.arch) == (path.arch["operation"] != "identity") for path in paths)
+
+
+def test_fair_paths_pair_values_of_different_choices_at_random(numpy_generator):
+    pairs = collections.Counter()
+    for _ in range(600):
+        for path in Fair(SPACE).paths(numpy_generator, never):
+            pairs[path.arch["operation"], path.arch["width"]] += 1
+    assert len(pairs) == 18
+    assert all(140 < count < 260 for count in pairs.values())  # 200 expected, of standard deviation 12
+
+
+@pytest.mark.parametrize(("pick", "best"), [("best", min), ("worst", max)])
+def test_attentive_sampling_trains_the_extreme_of_similar_subnets(numpy_generator, pick, best):
+    family = FAMILIES["mobilenet_v3_micro"]()
+    judged = []
+
+    def judge(archs):
+        judged.append(archs)
+        return [family.parameters(arch) for arch in archs]
+
+    method = Attentive(family.space, family.macs, pick, random_subnets=2, trials=3, macs_step=0.25e6)
+    paths = method.paths(numpy_generator, judge)
+    assert [path.teacher for path in paths] == [None, 0, 0, 0]
+    assert (paths[0].arch, paths[-1].arch) == (family.space.largest, family.space.smallest)
+    assert [path.arch for path in paths[1:-1]] == [best(archs, key=family.parameters) for archs in judged]
+    for archs in judged:
+        assert len(set(archs)) == 3
+        assert len({round(family.macs(arch) / 0.25e6) for arch in archs}) == 1
+
+
+def test_attentive_sampling_makes_do_with_fewer_candidates(numpy_generator):
+    method = Attentive(SPACE, lambda arch: 10**9 * arch["width"], "best", trials=40)
+    widths = {arch["width"] for arch in method.candidates(numpy_generator)}
+    assert len(widths) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "losses"), [("sandwich", 4), ("best_up", 4), ("worst_up", 4), ("spos", 2), ("fairnas", 3)]
+)
+def test_every_method_trains(tmp_path, method, losses):
+    train = TrainConfig(epochs=1, batch_size=16, method=method, eval_epochs=0, log_steps=1, macs_step=1.0)
+    job = Job(data=DataConfig(holdout=0.97, workers=0), train=train)
+    results = []
+    run_job(job, tmp_path, on_step=results.append)
+    assert [len(result.losses) for result in results] == [losses] * 2
+
+
+def test_numbers_below_one_are_refused():
+    for name in ("random_subnets", "trials"):
+        with pytest.raises(ValueError, match=f"{name} is at least 1, not 0"):
+            dataclasses.replace(TrainConfig(), **{name: 0})
