@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
+from search.traceless import hooks
+
 # B batch, N units
 
 # where the slope of each piecewise linear activation changes
@@ -43,12 +45,8 @@ def watch_patterns(model: nn.Module, see: Callable[[Tensor], None]) -> Iterator[
         for kink in kinks[module]:
             see((args[0].detach() > kink).flatten(1))
 
-    handles = [module.register_forward_pre_hook(before) for module in kinks if kinks[module]]
-    try:
+    with hooks(module.register_forward_pre_hook(before) for module in kinks if kinks[module]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _kinks(module: nn.Module) -> tuple[float, ...]:

@@ -14,7 +14,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from search.activation_patterns import watch_patterns
-from search.zero_cost import WORST, batch_statistics
+from search.traceless import batch_statistics, hooks, modes
+from search.zero_cost import WORST
 
 # B batch, C channels, H height, W width, P weights, N units
 
@@ -105,13 +106,8 @@ def _with_frozen_statistics(
     def answer(weights: dict[str, Tensor], image: Tensor) -> Tensor:
         return functional_call(model, {**weights, **rest}, (image[None],)).sum()
 
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
+    with modes(model, lambda module: False):
         return list(vmap(grad(answer), in_dims=(None, 0))(weights, images).values())
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _batch_moments(model: nn.Module, tensors: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
@@ -128,11 +124,7 @@ def _batch_moments(model: nn.Module, tensors: dict[str, Tensor], images: Tensor)
         return keep
 
     layers = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
-    handles = [layer.register_forward_pre_hook(before(name)) for name, layer in layers.items()]
-    try:
-        with torch.no_grad(), batch_statistics(model):
-            functional_call(model, {name: tensor.clone() for name, tensor in tensors.items()}, (images,))
-    finally:
-        for handle in handles:
-            handle.remove()
+    handles = (layer.register_forward_pre_hook(before(name)) for name, layer in layers.items())
+    with torch.no_grad(), batch_statistics(model), hooks(handles):
+        functional_call(model, {name: tensor.clone() for name, tensor in tensors.items()}, (images,))
     return moments

@@ -157,7 +157,11 @@ def change_by_cutting(
 
 
 def condition_numbers(network: nn.Module, images: Tensor, settings: Settings, seed: int) -> np.ndarray:
-    """The condition number in each draw [repeats], with fan-out initialisation; the last weights stay."""
+    """The condition number in each draw [repeats], with fan-out initialisation, where the images are.
+
+    The network stays there, with the last weights.
+    """
+    network.to(images.device)
     values = []
     for draw in range(settings.repeats):
         initialise(network, "fan_out", seed, draw)
@@ -169,7 +173,11 @@ def condition_numbers(network: nn.Module, images: Tensor, settings: Settings, se
 def region_counts(
     network: nn.Module, patch: tuple[int, int, int], images: Tensor, settings: Settings, seed: int
 ) -> np.ndarray:
-    """The number of linear regions in each draw [repeats], with fan-in initialisation; the last weights stay."""
+    """The number of linear regions in each draw [repeats], with fan-in initialisation, where the images are.
+
+    The network stays there, with the last weights.
+    """
+    network.to(images.device)
     values = []
     for draw in range(settings.repeats):
         initialise(network, "fan_in", seed, draw)

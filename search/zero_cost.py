@@ -16,7 +16,7 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +25,9 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
 from search.activation_patterns import watch_patterns
+from search.traceless import batch_statistics, hooks
 
 # B batch, C channels, H height, W width, O output channels of a layer
 
@@ -103,7 +103,7 @@ def fisher(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         outputs.append((layer, output))
         return output.clone()  # what follows may work in place
 
-    with _hooks(layer.register_forward_hook(keep) for layer in _layers(model).values()):
+    with hooks(layer.register_forward_hook(keep) for layer in _layers(model).values()):
         loss = F.cross_entropy(functional_call(model, {**weights, **rest}, (images,)), labels)
     gradients = torch.autograd.grad(loss, [output for _, output in outputs], materialize_grads=True)
     information = [
@@ -220,19 +220,6 @@ SCORES: dict[str, Callable[..., float]] = {
 }
 
 
-@contextlib.contextmanager
-def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """While the context lasts, BatchNorm uses the statistics of the batch and everything else is in eval mode."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        for module in modes:
-            module.training = isinstance(module, _BatchNorm)
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
 class _TwiceDifferentiable(TorchFunctionMode):
     """While active, activations that torch can differentiate only once are computed by others that it can twice."""
 
@@ -257,16 +244,6 @@ def _without_norms(model: nn.Module) -> Iterator[None]:
 
 def _pass_on(x: Tensor) -> Tensor:
     return x
-
-
-@contextlib.contextmanager
-def _hooks(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    handles = list(handles)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -316,6 +293,6 @@ def _features_and_variances(
                 variances.append(x.var(dim=[0, *range(2, x.dim())], correction=0).mean())
 
     leaves = (module for module in model.modules() if not any(True for _ in module.children()))
-    with _hooks(module.register_forward_pre_hook(before) for module in leaves):
+    with hooks(module.register_forward_pre_hook(before) for module in leaves):
         functional_call(model, tensors, (images,))
     return features[0], variances
