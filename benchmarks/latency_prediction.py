@@ -2,7 +2,7 @@
 
     python benchmarks/latency_prediction.py --quick                                      # a minute
     python benchmarks/latency_prediction.py --json benchmarks/results/latency_prediction.json    # 15 minutes
-    python benchmarks/latency_prediction.py --local runs/latency                         # also what lies there
+    python benchmarks/latency_prediction.py --parts local --local runs/latency           # what was measured there
 
 FBNet (HELP, Lee et al., NeurIPS 2021, arXiv 2106.08630): predictors of nine source devices, each from 4,000 samples,
 and ten samples of a new device; Spearman correlation over all other architectures, mean of ten seeds. The ten samples
@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tyro
@@ -53,11 +54,13 @@ HELD_OUT = 100
 class Arguments:
     quick: bool = False
     """One seed, two devices of the Once-for-All table, fewer source samples."""
+    parts: tuple[Literal["fbnet", "ofa", "local", "speed"], ...] = ("fbnet", "ofa", "speed")
+    """What to run."""
     json: Path | None = None
     """Where to write the results."""
     data: Path = Path(__file__).parents[2] / "shared/data/latency"
     """Folder of the tables."""
-    local: Path | None = None
+    local: Path = Path("runs/latency")
     """Folder of measurements of this machine, as scripts/measure_latency.py writes it."""
     seeds: int = 10
     """Seeds of the FBNet benchmark."""
@@ -65,13 +68,11 @@ class Arguments:
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
-    rows, summary = fbnet(arguments)
-    ofa_rows, ofa_summary = once_for_all(arguments)
-    rows, summary = rows + ofa_rows, summary | ofa_summary
-    if arguments.local:
-        local_rows, local_summary = local(arguments.local)
-        rows, summary = rows + local_rows, summary | local_summary
-    summary |= speed(arguments)
+    rows, summary = [], {}
+    for part in arguments.parts:
+        part_rows, part_summary = PARTS[part](arguments)
+        rows += part_rows
+        summary |= part_summary
     report(rows, summary, arguments.json)
 
 
@@ -208,12 +209,12 @@ def lookup_table(
     return RidgeCV(np.logspace(-3, 3, 13)).fit(indicators[train], latency[train]).predict(indicators[rest])
 
 
-def local(directory: Path) -> tuple[list[dict], dict[str, float]]:
+def this_machine(arguments: Arguments) -> tuple[list[dict], dict[str, float]]:
     family = FAMILIES["ofa_mobilenet_v3"](num_classes=1000)
     rows, noises, errors = [], [], []
-    paths = sorted(directory.glob("*/measurements.csv"))
+    paths = sorted(arguments.local.glob("*/measurements.csv"))
     if not paths:
-        raise ValueError(f"{directory} holds no measurements; scripts/measure_latency.py makes them")
+        raise ValueError(f"{arguments.local} holds no measurements; scripts/measure_latency.py makes them")
     for path in paths:
         measured = [r for r in read_measurements(path, family.space) if not r.reference and not r.error]
         archs, latency = [r.arch for r in measured], np.array([r.latency_ms for r in measured])
@@ -242,14 +243,14 @@ def local(directory: Path) -> tuple[list[dict], dict[str, float]]:
     }
 
 
-def speed(arguments: Arguments) -> dict[str, float]:
-    """Encoded architectures a second, and the milliseconds of one, with a predictor of 1,000 samples."""
+def speed(arguments: Arguments) -> tuple[list[dict], dict[str, float]]:
+    """Encoded architectures a second of CPU time, and the milliseconds of one, for a predictor of 1,000 samples."""
     family = FAMILIES["ofa_mobilenet_v3"](num_classes=1000)
     generator = np.random.default_rng(0)
     archs = [family.space.sample(generator) for _ in range(1000)]
     predictor = LatencyPredictor.fit(family.space, archs, [family.macs(arch) / 1e7 for arch in archs])
     many = np.tile(family.space.encode(archs), (100, 1))
-    return {
+    return [], {
         "queries_per_second": len(many) / best_of(lambda: predictor.predict(many)),
         "one_query_ms": 1e3 * best_of(lambda: predictor.predict(archs[:1])),
     }
@@ -258,11 +259,13 @@ def speed(arguments: Arguments) -> dict[str, float]:
 def best_of(run: Callable[[], object], repeats: int = 5) -> float:
     seconds = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         run()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return min(seconds)
 
+
+PARTS = {"fbnet": fbnet, "ofa": once_for_all, "local": this_machine, "speed": speed}
 
 if __name__ == "__main__":
     main()

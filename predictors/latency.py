@@ -21,6 +21,7 @@ from predictors.pairwise import Pairwise
 from predictors.sampling import graded
 from predictors.transfer import (
     OTHER_SCALES,
+    OWN_PARTS,
     OWN_SCALES,
     SPAN_SCALES,
     Cost,
@@ -119,7 +120,7 @@ class LatencyPredictor:
         codes, latency = codes[shuffled], latency[shuffled]
         own = embedding(space)
         indicators = own.indicators(codes)
-        methods = _transfers(own, sources) if sources else []
+        methods = _transfers(own, sources)
         if len(codes) < FEW and methods:
             return cls(space, codes, latency, methods[0], device)
         methods += [_Method("additive", log, np.zeros((0, own.size))) for log in (True, False)]
@@ -138,7 +139,7 @@ class LatencyPredictor:
         error = np.sqrt(variance) * self._calibration
         if self.method.logarithmic:
             return Prediction(np.exp(mean), np.exp(mean) * error)
-        return Prediction(np.maximum(mean, self.latency_ms.min() / 10), error)
+        return Prediction(np.maximum(mean, self.latency_ms.min() / 10), error)  # positive where it extrapolates
 
     def cost(self, archs: Sequence[Arch] | np.ndarray) -> np.ndarray:
         """Predicted milliseconds [n], lower is better: a cost for a search."""
@@ -204,7 +205,7 @@ class LatencyPredictor:
     ) -> list[Arch]:
         """The `count` architectures to measure on a new device, with this predictor and `others` as sources.
 
-        See `suggestion.suggest`.
+        See the function `suggest`.
         """
         return suggest(self.space, count, [self, *others], candidates)
 
@@ -227,10 +228,10 @@ def suggest(
     archs = list(dict.fromkeys(candidates))
     if not 1 <= count <= len(archs):
         raise ValueError(f"between 1 and {len(archs)} of the candidates can be suggested, not {count}")
-    if sources:
-        prior = sum(components(own, _transfers(own, sources)[0].sources))
+    if transfers := _transfers(own, sources):
+        prior = sum(components(own, transfers[0].sources))
     else:
-        prior = sum(variance * part for variance, part in zip((0.3, 0.5, 0.05), own_components(own)))
+        prior = sum(variance * part for variance, part in zip(OWN_PARTS, own_components(own)))
     return [archs[i] for i in most_informative(own, own.indicators(space.encode(archs)), prior, count)]
 
 
@@ -246,8 +247,14 @@ def load_devices(directory: str | Path) -> dict[str, LatencyPredictor]:
 
 
 def _transfers(own: Embedding, sources: Sequence[LatencyPredictor | Cost]) -> list[_Method]:
-    """Transfer from the sources in logarithms and in milliseconds, first where the sources are closer to additive."""
-    values = np.array([_evaluate(own, source) for source in sources])
+    """Transfer from the sources in logarithms and in milliseconds, first where the sources are closer to additive.
+
+    Sources that are the same for all architectures say nothing; there is no transfer if none else is left.
+    """
+    values = [value for source in sources if np.ptp(value := _evaluate(own, source)) > 1e-6 * value.mean()]
+    if not values:
+        return []
+    values = np.array(values)
     fits = {log: additive_coefficients(own, np.log(values) if log else values) for log in (True, False)}
     order = sorted(fits, key=lambda log: fits[log][1])
     return [_Method("additive", log, fits[log][0]) for log in order]

@@ -23,7 +23,8 @@ Cost = Callable[[Sequence], np.ndarray]
 PARTS = {"span": 0.25, "by_value": 0.05, "by_profile": 0.5, "free": 0.0025}
 SPAN_SCALES = (1.0, 5.0, 25.0)
 OTHER_SCALES = (0.1, 0.3, 1.0)
-OWN_SCALES = ((0.1, 1.0), (0.1, 1.0), (0.003, 0.1))  # of the parts without sources
+OWN_SCALES = ((0.1, 1.0), (0.1, 1.0), (0.003, 0.1))  # without sources, of each part in `own_components`
+OWN_PARTS = (0.3, 0.5, 0.05)  # the same before anything is measured
 
 
 def additive_coefficients(embedding: Embedding, latency: np.ndarray) -> tuple[np.ndarray, float]:

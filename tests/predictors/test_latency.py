@@ -50,6 +50,13 @@ def test_costs_as_sources_make_it_better():
     assert errors[1] < 0.7 * errors[0]
 
 
+def test_a_source_that_is_the_same_everywhere_says_nothing():
+    with_source = LatencyPredictor.fit(SPACE, ARCHS[:40], TRUE[:40], [lambda archs: [5.0] * len(archs)])
+    np.testing.assert_array_equal(
+        with_source.cost(ARCHS), LatencyPredictor.fit(SPACE, ARCHS[:40], TRUE[:40]).cost(ARCHS)
+    )
+
+
 def test_encoded_architectures_are_as_good_as_architectures():
     from_codes = LatencyPredictor.fit(SPACE, SPACE.encode(ARCHS[:50]), TRUE[:50])
     from_archs = LatencyPredictor.fit(SPACE, ARCHS[:50], TRUE[:50])
