@@ -3,6 +3,7 @@
     python scripts/train_supernet.py                      # digits, a minute and a half on 2 cores
     python scripts/train_supernet.py --recipe cifar10 --root images/ --output runs/mine
     python scripts/train_supernet.py --output runs/mine --resume
+    torchrun --nproc-per-node 8 scripts/train_supernet.py --recipe alphanet --root imagenet/ --output runs/alphanet
     python scripts/train_supernet.py --list-spaces
 
 A recipe sets everything, any flag overrides it; `--help` shows each flag with its unit and the recipe's value. Writes
@@ -20,7 +21,8 @@ import tyro
 from command_line import console, progress_bar, run
 from rich.table import Table
 
-from supernet.families import FAMILIES
+from supernet import distributed
+from supernet.families import FAMILIES, describe
 from supernet.recipes import RECIPES
 from supernet.runs import Job, run_job
 
@@ -54,7 +56,8 @@ def main() -> None:
         list_spaces()
         return
     output = arguments.output or Path("runs") / recipe
-    with progress_bar() as progress:
+    distributed.start()
+    with progress_bar(disable=distributed.rank() != 0) as progress:
         task = progress.add_task("Training", total=None, note="")
 
         def show(result):
@@ -64,6 +67,8 @@ def main() -> None:
             )
 
         trained = run_job(arguments.job, output, resume=arguments.resume, on_step=show)
+    if distributed.rank() != 0:
+        return
     console.print(f"The supernet is in {output}: {trained.net.space.size:.3g} architectures in one set of weights.")
     console.print(f"Next: python scripts/search.py --run {output}")
 
@@ -71,15 +76,10 @@ def main() -> None:
 def list_spaces() -> None:
     table = Table("space", "architectures", "MACs (M)", "parameters (M)", "paper")
     for name, make in FAMILIES.items():
-        family = make()
-        smallest, largest = family.space.smallest, family.space.largest
-        table.add_row(
-            name,
-            f"{family.space.size:.3g}",
-            f"{family.macs(smallest) / 1e6:.4g} to {family.macs(largest) / 1e6:.4g}",
-            f"{family.parameters(smallest) / 1e6:.3g} to {family.parameters(largest) / 1e6:.3g}",
-            family.paper,
-        )
+        found = describe(name, make())
+        macs = " to ".join(f"{count / 1e6:.4g}" for count in found.macs)
+        parameters = " to ".join(f"{count / 1e6:.3g}" for count in found.parameters)
+        table.add_row(name, f"{found.size:.3g}", macs, parameters, found.paper)
     console.print(table)
 
 

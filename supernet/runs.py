@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from supernet import provenance
+from supernet import distributed, provenance
 from supernet.atomic import write_atomically
 from supernet.data import Data, DataConfig, load_data
 from supernet.families import FAMILIES, Family
@@ -72,11 +72,14 @@ def run_job(
     """
     data = load_data(job.data, job.train.seed)
     family = job.family(data.num_classes)
-    _begin(job, data, directory, resume)
+    if distributed.rank() == 0:
+        _begin(job, data, directory, resume)
+    distributed.wait()
     net = train(family, family.supernet(job.train.seed), data, job.train, directory, resume=resume, on_step=on_step)
     net = net.to("cpu", memory_format=torch.contiguous_format).eval()
-    with write_atomically(directory / "supernet.safetensors") as temporary:
-        safetensors.torch.save_model(net, str(temporary))
+    if distributed.rank() == 0:
+        with write_atomically(directory / "supernet.safetensors") as temporary:
+            safetensors.torch.save_model(net, str(temporary))
     return Run(family, net, data, job)
 
 
@@ -85,7 +88,7 @@ def load_run(directory: Path) -> Run:
     config = _read_config(directory)
     job = job_from_dict(config["job"])
     family = job.family(len(config["classes"]))
-    net = family.supernet()
+    net = family.supernet(pretrained=False)
     path = directory / "supernet.safetensors"
     if not path.exists():
         raise ValueError(f"{path} is missing: the run is not finished; go on with it with --resume")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.losses import adaptive_alpha_divergence, kl_divergence
+from supernet import distributed
 from supernet.atomic import write_atomically
 from supernet.checkpoint import load_checkpoint, save_checkpoint
 from supernet.data import Data, resize
@@ -188,6 +190,8 @@ def train(
 ) -> Supernet:
     """Train `net` and return the network to use: its moving average if there is one, otherwise `net` itself.
 
+    Where `distributed.start` joined processes, all of them call this and the first one writes and calls `on_step`.
+
     Writes `run_dir/checkpoints/` and `run_dir/metrics.jsonl`. With `resume` it goes on from the newest readable
     checkpoint, if any, and ends in the same weights as a run that was never interrupted.
 
@@ -195,6 +199,8 @@ def train(
     before are not touched and the last checkpoint stays. Raises ValueError if images and network do not fit.
     """
     device = _device(config)
+    if config.batch_size % distributed.world_size():
+        raise ValueError(f"a batch of {config.batch_size} does not split into {distributed.world_size()} equal parts")
     net.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format).train()
     method = _method(family, config)
     regularised = _regularised(family, config)
@@ -216,11 +222,14 @@ def train(
     run_dir.mkdir(parents=True, exist_ok=True)
     checkpoints, metrics = run_dir / "checkpoints", run_dir / "metrics.jsonl"
     start = _restore(checkpoints, net, optimizer, ema) if resume else 0
-    _forget_after(metrics, start)
+    if distributed.rank() == 0:
+        _forget_after(metrics, start)
     steps = range(start, config.epochs * steps_per_epoch)
     largest_resolution = max(family.resolution(arch) for arch in (net.space.largest, net.space.smallest))
     evaluation = _Evaluation.of(family, data, config, largest_resolution) if config.eval_epochs else None
-    batches = data.training_batches(largest_resolution, config.batch_size, config.seed, steps)
+    batches = data.training_batches(
+        largest_resolution, config.batch_size, config.seed, steps, distributed.rank(), distributed.world_size()
+    )
 
     for step, (images, labels) in zip(steps, batches):
         _check_images(images, family)
@@ -231,8 +240,9 @@ def train(
         judge = partial(_losses, net, images, labels, family.resolution, config)
         paths = method.paths(generator(config.seed, Stream.SUBNETS, step), judge)
         optimizer.zero_grad()
-        with torch_seed(config.seed, Stream.DROPOUT, step):
+        with torch_seed(config.seed, Stream.DROPOUT, step, distributed.rank()):
             losses = train_step(net, images, labels, paths, family.resolution, regularised, config)
+        distributed.average_gradients(net.parameters())
         norm = _clip(net, config)
         _check_finite(losses, norm, paths, step)
         scheduler.step_update(step + 0.5)  # the rate in the middle of the step, so that no step has a rate of 0
@@ -240,6 +250,8 @@ def train(
         if ema:
             ema.update(net, step)
 
+        if distributed.rank() != 0:
+            continue
         done = step + 1
         is_last = done == steps.stop
         logged = losses.tolist() if done % config.log_steps == 0 or is_last else None
@@ -253,6 +265,7 @@ def train(
             state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema and ema.state_dict()}
             save_checkpoint(checkpoints, done, state, config.keep_checkpoints)
         on_step(StepResult(done, steps.stop, logged, lr))
+    distributed.wait()
     return ema.module if ema else net
 
 
@@ -285,7 +298,8 @@ class _Evaluation:
 
 def _device(config: TrainConfig) -> torch.device:
     if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        index = int(os.environ.get("LOCAL_RANK", 0))
+        return torch.device("cuda", index) if torch.cuda.is_available() else torch.device("cpu")
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {config.device!r}: this machine has no GPU that torch can use; say cpu")
     return torch.device(config.device)
@@ -312,13 +326,13 @@ def _losses(
     config: TrainConfig,
     archs: Sequence[Arch],
 ) -> list[float]:
-    """Cross-entropy of subnets on a batch, without gradient."""
+    """Cross-entropy of subnets on the joint batch of all processes, without gradient."""
     losses = []
     for arch in archs:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=config.amp == "bf16"):
             output = net(resize(images, resolution(arch)), arch)
         losses.append(F.cross_entropy(output.float(), labels))
-    return torch.stack(losses).tolist()
+    return distributed.average(torch.stack(losses)).tolist()
 
 
 def _distillation(config: TrainConfig) -> Distill:

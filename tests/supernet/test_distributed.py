@@ -1,0 +1,105 @@
+import dataclasses
+import multiprocessing
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from supernet import distributed
+from supernet.data import DataConfig
+from supernet.families import FAMILIES
+from supernet.runs import Job, run_job
+from supernet.sampling import Path
+from supernet.train import TrainConfig, train_step
+
+TRAIN = TrainConfig(epochs=1, batch_size=8, random_subnets=1, eval_epochs=0, log_steps=1, checkpoint_steps=2)
+JOB = Job(data=DataConfig(holdout=0.97, workers=0), train=TRAIN)  # 5 steps
+
+
+def launch(function, *arguments):
+    """Run `function` in two processes that are joined by gloo, and return what each gave."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["supernet.runs"])
+    with context.Manager() as manager:
+        results, address = manager.dict(), manager.list()
+        processes = [context.Process(target=_join, args=(r, address, results, function, arguments)) for r in (0, 1)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [0, 0]
+        return [results[0], results[1]]
+
+
+def _join(rank, address, results, function, arguments):
+    torch.set_num_threads(1)
+    store = _store(rank, address)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    results[rank] = function(*arguments)
+    dist.destroy_process_group()
+
+
+def _store(rank, address):
+    """A store on a port that the first process finds free."""
+    if rank == 0:
+        store = dist.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+        address.append(store.port)
+        return store
+    while not address:
+        pass
+    return dist.TCPStore("127.0.0.1", address[0], 2, is_master=False)
+
+
+def gradients(rank=0, world_size=1):
+    """Of a step on every `world_size`-th image of a batch; BatchNorm is in eval mode, where images are independent."""
+    family = FAMILIES["mobilenet_v3_micro"]()
+    net = family.supernet().double().eval()
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randn(12, 3, 32, 32, generator=draw, dtype=torch.float64)[rank::world_size]
+    labels = torch.randint(10, (12,), generator=draw)[rank::world_size]
+    # the last subnet leaves most parameters without a gradient of its own
+    paths = [Path(family.space.largest), Path(family.space.smallest, teacher=0)]
+    train_step(net, images, labels, paths, family.resolution, family.build, TrainConfig())
+    distributed.average_gradients(net.parameters())
+    return {name: parameter.grad for name, parameter in net.named_parameters()}
+
+
+def gradients_of_this_rank():
+    found = gradients(distributed.rank(), distributed.world_size())
+    return {name: gradient.numpy() for name, gradient in found.items()}
+
+
+def test_two_processes_have_the_gradients_of_one_with_the_joint_batch():
+    expected = gradients()
+    largest = max(gradient.abs().max() for gradient in expected.values())
+    for found in launch(gradients_of_this_rank):
+        assert found.keys() == expected.keys()
+        for name, gradient in found.items():
+            assert (torch.from_numpy(gradient) - expected[name]).abs().max() < 1e-6 * largest, name
+
+
+def train_here(job, directory):
+    run = run_job(job, directory, resume=True)
+    return {name: tensor.detach().numpy() for name, tensor in run.net.named_parameters()}
+
+
+@pytest.mark.parametrize("method", ["sandwich", "worst_up"])
+def test_processes_train_the_same_weights_and_one_goes_on_alone(tmp_path, method):
+    job = dataclasses.replace(JOB, train=dataclasses.replace(TRAIN, method=method, macs_step=1.0))
+    first, second = launch(train_here, job, tmp_path)
+    for name, weights in first.items():
+        assert (weights == second[name]).all(), name
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 5
+
+    newest = max((tmp_path / "checkpoints").iterdir())
+    newest.unlink()
+    (tmp_path / "supernet.safetensors").unlink()
+    alone = train_here(job, tmp_path)
+    assert alone.keys() == first.keys()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 5
+
+
+def test_a_batch_that_does_not_split_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    with pytest.raises(ValueError, match="a batch of 8 does not split into 3 equal parts"):
+        run_job(JOB, tmp_path)
