@@ -67,9 +67,9 @@ def linear(t: Tracer, result: Tensor, x: Tensor, weight: Tensor, bias: Tensor | 
 
 def batch_norm(t: Tracer, result: Tensor, x: Tensor, *args, **options) -> Labels:
     channels = t.labels(x)[1]
-    vectors = [v for v in [*args, *options.values()] if isinstance(v, Tensor)]
-    for vector in vectors:
-        t.tie(t.labels(vector)[0], channels)
+    for vector in [*args, *options.values()]:
+        if isinstance(vector, Tensor):
+            t.tie(t.labels(vector)[0], channels)
     t.scale(options.get("weight", args[2] if len(args) > 2 else None), channels)
     return t.labels(x)
 

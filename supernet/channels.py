@@ -154,14 +154,15 @@ class Tracer(TorchFunctionMode):
         result = func(*args, **kwargs)
         outputs = [t for t in _flatten([result]) if isinstance(t, Tensor)]
         if not outputs:
-            return result  # a question about a shape
+            if name == "setitem":  # what becomes of the channels is not followed
+                self.fix(itertools.chain(*labels))
+            return result  # all else is a question about a shape
         if name in ("add", "iadd") and [t.shape for t in tensors] == [outputs[0].shape] * 2:
             self._adding.add(self._running[-1])
         rule = rule_for(name, result, args, kwargs)
         found = rule(self, result, *args, **kwargs) if rule else None
         if found is None:
-            for of_tensor in labels:
-                self.fix(of_tensor)
+            self.fix(itertools.chain(*labels))
             found = [(FIXED,) * t.dim() for t in outputs]
         for tensor, of_tensor in zip(outputs, [found] if isinstance(found, tuple) else found):
             assert len(of_tensor) == tensor.dim(), f"{name} gave labels {of_tensor} to {list(tensor.shape)}"
@@ -201,6 +202,9 @@ class Tracer(TorchFunctionMode):
     def use(self, weight: Tensor | None, macs: int, output: int | None = None) -> None:
         """Note a layer, and the label of the channels that it puts out."""
         name = self._names.get(id(weight))
+        if weight is not None and name is None:  # computed from others
+            self.fix(self.labels(weight))
+            macs *= weight.numel()
         self._layers.append(Layer(self._running[-1], name, macs))
         if output is not None and name is not None:
             self._producers.append((output, name))

@@ -25,7 +25,7 @@ from timm.models import load_state_dict, parse_model_name
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from torch import Tensor, nn
 
-from supernet.channels import Trace, narrow, trace
+from supernet.channels import Channels, Trace, narrow, trace
 from supernet.families.family import Family
 from supernet.importance import Importance, order_channels
 from supernet.space import Arch, Choice, SearchSpace
@@ -99,8 +99,11 @@ def _one_line(message: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"{message}: {reason}") from error
+        raise ValueError(f"{message}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _overlay(path: Path, classifier: str | Sequence[str]) -> dict[str, object]:
@@ -148,8 +151,8 @@ def from_model(
             output = build(space.smallest).eval()(example.to("meta"))
     except (RuntimeError, ValueError) as error:
         raise ValueError(
-            f"{type(model).__name__} does not run with fewer channels or blocks ({error}), as its forward depends on "
-            "sizes in a way that is not followed; write a builder for it, as the other families have"
+            f"{type(model).__name__} does not run with fewer channels or blocks ({_first_line(error)}), as its forward "
+            "depends on sizes in a way that is not followed; write a builder for it, as the other families have"
         ) from error
     elastic = [group for group in found.channels if _join(group.name, "width") in space.choices]
     terms = partial(_terms, found, space, dict(model.named_parameters()))
@@ -161,8 +164,14 @@ def from_model(
         num_classes=output.shape[-1],
         in_chans=example.shape[1],
         input_size=example.shape[-1],
-        weights=pretrained and (lambda: order_channels(pretrained(), elastic, importance).state_dict()),
+        weights=pretrained and partial(_weights, pretrained, elastic, importance),
     )
+
+
+def _weights(
+    pretrained: Callable[[], nn.Module], channels: Iterable[Channels], importance: Importance
+) -> Mapping[str, Tensor]:
+    return order_channels(pretrained(), channels, importance).state_dict()
 
 
 def _space(found: Trace, lengths: Mapping[str, int], width: Sequence[float], depth: Sequence[float]) -> SearchSpace:

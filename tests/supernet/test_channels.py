@@ -99,6 +99,17 @@ class Concatenated(nn.Module):
         return self.head(torch.cat([self.a(x), self.b(x)], 1)).mean((2, 3))
 
 
+def test_a_weight_that_is_computed_is_counted_and_fixed():
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            return nn.functional.conv2d(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True))
+
+    model = nn.Sequential(Standardised(3, 4, 3), nn.Conv2d(4, 5, 1))
+    found = trace(model, torch.empty(1, 3, 8, 8))
+    assert found.channels == ()
+    assert [layer.macs for layer in found.layers] == [36 * 9 * 3 * 4, 36]
+
+
 class Unknown(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -108,9 +119,22 @@ class Unknown(nn.Module):
         return self.head(torch.softmax(self.conv(x), 1)).mean((2, 3))
 
 
+class Written(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1)
+
+    def forward(self, x):
+        x = self.conv(x)
+        y = torch.zeros_like(x)
+        y[:] = x
+        return self.head(y).mean((2, 3))
+
+
 @pytest.mark.parametrize(
     "model",
     [
+        Written(),
         Flattened(),
         Concatenated(),
         Unknown(),
