@@ -27,6 +27,19 @@ def test_covering_archs_hold_the_largest_and_every_operation():
     assert {arch["b"] for arch in archs if "b" in arch} == {"p", "q"}
 
 
+def test_what_the_largest_rules_out_is_covered_too():
+    space = SearchSpace(
+        {
+            "depth": (1, 2),
+            "pool": Choice(("max", "mean"), when={"depth": (1,)}),
+            "size": Choice((2, 3), {"pool": ("max",)}),
+        }
+    )
+    archs = covering_archs(space)
+    assert archs[0] == space.largest == {"depth": 2}
+    assert {(arch.get("pool"), arch.get("size")) for arch in archs} == {(None, None), ("max", 3), ("mean", None)}
+
+
 def refused(space: SearchSpace, build) -> str:
     with pytest.raises(ValueError, match=r"module|tensor|parameter") as error:
         Supernet(space, build)
