@@ -14,6 +14,8 @@ from supernet.families import FAMILIES
     ("runtime", "precision"), [("torch", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8")]
 )
 def test_runs_are_timed_one_by_one(runtime, precision):
+    if runtime == "openvino":
+        pytest.importorskip("openvino")
     family = FAMILIES["mobilenet_v3_micro"]()
     device = this_device(runtime, precision)
     timer = prepare(family.build(family.space.smallest), device, (3, 24, 24))
