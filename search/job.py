@@ -20,7 +20,7 @@ from search.limits import reachable
 from search.parallel import RayEvaluator
 from search.problem import Cost, Problem
 from search.run import Evaluator, Generation, Result, Strategy, evaluate_here, run
-from search.strategies import STRATEGIES, make_strategy
+from search.strategies import check_strategy, make_strategy
 from supernet.data import Data
 from supernet.families import Family
 from supernet.runs import Run
@@ -54,8 +54,7 @@ class SearchJob:
     """All that is random follows from it."""
 
     def __post_init__(self):
-        if self.strategy not in STRATEGIES:
-            raise ValueError(f"there is no strategy {self.strategy!r}; the strategies are {', '.join(STRATEGIES)}")
+        check_strategy(self.strategy)
         for name in ("evaluations", "population", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from search import pareto
 from supernet.space import Arch, SearchSpace
 
 # n architectures, s scores, c costs, m objectives
@@ -23,7 +24,8 @@ class Problem:
     `objectives` are the scores and costs that are traded off against each other; all of them unless given, and a cost
     that is no objective is only limited and recorded.
     `reference` bounds the hypervolume: the worst value of an objective that counts; by default 0 for a score, and for a
-    cost its limit or else what the largest architecture costs.
+    cost its limit or else what the largest architecture costs. In the hypervolume a cost is a part of its reference, so
+    that those of searches for several devices are comparable.
 
     ValueError for a limit on an unknown cost, an unknown objective, or no scores.
     """
@@ -81,6 +83,12 @@ class Problem:
         scores = np.where(np.isnan(scores), -np.inf, scores)
         columns = dict(zip([*self.scores, *self.costs], [*-scores.T, *prices.T]))
         return np.stack([columns[name] for name in self.objectives], axis=1)
+
+    def hypervolume(self, values: np.ndarray) -> float:
+        """The volume that objectives [n, m], as `values` gives them, dominate up to the reference; higher is better."""
+        is_cost = np.array([name in self.costs for name in self.objectives])
+        scale = np.where(is_cost, self.reference, 1.0)
+        return pareto.hypervolume(values / scale, self.reference / scale)
 
     def describe(self) -> dict[str, object]:
         """What tells this problem from others, as JSON."""

@@ -45,7 +45,7 @@ class Generation:
     index: int  # from 0
     evaluated: int  # architectures so far
     failed: int  # of those
-    hypervolume: float  # of everything evaluated so far, up to `Problem.reference`
+    hypervolume: float  # of everything evaluated so far (`Problem.hypervolume`)
     best: Mapping[str, float]  # the best value of each score so far
 
 
@@ -183,7 +183,7 @@ class _Standing:
             index=self._index,
             evaluated=self._evaluated,
             failed=self._failed,
-            hypervolume=pareto.hypervolume(self._front, self._problem.reference),
+            hypervolume=self._problem.hypervolume(self._front),
             best=dict(zip(self._problem.scores, self._best.tolist())),
         )
         self._index += 1

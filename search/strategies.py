@@ -24,6 +24,10 @@ STRATEGIES: Mapping[str, Callable[[Problem, int, int], Strategy]] = {
 
 def make_strategy(name: str, problem: Problem, seed: int, size: int = 100) -> Strategy:
     """The strategy `name`; ValueError if there is none."""
+    check_strategy(name)
+    return STRATEGIES[name](problem, seed, size)
+
+
+def check_strategy(name: str) -> None:
     if name not in STRATEGIES:
         raise ValueError(f"there is no strategy {name!r}; the strategies are {', '.join(STRATEGIES)}")
-    return STRATEGIES[name](problem, seed, size)

@@ -212,6 +212,13 @@ def test_costs_that_are_no_objectives_are_recorded():
     assert {e.scores["quality"] for e in result.front} == {max(e.scores["quality"] for e in result.evaluations)}
 
 
+def test_hypervolume_counts_costs_as_parts_of_their_reference():
+    p = problem(limits={"macs": 200.0})
+    values = p.values(np.array([[3.0], [5.0], [9.0]]), np.array([[50.0], [100.0], [300.0]]))
+    assert p.hypervolume(values) == 3 * 0.75 + 2 * 0.5
+    assert problem().reference.tolist() == [0.0, macs([SPACE.largest])[0]]
+
+
 def test_scores_that_report_one_by_one_are_recorded_one_by_one(tmp_path):
     class Slow:
         def __call__(self, archs):

@@ -1,0 +1,147 @@
+"""Search a trained supernet many times: strategies x devices x latency limits x seeds, with Ray Tune.
+
+    python scripts/sweep.py --run runs/digits --predictors runs/latency/* --limits-ms 0.2 0.3 --seeds 0 1 2
+    python scripts/sweep.py --run runs/digits --predictors runs/latency/* --strategies evolution random --asha
+    python scripts/sweep.py --run runs/digits --predictors runs/latency/* --resume
+    python scripts/sweep.py ... --address auto --storage s3://bucket/sweeps     # on a cluster, from one of its machines
+
+Every trial is a whole search. Without `--address`, Ray starts on this machine, with a trial on each `--threads` CPUs.
+A trial whose worker dies is retried, and a sweep that was killed goes on with `--resume`. Writes OUTPUT/trials.csv, one
+row a trial, and OUTPUT/front_DEVICE.csv, the best of all trials on a device.
+
+On a cluster every machine needs this package installed, the same files at RUN and at the predictors' folders (a network
+file system, or copies), and a `--storage` that all can write to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import tyro
+from command_line import console, progress_bar, run
+
+from search.job import SearchJob, load_predictors, make_problem, run_search
+from search.limits import reachable
+from search.run import Generation
+from search.strategies import check_strategy
+from search.sweep import Settings, run_sweep, write_sweep
+from supernet.runs import load_run
+
+
+@dataclass(frozen=True)
+class Arguments:
+    run: Path
+    """Folder of the training run."""
+    predictors: tuple[Path, ...]
+    """Folders of latency predictors, one a device."""
+    strategies: tuple[str, ...] = ("evolution",)
+    """Some of search.strategies.STRATEGIES."""
+    limits_ms: tuple[float, ...] = ()
+    """Latency limits, each of which is a search on every device; none gives searches without a limit."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds, each of which is a search."""
+    evaluations: int = SearchJob.evaluations
+    """Architectures to evaluate in a search."""
+    population: int = SearchJob.population
+    """Architectures in a generation."""
+    images: int | None = SearchJob.images
+    """Held-out images that judge an architecture; by default all."""
+    calibration_images: int | None = SearchJob.calibration_images
+    """Training images for BatchNorm; by default as in training."""
+    name: str = "sweep"
+    """Name of the sweep, a folder in the storage."""
+    storage: str | None = None
+    """Folder or address (s3://, ...) for the trials; by default that of the run."""
+    output: Path | None = None
+    """Folder for the tables; by default RUN/NAME."""
+    asha: bool = False
+    """Stop searches of low hypervolume early, after two generations first."""
+    threads: int = 1
+    """CPU threads of a trial."""
+    workers: int | None = None
+    """Trials at a time; by default as many as the CPUs allow."""
+    address: str | None = None
+    """Ray cluster to join, such as auto; by default one is started on this machine."""
+    resume: bool = False
+    """Go on with a sweep that was killed."""
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    trials = plan(arguments)
+    output = arguments.output or arguments.run / arguments.name
+    with progress_bar() as progress:
+        task = progress.add_task(f"{len(trials)} searches", total=len(trials) * arguments.evaluations, note="")
+        evaluated: dict[str, float] = {}
+
+        def on_generation(settings: Settings, metrics: Mapping[str, float]) -> None:
+            evaluated[str(settings)] = metrics["evaluated"]
+            progress.update(task, completed=sum(evaluated.values()))
+
+        sweep = run_sweep(
+            partial(search, arguments=dataclasses.replace(arguments, run=arguments.run.absolute())),
+            trials,
+            arguments.storage or str(arguments.run),
+            arguments.name,
+            resume=arguments.resume,
+            threads=arguments.threads,
+            address=arguments.address,
+            workers=arguments.workers,
+            grace_evaluations=2 * arguments.population if arguments.asha else None,
+            on_generation=on_generation,
+        )
+    for line in sweep.retried:
+        console.print(line, highlight=False, markup=False)
+    for trial in sweep.trials:
+        if trial.error:
+            console.print(f"failed: {trial.settings}: {trial.error}", highlight=False, markup=False)
+    devices = list(dict.fromkeys(str(settings["device"]) for settings in trials))
+    write_sweep(sweep, output, {device: device for device in devices})
+    console.print(f"{len(sweep.trials)} searches; the tables are in {output}.")
+
+
+def plan(arguments: Arguments) -> list[Settings]:
+    """The settings of every trial, after checking that each can run: strategies, devices, and limits within reach."""
+    for strategy in arguments.strategies:
+        check_strategy(strategy)
+    family = load_run(arguments.run).family
+    devices = load_predictors(arguments.predictors, family)
+    if not devices:
+        raise ValueError("a sweep needs at least one latency predictor")
+    limits = arguments.limits_ms or (float("inf"),)
+    for device, limit in itertools.product(devices, limits):
+        reachable(make_problem(SearchJob(limits={device: limit}), family, devices), np.random.default_rng(0))
+    names = ("strategy", "device", "limit_ms", "seed")
+    return [
+        dict(zip(names, values)) for values in itertools.product(arguments.strategies, devices, limits, arguments.seeds)
+    ]
+
+
+def search(
+    settings: Settings, history: Path, on_generation: Callable[[Generation], None], arguments: Arguments
+) -> None:
+    """One trial."""
+    trained = load_run(arguments.run)
+    device = settings["device"]
+    predictors = {device: load_predictors(arguments.predictors, trained.family)[device]}
+    job = SearchJob(
+        strategy=settings["strategy"],
+        limits={device: settings["limit_ms"]} if settings["limit_ms"] != float("inf") else {},
+        objectives=(device,),
+        evaluations=arguments.evaluations,
+        population=arguments.population,
+        images=arguments.images,
+        calibration_images=arguments.calibration_images,
+        seed=settings["seed"],
+    )
+    run_search(job, trained, predictors, history, resume=True, on_generation=on_generation)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,213 @@
+"""Many searches at once with Ray Tune: on this machine or a cluster, some stopped early, all to be resumed."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from search import pareto
+from search.history import Evaluation, read_history
+from search.run import Generation
+from supernet.atomic import write_atomically
+
+Settings = Mapping[str, str | float]  # what tells a trial from others, such as strategy, device, limit, seed
+
+# runs the search that the settings ask for, recording it in the history (which it resumes if it exists), and calls the
+# function after every generation
+Search = Callable[[Settings, Path, Callable[[Generation], None]], None]
+
+HISTORY = "search.jsonl"
+
+
+class Trial(NamedTuple):
+    settings: Settings
+    metrics: dict[str, float]  # of the last generation
+    evaluations: list[Evaluation]
+    error: str | None
+
+
+class Sweep(NamedTuple):
+    trials: list[Trial]
+    retried: list[str]  # a line for every time that a trial was started again because its worker had died
+
+
+def run_sweep(
+    search: Search,
+    trials: Sequence[Settings],
+    storage: str,
+    name: str,
+    *,
+    resume: bool = False,
+    threads: int = 1,
+    address: str | None = None,
+    workers: int | None = None,
+    grace_evaluations: int | None = None,
+    max_failures: int = 3,
+    on_generation: Callable[[Settings, Mapping[str, float]], None] | None = None,
+) -> Sweep:
+    """Run a search for each of `trials`, as many at a time as there are CPUs for `threads` each, or `workers`.
+
+    `storage` is a folder or an address that Ray writes to (s3://, ...); everything lies beneath `storage`/`name`. Each
+    trial keeps its history there, generation by generation: a trial whose worker dies goes on from the last one, up to
+    `max_failures` times, and so does a sweep that was killed, with `resume`.
+
+    With `grace_evaluations`, ASHA (arXiv 1810.05934) stops trials of low hypervolume after so many evaluations, and
+    again after every fourfold; otherwise all run to the end. Hypervolumes should then be comparable between trials.
+
+    Uses the running Ray, or joins the cluster at `address`, or starts a local one. ValueError if there is nothing to
+    resume or, without `resume`, a sweep of this name already.
+    """
+    import ray
+    from ray import tune
+
+    storage = storage if "://" in storage else str(Path(storage).absolute())
+    started = not ray.is_initialized()
+    if started:
+        local = {} if address else {"include_dashboard": False} | ({"num_cpus": workers * threads} if workers else {})
+        ray.init(address=address, log_to_driver=False, **local)
+    try:
+        path = f"{storage}/{name}"
+        trainable = tune.with_resources(tune.with_parameters(_trial, search=search), {"cpu": threads})
+        watcher = _watcher(on_generation)
+        if tune.Tuner.can_restore(path):
+            if not resume:
+                raise ValueError(f"{path} holds a sweep already: resume it, or choose another name")
+            tuner = tune.Tuner.restore(path, trainable, resume_errored=True)
+            # what is restored does not include callbacks
+            tuner._local_tuner.get_run_config().callbacks = [watcher]
+        elif resume:
+            raise ValueError(f"{path} holds no sweep to resume")
+        else:
+            scheduler = None
+            if grace_evaluations:
+                scheduler = tune.schedulers.ASHAScheduler(
+                    time_attr="evaluated", max_t=10**9, grace_period=grace_evaluations, reduction_factor=4
+                )
+            tuner = tune.Tuner(
+                trainable,
+                param_space={"settings": tune.grid_search([dict(settings) for settings in trials])},
+                tune_config=tune.TuneConfig(
+                    metric="hypervolume",
+                    mode="max",
+                    scheduler=scheduler,
+                    max_concurrent_trials=workers,
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    name=name,
+                    storage_path=storage,
+                    failure_config=tune.FailureConfig(max_failures=max_failures),
+                    checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
+                    callbacks=[watcher],
+                    verbose=0,
+                ),
+            )
+        results = tuner.fit()
+        return Sweep([_finished(result) for result in results], watcher.retried)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def write_sweep(sweep: Sweep, directory: Path, costs: Mapping[str, str]) -> None:
+    """Write `trials.csv`, a row for each trial, and for each device `front_DEVICE.csv`, the front over all its trials.
+
+    `costs` gives, for each device that trials have in their settings, the cost that is traded off against the scores.
+    """
+    rows = [{**t.settings, **t.metrics, "failed_because": t.error or ""} for t in sweep.trials]
+    _write_csv(directory / "trials.csv", rows)
+    for device, cost in costs.items():
+        _write_csv(directory / f"front_{device}.csv", combined_front(sweep.trials, device, cost))
+
+
+def combined_front(trials: Sequence[Trial], device: str, cost: str) -> list[dict[str, object]]:
+    """The front of all trials on `device`, by increasing cost: a row with scores, costs, architecture and settings."""
+    found: dict[object, tuple[Evaluation, Settings]] = {}
+    for trial in trials:
+        if trial.settings.get("device") == device:
+            for evaluation in trial.evaluations:
+                if not evaluation.error:
+                    found.setdefault(evaluation.arch, (evaluation, trial.settings))
+    members = list(found.values())
+    if not members:
+        return []
+    values = np.array([[e.costs[cost], *(-score for score in e.scores.values())] for e, _ in members])
+    return [
+        {**e.scores, **e.costs, "arch": e.arch.to_json(), **settings}
+        for e, settings in (members[index] for index in pareto.front(values))
+    ]
+
+
+def _trial(config: Mapping[str, Settings], search: Search) -> None:
+    from ray import tune
+
+    with tempfile.TemporaryDirectory() as folder:
+        history = Path(folder) / HISTORY
+        reported = 0
+        if checkpoint := tune.get_checkpoint():
+            with checkpoint.as_directory() as past:
+                shutil.copy(Path(past) / HISTORY, history)
+                reported = json.loads((Path(past) / "generations.json").read_text())
+
+        def report(generation: Generation) -> None:
+            nonlocal reported
+            if generation.index < reported:  # gone through again on the way back to where the trial was
+                return
+            reported = generation.index + 1
+            (Path(folder) / "generations.json").write_text(json.dumps(reported))
+            metrics = dataclasses.asdict(generation)
+            best = {f"best_{name}": value for name, value in metrics.pop("best").items()}
+            tune.report({"generation": metrics.pop("index"), **best, **metrics}, checkpoint=tune.Checkpoint(folder))
+
+        search(config["settings"], history, report)
+
+
+def _watcher(on_generation: Callable[[Settings, Mapping[str, float]], None] | None):
+    from ray import tune
+
+    class Watcher(tune.Callback):
+        """Notes what Ray Tune does with the trials."""
+
+        def __init__(self) -> None:
+            self.retried: list[str] = []
+
+        def on_trial_recover(self, iteration, trials, trial, **info) -> None:
+            self.retried.append(f"retried after its worker died: {trial.config['settings']}")
+
+        def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
+            if on_generation:
+                on_generation(trial.config["settings"], _metrics(result))
+
+    return Watcher()
+
+
+def _metrics(result: Mapping[str, object]) -> dict[str, float]:
+    ours = ("generation", "evaluated", "failed", "hypervolume")
+    return {name: value for name, value in result.items() if name in ours or name.startswith("best_")}
+
+
+def _finished(result) -> Trial:
+    evaluations: list[Evaluation] = []
+    if result.checkpoint:
+        with result.checkpoint.as_directory() as folder:
+            evaluations = read_history(Path(folder) / HISTORY)[1]
+    error = str(result.error).strip().splitlines()[-1] if result.error else None
+    return Trial(result.config["settings"], _metrics(result.metrics or {}), evaluations, error)
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    with write_atomically(path) as temporary:
+        temporary.write_text(text.getvalue())
