@@ -33,8 +33,7 @@ from rich.progress import track
 from scipy.stats import spearmanr
 from sklearn.linear_model import RidgeCV
 
-from predictors import LatencyPredictor
-from predictors.latency import suggest
+from predictors import LatencyPredictor, family_costs, suggest
 from predictors.measurements import read_measurements
 from predictors.noise import relative_differences
 from supernet.families import FAMILIES
@@ -139,7 +138,7 @@ def once_for_all(arguments: Arguments) -> tuple[list[dict], dict[str, float]]:
     archs = list(ofa_archs(table, family.space))
     codes = family.space.encode(archs)
     macs = np.array([family.macs(arch) for arch in archs], dtype=float)
-    costs = cost_functions(family)
+    costs = family_costs(family)
     devices = [name.removeprefix("ms_") for name in table if name.startswith("ms_")]
     if arguments.quick:
         devices = ["titan_rtx_64", "v100_32"]
@@ -180,13 +179,6 @@ def once_for_all(arguments: Arguments) -> tuple[list[dict], dict[str, float]]:
     return rows, summary
 
 
-def cost_functions(family) -> list[Callable]:
-    return [
-        lambda archs: [family.macs(arch) for arch in archs],
-        lambda archs: [family.parameters(arch) for arch in archs],
-    ]
-
-
 def ofa_archs(table: dict[str, np.ndarray], space: SearchSpace) -> Iterator[Arch]:
     """The table's architectures; its columns hold four kernel sizes and expansions a stage, whatever the depth."""
     for i in range(len(table["resolution"])):
@@ -223,7 +215,7 @@ def this_machine(arguments: Arguments) -> tuple[list[dict], dict[str, float]]:
             order = np.random.default_rng(seed).permutation(len(archs))
             rest, train = order[:HELD_OUT], order[HELD_OUT:]
             predictor = LatencyPredictor.fit(
-                family.space, [archs[i] for i in train], latency[train], cost_functions(family)
+                family.space, [archs[i] for i in train], latency[train], family_costs(family)
             )
             predicted = predictor.cost([archs[i] for i in rest])
             results.append((float(spearmanr(predicted, latency[rest]).statistic), mape(predicted, latency[rest])))

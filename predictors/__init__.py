@@ -1,8 +1,21 @@
 """Latency: devices and runtimes that measure it, predictors that answer for it."""
 
 from predictors.device import Device, this_device
-from predictors.latency import LatencyPredictor, Prediction
+from predictors.latency import LatencyPredictor, Prediction, suggest
 from predictors.measure import Protocol, measure
 from predictors.runtimes import prepare
+from predictors.sampling import stratified
+from predictors.transfer import family_costs
 
-__all__ = ["Device", "LatencyPredictor", "Prediction", "Protocol", "measure", "prepare", "this_device"]
+__all__ = [
+    "Device",
+    "LatencyPredictor",
+    "Prediction",
+    "Protocol",
+    "family_costs",
+    "measure",
+    "prepare",
+    "stratified",
+    "suggest",
+    "this_device",
+]

@@ -14,10 +14,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from predictors.embedding import Embedding
+from supernet.families import Family
+from supernet.space import Arch
 
 # s sources, v values of all choices, g choices that share their values, o of these values
 
-Cost = Callable[[Sequence], np.ndarray]
+Cost = Callable[[Sequence[Arch]], Sequence[float]]  # lower is better, positive
 
 # Chosen on the validation devices of benchmarks/latency_prediction.py: parts of the prior, and what they are varied by
 PARTS = {"span": 0.25, "by_value": 0.05, "by_profile": 0.5, "free": 0.0025}
@@ -64,3 +66,11 @@ def components(embedding: Embedding, coefficients: np.ndarray) -> list[np.ndarra
 def own_components(embedding: Embedding) -> list[np.ndarray]:
     """The prior covariances [v, v] without sources: of how often values occur, of their numbers, of anything."""
     return [table @ table.T for table in embedding.tables]
+
+
+def family_costs(family: Family) -> list[Cost]:
+    """MACs and parameters of a family's architectures: sources that cost nothing."""
+    return [
+        lambda archs: [family.macs(arch) for arch in archs],
+        lambda archs: [family.parameters(arch) for arch in archs],
+    ]

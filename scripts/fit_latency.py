@@ -19,8 +19,7 @@ from pathlib import Path
 import tyro
 from command_line import console, run
 
-from predictors import Device, LatencyPredictor
-from predictors.latency import suggest
+from predictors import Device, LatencyPredictor, family_costs, suggest
 from predictors.manifest import export_subnets
 from predictors.measurements import read_measurements
 from supernet.families import FAMILIES
@@ -59,11 +58,8 @@ def main() -> None:
     if arguments.family not in FAMILIES:
         raise ValueError(f"no family {arguments.family!r}; there are {', '.join(FAMILIES)}")
     family = FAMILIES[arguments.family](num_classes=arguments.num_classes)
-    sources = [
-        *(LatencyPredictor.load(directory, family.space) for directory in arguments.sources),
-        lambda archs: [family.macs(arch) for arch in archs],
-        lambda archs: [family.parameters(arch) for arch in archs],
-    ]
+    sources = [LatencyPredictor.load(directory, family.space) for directory in arguments.sources]
+    sources += family_costs(family)
     if arguments.suggest is not None:
         export_subnets(
             family, suggest(family.space, arguments.suggest, sources), arguments.export_to, arguments.batch_size

@@ -16,7 +16,6 @@ give it to fit_latency.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +24,12 @@ import tyro
 from command_line import console, fail, progress_bar, run
 from rich.table import Table
 
-from predictors import LatencyPredictor, Protocol, measure, prepare, runtimes, this_device
+from predictors import LatencyPredictor, Protocol, family_costs, measure, prepare, runtimes, stratified, this_device
 from predictors.device import Device
 from predictors.latency import MINIMUM
 from predictors.manifest import export_subnets
-from predictors.measurements import Measurement
+from predictors.measurements import Measurement, read_measurements
 from predictors.noise import NOISE_SUBNETS, relative_differences
-from predictors.sampling import stratified
 from supernet.families import FAMILIES, Family
 from supernet.space import Arch
 
@@ -120,7 +118,7 @@ def main() -> None:
         family.space,
         [row.arch for row in good],
         [row.latency_ms for row in good],
-        sources=costs(family),
+        sources=family_costs(family),
         device=device,
     )
     predictor.save(directory)
@@ -134,14 +132,6 @@ def named_family(name: str, num_classes: int) -> Family:
     if name not in FAMILIES:
         raise ValueError(f"no family {name!r}; there are {', '.join(FAMILIES)}")
     return FAMILIES[name](num_classes=num_classes)
-
-
-def costs(family: Family) -> list[Callable]:
-    """MACs and parameters, which say much about latencies and cost nothing."""
-    return [
-        lambda archs: [family.macs(arch) for arch in archs],
-        lambda archs: [family.parameters(arch) for arch in archs],
-    ]
 
 
 def claim(directory: Path, device: Device) -> None:
@@ -162,6 +152,9 @@ def claim(directory: Path, device: Device) -> None:
 def measured(
     family: Family, device: Device, archs: list[Arch], path: Path, arguments: Arguments, seed: int
 ) -> list[Measurement]:
+    if path.exists():
+        read_measurements(path, family.space)  # an error if they are of another family
+
     def prepared(arch: Arch):
         size = family.resolution(arch)
         return prepare(family.build(arch), device, (family.in_chans, size, size))

@@ -119,3 +119,9 @@ def test_another_device_of_the_same_name_is_refused(folder, monkeypatch, capsys)
     again = ["measure_latency.py", *MEASURE, "--output", folder, "--name", "here", "--runtime", "onnxruntime"]
     assert run(*again, monkeypatch=monkeypatch) == 2
     assert "holds measurements with runtime torch, not onnxruntime" in capsys.readouterr().err
+
+
+def test_measurements_of_another_family_are_refused(folder, monkeypatch, capsys):
+    other = ["measure_latency.py", "--family", "ofa_mobilenet_v3", *MEASURE[2:], "--output", folder, "--name", "here"]
+    assert run(*other, "--runtime", "torch", monkeypatch=monkeypatch) == 2
+    assert "measurements.csv, line 2: " in capsys.readouterr().err
