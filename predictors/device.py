@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import os
 import re
@@ -12,8 +14,6 @@ from pathlib import Path
 
 from supernet import provenance
 from supernet.atomic import write_atomically
-
-PRECISIONS = ("fp32", "int8")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Device:
     precision: str = "fp32"
     threads: int = 1
     batch_size: int = 1  # images in one run; a latency is that of the whole batch
-    hardware: Mapping[str, str | int] = field(default_factory=dict)
+    hardware: Mapping[str, str | int | float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -63,6 +63,9 @@ def this_device(
     """This machine with the given runtime; `name` defaults to one like `epyc-7763-onnxruntime-fp32-1t-b1`."""
     hardware = _hardware(runtime)
     model = _short(str(hardware.get("gpu") or hardware["cpu"]))
+    versions = provenance.versions()
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        versions[runtime] = importlib.metadata.version(runtime)
     return Device(
         name or f"{model}-{runtime}-{precision}-{threads}t-b{batch_size}",
         runtime,
@@ -70,11 +73,11 @@ def this_device(
         threads,
         batch_size,
         hardware,
-        provenance.versions(),
+        versions,
     )
 
 
-def _hardware(runtime: str) -> dict[str, str | int]:
+def _hardware(runtime: str) -> dict[str, str | int | float]:
     hardware = provenance.hardware()
     governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     if governor.exists():
@@ -85,7 +88,7 @@ def _hardware(runtime: str) -> dict[str, str | int]:
         if torch.cuda.is_available():
             hardware["gpu"] = torch.cuda.get_device_name()
             hardware["cuda"] = torch.version.cuda
-    return hardware | {"load": round(os.getloadavg()[0], 2)}
+    return hardware | {"load_average": round(os.getloadavg()[0], 2)}
 
 
 def _short(name: str) -> str:

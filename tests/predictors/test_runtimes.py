@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from predictors import Device, prepare, runtimes, this_device
+from predictors import device as device_module
 from supernet import extras
 from supernet.families import FAMILIES
 
@@ -64,6 +65,18 @@ def test_a_device_survives_json_and_names_itself():
     assert Device.from_json(device.to_json()) == device
     assert device.hardware["cpu"]
     assert device.versions["torch"] == torch.__version__.partition("+")[0]
+
+
+@pytest.mark.parametrize(
+    ("cpu", "short"),
+    [
+        ("Intel(R) Xeon(R) Gold 6226 CPU @ 2.70GHz", "xeon-gold-6226"),
+        ("AMD EPYC 7763 64-Core Processor", "epyc-7763"),
+        ("", "machine"),
+    ],
+)
+def test_a_name_keeps_what_tells_a_processor_from_others(cpu, short):
+    assert device_module._short(cpu) == short
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"name": "x"}', '{"name": "x", "runtime": "torch", "colour": "red"}'])
