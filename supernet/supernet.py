@@ -90,8 +90,11 @@ class Supernet(nn.Module):
         `build` may name another builder of modules with the same tensors, such as one with dropout. `accumulate` is
         for training with `backward()`: gradients are added to the shared tensors' `.grad` by the way, which takes less
         time, but `torch.autograd.grad` and hooks do not see them.
-        ValueError if `arch` is not of this space.
+        ValueError if `arch` is not of this space, or if the images are of another type than the weights.
         """
+        weights = next(self.parameters())
+        if x.dtype != weights.dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+            raise ValueError(f"the images are {x.dtype} and the weights {weights.dtype}: convert (and normalise) them")
         module, parts = self._subnet(self.space.validate(arch), build or self.build)
         shared = self._tensors()
         module.train(self.training)

@@ -1,4 +1,8 @@
+import dataclasses
+import io
+import json
 import random
+import tarfile
 
 import numpy as np
 import pytest
@@ -120,6 +124,41 @@ def test_resizing_keeps_the_size_it_has():
     assert resize(images, 8) is images
     assert resize(images, 4).shape == (2, 3, 4, 4)
     torch.testing.assert_close(resize(torch.full((1, 3, 8, 8), 0.3), 5), torch.full((1, 3, 5, 5), 0.3))
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stream_is_read_and_resumed(tmp_path, workers):
+    pytest.importorskip("webdataset")
+    splits = {}
+    for split, count in (("train", 40), ("validation", 12)):
+        shard = f"{split}-0000.tar"
+        splits[split] = {"name": split, "num_samples": count, "filenames": [shard], "shard_lengths": [count]}
+        with tarfile.open(tmp_path / shard, "w") as tar:
+            for index in range(count):
+                file = io.BytesIO()
+                Image.fromarray(np.full((20, 20, 3), 6 * index, dtype=np.uint8)).save(file, "PNG")
+                for extension, content in (("png", file.getvalue()), ("cls", b"%d" % (index % 2))):
+                    member = tarfile.TarInfo(f"{index:04d}.{extension}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    (tmp_path / "_info.json").write_text(json.dumps({"splits": splits}))
+    config = DataConfig("wds/name", str(tmp_path), holdout_split="validation", num_classes=2, workers=workers)
+
+    def steps(start):
+        return list(load_data(config).training_batches(16, 8, seed=0, steps=range(start, 9)))
+
+    whole = steps(0)
+    assert [len(labels) for _, labels in whole] == [8] * 9
+    for (images, labels), (other_images, other_labels) in zip(whole[6:], steps(6), strict=True):
+        assert torch.equal(images, other_images)
+        assert torch.equal(labels, other_labels)
+    data = load_data(config)
+    assert data.images(data.holdout, 16)[1].tolist() == [0, 1] * 6
+    with pytest.raises(ValueError, match="name a split to judge subnets by with holdout_split"):
+        load_data(dataclasses.replace(config, holdout_split=None))
+    with pytest.raises(ValueError, match="give their number as num_classes"):
+        load_data(dataclasses.replace(config, num_classes=None))
 
 
 @pytest.mark.parametrize(

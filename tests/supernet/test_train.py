@@ -220,3 +220,12 @@ def test_training_does_not_depend_on_global_random_state(tmp_path, family):
 def test_contradictory_settings_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **change)
+
+
+def test_images_of_another_type_or_number_of_channels_are_refused(family, batch, tmp_path):
+    net = family.supernet()
+    with pytest.raises(ValueError, match=r"the images are torch\.uint8 and the weights torch\.float32"):
+        net(batch[0].to(torch.uint8), family.space.smallest)
+    grey = FAMILIES["mobilenet_v3_micro"](in_chans=1)
+    with pytest.raises(ValueError, match=r"\[8, 3, 32, 32\] of torch\.float32, but this space takes .* \[N, 1, R, R\]"):
+        train(grey, grey.supernet(), load_data(DATA), CONFIG, tmp_path)
