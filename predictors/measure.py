@@ -1,7 +1,8 @@
 """Measuring subnets on a machine that others use too.
 
-Subnets are measured some at a time. In every round each of them runs for a moment, in a new random order, and a few
-reference subnets run between them: what slows the machine down slows these as well, and is divided out.
+Subnets are measured some at a time, drawn at random. In every round each of them runs for a moment, in a new random
+order, and a few reference subnets run between them: what slows the machine down slows these as well, and is divided
+out.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from predictors.runtimes import Timer
 from supernet.space import Arch
 
 # n runs of one visit
+
+MOST_FAILURES = 10  # of reference subnets
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ def measure(
 
     What the file holds already is not measured again: a run that was killed goes on where it stopped. `prepare`
     builds, converts and loads a subnet, as `runtimes.prepare` does; one that fails to, or to run, is recorded with the
-    reason. `progress` is called with the number of subnets done and of all. RuntimeError if too few subnets run to
-    serve as references.
+    reason. `progress` is called with the number of subnets done and of all. ValueError if none of
+    ten subnets runs.
     """
     rows = read_measurements(path) if Path(path).exists() else []
     known = {row.arch for row in rows if not row.reference}
@@ -59,7 +62,8 @@ def measure(
     progress(total - len(waiting), total)
     if waiting:
         generator = np.random.default_rng([seed, len(rows)])
-        references, baseline_ms = _references(rows, waiting, prepare, protocol, generator)
+        waiting = [waiting[i] for i in generator.permutation(len(waiting))]
+        references, baseline_ms = _references(rows, waiting, prepare, protocol)
         for start in range(0, len(waiting), protocol.together):
             batch = waiting[start : start + protocol.together]
             timers, failed = _load(batch, prepare, protocol)
@@ -108,26 +112,23 @@ def _references(
     candidates: Sequence[Arch],
     prepare: Callable[[Arch], Timer],
     protocol: Protocol,
-    generator: np.random.Generator,
 ) -> tuple[dict[Arch, _Steady], dict[Arch, float]]:
     """The reference subnets, those of the file if it has any, and their latencies there."""
     baseline_ms: dict[Arch, float] = {}
     for row in rows:
         if row.reference:
             baseline_ms.setdefault(row.arch, row.latency_ms)
-    wanted = min(protocol.references, len(candidates))
-    order = list(baseline_ms) or [candidates[i] for i in generator.permutation(len(candidates))]
     loaded: dict[Arch, _Steady] = {}
-    reasons = []
-    for arch in order:
+    reasons: list[str] = []
+    for arch in list(baseline_ms) or candidates:
         timers, failed = _load([arch], prepare, protocol)
         loaded |= timers
         reasons += [row.error for row in failed]
-        if len(loaded) == (len(baseline_ms) or wanted):
-            return loaded, baseline_ms
-        if len(reasons) == 10:
+        if len(loaded) == protocol.references or len(reasons) == MOST_FAILURES:
             break
-    raise RuntimeError(f"{len(reasons)} of {len(loaded) + len(reasons)} subnets failed, the last with {reasons[-1]}")
+    if not loaded:
+        raise ValueError(f"none of {len(reasons)} subnets runs on this device; the last failed with {reasons[-1]}")
+    return loaded, baseline_ms
 
 
 def _measure_together(
