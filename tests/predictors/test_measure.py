@@ -116,9 +116,7 @@ def test_a_machine_on_which_nothing_runs_is_an_error(tmp_path):
     def prepare(arch):
         raise ValueError("no such runtime")
 
-    with pytest.raises(
-        ValueError, match="none of 10 subnets runs .* no such runtime"
-    ):
+    with pytest.raises(ValueError, match=r"none of 10 subnets runs .* no such runtime"):
         measure(ARCHS, prepare, tmp_path / "measurements.csv", PROTOCOL)
 
 
