@@ -9,6 +9,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ Settings = Mapping[str, str | float]  # what tells a trial from others, such as 
 Search = Callable[[Settings, Path, Callable[[Generation], None]], None]
 
 HISTORY = "search.jsonl"
+_ACTIVE: ContextVar = ContextVar("the watcher of the sweep that runs")
 
 
 class Trial(NamedTuple):
@@ -78,12 +80,11 @@ def run_sweep(
         path = f"{storage}/{name}"
         trainable = tune.with_resources(tune.with_parameters(_trial, search=search), {"cpu": threads})
         watcher = _watcher(on_generation)
+        _ACTIVE.set(watcher)
         if tune.Tuner.can_restore(path):
             if not resume:
                 raise ValueError(f"{path} holds a sweep already: resume it, or choose another name")
             tuner = tune.Tuner.restore(path, trainable, resume_errored=True)
-            # what is restored does not include callbacks
-            tuner._local_tuner.get_run_config().callbacks = [watcher]
         elif resume:
             raise ValueError(f"{path} holds no sweep to resume")
         else:
@@ -180,6 +181,9 @@ def _watcher(on_generation: Callable[[Settings, Mapping[str, float]], None] | No
         def __init__(self) -> None:
             self.retried: list[str] = []
 
+        def __reduce__(self):
+            return _active_watcher, ()  # a sweep that is restored reports to who restores it
+
         def on_trial_recover(self, iteration, trials, trial, **info) -> None:
             self.retried.append(f"retried after its worker died: {trial.config['settings']}")
 
@@ -188,6 +192,10 @@ def _watcher(on_generation: Callable[[Settings, Mapping[str, float]], None] | No
                 on_generation(trial.config["settings"], _metrics(result))
 
     return Watcher()
+
+
+def _active_watcher():
+    return _ACTIVE.get()
 
 
 def _metrics(result: Mapping[str, object]) -> dict[str, float]:

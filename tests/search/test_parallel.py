@@ -2,8 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -81,8 +84,6 @@ def test_supernet_accuracies_are_those_of_one_process():
     images = torch.randn(80, 3, 32, 32, generator=generator)
     labels = torch.randint(10, (40,), generator=generator)
     score = SupernetAccuracy(family.supernet(), resized(images[:40], images[40:], labels), family.resolution, 20)
-    import numpy as np
-
     archs = [family.space.sample(np.random.default_rng(seed)) for seed in range(6)]
     expected = score(archs)
     with RayEvaluator(family.space, {"accuracy": score}, 2) as evaluate:
@@ -126,3 +127,36 @@ def test_failures_are_recorded_and_do_not_stop_the_search(tmp_path):
 def test_too_few_cpus_are_an_error():
     with pytest.raises(ValueError, match="5 workers need 5 CPUs, but the Ray cluster has 2"):
         RayEvaluator(SPACE, {"sum": sums}, 5)
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path(sys.argv[1]).parents[2]))
+from tests.search.test_parallel import *
+
+with RayEvaluator(SPACE, {"sum": sums}, 2) as evaluate, History(sys.argv[2], problem().describe()) as history:
+    search(evaluate, history=history)
+"""
+
+
+def test_a_killed_driver_loses_nothing_that_was_evaluated(tmp_path):
+    path = tmp_path / "history.jsonl"
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, __file__, path], start_new_session=True)
+    while not path.exists() or path.read_bytes().count(b"\n") < 10:  # a header and 9 evaluations, of 24
+        assert driver.poll() is None
+        time.sleep(0.01)
+    driver.kill()
+    driver.wait()
+    again = []
+
+    def evaluate(archs):
+        again.extend(archs)
+        return evaluate_here({"sum": sums})(archs)
+
+    with History(path, problem().describe(), resume=True) as history:
+        kept = set(history.past)
+        resumed = search(evaluate, history=history)
+    assert len(kept) >= 9
+    assert kept.isdisjoint(again)
+    assert resumed.evaluations == search(evaluate_here({"sum": sums})).evaluations
