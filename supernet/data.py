@@ -275,7 +275,8 @@ def _classes(dataset: Dataset, config: DataConfig) -> tuple[str, ...]:
     """Names of the classes in the order of their labels."""
     names = getattr(dataset, "classes", None)
     if names is None:
-        names = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+        reader = getattr(dataset, "reader", None)
+        names = getattr(reader, "class_to_idx", getattr(reader, "class_name_to_idx", None))  # of folders, of tar files
     if not names:
         if config.num_classes is None:
             raise ValueError(f"dataset {config.dataset!r} does not tell its classes: give their number as num_classes")

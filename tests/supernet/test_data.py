@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import io
 import json
 import random
@@ -117,6 +118,21 @@ def test_folders_are_read_and_split(folder):
     assert labels.tolist() == [0, 0, 1, 1]
     images, labels = next(data.training_batches(16, 4, seed=0, steps=range(1)))
     assert images.shape == (4, 3, 16, 16)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_tar_files_are_read(folder):
+    for split in ("train", "val"):
+        with tarfile.open(folder / f"{split}.tar", "w") as tar:
+            for name in ("cat", "dog"):
+                tar.add(folder / split / name, name)
+    config = DataConfig("folder", str(folder / "train.tar"), str(folder / "val.tar"), holdout=0.34, workers=0)
+    data = load_data(config)
+    assert data.classes == ("cat", "dog")
+    assert (len(data.train), len(data.holdout)) == (4, 2)
+    assert data.images(data.test, 16)[1].tolist() == [0, 0, 1, 1]
+    del data
+    gc.collect()  # timm leaves the files open until then
 
 
 def test_resizing_keeps_the_size_it_has():
