@@ -22,18 +22,17 @@ from command_line import console, progress_bar, run
 from rich.table import Table
 
 from predictors import LatencyPredictor, measure, prepare, this_device
-from search.evaluate import SupernetAccuracy, resized
-from search.evolution import Evolution, EvolutionSettings
-from search.history import Evaluation, History
+from search.history import Evaluation
+from search.job import ACCURACY, SearchJob, run_search
 from search.plot import plot_front
-from search.problem import Problem
-from search.run import Result, evaluate_here
-from search.run import run as run_search
+from search.run import Result
 from supernet.evaluation import accuracy
 from supernet.recipes import digits
 from supernet.runs import Run, load_run, run_job
 from supernet.space import Arch
 from supernet.subnet import load_subnet, onnx_difference, save_subnet, take_out
+
+LATENCY = "latency_ms"
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def main() -> None:
     trained = train(arguments)
     predictor, device_latency = fit_latency(trained, arguments)
     result = search(trained, predictor, arguments)
-    front = sorted(result.front, key=lambda evaluation: evaluation.costs["latency_ms"])
+    front = sorted(result.front, key=lambda evaluation: evaluation.costs[LATENCY])
     chosen = choose(front)
     measured = device_latency([evaluation.arch for evaluation in front])
     directory = output / "subnet"
@@ -67,8 +66,8 @@ def main() -> None:
     for evaluation in front:
         table.add_row(
             "chosen" if evaluation is chosen else "",
-            f"{evaluation.scores['accuracy']:.2%}",
-            f"{evaluation.costs['latency_ms']:.3f}",
+            f"{evaluation.scores[ACCURACY]:.2%}",
+            f"{evaluation.costs[LATENCY]:.3f}",
             f"{measured[evaluation.arch]:.3f}",
             f"{trained.family.macs(evaluation.arch) / 1e6:.2f}",
             f"{trained.family.parameters(evaluation.arch) / 1e3:.1f}",
@@ -139,31 +138,25 @@ def fit_latency(trained: Run, arguments: Arguments):
 
 def search(trained: Run, predictor: LatencyPredictor, arguments: Arguments) -> Result:
     """Multi-objective evolution for accuracy on the held-out digits and predicted latency."""
-    family, data, settings = trained.family, trained.data, trained.job.train
-    resolution = family.resolution(family.space.largest)
-    calibration = data.calibration_images(resolution, settings.calibration_images, settings.seed)
-    score = SupernetAccuracy(
-        trained.net, resized(calibration, *data.images(data.holdout, resolution)), family.resolution
-    )
-    problem = Problem(family.space, ["accuracy"], {"latency_ms": predictor.cost})
-    strategy = Evolution(problem, arguments.seed, EvolutionSettings(population=24))
-    history = History(arguments.output / "search.jsonl", {"seed": arguments.seed, **problem.describe()}, resume=True)
-    with progress_bar() as progress, history:
+    job = SearchJob(evaluations=arguments.evaluations, population=24, seed=arguments.seed)
+    with progress_bar() as progress:
         task = progress.add_task("Searching", total=arguments.evaluations, note="")
-        return run_search(
-            problem,
-            strategy,
-            evaluate_here({"accuracy": score}),
-            arguments.evaluations,
-            history=history,
+        result = run_search(
+            job,
+            trained,
+            {LATENCY: predictor},
+            arguments.output / "search.jsonl",
+            resume=True,
             on_evaluation=lambda evaluation, count: progress.update(task, completed=count),
-        )
+        ).result
+        progress.update(task, completed=arguments.evaluations)
+    return result
 
 
 def choose(front: list[Evaluation], slack: float = 0.005) -> Evaluation:
     """The fastest on the front whose accuracy is at most `slack` below the best, from 0 to 1."""
-    best = max(evaluation.scores["accuracy"] for evaluation in front)
-    return next(evaluation for evaluation in front if evaluation.scores["accuracy"] >= best - slack)
+    best = max(evaluation.scores[ACCURACY] for evaluation in front)
+    return next(evaluation for evaluation in front if evaluation.scores[ACCURACY] >= best - slack)
 
 
 def extract(trained: Run, chosen: Evaluation, latency_ms: float, directory: Path) -> float:

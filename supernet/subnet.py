@@ -87,7 +87,8 @@ def take_out(run: Run, arch: Mapping[str, Any], calibration_images: int | None =
         crop_pct=data.crop_pct,
         facts={"macs": run.family.macs(arch), "parameters": run.family.parameters(arch)},
     )
-    return Subnet(calibrated_subnet(run.net, arch, resolution, images), config)
+    model = calibrated_subnet(run.net, arch, resolution, images)
+    return Subnet(model.to("cpu", memory_format=torch.contiguous_format), config)
 
 
 def save_subnet(directory: Path, subnet: Subnet, *, onnx: bool = True) -> None:
