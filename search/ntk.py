@@ -39,6 +39,8 @@ def tangent_kernel(model: nn.Module, images: Tensor, batch_norm: BatchNormMode =
     weights = {name: tensors.pop(name) for name, _ in model.named_parameters() if name.endswith("weight")}
     if not weights:
         raise ValueError(f"a {type(model).__name__} has no weights to take the tangent kernel of")
+    if images.dim() == 4:
+        images = images.contiguous(memory_format=torch.channels_last)  # faster on CPUs
     gradients = _through_batch if batch_norm == "batch" else _with_frozen_statistics
     jacobian = gradients(model, weights, tensors, images)
     kernel = torch.zeros(len(images), len(images), dtype=torch.float64, device=images.device)
@@ -89,8 +91,6 @@ def _through_batch(
     model: nn.Module, weights: dict[str, Tensor], rest: dict[str, Tensor], images: Tensor
 ) -> list[Tensor]:
     leaves = {name: weight.requires_grad_() for name, weight in weights.items()}
-    if images.dim() == 4:
-        images = images.contiguous(memory_format=torch.channels_last)  # faster on CPUs
     with batch_statistics(model):
         answers = functional_call(model, {**leaves, **rest}, (images,)).flatten(1).sum(dim=1)
     values = list(leaves.values())
