@@ -81,13 +81,13 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
     return dict(zip(names, columns.T))
 
 
-def row(table: str, device: str, method: str, samples: int, spearman: float, mape: float | None = None) -> dict:
+def row(table: str, device: str, method: str, samples: int, spearman: float | None, mape: float | None = None) -> dict:
     return {
         "table": table,
         "device": device,
         "method": method,
         "samples": samples,
-        "spearman": spearman,
+        "spearman": "" if spearman is None else spearman,
         "mape_percent": "" if mape is None else mape,
     }
 
@@ -225,7 +225,7 @@ def this_machine(arguments: Arguments) -> tuple[list[dict], dict[str, float]]:
         errors.append(float(error))
         device = path.parent.name
         rows.append(row("local", device, "ours", len(archs) - HELD_OUT, float(spearman), float(error)))
-        rows.append(row("local", device, "measured twice", 50, float("nan"), noises[-1]))
+        rows.append(row("local", device, "measured twice", 50, None, noises[-1]))
     worst = int(np.argmax([e / n for e, n in zip(errors, noises)]))
     spearmans = [r["spearman"] for r in rows if r["method"] == "ours"]
     return rows, {
