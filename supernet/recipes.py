@@ -1,7 +1,11 @@
-"""Training recipes: functions that return a whole job, each setting of which can be overridden."""
+"""Training recipes: functions that return a whole job, each setting of which can be overridden.
+
+`digits` is the small one for every method: `--recipe digits --method fairnas`, for example.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from supernet.data import DataConfig
@@ -46,7 +50,7 @@ def cifar10() -> Job:
 def alphanet() -> Job:
     """AlphaNet (arXiv 2102.07954): adaptive alpha-divergence, the settings of AttentiveNAS; days on many GPUs."""
     return Job(
-        space="ofa_mobilenet_v3",
+        space="alphanet",
         data=DataConfig(dataset="folder", workers=16),
         train=TrainConfig(
             epochs=360,
@@ -67,4 +71,49 @@ def alphanet() -> Job:
     )
 
 
-RECIPES: dict[str, Callable[[], Job]] = {recipe.__name__: recipe for recipe in (digits, cifar10, alphanet)}
+def attentive_nas() -> Job:
+    """AttentiveNAS (arXiv 2011.09011): WorstUp sampling and KL distillation; days on many GPUs."""
+    job = alphanet()
+    train = dataclasses.replace(job.train, method="worst_up", distillation="kl", trials=3, macs_step=25.0)
+    return dataclasses.replace(job, train=train)
+
+
+def spos() -> Job:
+    """SPOS (arXiv 1904.00420): one uniform path a step; a day on several GPUs."""
+    return Job(
+        space="ofa_mobilenet_v3",
+        data=DataConfig(dataset="folder", workers=16),
+        train=TrainConfig(
+            epochs=120,
+            batch_size=1024,
+            method="spos",
+            random_subnets=1,
+            lr=0.125,
+            sched="poly",
+            decay_rate=1.0,
+            weight_decay=4e-5,
+            warmup_epochs=0,
+        ),
+    )
+
+
+def fairnas() -> Job:
+    """FairNAS (arXiv 1907.01845): every value of a choice once an update; days on several GPUs."""
+    return Job(
+        space="ofa_mobilenet_v3",
+        data=DataConfig(dataset="folder", workers=16),
+        train=TrainConfig(
+            epochs=150,
+            batch_size=256,
+            method="fairnas",
+            lr=0.045,
+            weight_decay=4e-5,
+            warmup_epochs=0,
+            label_smoothing=0.0,
+        ),
+    )
+
+
+RECIPES: dict[str, Callable[[], Job]] = {
+    recipe.__name__: recipe for recipe in (digits, cifar10, alphanet, attentive_nas, spos, fairnas)
+}

@@ -57,6 +57,10 @@ class TrainConfig:
     """timm's name of the schedule of the learning rate, updated every step."""
     warmup_epochs: float = 1.0
     """Epochs in which the learning rate grows linearly from zero."""
+    decay_rate: float = 0.1
+    """Factor of each decay of the schedule step; exponent of the schedule poly, where 1 is linear."""
+    decay_epochs: float = 30.0
+    """Epochs between the decays of the schedule step."""
     min_lr: float = 0.0
     """Learning rate at the end, before scaling."""
     method: Literal["sandwich", "best_up", "worst_up", "spos", "fairnas"] = "sandwich"
@@ -212,6 +216,8 @@ def train(
         optimizer,
         config.sched,
         config.epochs,
+        decay_epochs=config.decay_epochs,
+        decay_rate=config.decay_rate,
         min_lr=config.min_lr * config.batch_size / 256,
         warmup_lr=0.0,
         warmup_epochs=config.warmup_epochs,
