@@ -39,7 +39,8 @@ class SupernetAccuracy:
 
     `images(resolution)` are those to calibrate and to judge by, `resolution(arch)` is that of an architecture. The
     value of an architecture does not depend on the others that it is evaluated with; on `batch_size` it may, by
-    rounding. Memory format and device are those of `net`.
+    rounding. Memory format and device are those of `net`. What shared first layers make of the images is kept for later
+    calls, in up to `memory_bytes`, until the weights change.
     """
 
     def __init__(
@@ -48,11 +49,14 @@ class SupernetAccuracy:
         images: Callable[[int], EvaluationImages],
         resolution: Callable[[Arch], int],
         batch_size: int = 250,
+        memory_bytes: int = 2**30,
     ) -> None:
         self.net = net
         self.images = images
         self.resolution = resolution
         self.batch_size = batch_size
+        self._remembered = trie.Remembered(memory_bytes)
+        self._version = -1
 
     def __call__(self, archs: Sequence[Arch]) -> list[float]:
         """The accuracies in the order of `archs`; raises what evaluating one of them raises."""
@@ -65,7 +69,11 @@ class SupernetAccuracy:
     def each(self, archs: Sequence[Arch]) -> Iterator[tuple[int, float | Exception]]:
         """The index and the accuracy of each architecture, or what evaluating it raised, as soon as it is known."""
         labels = {size: self.images(size).labels for size in {self.resolution(arch) for arch in archs}}
-        for index, logits in trie.evaluate(self.net, archs, self._batches, self.resolution):
+        version = sum(tensor._version for tensor in self.net.state_dict(keep_vars=True).values())
+        if version != self._version:
+            self._remembered.clear()
+            self._version = version
+        for index, logits in trie.evaluate(self.net, archs, self._batches, self.resolution, self._remembered):
             if isinstance(logits, Exception):
                 yield index, logits
             else:

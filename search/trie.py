@@ -1,11 +1,14 @@
 """Running many subnets of one supernet so that what they share runs once.
 
 The subnets are cut into pieces (`pieces.cut`). Chains of pieces that begin alike share a path in a trie, whose root is
-the images at one resolution. The trie is run depth first, so that activations of one path are in memory.
+the images at one resolution. The trie is run depth first, so that activations of one path are in memory. Beyond that,
+`Remembered` keeps activations where paths parted, up to a number of bytes, for populations to come.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -21,6 +24,8 @@ from supernet.supernet import Supernet
 
 # N images, B batch, K classes
 
+MOST_PREFIXES = 20_000  # whose keys are kept, some 5 kB each
+
 
 class Batches(NamedTuple):
     """Images, or what a first part of a network makes of them, in batches."""
@@ -29,17 +34,76 @@ class Batches(NamedTuple):
     evaluation: list[Tensor]
 
 
+class Remembered:
+    """What prefixes make of the images, from one population to the next; the least recently used goes first.
+
+    `limit_bytes` is how much there is room for. A pickled copy remembers nothing.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self._numbers = itertools.count(1)
+        self.clear()
+
+    def clear(self) -> None:
+        self._prefixes: dict[tuple[int, Hashable], int] = {}
+        self._batches: OrderedDict[int, Batches] = OrderedDict()
+        self._bytes = 0
+
+    def begin(self) -> None:
+        """To be called before a population: forgets everything if too many prefixes were seen to keep their keys."""
+        if len(self._prefixes) > MOST_PREFIXES:
+            self.clear()
+
+    def prefix(self, before: int, key: Hashable) -> int:
+        """The number of the prefix that goes on with `key` after the prefix `before`; 0 is the empty one."""
+        if (before, key) not in self._prefixes:
+            self._prefixes[before, key] = next(self._numbers)
+        return self._prefixes[before, key]
+
+    def holds(self, batches: Batches) -> bool:
+        return any(known is batches for known in self._batches.values())
+
+    def get(self, prefix: int) -> Batches | None:
+        if prefix in self._batches:
+            self._batches.move_to_end(prefix)
+        return self._batches.get(prefix)
+
+    def put(self, prefix: int, batches: Batches) -> None:
+        if prefix in self._batches or _size(batches) > self.limit_bytes:
+            return
+        self._batches[prefix] = batches
+        self._bytes += _size(batches)
+        while self._bytes > self.limit_bytes:
+            self._bytes -= _size(self._batches.popitem(last=False)[1])
+
+    def __reduce__(self):
+        return Remembered, (self.limit_bytes,)
+
+
+def _size(batches: Batches) -> int:
+    return sum(batch.nbytes for part in batches for batch in part)
+
+
 @dataclass
 class Node:
-    """Pieces in a row that the same architectures share, what follows them, and which architectures end here."""
+    """Pieces in a row that the same architectures share, what follows them, and which architectures end here.
+
+    `prefixes` are the numbers of the prefixes that end with each of the pieces.
+    """
 
     pieces: list[Piece] = field(default_factory=list)
+    prefixes: list[int] = field(default_factory=list)
     children: dict[Hashable, Node] = field(default_factory=dict)
     ends: list[int] = field(default_factory=list)
 
 
 def evaluate(
-    net: Supernet, archs: Sequence[Arch], batches: Callable[[int], Batches], resolution: Callable[[Arch], int]
+    net: Supernet,
+    archs: Sequence[Arch],
+    batches: Callable[[int], Batches],
+    resolution: Callable[[Arch], int],
+    remembered: Remembered | None = None,
 ) -> Iterator[tuple[int, Tensor | Exception]]:
     """For each architecture its index and the logits [N, K] of the evaluation images, in the order of the trie.
 
@@ -47,8 +111,11 @@ def evaluate(
     operations as in `calibrate(net.extract(arch), ...)`, so the logits are those of the extracted, calibrated subnet.
     Instead of logits there is the exception, where extracting or running a subnet raises one.
 
-    `batches(resolution)` gives the images at a resolution in pixels.
+    `batches(resolution)` gives the images at a resolution in pixels, which with the weights are those that `remembered`
+    saw before.
     """
+    remembered = remembered or Remembered(0)
+    remembered.begin()
     roots: dict[int, Node] = {}
     for index, arch in enumerate(archs):
         try:
@@ -56,30 +123,29 @@ def evaluate(
         except Exception as error:
             yield index, error
         else:
-            insert(roots.setdefault(resolution(arch), Node()), pieces, index)
+            _insert(roots.setdefault(resolution(arch), Node()), pieces, index, resolution(arch), remembered)
     for size, root in roots.items():
-        yield from run(root, batches(size))
+        yield from _run(root, batches(size), remembered)
 
 
-def insert(root: Node, pieces: Sequence[Piece], index: int) -> None:
+def _insert(root: Node, pieces: Sequence[Piece], index: int, size: int, remembered: Remembered) -> None:
     """Add the architecture `index`, which is this chain of pieces, below `root`."""
-    node = root
+    node, prefix = root, remembered.prefix(0, size)
     for piece in pieces:
-        if piece.key not in node.children:
-            node.children[piece.key] = Node([piece])
-        node = node.children[piece.key]
+        prefix = remembered.prefix(prefix, piece.key)
+        node = node.children.setdefault(prefix, Node([piece], [prefix]))
     node.ends.append(index)
 
 
-def run(root: Node, batches: Batches) -> Iterator[tuple[int, Tensor | Exception]]:
+def _run(root: Node, batches: Batches, remembered: Remembered) -> Iterator[tuple[int, Tensor | Exception]]:
     """The outputs of all architectures below `root`, or what running them raised."""
     waiting = [(root, batches)]
     while waiting:
         node, batches = waiting.pop()
         node = _joined(node)
         try:
-            shared = bool(waiting) and waiting[-1][1] is batches
-            batches = _forward(node, batches, shared)
+            shared = (bool(waiting) and waiting[-1][1] is batches) or remembered.holds(batches)
+            batches = _forward(node, batches, shared, remembered)
         except Exception as error:
             yield from ((index, error) for index in _all_ends(node))
             continue
@@ -92,18 +158,25 @@ def run(root: Node, batches: Batches) -> Iterator[tuple[int, Tensor | Exception]
 
 def _joined(node: Node) -> Node:
     """`node` together with its only child, and that one's, and so on."""
-    pieces = list(node.pieces)
+    pieces, prefixes = list(node.pieces), list(node.prefixes)
     while len(node.children) == 1 and not node.ends:
         (node,) = node.children.values()
         pieces += node.pieces
-    return Node(pieces, node.children, node.ends)
+        prefixes += node.prefixes
+    return Node(pieces, prefixes, node.children, node.ends)
 
 
-def _forward(node: Node, batches: Batches, shared: bool) -> Batches:
+def _forward(node: Node, batches: Batches, shared: bool, remembered: Remembered) -> Batches:
     """What the node's pieces make of its input; their BatchNorm is calibrated on the way."""
-    if not node.pieces:
+    pieces = list(node.pieces)
+    for count in range(len(pieces), 0, -1):
+        known = remembered.get(node.prefixes[count - 1])
+        if known and (known.calibration or not any(map(_has_batch_norm, [*pieces[count:], *_below(node)]))):
+            pieces, batches, shared = pieces[count:], known, True
+            break
+    if not pieces:
         return batches
-    model = nn.Sequential(*node.pieces)
+    model = nn.Sequential(*pieces)
     if shared and _writes_to_input(model, batches.evaluation[0]):
         batches = Batches(*([batch.clone() for batch in part] for part in batches))
     calibration: list[Tensor] = []
@@ -111,7 +184,10 @@ def _forward(node: Node, batches: Batches, shared: bool) -> Batches:
         calibration = calibrate(model, batches.calibration)
     elif any(_has_batch_norm(piece) for piece in _below(node)):
         calibration = _outputs(model, batches.calibration)
-    return Batches(calibration, _outputs(model, batches.evaluation))
+    result = Batches(calibration, _outputs(model, batches.evaluation))
+    if node.children:
+        remembered.put(node.prefixes[-1], result)
+    return result
 
 
 def _outputs(model: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:

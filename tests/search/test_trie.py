@@ -171,3 +171,48 @@ def test_accuracy_counts_right_answers():
     logits = torch.tensor([[1.0, 2.0], [3.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
     assert accuracy(logits, torch.tensor([1, 0, 0, 0])) == 0.75
     assert np.isnan(accuracy(logits / 0 * 0, torch.tensor([1, 0, 0, 0])))
+
+
+def test_what_is_remembered_changes_nothing_and_is_forgotten_with_the_weights(monkeypatch):
+    family = FAMILIES["nasbench_macro"](num_classes=10)
+    net = family.supernet()
+    draw = torch.Generator().manual_seed(0)
+    calibration, evaluation = torch.randn(2, 6, 3, 8, 8, generator=draw)
+    at = resized(calibration, evaluation, torch.randint(10, (6,), generator=draw))
+    generator = np.random.default_rng(0)
+    first = population(family.space, 9, generator)
+    second = [family.space.mutate(arch, generator, 0.1) for arch in first]
+
+    def score(memory_bytes=2**30):
+        return SupernetAccuracy(net, at, lambda arch: 8, batch_size=4, memory_bytes=memory_bytes)
+
+    calls = count_calls(monkeypatch)
+    alone = [dict(enumerate(score(memory)(archs))) for memory in (0, 20_000) for archs in (first, second)]
+    assert alone[:2] == alone[2:]
+    calls.clear()
+    kept = score()
+    assert dict(enumerate(kept(first))) == alone[0]
+    calls.clear()
+    assert dict(enumerate(kept(second))) == alone[1]
+    assert (32, 3, 3, 3) not in calls  # the stem
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.05)
+    assert kept(second) == score(0)(second)
+
+
+def test_remembered_batches_are_not_written_to():
+    space = SearchSpace({"width": (1, 2, 3), "more": (1, 2)})
+
+    def build(arch):
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 1), ActivationFirst(arch["width"]), nn.Conv2d(arch["width"], arch["more"], 1)
+        )
+
+    net = Supernet(space, build)
+    archs = [space.decode(np.array([[i, j]]))[0] for i in range(3) for j in range(2)]
+    remembered = trie.Remembered(2**20)
+    for population in (archs[:4], archs[3:], archs):
+        logits = dict(trie.evaluate(net, population, lambda _: images(4), lambda arch: 4, remembered))
+        for index, arch in enumerate(population):
+            assert torch.equal(logits[index], naive(net, arch, images(4)))
