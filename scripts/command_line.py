@@ -25,7 +25,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
     try:
         main()
-    except ValueError as error:
+    except (ValueError, ModuleNotFoundError) as error:
         fail(str(error), 2)
     except (TrainingError, OSError) as error:
         fail(str(error), 1)

@@ -21,7 +21,7 @@ import tyro
 from command_line import console, progress_bar, run
 from rich.table import Table
 
-from predictors import LatencyPredictor, measure, prepare, this_device
+from predictors import LatencyPredictor, family_costs, measure, prepare, stratified, this_device
 from search.history import Evaluation
 from search.job import ACCURACY, SearchJob, run_search
 from search.plot import plot_front
@@ -125,13 +125,14 @@ def fit_latency(trained: Run, arguments: Arguments):
                 seed=arguments.seed,
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
-        return {row.arch: row.latency_ms for row in rows}
+        return {row.arch: row.latency_ms for row in rows if not row.error}
 
     draw = np.random.default_rng(arguments.seed)
-    archs = [family.space.smallest, family.space.largest]
-    archs += [family.space.sample(draw) for _ in range(arguments.subnets - len(archs))]
+    archs = stratified(family.space, family.macs, arguments.subnets, draw)
     latencies = latency(archs, f"Measuring on {device.name}")
-    predictor = LatencyPredictor.fit(family.space, list(latencies), list(latencies.values()), device=device)
+    predictor = LatencyPredictor.fit(
+        family.space, list(latencies), list(latencies.values()), family_costs(family), device
+    )
     predictor.save(directory)
     return predictor, lambda archs: latency(archs, "Measuring the front")
 

@@ -9,7 +9,20 @@ import platform
 import sys
 from pathlib import Path
 
-PACKAGES = ("supernet", "torch", "timm", "numpy", "ray", "pymoo", "scikit-learn", "onnx", "onnxruntime")
+PACKAGES = (
+    "supernet",
+    "torch",
+    "timm",
+    "numpy",
+    "scipy",
+    "ray",
+    "pymoo",
+    "scikit-learn",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+)
 
 
 def versions() -> dict[str, str]:

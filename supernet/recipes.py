@@ -78,6 +78,20 @@ def attentive_nas() -> Job:
     return dataclasses.replace(job, train=train)
 
 
+def prune() -> Job:
+    """Structured pruning of a pretrained timm model, by default mobilenetv3_large_100: hours on a GPU.
+
+    Channels are ordered by importance first; narrower and shallower subnets are then trained for a while, and
+    scripts/search.py finds the best one within a limit of MACs, parameters or latency.
+    """
+    return Job(
+        space="from_timm",
+        space_options='{"name": "mobilenetv3_large_100", "pretrained": true}',
+        data=DataConfig(dataset="folder", workers=8),
+        train=TrainConfig(epochs=20, batch_size=256, lr=0.02, weight_decay=1e-5, warmup_epochs=1, clip=5.0),
+    )
+
+
 def spos() -> Job:
     """SPOS (arXiv 1904.00420): one uniform path a step; a day on several GPUs."""
     return Job(
@@ -115,5 +129,5 @@ def fairnas() -> Job:
 
 
 RECIPES: dict[str, Callable[[], Job]] = {
-    recipe.__name__: recipe for recipe in (digits, cifar10, alphanet, attentive_nas, spos, fairnas)
+    recipe.__name__: recipe for recipe in (digits, cifar10, alphanet, attentive_nas, spos, fairnas, prune)
 }
