@@ -15,6 +15,15 @@ from torch import Tensor, fx, nn
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
+class Key(tuple):
+    """A tuple that knows its hash, which takes long to compute for a deep one."""
+
+    def __hash__(self) -> int:
+        if not hasattr(self, "_hash"):
+            self._hash = super().__hash__()
+        return self._hash
+
+
 class Piece(nn.Module):
     """A part of a module's computation with one input and one output.
 
@@ -29,7 +38,7 @@ class Piece(nn.Module):
         self._targets = {node: _resolve(root, node.target) for node in nodes if node.op in ("call_module", "get_attr")}
         self.layers = nn.ModuleList({id(t): t for t in self._targets.values() if isinstance(t, nn.Module)}.values())
         positions = {source: -1} | {node: position for position, node in enumerate(nodes)}
-        self.key = tuple(
+        self.key = Key(
             (
                 node.op,
                 node.target if isinstance(node.target, str) else _fingerprint(node.target, names),

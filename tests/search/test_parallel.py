@@ -129,6 +129,8 @@ def test_too_few_cpus_are_an_error():
         RayEvaluator(SPACE, {"sum": sums}, 5)
 
 
+# what Ray has set in this process is not for another cluster's driver
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 DRIVER = """
 import sys
 from pathlib import Path
@@ -142,7 +144,7 @@ with RayEvaluator(SPACE, {"sum": sums}, 2) as evaluate, History(sys.argv[2], pro
 
 def test_a_killed_driver_loses_nothing_that_was_evaluated(tmp_path):
     path = tmp_path / "history.jsonl"
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, __file__, path], start_new_session=True)
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, __file__, path], start_new_session=True, env=ENVIRONMENT)
     while not path.exists() or path.read_bytes().count(b"\n") < 10:  # a header and 9 evaluations, of 24
         assert driver.poll() is None
         time.sleep(0.01)

@@ -106,6 +106,8 @@ def test_a_killed_worker_changes_nothing(undisturbed, tmp_path):
     assert "'strategy': 'evolution'" in sweep.retried[0]
 
 
+# what Ray has set in this process is not for another cluster's driver
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 DRIVER = """
 import sys
 from pathlib import Path
@@ -122,7 +124,9 @@ def search_slowly(settings, history, on_generation):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_killed_driver_loses_no_generation(undisturbed, tmp_path):
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, __file__, tmp_path], start_new_session=True)
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, __file__, tmp_path], start_new_session=True, env=ENVIRONMENT
+    )
     while len(list(tmp_path.glob("killed/*/checkpoint_*/generations.json"))) < 3:
         assert driver.poll() is None
         time.sleep(0.1)
