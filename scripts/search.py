@@ -13,9 +13,7 @@ front's latency is measured for devices that are this machine. About 10 subnets 
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +26,7 @@ from predictors import LatencyPredictor, measure, prepare, runtimes, this_device
 from search.history import Evaluation
 from search.job import ACCURACY, SearchJob, image_size, load_predictors, run_search
 from search.run import Generation
-from supernet.atomic import write_atomically
+from search.table import write_csv
 from supernet.runs import Run, load_run
 from supernet.space import Arch
 
@@ -172,15 +170,6 @@ def front_table(rows: Sequence[Mapping[str, float]]) -> Table:
 def generation_row(generation: Generation) -> dict[str, float]:
     fields = dataclasses.asdict(generation)
     return {"generation": fields.pop("index"), **fields.pop("best"), **fields}
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
-    writer.writeheader()
-    writer.writerows(rows)
-    with write_atomically(path) as temporary:
-        temporary.write_text(text.getvalue())
 
 
 if __name__ == "__main__":

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import shutil
 import tempfile
@@ -18,7 +16,7 @@ import numpy as np
 from search import pareto
 from search.history import Evaluation, read_history
 from search.run import Generation
-from supernet.atomic import write_atomically
+from search.table import write_csv
 
 Settings = Mapping[str, str | float]  # what tells a trial from others, such as strategy, device, limit, seed
 
@@ -125,9 +123,9 @@ def write_sweep(sweep: Sweep, directory: Path, costs: Mapping[str, str]) -> None
     `costs` gives, for each device that trials have in their settings, the cost that is traded off against the scores.
     """
     rows = [{**t.settings, **t.metrics, "failed_because": t.error or ""} for t in sweep.trials]
-    _write_csv(directory / "trials.csv", rows)
+    write_csv(directory / "trials.csv", rows)
     for device, cost in costs.items():
-        _write_csv(directory / f"front_{device}.csv", combined_front(sweep.trials, device, cost))
+        write_csv(directory / f"front_{device}.csv", combined_front(sweep.trials, device, cost))
 
 
 def combined_front(trials: Sequence[Trial], device: str, cost: str) -> list[dict[str, object]]:
@@ -210,12 +208,3 @@ def _finished(result) -> Trial:
             evaluations = read_history(Path(folder) / HISTORY)[1]
     error = str(result.error).strip().splitlines()[-1] if result.error else None
     return Trial(result.config["settings"], _metrics(result.metrics or {}), evaluations, error)
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
-    writer.writeheader()
-    writer.writerows(rows)
-    with write_atomically(path) as temporary:
-        temporary.write_text(text.getvalue())
