@@ -27,6 +27,11 @@ def sums(archs):
     return [float(arch["a"] + arch["b"]) for arch in archs]
 
 
+def slow_sums(archs):
+    time.sleep(0.5 * len(archs))
+    return sums(archs)
+
+
 def problem():
     return Problem(SPACE, ["sum"], {"a": lambda archs: [arch["a"] for arch in archs]})
 
@@ -137,7 +142,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(sys.argv[1]).parents[2]))
 from tests.search.test_parallel import *
 
-with RayEvaluator(SPACE, {"sum": sums}, 2) as evaluate, History(sys.argv[2], problem().describe()) as history:
+with RayEvaluator(SPACE, {"sum": slow_sums}, 2) as evaluate, History(sys.argv[2], problem().describe()) as history:
     search(evaluate, history=history)
 """
 
