@@ -70,21 +70,22 @@ def run_sweep(
     from ray import tune
 
     storage = storage if "://" in storage else str(Path(storage).absolute())
+    path = f"{storage}/{name}"
+    begun = tune.Tuner.can_restore(path)
+    if begun and not resume:
+        raise ValueError(f"{path} holds a sweep already: resume it, or choose another name")
+    if resume and not begun:
+        raise ValueError(f"{path} holds no sweep to resume")
     started = not ray.is_initialized()
     if started:
         local = {} if address else {"include_dashboard": False} | ({"num_cpus": workers * threads} if workers else {})
         ray.init(address=address, log_to_driver=False, **local)
     try:
-        path = f"{storage}/{name}"
         trainable = tune.with_resources(tune.with_parameters(_trial, search=search), {"cpu": threads})
         watcher = _watcher(on_generation)
         _ACTIVE.set(watcher)
-        if tune.Tuner.can_restore(path):
-            if not resume:
-                raise ValueError(f"{path} holds a sweep already: resume it, or choose another name")
+        if begun:
             tuner = tune.Tuner.restore(path, trainable, resume_errored=True)
-        elif resume:
-            raise ValueError(f"{path} holds no sweep to resume")
         else:
             scheduler = None
             if grace_evaluations:

@@ -142,6 +142,6 @@ def test_a_killed_driver_loses_no_generation(undisturbed, tmp_path):
     assert 0 < len(seen) <= 3 * 4 - 3  # generations before the kill are not reported again
 
 
-def test_nothing_to_resume_is_an_error(local_ray, tmp_path):
+def test_nothing_to_resume_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="holds no sweep to resume"):
         run_sweep(search, TRIALS, str(tmp_path), "none", resume=True)
