@@ -95,31 +95,33 @@ def test_a_run_that_is_killed_and_resumed_ends_in_the_same_weights(tmp_path):
         process.start()
         return process
 
-    begun = time.monotonic()
-    uninterrupted = start(tmp_path / "uninterrupted")
-    uninterrupted.join()
-    duration = time.monotonic() - begun
-    assert uninterrupted.exitcode == 0
+    def steps(directory):
+        metrics = directory / "metrics.jsonl"
+        return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    process = start(uninterrupted)
+    process.join()
+    assert process.exitcode == 0
 
     moments = random.Random(os.getpid())
-    kills = 0
-    while kills < 4:
-        process = start(tmp_path / "killed")
-        process.join(moments.uniform(0.2, 0.8) * duration)
-        if process.exitcode == 0:
-            break
-        os.kill(process.pid, signal.SIGKILL)
+    for after in [0, *sorted(moments.sample(range(1, 6), 3))]:  # of 10 steps
+        process = start(killed)
+        while steps(killed) < after:
+            assert process.is_alive()
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.05))
+        process.kill()
         process.join()
-        kills += 1
-    final = start(tmp_path / "killed")
-    final.join()
-    assert final.exitcode == 0
-    assert kills > 0
-    weights = [(tmp_path / run / "supernet.safetensors").read_bytes() for run in ("uninterrupted", "killed")]
-    assert weights[0] == weights[1]
-    metrics = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("uninterrupted", "killed")]
-    assert metrics[0] == metrics[1]
-    assert [json.loads(line)["step"] for line in metrics[0].splitlines()] == list(range(1, 11))
+        assert process.exitcode == -signal.SIGKILL
+    process = start(killed)
+    process.join()
+    assert process.exitcode == 0
+
+    for name in ("supernet.safetensors", "metrics.jsonl"):
+        assert (killed / name).read_bytes() == (uninterrupted / name).read_bytes(), name
+    lines = (killed / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 11))
 
 
 def _train_on_one_thread(job, directory):
