@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -111,6 +112,8 @@ def run_sweep(
                     verbose=0,
                 ),
             )
+        # or a driver that is killed forgets what trials did in its last ten seconds; Tune has no argument for it
+        os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "0")
         results = tuner.fit()
         return Sweep([_finished(result) for result in results], watcher.retried)
     finally:

@@ -127,7 +127,7 @@ def test_a_killed_driver_loses_no_generation(undisturbed, tmp_path):
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, __file__, tmp_path], start_new_session=True, env=ENVIRONMENT
     )
-    while len(list(tmp_path.glob("killed/*/checkpoint_*/generations.json"))) < 3:
+    while len(list(tmp_path.glob("killed/*/checkpoint_*/generations.json"))) < 5:  # two are kept of each of three trials
         assert driver.poll() is None
         time.sleep(0.1)
     driver.kill()
@@ -139,7 +139,8 @@ def test_a_killed_driver_loses_no_generation(undisturbed, tmp_path):
         search, TRIALS, str(tmp_path), "killed", resume=True, on_generation=lambda settings, m: seen.append(m)
     )
     assert outcome(sweep) == outcome(undisturbed)
-    assert 0 < len(seen) <= 3 * 4 - 3  # generations before the kill are not reported again
+    # what was done before the kill is not done again, but for what each of two workers had just handed in
+    assert 0 < len(seen) <= 12 - 3
 
 
 def test_nothing_to_resume_is_an_error(tmp_path):
