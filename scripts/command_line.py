@@ -35,8 +35,8 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """End the process with one line on standard error."""
-    print(f"error: {message}", file=sys.stderr)
+    """End the process with one line on standard error: of what a worker process raised, the last."""
+    print(f"error: {message.strip().splitlines()[-1] if message.strip() else message}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -5,7 +5,7 @@
     python scripts/extract.py --run runs/digits --largest --output subnets/largest
 
 Recalibrates BatchNorm on training images, tests the subnet on the test images, and writes config.json,
-model.safetensors and model.onnx; `supernet.load_subnet("subnets/small")` gives the model back. Seconds for digits.
+model.safetensors and model.onnx; `supernet.subnet.load_subnet` gives the model back. Seconds for digits.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     trained = load_run(arguments.run)
     subnet = take_out(trained, chosen_arch(arguments, trained.net.space), arguments.calibration_images)
-    images, labels = trained.data.images(trained.data.test, subnet.config.input_size[-1])
-    subnet.config.facts["accuracy"] = accuracy(subnet.model, images, labels)
+    test = trained.data.evaluation_batches(trained.data.test, subnet.config.input_size[-1])
+    subnet.config.facts["accuracy"] = accuracy(subnet.model, test)
     save_subnet(arguments.output, subnet, onnx=arguments.onnx)
     for name, value in subnet.config.facts.items():
         console.print(f"{name}: {value:.6g}", highlight=False)
     if arguments.onnx:
-        difference = onnx_difference(arguments.output, subnet.model, images[:256])
+        difference = onnx_difference(arguments.output, subnet.model, next(iter(test))[0])
         console.print(f"logits of model.onnx differ by at most {difference:.1e}", highlight=False)
     console.print(f"The subnet is in {arguments.output}.")
 

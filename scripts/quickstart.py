@@ -11,6 +11,7 @@ front and the accuracy on digits that nothing before has seen. Interrupted, it g
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from search.plot import plot_front
 from search.run import Result
 from supernet.evaluation import accuracy
 from supernet.recipes import digits
-from supernet.runs import Run, load_run, run_job
+from supernet.runs import Run, run_job
 from supernet.space import Arch
 from supernet.subnet import load_subnet, onnx_difference, save_subnet, take_out
 
@@ -94,8 +95,6 @@ def train(arguments: Arguments) -> Run:
     job = digits()
     settings = dataclasses.replace(job.train, epochs=arguments.epochs, eval_epochs=0, seed=arguments.seed)
     directory = arguments.output / "train"
-    if (directory / "supernet.safetensors").exists():
-        return load_run(directory)
     with progress_bar() as progress:
         task = progress.add_task("Training the supernet", total=None, note="")
         return run_job(
@@ -166,10 +165,10 @@ def extract(trained: Run, chosen: Evaluation, latency_ms: float, directory: Path
     images, labels = trained.data.images(trained.data.test, subnet.config.input_size[-1])
     if not torch.equal(trained.net.extract(chosen.arch)(images), trained.net(images, chosen.arch)):
         raise RuntimeError("the extracted subnet differs from the subnet within the supernet")
-    test_accuracy = accuracy(subnet.model, images, labels)
+    test_accuracy = accuracy(subnet.model, [(images, labels)])
     subnet.config.facts.update(accuracy=test_accuracy, latency_ms=latency_ms)
-    if not (directory / "config.json").exists():
-        save_subnet(directory, subnet)
+    shutil.rmtree(directory, ignore_errors=True)  # of an earlier start, which may have chosen another
+    save_subnet(directory, subnet)
     loaded = load_subnet(directory).model
     if not torch.equal(loaded(images), subnet.model(images)):
         raise RuntimeError(f"the subnet in {directory} differs from the one that was written")

@@ -7,7 +7,7 @@
     python scripts/train_supernet.py --list-spaces
 
 A recipe sets everything, any flag overrides it; `--help` shows each flag with its unit and the recipe's value. Writes
-the output folder (see supernet/runs.py), and goes on with an interrupted run with --resume and the same flags.
+the output folder (see supernet/runs.py). With --resume it goes on with the run in that folder, by its own settings.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rich.table import Table
 from supernet import distributed
 from supernet.families import FAMILIES, describe
 from supernet.recipes import RECIPES
-from supernet.runs import Job, run_job
+from supernet.runs import Job, read_job, run_job
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,16 @@ class Arguments:
 def main() -> None:
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--recipe", default="digits")
-    recipe = first.parse_known_args()[0].recipe
+    first.add_argument("--output", type=Path)
+    first.add_argument("--resume", action="store_true")
+    known = first.parse_known_args()[0]
+    recipe = known.recipe
     if recipe not in RECIPES:
         raise ValueError(f"there is no recipe {recipe!r}; the recipes are {', '.join(RECIPES)}")
+    begun = read_job(known.output or Path("runs") / recipe) if known.resume else None
     arguments = tyro.cli(
         Arguments,
-        default=Arguments(RECIPES[recipe](), recipe),
+        default=Arguments(begun or RECIPES[recipe](), recipe),
         description=__doc__,
         config=(tyro.conf.OmitArgPrefixes,),
     )

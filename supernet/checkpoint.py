@@ -26,7 +26,12 @@ def save_checkpoint(directory: Path, step: int, state: dict[str, Any], keep: int
     """
     path = directory / f"step-{step:09d}.pt"
     with write_atomically(path) as temporary:
-        torch.save({"format": FORMAT, "step": step, **state}, temporary)
+        try:
+            torch.save({"format": FORMAT, "step": step, **state}, temporary)
+        except RuntimeError as error:  # torch's own, for a write that failed
+            raise OSError(f"checkpoint {path} cannot be written: {str(error).splitlines()[0]}") from error
+    for unfinished in directory.glob(".step-*.pt.*"):  # of a process that was killed
+        unfinished.unlink()
     for _, old in _checkpoints(directory)[:-keep]:
         old.unlink()
     return path

@@ -6,9 +6,12 @@ search. The *test* part is for the chosen subnet alone.
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -60,7 +63,7 @@ class DataConfig:
     """timm's name of an augmentation policy, such as rand-m9-mstd0.5."""
     re_prob: float = 0.0
     """Probability of random erasing."""
-    interpolation: str = "bicubic"
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
     """How images are resized."""
     crop_pct: float = 0.875
     """Part of the image's shorter side that the central crop keeps in evaluation."""
@@ -74,6 +77,15 @@ class DataConfig:
             raise ValueError(f"holdout is a part of the training images, between 0 and 1, not {self.holdout}")
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct is a part of the image, above 0 and at most 1, not {self.crop_pct}")
+        for name in ("hflip", "re_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a probability, not {getattr(self, name)}")
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} is a range of positive numbers, the smaller first, not {low} {high}")
+        if self.color_jitter < 0:
+            raise ValueError(f"color_jitter is 0 or more, not {self.color_jitter}")
         if self.workers < 0:
             raise ValueError(f"workers is a number of processes, 0 or more, not {self.workers}")
 
@@ -107,7 +119,7 @@ class Data:
         What a step gets depends on the seed and the step alone: every epoch is a new permutation, every image is
         augmented by its own random numbers. Of the joint batch of a step, rank r of w ranks gets every w-th image.
         """
-        transform = self._training_transform(resolution)
+        transform = _training_transform(self.config, resolution)
         if isinstance(self.train, IterableDataset):
             if world_size > 1:
                 raise ValueError(f"dataset {self.config.dataset!r} is a stream, which trains in one process only")
@@ -151,22 +163,6 @@ class Data:
             std=self.config.std,
         )
 
-    def _training_transform(self, resolution: int) -> Callable[[Image.Image], Tensor]:
-        config = self.config
-        return create_transform(
-            resolution,
-            is_training=True,
-            scale=config.scale,
-            ratio=config.ratio,
-            hflip=config.hflip,
-            color_jitter=config.color_jitter or None,
-            auto_augment=config.auto_augment,
-            re_prob=config.re_prob,
-            interpolation=config.interpolation,
-            mean=config.mean,
-            std=config.std,
-        )
-
     def _loader(self, dataset: Dataset, **options) -> DataLoader:
         return DataLoader(
             dataset,
@@ -184,22 +180,32 @@ def load_data(config: DataConfig, seed: int = 0) -> Data:
     Raises ValueError, naming what is missing, if the dataset, its package or a split is not there, if the splits have
     different classes, or if train and test are the same images.
     """
-    train = _open(config, config.train_split, config.root, seed)
-    test = _open(config, config.test_split, config.test_root or config.root, seed)
-    classes, test_classes = _classes(train, config), _classes(test, config)
-    if classes != test_classes:
-        odd = sorted(set(classes) ^ set(test_classes))
-        raise ValueError(
-            f"split {config.test_split!r} has {len(test_classes)} classes and {config.train_split!r} has "
-            f"{len(classes)}; in one of them only: {', '.join(odd[:5])}"
-        )
-    if _filenames(train) is not None and _filenames(train) == _filenames(test):
-        raise ValueError(
-            f"{config.root} has no folders {config.train_split!r} and {config.test_split!r}, so both would be the same "
-            "images; make them, or name the test images with test_root"
-        )
+    places = {config.train_split: config.root, config.test_split: config.test_root or config.root}
     if config.holdout_split:
-        holdout = _open(config, config.holdout_split, config.root, seed)
+        places[config.holdout_split] = config.root
+    if len(places) < 2 + bool(config.holdout_split) and not config.test_root:
+        raise ValueError(f"the splits to train on, to judge by and to test on must differ: {', '.join(places)}")
+    parts = {split: _open(config, split, root, seed) for split, root in places.items()}
+    train, test = parts[config.train_split], parts[config.test_split]
+    classes = _classes(train, config)
+    for split, part in parts.items():
+        if odd := sorted(set(classes) ^ set(_classes(part, config))):
+            raise ValueError(
+                f"splits {config.train_split!r} and {split!r} have different classes; in one of them only: "
+                f"{', '.join(odd[:5])}"
+            )
+    for (split, part), (other_split, other) in itertools.combinations(parts.items(), 2):
+        if common := _images(part, places[split]) & _images(other, places[other_split]):
+            raise ValueError(
+                f"{len(common)} images are in both splits {split!r} and {other_split!r}, such as {min(common)}: name "
+                "folders or splits that have none in common (test_split, test_root, holdout_split)"
+            )
+    try:
+        _training_transform(config, 32)
+    except (AssertionError, ValueError, KeyError, IndexError) as error:
+        raise ValueError(f"timm knows no augmentation policy {config.auto_augment!r}: {error}") from error
+    if config.holdout_split:
+        holdout = parts[config.holdout_split]
     elif isinstance(train, IterableDataset):
         raise ValueError(f"dataset {config.dataset!r} is a stream: name a split to judge subnets by with holdout_split")
     else:
@@ -231,6 +237,7 @@ class Digits(Dataset):
         order = np.random.default_rng(0).permutation(len(digits.target))
         is_test = np.arange(len(order)) % 5 == 0
         chosen = order[~is_test if split in TRAIN_NAMES else is_test]
+        self.names = [f"digit {index}" for index in chosen]
         self._pixels = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
         self._labels = digits.target[chosen].tolist()
 
@@ -239,6 +246,22 @@ class Digits(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return Image.fromarray(self._pixels[index]).convert("RGB"), self._labels[index]
+
+
+def _training_transform(config: DataConfig, resolution: int) -> Callable[[Image.Image], Tensor]:
+    return create_transform(
+        resolution,
+        is_training=True,
+        scale=config.scale,
+        ratio=config.ratio,
+        hflip=config.hflip,
+        color_jitter=config.color_jitter or None,
+        auto_augment=config.auto_augment,
+        re_prob=config.re_prob,
+        interpolation=config.interpolation,
+        mean=config.mean,
+        std=config.std,
+    )
 
 
 def _open(config: DataConfig, split: str, root: str | None, seed: int) -> Dataset:
@@ -284,9 +307,13 @@ def _classes(dataset: Dataset, config: DataConfig) -> tuple[str, ...]:
     return tuple(map(str, sorted(names, key=names.get) if isinstance(names, dict) else names))
 
 
-def _filenames(dataset: Dataset) -> list[str] | None:
-    samples = getattr(getattr(dataset, "reader", None), "samples", None)
-    return None if samples is None else list(map(str, samples))
+def _images(dataset: Dataset, root: str | None) -> set[str]:
+    """Names of the images of a folder, a tar file or the digits; empty where images have none."""
+    if isinstance(dataset, Digits):
+        return set(dataset.names)
+    if not hasattr(getattr(dataset, "reader", None), "samples"):
+        return set()
+    return {os.path.join(os.path.abspath(root), name) for name in dataset.filenames(absolute=True)}
 
 
 def _collate(samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
@@ -303,7 +330,7 @@ class _Transformed(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self._dataset[index]
-        return self._transform(image), label
+        return self._transform(image.convert("RGB")), label
 
 
 class _Augmented(Dataset):
@@ -315,7 +342,7 @@ class _Augmented(Dataset):
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int]:
         image, label = self._dataset[place[1]]
         with global_seeds(self._seed, Stream.AUGMENTATION, *place):
-            return self._transform(image), label
+            return self._transform(image.convert("RGB")), label
 
 
 class _Stream(IterableDataset):
@@ -326,7 +353,7 @@ class _Stream(IterableDataset):
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         if self._seed is None:
-            yield from ((self._transform(image), label) for image, label in self._dataset)
+            yield from ((self._transform(image.convert("RGB")), label) for image, label in self._dataset)
             return
         worker = torch.utils.data.get_worker_info()
         epoch = 0
@@ -334,7 +361,7 @@ class _Stream(IterableDataset):
             self._dataset.set_epoch(epoch)
             for index, (image, label) in enumerate(self._dataset):
                 with global_seeds(self._seed, Stream.AUGMENTATION, epoch, index, worker.id if worker else 0):
-                    sample = self._transform(image), label
+                    sample = self._transform(image.convert("RGB")), label
                 yield sample
             epoch += 1
 

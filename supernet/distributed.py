@@ -18,6 +18,8 @@ from torch import Tensor, nn
 def start() -> None:
     """Join the processes that `torchrun` started; nothing in a process that it did not start."""
     if "RANK" in os.environ and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 

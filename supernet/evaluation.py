@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -13,15 +15,16 @@ from supernet.supernet import Supernet
 # N images, C channels, R resolution in pixels
 
 
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 256) -> float:
-    """Part of the `images` [N, C, R, R] whose highest logit is that of their label [N], from 0 to 1."""
+def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Part of the images [N, C, R, R] whose highest logit is that of their label [N], from 0 to 1."""
     device = next(model.parameters()).device
     model.eval()
-    correct = 0
+    correct = count = 0
     with torch.inference_mode():
-        for part, part_labels in zip(images.split(batch_size), labels.split(batch_size)):
-            correct += (model(part.to(device)).argmax(1).cpu() == part_labels).sum().item()
-    return correct / len(labels)
+        for images, labels in batches:
+            correct += (model(images.to(device)).argmax(1).cpu() == labels).sum().item()
+            count += len(labels)
+    return correct / count
 
 
 def calibrated_subnet(

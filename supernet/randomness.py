@@ -31,12 +31,13 @@ def generator(seed: int, stream: Stream, *place: int) -> np.random.Generator:
 
 
 @contextlib.contextmanager
-def torch_seed(seed: int, stream: Stream, *place: int) -> Iterator[None]:
-    """Within the context, torch's global generators are those of a place; outside they are as they were.
+def torch_seed(device: torch.device, seed: int, stream: Stream, *place: int) -> Iterator[None]:
+    """Within the context, torch's global generators of the CPU and of `device` are those of a place; outside they are
+    as they were.
 
     For what takes no generator: dropout and stochastic depth.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
         torch.manual_seed(_torch_seed(seed, stream, *place))
         yield
 

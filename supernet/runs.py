@@ -79,7 +79,7 @@ def run_job(
     net = net.to("cpu", memory_format=torch.contiguous_format).eval()
     if distributed.rank() == 0:
         with write_atomically(directory / "supernet.safetensors") as temporary:
-            safetensors.torch.save_model(net, str(temporary))
+            temporary.write_bytes(safetensors.torch.save({n: t.contiguous() for n, t in net.state_dict().items()}))
     return Run(family, net, data, job)
 
 
@@ -93,10 +93,17 @@ def load_run(directory: Path) -> Run:
     if not path.exists():
         raise ValueError(f"{path} is missing: the run is not finished; go on with it with --resume")
     try:
-        safetensors.torch.load_model(net, str(path))
+        net.load_state_dict(safetensors.torch.load_file(path))
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    return Run(family, net.eval(), load_data(job.data, job.train.seed), job)
+    data = load_data(job.data, job.train.seed)
+    _check_same_data(config, data, directory)
+    return Run(family, net.eval(), data, job)
+
+
+def read_job(directory: Path) -> Job | None:
+    """The job of the run that was begun in `directory`, None if there is none."""
+    return job_from_dict(_read_config(directory)["job"]) if (directory / "config.json").exists() else None
 
 
 def job_from_dict(values: dict[str, Any]) -> Job:
@@ -116,12 +123,12 @@ def _begin(job: Job, data: Data, directory: Path, resume: bool) -> None:
         begun = _read_config(directory)
         if changed := _differences(begun["job"], json.loads(json.dumps(dataclasses.asdict(job)))):
             raise ValueError(f"{directory} was begun with other settings, and can only go on with these: {changed}")
-        if begun["classes"] != list(data.classes):
-            raise ValueError(f"{directory} was begun with other classes: {', '.join(begun['classes'])}")
+        _check_same_data(begun, data, directory)
         return
     content = {
         "job": dataclasses.asdict(job),
         "classes": data.classes,
+        "images": _counts(data),
         "versions": provenance.versions(),
         "hardware": provenance.hardware(),
         "command": provenance.command(),
@@ -134,9 +141,27 @@ def _begin(job: Job, data: Data, directory: Path, resume: bool) -> None:
 def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     try:
-        return json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{directory} is no directory of a training run: {error}") from error
+    if not isinstance(config, dict) or not {"job", "classes", "images"} <= config.keys():
+        raise ValueError(f"{directory} is no directory of a training run: {path} has no job, classes and images")
+    return config
+
+
+def _counts(data: Data) -> dict[str, int]:
+    return {name: len(getattr(data, name)) for name in ("train", "holdout", "test")}
+
+
+def _check_same_data(begun: dict[str, Any], data: Data, directory: Path) -> None:
+    """ValueError if the dataset has changed, so that other images would be held out than in training."""
+    if begun["classes"] != list(data.classes):
+        raise ValueError(f"{directory} was begun with other classes: {', '.join(begun['classes'])}")
+    if begun["images"] != _counts(data):
+        raise ValueError(
+            f"the dataset has changed since {directory} was begun, with {begun['images']} images and not "
+            f"{_counts(data)}: images that were trained on would judge the search"
+        )
 
 
 def _differences(begun: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str:

@@ -72,7 +72,9 @@ def take_out(run: Run, arch: Mapping[str, Any], calibration_images: int | None =
     """
     arch = run.net.space.validate(arch)
     resolution = run.family.resolution(arch)
-    count = calibration_images or run.job.train.calibration_images
+    count = run.job.train.calibration_images if calibration_images is None else calibration_images
+    if count < 1:
+        raise ValueError(f"BatchNorm is recalibrated on at least 1 image, not {count}")
     images = run.data.calibration_images(resolution, count, run.job.train.seed)
     data = run.job.data
     config = SubnetConfig(
@@ -101,7 +103,7 @@ def save_subnet(directory: Path, subnet: Subnet, *, onnx: bool = True) -> None:
     if (directory / "config.json").exists():
         raise ValueError(f"{directory} holds a subnet already; name another folder")
     with write_atomically(directory / "model.safetensors") as temporary:
-        safetensors.torch.save_file({n: t.contiguous() for n, t in model.state_dict().items()}, str(temporary))
+        temporary.write_bytes(safetensors.torch.save({n: t.contiguous() for n, t in model.state_dict().items()}))
     if onnx:
         export_onnx(model, directory / "model.onnx", config.input_size, dynamic_batch=True)
     with write_atomically(directory / "config.json") as temporary:
@@ -127,7 +129,7 @@ def read_subnet_config(directory: Path) -> SubnetConfig:
     try:
         values: Mapping[str, Any] = json.loads(path.read_text())
         return SubnetConfig(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
-    except (OSError, json.JSONDecodeError, TypeError) as error:
+    except (OSError, json.JSONDecodeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no configuration of a subnet: {error}") from error
 
 

@@ -53,7 +53,7 @@ class TrainConfig:
     """Momentum, for optimizers that have it."""
     weight_decay: float = 1e-5
     """Weight decay of weights with two and more dimensions; BatchNorm and biases have none."""
-    sched: str = "cosine"
+    sched: Literal["cosine", "step", "poly"] = "cosine"
     """timm's name of the schedule of the learning rate, updated every step."""
     warmup_epochs: float = 1.0
     """Epochs in which the learning rate grows linearly from zero."""
@@ -98,6 +98,8 @@ class TrainConfig:
     """Epochs between evaluations of the largest, the smallest and random subnets on held-out images; 0 for none."""
     eval_random: int = 2
     """Random subnets in an evaluation, always the same ones."""
+    eval_images: int = 2000
+    """Held-out images that these are judged by, at most."""
     log_steps: int = 10
     """Steps between lines in metrics.jsonl."""
     checkpoint_steps: int = 200
@@ -232,13 +234,15 @@ def train(
         _forget_after(metrics, start)
     steps = range(start, config.epochs * steps_per_epoch)
     largest_resolution = max(family.resolution(arch) for arch in (net.space.largest, net.space.smallest))
-    evaluation = _Evaluation.of(family, data, config, largest_resolution) if config.eval_epochs else None
+    evaluation = None
+    if config.eval_epochs and distributed.rank() == 0:
+        evaluation = _Evaluation.of(family, data, config, largest_resolution)
     batches = data.training_batches(
         largest_resolution, config.batch_size, config.seed, steps, distributed.rank(), distributed.world_size()
     )
 
     for step, (images, labels) in zip(steps, batches):
-        _check_images(images, family)
+        _check_images(images, labels, family)
         images = images.to(device, non_blocking=True)
         if config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
@@ -246,7 +250,7 @@ def train(
         judge = partial(_losses, net, images, labels, family.resolution, config)
         paths = method.paths(generator(config.seed, Stream.SUBNETS, step), judge)
         optimizer.zero_grad()
-        with torch_seed(config.seed, Stream.DROPOUT, step, distributed.rank()):
+        with torch_seed(device, config.seed, Stream.DROPOUT, step, distributed.rank()):
             losses = train_step(net, images, labels, paths, family.resolution, regularised, config)
         distributed.average_gradients(net.parameters())
         norm = _clip(net, config)
@@ -291,14 +295,15 @@ class _Evaluation:
         archs = {"largest": family.space.largest, "smallest": family.space.smallest}
         archs |= {f"random_{i}": family.space.sample(draw) for i in range(config.eval_random)}
         calibration_images = data.calibration_images(resolution, config.calibration_images, config.seed)
-        return cls(family, archs, calibration_images, *data.images(data.holdout, resolution))
+        return cls(family, archs, calibration_images, *data.images(data.holdout, resolution, config.eval_images))
 
     def run(self, net: Supernet) -> dict[str, float]:
         found = {}
         for name, arch in self.archs.items():
             resolution = self.family.resolution(arch)
             model = calibrated_subnet(net, arch, resolution, self.calibration_images)
-            found[name] = accuracy(model, resize(self.images, resolution), self.labels)
+            batches = zip(self.images.split(256), self.labels.split(256))
+            found[name] = accuracy(model, ((resize(images, resolution), labels) for images, labels in batches))
         return found
 
 
@@ -308,7 +313,13 @@ def _device(config: TrainConfig) -> torch.device:
         return torch.device("cuda", index) if torch.cuda.is_available() else torch.device("cpu")
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {config.device!r}: this machine has no GPU that torch can use; say cpu")
-    return torch.device(config.device)
+    try:
+        device = torch.device(config.device)
+    except RuntimeError:
+        raise ValueError(f"device is cpu, cuda, cuda:N or auto, not {config.device!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {config.device!r}: this machine has {torch.cuda.device_count()} GPUs")
+    return device
 
 
 def _method(family: Family, config: TrainConfig) -> Method:
@@ -400,7 +411,9 @@ def _check_finite(losses: Tensor, norm: Tensor, paths: Sequence[Path], step: int
     )
 
 
-def _check_images(images: Tensor, family: Family) -> None:
+def _check_images(images: Tensor, labels: Tensor, family: Family) -> None:
+    if labels.min() < 0 or labels.max() >= family.num_classes:
+        raise ValueError(f"labels are {labels.min()} to {labels.max()}, but there are {family.num_classes} classes")
     if images.dim() != 4 or images.shape[1] != family.in_chans or not images.is_floating_point():
         raise ValueError(
             f"a batch of images is {list(images.shape)} of {images.dtype}, but this space takes floating point "

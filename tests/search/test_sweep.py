@@ -127,7 +127,9 @@ def test_a_killed_driver_loses_no_generation(undisturbed, tmp_path):
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, __file__, tmp_path], start_new_session=True, env=ENVIRONMENT
     )
-    while len(list(tmp_path.glob("killed/*/checkpoint_*/generations.json"))) < 5:  # two are kept of each of three trials
+    while (
+        len(list(tmp_path.glob("killed/*/checkpoint_*/generations.json"))) < 5
+    ):  # two are kept of each of three trials
         assert driver.poll() is None
         time.sleep(0.1)
     driver.kill()

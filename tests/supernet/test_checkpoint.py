@@ -1,6 +1,8 @@
 import contextlib
-import errno
+import multiprocessing
 import os
+import resource
+import signal
 
 import pytest
 import torch
@@ -21,17 +23,31 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_full_disk_leaves_the_former_checkpoint(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_former_checkpoint(tmp_path):
     save_checkpoint(tmp_path, 1, {"weights": torch.ones(3)}, keep=1)
-
-    def no_space(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(tmp_path, 2, {"weights": torch.zeros(3)}, keep=1)
+    process = multiprocessing.get_context("fork").Process(target=_save_beyond_the_limit, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 3
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001.pt"]
     assert load_checkpoint(tmp_path)["weights"].tolist() == [1, 1, 1]
+
+
+def _save_beyond_the_limit(directory):
+    """Exit with 3 if a file that may not grow to its size ends in an OSError."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    try:
+        save_checkpoint(directory, 2, {"weights": torch.zeros(10**6)}, keep=1)
+    except OSError:
+        os._exit(3)
+    os._exit(4)
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    (tmp_path / ".step-000000001.pt.abc").write_bytes(b"half")
+    save_checkpoint(tmp_path, 2, {"weights": torch.ones(3)}, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000002.pt"]
 
 
 def test_the_newest_checkpoint_is_loaded_and_old_ones_are_deleted(tmp_path):

@@ -147,7 +147,7 @@ def test_resizing_keeps_the_size_it_has():
 def test_a_stream_is_read_and_resumed(tmp_path, workers):
     pytest.importorskip("webdataset")
     splits = {}
-    for split, count in (("train", 40), ("validation", 12)):
+    for split, count in (("train", 40), ("judges", 8), ("validation", 12)):
         shard = f"{split}-0000.tar"
         splits[split] = {"name": split, "num_samples": count, "filenames": [shard], "shard_lengths": [count]}
         with tarfile.open(tmp_path / shard, "w") as tar:
@@ -159,7 +159,7 @@ def test_a_stream_is_read_and_resumed(tmp_path, workers):
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
     (tmp_path / "_info.json").write_text(json.dumps({"splits": splits}))
-    config = DataConfig("wds/name", str(tmp_path), holdout_split="validation", num_classes=2, workers=workers)
+    config = DataConfig("wds/name", str(tmp_path), holdout_split="judges", num_classes=2, workers=workers)
 
     def steps(start):
         return list(load_data(config).training_batches(16, 8, seed=0, steps=range(start, 9)))
@@ -170,7 +170,8 @@ def test_a_stream_is_read_and_resumed(tmp_path, workers):
         assert torch.equal(images, other_images)
         assert torch.equal(labels, other_labels)
     data = load_data(config)
-    assert data.images(data.holdout, 16)[1].tolist() == [0, 1] * 6
+    assert data.images(data.holdout, 16)[1].tolist() == [0, 1] * 4
+    assert data.images(data.test, 16)[1].tolist() == [0, 1] * 6
     with pytest.raises(ValueError, match="name a split to judge subnets by with holdout_split"):
         load_data(dataclasses.replace(config, holdout_split=None))
     with pytest.raises(ValueError, match="give their number as num_classes"):
@@ -198,8 +199,44 @@ def test_other_classes_in_the_test_images_are_named(folder):
 
 
 def test_testing_on_the_training_images_is_refused(folder):
-    with pytest.raises(ValueError, match="both would be the same images"):
+    with pytest.raises(ValueError, match=r"6 images are in both splits 'train' and 'validation', such as .*train/cat"):
         load_data(DataConfig("folder", str(folder / "train")))
+
+
+def test_a_folder_that_contains_the_other_split_is_refused(folder):
+    (folder / "val").rename(folder / "test")  # not a name for "validation", so that timm takes the whole folder
+    with pytest.raises(ValueError, match="6 images are in both splits"):
+        load_data(DataConfig("folder", str(folder)))
+    assert len(load_data(DataConfig("folder", str(folder), test_split="test")).test) == 4
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        DataConfig(test_split="train"),
+        DataConfig(holdout_split="validation"),
+        DataConfig(holdout_split="val"),
+        DataConfig(holdout_split="train"),
+    ],
+)
+def test_splits_that_share_digits_are_refused(config):
+    with pytest.raises(ValueError, match=r"must differ|are in both splits"):
+        load_data(config)
+
+
+def test_judging_by_the_test_images_is_refused(folder):
+    with pytest.raises(ValueError, match="4 images are in both splits 'validation' and 'val'"):
+        load_data(DataConfig("folder", str(folder), holdout_split="val"))
+
+
+def test_grey_images_become_coloured(digits):
+    grey = dataclasses.replace(digits, test=[(image.convert("L"), label) for image, label in digits.test])
+    assert torch.equal(grey.images(grey.test, 16)[0], digits.images(digits.test, 16)[0])
+
+
+def test_an_unknown_augmentation_is_named():
+    with pytest.raises(ValueError, match="timm knows no augmentation policy 'nothing'"):
+        load_data(DataConfig(auto_augment="nothing"))
 
 
 def test_an_empty_folder_is_named(folder):
@@ -214,7 +251,20 @@ def test_a_batch_larger_than_the_dataset_is_refused(digits):
         digits.steps_per_epoch(5000)
 
 
-@pytest.mark.parametrize("change", [{"holdout": 0.0}, {"holdout": 1.0}, {"crop_pct": 0.0}, {"workers": -1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"holdout": 0.0},
+        {"holdout": 1.0},
+        {"crop_pct": 0.0},
+        {"workers": -1},
+        {"hflip": 1.5},
+        {"re_prob": -0.1},
+        {"scale": (1.0, 0.5)},
+        {"ratio": (0.0, 1.0)},
+        {"color_jitter": -1.0},
+    ],
+)
 def test_contradictory_settings_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         DataConfig(**change)

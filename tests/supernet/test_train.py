@@ -114,6 +114,7 @@ def test_a_run_that_is_killed_and_resumed_ends_in_the_same_weights(tmp_path):
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
+        assert after < 3 or list((killed / "checkpoints").glob("step-*.pt"))
     process = start(killed)
     process.join()
     assert process.exitcode == 0
@@ -168,6 +169,27 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_settings(run_dir):
         run_job(longer, run_dir, resume=True)
 
 
+def test_a_dataset_that_has_changed_since_is_refused(run_dir):
+    config = json.loads((run_dir / "config.json").read_text())
+    config["images"]["train"] += 1
+    (run_dir / "config.json").write_text(json.dumps(config))
+    for use in (load_run, partial(run_job, JOB, resume=True)):
+        with pytest.raises(ValueError, match="the dataset has changed since"):
+            use(directory=run_dir)
+
+
+def test_labels_beyond_the_classes_are_refused(tmp_path):
+    few = FAMILIES["mobilenet_v3_micro"](num_classes=3)
+    with pytest.raises(ValueError, match=r"labels are \d to 9, but there are 3 classes"):
+        train(few, few.supernet(), load_data(DATA), dataclasses.replace(CONFIG, batch_size=43), tmp_path)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_an_unknown_device_is_refused(tmp_path, family, device):
+    with pytest.raises(ValueError, match=f"device.*{device}"):
+        train(family, family.supernet(), load_data(DATA), dataclasses.replace(CONFIG, device=device), tmp_path)
+
+
 def test_checkpoints_of_another_network_are_refused(tmp_path, family):
     config = dataclasses.replace(CONFIG, epochs=1, ema_decay=None)
     data = load_data(DATA)
@@ -188,6 +210,10 @@ def test_a_run_loads_with_the_weights_it_ended_in(finished, batch):
 def test_an_unfinished_or_foreign_run_is_refused(run_dir, tmp_path):
     with pytest.raises(ValueError, match="is no directory of a training run"):
         load_run(tmp_path)
+    for foreign in ("{}", "[]", '{"space": "mobilenet_v3_micro"}'):
+        (tmp_path / "config.json").write_text(foreign)
+        with pytest.raises(ValueError, match="has no job, classes and images"):
+            load_run(tmp_path)
     weights = run_dir / "supernet.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"supernet\.safetensors cannot be read"):
