@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from supernet.complexity import count_macs, count_parameters
+from supernet.skeleton import build_skeleton
 from supernet.slicing import Rule
 from supernet.space import Arch, SearchSpace
 from supernet.supernet import Supernet
@@ -20,19 +22,35 @@ class Family:
     `build(arch, drop_rate=0.0, drop_path_rate=0.0)` gives the plain module; the rates (of dropout before the
     classifier and of stochastic depth) add no tensors. `macs(arch)` counts the multiply-accumulates of convolutions
     and matrix products for one image at `resolution(arch)`, `parameters(arch)` the trainable parameters, both exactly.
+    Where they are not given, they count in a forward pass of the module that `build` makes, tens of milliseconds each.
     """
 
     space: SearchSpace
     build: Callable[..., nn.Module]
-    macs: Callable[[Arch], int]
-    parameters: Callable[[Arch], int]
     num_classes: int
-    in_chans: int
+    in_chans: int = 3
     input_size: int | None = None  # pixels a side, in a space without the choice `resolution`
+    macs: Callable[[Arch], int] | None = None
+    parameters: Callable[[Arch], int] | None = None
     rules: Mapping[str, Rule] = field(default_factory=dict)
     paper: str = ""
     pieces: Callable[[Arch], Mapping[str, Hashable]] | None = None  # what `Supernet` may build once and use again
     weights: Callable[[], Mapping[str, Tensor]] | None = None  # loads those of the largest subnet, to start from
+
+    def __post_init__(self):
+        if self.input_size is None and "resolution" not in self.space.choices:
+            raise ValueError("say the images' input_size in pixels, or make `resolution` a choice of the space")
+        if self.macs is None:
+            object.__setattr__(self, "macs", self._count_macs)
+        if self.parameters is None:
+            object.__setattr__(self, "parameters", self._count_parameters)
+
+    def _count_macs(self, arch: Arch) -> int:
+        size = self.resolution(arch)
+        return count_macs(build_skeleton(self.build, arch), (self.in_chans, size, size))
+
+    def _count_parameters(self, arch: Arch) -> int:
+        return count_parameters(build_skeleton(self.build, arch))
 
     def resolution(self, arch: Arch) -> int:
         """Height and width in pixels of the images that `arch` is meant for."""

@@ -1,6 +1,10 @@
 import itertools
 
-from supernet.families import FAMILIES, describe
+import pytest
+from torch import nn
+
+from supernet.families import FAMILIES, Family, describe
+from supernet.space import SearchSpace
 
 
 def test_the_range_of_costs_is_that_of_all_cells():
@@ -28,3 +32,16 @@ def test_ordered_spaces_range_from_the_smallest_to_the_largest():
 def test_every_family_of_the_literature_names_its_paper():
     for name, make in FAMILIES.items():
         assert "arXiv" in make().paper or name in ("from_timm", "mobilenet_v3_micro")
+
+
+def test_costs_that_are_not_given_are_counted():
+    family = FAMILIES["mobilenet_v3_micro"]()
+    plain = Family(family.space, family.build, num_classes=10)
+    for arch in (family.space.largest, family.space.smallest):
+        assert plain.macs(arch) == family.macs(arch)
+        assert plain.parameters(arch) == family.parameters(arch)
+
+
+def test_images_without_a_size_are_refused():
+    with pytest.raises(ValueError, match="say the images' input_size"):
+        Family(SearchSpace({"width": (8, 16)}), nn.Identity, num_classes=10)
