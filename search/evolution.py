@@ -35,8 +35,9 @@ class EvolutionSettings:
 class Evolution:
     """NSGA-II: `ask` for a generation of new architectures, `tell` their scores.
 
-    The first generation is random. Then parents win tournaments of two, by front and then by crowding; a child takes
-    every choice from either parent and mutates; of the population and its children the best survive (`pareto.select`).
+    The first generation is the smallest and the largest architecture, which often end the front, and random ones.
+    Then parents win tournaments of two, by front and then by crowding; a child takes every choice from either parent
+    and mutates; of the population and its children the best survive (`pareto.select`).
     Children that exceed a limit or were proposed before are replaced by others, so nothing is evaluated twice.
     """
 
@@ -56,7 +57,9 @@ class Evolution:
         count = self.settings.offspring or self.settings.population
         if self.population and (children := self._proposals.draw(self._child, count)):
             return children
-        return self._proposals.sample(self.settings.population, self._generator)
+        space = self.problem.space
+        ends = self._proposals.new([space.smallest, space.largest], self.settings.population)
+        return ends + self._proposals.sample(self.settings.population - len(ends), self._generator)
 
     def tell(self, archs: Sequence[Arch], scores: np.ndarray) -> None:
         """The scores [n, s] of architectures, NaN for failed ones, which do not survive."""
