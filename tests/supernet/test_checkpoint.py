@@ -1,8 +1,8 @@
 import contextlib
-import multiprocessing
 import os
-import resource
-import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,25 +23,29 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+SAVE_BEYOND_THE_LIMIT = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from supernet.checkpoint import save_checkpoint
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    save_checkpoint(Path(sys.argv[1]), 2, {"weights": torch.zeros(10**6)}, keep=1)
+except OSError as error:
+    print(error)
+"""
+
+
 def test_a_full_disk_leaves_the_former_checkpoint(tmp_path):
     save_checkpoint(tmp_path, 1, {"weights": torch.ones(3)}, keep=1)
-    process = multiprocessing.get_context("fork").Process(target=_save_beyond_the_limit, args=(tmp_path,))
-    process.start()
-    process.join()
-    assert process.exitcode == 3
+    command = [sys.executable, "-c", SAVE_BEYOND_THE_LIMIT, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert f"checkpoint {tmp_path / 'step-000000002.pt'} cannot be written" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001.pt"]
     assert load_checkpoint(tmp_path)["weights"].tolist() == [1, 1, 1]
-
-
-def _save_beyond_the_limit(directory):
-    """Exit with 3 if a file that may not grow to its size ends in an OSError."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-    try:
-        save_checkpoint(directory, 2, {"weights": torch.zeros(10**6)}, keep=1)
-    except OSError:
-        os._exit(3)
-    os._exit(4)
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
