@@ -163,6 +163,7 @@ def extract(trained: Run, chosen: Evaluation, latency_ms: float, directory: Path
     """Write the chosen subnet and check it against the supernet; its accuracy on the test digits, from 0 to 1."""
     subnet = take_out(trained, chosen.arch)
     images, labels = trained.data.images(trained.data.test, subnet.config.input_size[-1])
+    torch.set_num_threads(1)  # bit for bit: with several, the order of a sum may depend on how busy the machine is
     if not torch.equal(trained.net.extract(chosen.arch)(images), trained.net(images, chosen.arch)):
         raise RuntimeError("the extracted subnet differs from the subnet within the supernet")
     test_accuracy = accuracy(subnet.model, [(images, labels)])

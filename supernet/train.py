@@ -199,7 +199,8 @@ def train(
     Where `distributed.start` joined processes, all of them call this and the first one writes and calls `on_step`.
 
     Writes `run_dir/checkpoints/` and `run_dir/metrics.jsonl`. With `resume` it goes on from the newest readable
-    checkpoint, if any, and ends in the same weights as a run that was never interrupted.
+    checkpoint, if any, and ends in the same weights as a run that was never interrupted: bit for bit on one CPU thread,
+    and on several as far as the math library keeps the order of its sums (MKL may not on a busy machine).
 
     Raises TrainingError, naming step and architecture, if a loss or gradient is not finite: the weights of the step
     before are not touched and the last checkpoint stays. Raises ValueError if images and network do not fit.
