@@ -1,6 +1,6 @@
 """Train a supernet.
 
-    python scripts/train_supernet.py                      # digits, a minute and a half on 2 cores
+    python scripts/train_supernet.py                      # digits, two minutes on 2 cores
     python scripts/train_supernet.py --recipe cifar10 --root images/ --output runs/mine
     python scripts/train_supernet.py --output runs/mine --resume
     torchrun --nproc-per-node 8 scripts/train_supernet.py --recipe alphanet --root imagenet/ --output runs/alphanet
