@@ -23,8 +23,9 @@ from supernet import distributed, provenance
 from supernet.atomic import write_atomically
 from supernet.data import Data, DataConfig, load_data
 from supernet.families import FAMILIES, Family
+from supernet.loop import StepResult
 from supernet.supernet import Supernet
-from supernet.train import StepResult, TrainConfig, train
+from supernet.train import TrainConfig, train
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from distill.losses import kl_divergence
 from supernet.checkpoint import load_checkpoint
 from supernet.data import DataConfig, load_data
 from supernet.families import FAMILIES
+from supernet.loop import TrainingError
 from supernet.runs import Job, load_run, run_job
 from supernet.sampling import Path
-from supernet.train import TrainConfig, TrainingError, train, train_step
+from supernet.train import TrainConfig, train, train_step
 
 DATA = DataConfig(holdout=0.97, workers=0, hflip=0.0, color_jitter=0.2)  # 43 images to train on, 5 batches
 CONFIG = TrainConfig(
