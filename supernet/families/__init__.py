@@ -12,6 +12,7 @@ from supernet.families.nas_bench_201 import nasbench201
 from supernet.families.nas_bench_macro import nasbench_macro
 from supernet.families.ofa_checkpoint import load_ofa_checkpoint
 from supernet.families.resnet import ofa_resnet50
+from supernet.families.timm_models import just_timm
 
 FAMILIES = {
     "alphanet": alphanet,
@@ -22,6 +23,7 @@ FAMILIES = {
     "nasbench_macro": nasbench_macro,
     "ofa_mobilenet_v3": ofa_mobilenet_v3,
     "ofa_resnet50": ofa_resnet50,
+    "timm": just_timm,
 }
 
 __all__ = ["FAMILIES", "Description", "Family", "describe", "from_model", "from_timm", "load_ofa_checkpoint"]

@@ -7,26 +7,20 @@ their importance, searching the space for a model within a limit is structured p
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
-import pickle
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
-import timm
 import torch
 from timm.layers import make_divisible
-from timm.models import load_state_dict, parse_model_name
-from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from torch import Tensor, nn
 
 from supernet.channels import Channels, Trace, narrow, trace
 from supernet.families.family import Family
+from supernet.families.timm_models import create_regularised, first_line, timm_model
 from supernet.importance import Importance, order_channels
 from supernet.space import Arch, Choice, SearchSpace
 
@@ -55,67 +49,15 @@ def from_timm(
 
     ValueError for a name that timm does not know, a missing file, and a model with nothing to vary.
     """
-    source, known = parse_model_name(name)
-    options: dict[str, object] = {}
-    if source:
-        load_config = {"hf-hub": load_model_config_from_hf, "local-dir": load_model_config_from_path}[source]
-        with _one_line(f"cannot read the configuration of {name!r}"):
-            _, known, saved = load_config(known)
-        options.update(saved or {})
-    if not timm.is_model(known):
-        similar = difflib.get_close_matches(known, timm.list_models(), n=3)
-        raise ValueError(f"timm has no model {known!r}; similar ones: {', '.join(similar) or 'none'}")
-    if num_classes is not None:
-        options["num_classes"] = num_classes
-    options["in_chans"] = in_chans
-    with torch.device("meta"):
-        config = timm.create_model(known, **options).pretrained_cfg
-    if input_size is None:
-        input_size = config["input_size"][-1]
-    elif config.get("fixed_input_size"):  # a transformer's positions are as many as its patches
-        options["img_size"] = input_size
-    file = None if isinstance(pretrained, bool) else Path(pretrained)
+    model = timm_model(name, num_classes, in_chans, input_size)
     return from_model(
-        partial(timm.create_model, known, **options),
-        torch.empty(1, in_chans, input_size, input_size, device="meta"),
+        model.create,
+        torch.empty(1, in_chans, model.input_size, model.input_size, device="meta"),
         width,
         depth,
-        pretrained=partial(_pretrained, name, options, file, config["classifier"]) if pretrained else None,
+        pretrained=partial(model.load, pretrained) if pretrained else None,
         importance=importance,
     )
-
-
-def _pretrained(
-    name: str, options: Mapping[str, object], file: Path | None, classifier: str | Sequence[str]
-) -> nn.Module:
-    with _one_line(f"cannot load weights of {name!r} from {'its source' if file is None else file}"):
-        overlay = None if file is None else _overlay(file, classifier)
-        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
-
-
-@contextmanager
-def _one_line(message: str) -> Iterator[None]:
-    """A ValueError with `message` for what goes wrong in reading a file or a download."""
-    try:
-        yield
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{message}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _overlay(path: Path, classifier: str | Sequence[str]) -> dict[str, object]:
-    """What makes timm's loader take the weights in this file, whose classifier has the given name."""
-    if not path.is_file():
-        raise ValueError(f"there is no file of weights {str(path)!r}; for a directory, the name is 'local-dir:{path}'")
-    if path.suffix == ".npz":
-        return {"file": str(path), "custom_load": True}
-    weights = load_state_dict(str(path))
-    overlay: dict[str, object] = {"state_dict": weights, "custom_load": False}
-    head = weights.get(f"{classifier if isinstance(classifier, str) else classifier[0]}.weight")
-    return overlay if head is None else {**overlay, "num_classes": len(head)}  # others are dropped by timm
 
 
 def from_model(
@@ -151,7 +93,7 @@ def from_model(
             output = build(space.smallest).eval()(example.to("meta"))
     except (RuntimeError, ValueError) as error:
         raise ValueError(
-            f"{type(model).__name__} does not run with fewer channels or blocks ({_first_line(error)}), as its forward "
+            f"{type(model).__name__} does not run with fewer channels or blocks ({first_line(error)}), as its forward "
             "depends on sizes in a way that is not followed; write a builder for it, as the other families have"
         ) from error
     elastic = [group for group in found.channels if _join(group.name, "width") in space.choices]
@@ -215,14 +157,7 @@ def _needs(found: Trace, layer: str) -> list[tuple[str, int]]:
 def _build(
     found: Trace, create: Callable[..., nn.Module], arch: Arch, drop_rate: float = 0.0, drop_path_rate: float = 0.0
 ) -> nn.Module:
-    rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
-    rates = {name: rate for name, rate in rates.items() if rate}
-    try:
-        model = create(**rates)
-    except TypeError as error:
-        if rates:
-            raise ValueError(f"this model does not take {' and '.join(rates)}; set them to 0 ({error})") from error
-        raise
+    model = create_regularised(create, drop_rate, drop_path_rate)
     for stage in found.removable:
         if (length := arch.get(_join(stage, "depth"))) is not None:
             del model.get_submodule(stage)[length:]
