@@ -132,13 +132,13 @@ def row(method: str, scores: list[float], truth: list[float]) -> dict[str, objec
 
 def judged(name: str, family: Family, data: Data, archs: list[Arch], arguments: Arguments) -> list[float]:
     """Accuracy of each architecture by a supernet trained with the method `name`."""
-    directory = arguments.output / f"{name}-{arguments.images}-{arguments.epochs}-{arguments.seed}"
+    directory = arguments.output / f"{name}-{arguments.images}-{arguments.epochs}-{arguments.resolution}px-{arguments.seed}"
     path = directory / f"scores-{arguments.archs}-{arguments.judges}.json"
     if path.exists():
         return json.loads(path.read_text())
     config = TrainConfig(
         epochs=arguments.epochs * 4 // SUBNETS[name],
-        batch_size=128,
+        batch_size=64,
         lr=0.1,
         weight_decay=1e-4,
         warmup_epochs=1,

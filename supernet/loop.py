@@ -47,7 +47,7 @@ class LoopConfig:
     decay_epochs: float = 30.0
     """Epochs between the decays of the schedule step."""
     min_lr: float = 0.0
-    """Learning rate at the end, before scaling."""
+    """Learning rate, before scaling, that the schedule ends in (cosine, poly) or stops falling at (step)."""
     label_smoothing: float = 0.1
     """Part of the true label's probability that is spread over all classes; in a supernet for the
     largest subnet."""
@@ -146,6 +146,14 @@ def make_optimizer(net: nn.Module, config: LoopConfig, steps_per_epoch: int) -> 
         step_on_epochs=False,
     )
     return optimizer, scheduler
+
+
+def hold_lr(optimizer: torch.optim.Optimizer, config: LoopConfig, epoch: float) -> float:
+    """Keep the schedule `step` from falling below `min_lr` once it is warm, and return the learning rate."""
+    for group in optimizer.param_groups:
+        if config.sched == "step" and epoch >= config.warmup_epochs:
+            group["lr"] = max(group["lr"], config.min_lr * config.batch_size / 256)
+    return optimizer.param_groups[0]["lr"]
 
 
 def restore(

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path as FilePath
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from timm.utils import ModelEmaV3
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.losses import adaptive_alpha_divergence, kl_divergence
@@ -26,13 +26,14 @@ from supernet.loop import (
     append_metrics,
     clip_gradients,
     forget_after,
+    hold_lr,
     make_optimizer,
     pick_device,
     restore,
 )
 from supernet.randomness import Stream, generator, torch_seed
-from supernet.sampling import Attentive, Fair, Method, Path, Sandwich, Uniform
-from supernet.space import Arch
+from supernet.sampling import Attentive, Fair, Method, Path, Sandwich, Step, Uniform
+from supernet.space import Arch, SearchSpace
 from supernet.supernet import Builder, Supernet
 
 # N images, C channels, R resolution in pixels, K classes
@@ -57,6 +58,8 @@ class TrainConfig(LoopConfig):
     """How subnets learn from the largest: KL divergence, or AlphaNet's adaptive alpha-divergence."""
     temperature: float = 1.0
     """Temperature of the KL divergence."""
+    accumulation: int = 1
+    """Equal parts of a batch that run one after another, to take less memory; BatchNorm sees a part at a time."""
     calibration_images: int = 1000
     """Training images that BatchNorm is recalibrated on before a subnet is evaluated."""
     eval_random: int = 2
@@ -64,13 +67,20 @@ class TrainConfig(LoopConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("calibration_images", "random_subnets", "trials"):
+        for name in ("accumulation", "calibration_images", "random_subnets", "trials"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
         if self.macs_step <= 0:
             raise ValueError(f"macs_step is above 0, not {self.macs_step}")
         if self.temperature <= 0 or (self.temperature != 1 and self.distillation != "kl"):
             raise ValueError(f"temperature is above 0, and 1 unless distillation is kl, not {self.temperature}")
+
+
+class Outcome(NamedTuple):
+    """What came out of the paths of a step."""
+
+    losses: Tensor  # [paths]
+    logits: list[Tensor]  # [N, K] of each path, without gradient
 
 
 def train_step(
@@ -81,27 +91,38 @@ def train_step(
     resolution: Callable[[Arch], int],
     regularised: Builder,
     config: TrainConfig,
-) -> Tensor:
-    """Accumulate the gradients of all `paths` on one batch, `images` [N, C, R, R] and `labels` [N]; return each
-    path's loss.
+    teacher: nn.Module | None = None,
+    share: float = 1.0,
+) -> Outcome:
+    """Accumulate the gradients of all `paths` on one batch, `images` [N, C, R, R] and `labels` [N], times `share`.
 
-    The soft labels are the very logits that gave the teaching path its own gradient.
+    Where a path of the step teaches, the soft labels are the very logits that gave it its own gradient. `teacher` is
+    the frozen network of those paths that name an external one.
     """
     distill = _distillation(config)
-    logits, losses = [], []
+    precision = partial(torch.autocast, images.device.type, torch.bfloat16, enabled=config.amp == "bf16")
+    external = None
+    if any(path.teacher == "external" for path in paths):
+        with torch.no_grad(), precision():
+            external = teacher(images).float()
+    logits: list[Tensor] = []
+    losses = []
     for path in paths:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=config.amp == "bf16"):
+        with torch.set_grad_enabled(path.learns), precision():
             build = regularised if path.regularised else net.build
-            output = net(resize(images, resolution(path.arch)), path.arch, build, accumulate=True)
+            output = net(resize(images, resolution(path.arch)), path.arch, build, accumulate=path.learns)
         output = output.float()
-        if path.teacher is None:
-            loss = F.cross_entropy(output, labels, label_smoothing=config.label_smoothing)
-        else:
-            loss = distill(output, logits[path.teacher])
-        loss.backward()
+        loss = output.new_zeros(())
+        if path.label_weight:
+            loss = path.label_weight * F.cross_entropy(output, labels, label_smoothing=config.label_smoothing)
+        if path.teacher is not None and path.teacher_weight:
+            soft_labels = external if path.teacher == "external" else logits[path.teacher]
+            loss = loss + path.teacher_weight * distill(output, soft_labels)
+        if path.learns:
+            (share * loss).backward()
         logits.append(output.detach())
         losses.append(loss.detach())
-    return torch.stack(losses)
+    return Outcome(torch.stack(losses), logits)
 
 
 def train(
@@ -111,12 +132,17 @@ def train(
     config: TrainConfig,
     run_dir: FilePath,
     *,
+    method: Method | None = None,
+    teacher: nn.Module | None = None,
     resume: bool = False,
     on_step: Callable[[StepResult], None] = lambda result: None,
 ) -> Supernet:
     """Train `net` and return the network to use: its moving average if there is one, otherwise `net` itself.
 
-    Where `distributed.start` joined processes, all of them call this and the first one writes and calls `on_step`.
+    `method` chooses the subnets of each step, by default the one that `config` names. `teacher` gives the soft labels
+    [N, K] of paths with an external teacher; it gets the images of the step, which have the space's largest
+    resolution, and is in eval mode. Where `distributed.start` joined processes, all of them call this and the first
+    one writes and calls `on_step`.
 
     Writes `run_dir/checkpoints/` and `run_dir/metrics.jsonl`. With `resume` it goes on from the newest readable
     checkpoint, if any, and ends in the same weights as a run that was never interrupted: bit for bit on one CPU thread,
@@ -126,10 +152,17 @@ def train(
     before are not touched and the last checkpoint stays. Raises ValueError if images and network do not fit.
     """
     device = pick_device(config.device)
-    if config.batch_size % distributed.world_size():
-        raise ValueError(f"a batch of {config.batch_size} does not split into {distributed.world_size()} equal parts")
-    net.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format).train()
-    method = _method(family, config)
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    processes = distributed.world_size()
+    if config.batch_size % (processes * config.accumulation):
+        raise ValueError(
+            f"a batch of {config.batch_size} does not split into {processes * config.accumulation} equal parts, for "
+            f"{processes} processes that do {config.accumulation} one after another"
+        )
+    net.to(device, memory_format=memory_format).train()
+    if teacher is not None:
+        teacher.to(device, memory_format=memory_format).eval()
+    method = method or make_method(family, config)
     regularised = _regularised(family, config)
     steps_per_epoch = data.steps_per_epoch(config.batch_size)
     optimizer, scheduler = make_optimizer(net, config, steps_per_epoch)
@@ -137,50 +170,73 @@ def train(
     run_dir.mkdir(parents=True, exist_ok=True)
     checkpoints, metrics = run_dir / "checkpoints", run_dir / "metrics.jsonl"
     state = restore(checkpoints, net, optimizer, ema) if resume else None
-    start = state["step"] if state else 0
+    start = 0
+    if state:
+        start = state["step"]
+        method.load_state_dict(state["method"])
     if distributed.rank() == 0:
         forget_after(metrics, start)
     steps = range(start, config.epochs * steps_per_epoch)
     largest_resolution = max(family.resolution(arch) for arch in (net.space.largest, net.space.smallest))
     evaluation = None
-    if config.eval_epochs and distributed.rank() == 0:
-        evaluation = _Evaluation.of(family, data, config, largest_resolution)
+    if config.eval_epochs and distributed.rank() == 0 and len(steps):
+        evaluation = _Evaluation.of(family, method.space, data, config, largest_resolution)
     batches = data.training_batches(
-        largest_resolution, config.batch_size, config.seed, steps, distributed.rank(), distributed.world_size()
+        largest_resolution, config.batch_size, config.seed, steps, distributed.rank(), processes
     )
 
-    for step, (images, labels) in zip(steps, batches):
+    for number, (images, labels) in zip(steps, batches):
         _check_images(images, labels, family)
-        images = images.to(device, non_blocking=True)
-        if config.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = images.to(device, memory_format=memory_format, non_blocking=True)
         labels = labels.to(device)
-        judge = partial(_losses, net, images, labels, family.resolution, config)
-        paths = method.paths(generator(config.seed, Stream.SUBNETS, step), judge)
+        scheduler.step_update(number + 0.5)  # the rate in the middle of the step, so that no step has a rate of 0
+        lr = hold_lr(optimizer, config, number / steps_per_epoch)
+        if number % steps_per_epoch == 0:
+            method.start_epoch(net, _companions(net, optimizer, ema))
+        step = Step(
+            number,
+            number // steps_per_epoch,
+            number / steps.stop,
+            generator(config.seed, Stream.SUBNETS, number),
+            net,
+            images,
+            labels,
+            partial(_logits, net, family.resolution, config),
+            lr,
+        )
+        paths = method.paths(step)
         optimizer.zero_grad()
-        with torch_seed(device, config.seed, Stream.DROPOUT, step, distributed.rank()):
-            losses = train_step(net, images, labels, paths, family.resolution, regularised, config)
+        parts = []
+        with torch_seed(device, config.seed, Stream.DROPOUT, number, distributed.rank()):
+            for part in zip(images.chunk(config.accumulation), labels.chunk(config.accumulation)):
+                share = 1 / config.accumulation
+                parts.append(train_step(net, *part, paths, family.resolution, regularised, config, teacher, share))
+        losses = torch.stack([part.losses for part in parts]).mean(0)
         distributed.average_gradients(net.parameters())
         norm = clip_gradients(net, config)
-        _check_finite(losses, norm, paths, step)
-        scheduler.step_update(step + 0.5)  # the rate in the middle of the step, so that no step has a rate of 0
+        _check_finite(losses, norm, paths, number)
         optimizer.step()
         if ema:
-            ema.update(net, step)
+            ema.update(net, number)
+        method.finish(step, paths, [torch.cat(logits) for logits in zip(*(part.logits for part in parts))])
 
         if distributed.rank() != 0:
             continue
-        done = step + 1
+        done = number + 1
         is_last = done == steps.stop
         logged = losses.tolist() if done % config.log_steps == 0 or is_last else None
-        lr = optimizer.param_groups[0]["lr"]
         if logged:
             append_metrics(metrics, {"step": done, "epoch": done / steps_per_epoch, "lr": lr, "losses": logged})
         if evaluation and (is_last or done % (config.eval_epochs * steps_per_epoch) == 0):
             append_metrics(metrics, {"step": done, "accuracy": evaluation.run(ema.module if ema else net)})
             net.train()
         if done % config.checkpoint_steps == 0 or is_last:
-            state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema and ema.state_dict()}
+            state = {
+                "net": net.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "ema": ema and ema.state_dict(),
+                "method": method.state_dict(),
+            }
             save_checkpoint(checkpoints, done, state, config.keep_checkpoints)
         on_step(StepResult(done, steps.stop, logged, lr))
     distributed.wait()
@@ -198,10 +254,10 @@ class _Evaluation:
     labels: Tensor
 
     @classmethod
-    def of(cls, family: Family, data: Data, config: TrainConfig, resolution: int) -> _Evaluation:
+    def of(cls, family: Family, space: SearchSpace, data: Data, config: TrainConfig, resolution: int) -> _Evaluation:
         draw = generator(config.seed, Stream.EVALUATION)
-        archs = {"largest": family.space.largest, "smallest": family.space.smallest}
-        archs |= {f"random_{i}": family.space.sample(draw) for i in range(config.eval_random)}
+        archs = {"largest": space.largest, "smallest": space.smallest}
+        archs |= {f"random_{i}": space.sample(draw) for i in range(config.eval_random)}
         calibration_images = data.calibration_images(resolution, config.calibration_images, config.seed)
         return cls(family, archs, calibration_images, *data.images(data.holdout, resolution, config.eval_images))
 
@@ -215,7 +271,8 @@ class _Evaluation:
         return found
 
 
-def _method(family: Family, config: TrainConfig) -> Method:
+def make_method(family: Family, config: TrainConfig) -> Method:
+    """The method that `config` names, with its settings."""
     space, subnets = family.space, config.random_subnets
     if config.method == "sandwich":
         return Sandwich(space, subnets)
@@ -227,22 +284,22 @@ def _method(family: Family, config: TrainConfig) -> Method:
     return Attentive(space, family.macs, pick, subnets, config.trials, config.macs_step * 1e6)
 
 
-@torch.no_grad()
-def _losses(
-    net: Supernet,
-    images: Tensor,
-    labels: Tensor,
-    resolution: Callable[[Arch], int],
-    config: TrainConfig,
-    archs: Sequence[Arch],
-) -> list[float]:
-    """Cross-entropy of subnets on the joint batch of all processes, without gradient."""
-    losses = []
-    for arch in archs:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=config.amp == "bf16"):
-            output = net(resize(images, resolution(arch)), arch)
-        losses.append(F.cross_entropy(output.float(), labels))
-    return distributed.average(torch.stack(losses)).tolist()
+def _logits(
+    net: Supernet, resolution: Callable[[Arch], int], config: TrainConfig, arch: Arch, images: Tensor
+) -> Tensor:
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=config.amp == "bf16"):
+        return net(resize(images, resolution(arch)), arch).float()
+
+
+def _companions(net: Supernet, optimizer: torch.optim.Optimizer, ema: ModelEmaV3 | None) -> list[dict[str, Tensor]]:
+    """What belongs to the parameters and is shaped like them: the optimizer's state, and the moving average."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, parameter in net.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                found.setdefault(key, {})[name] = value
+    average = [dict([*ema.module.named_parameters(), *ema.module.named_buffers()])] if ema else []
+    return [*found.values(), *average]
 
 
 def _distillation(config: TrainConfig) -> Distill:

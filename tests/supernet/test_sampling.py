@@ -2,11 +2,12 @@ import collections
 import dataclasses
 
 import pytest
+import torch
 
 from supernet.data import DataConfig
 from supernet.families import FAMILIES
 from supernet.runs import Job, run_job
-from supernet.sampling import Attentive, Fair, Sandwich, Uniform
+from supernet.sampling import Attentive, Fair, Sandwich, Step, Uniform
 from supernet.space import Choice, SearchSpace
 from supernet.train import TrainConfig
 
@@ -19,28 +20,34 @@ SPACE = SearchSpace(
 )
 
 
-def never(archs):
+def never(arch, images):
     raise AssertionError("no subnet needs to be judged")
+
+
+def step(generator, logits=never):
+    """A step of the training of no network, whose subnets have the given logits."""
+    return Step(0, 0, 0.0, generator, None, torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64), logits, 0.1)
 
 
 def test_a_sandwich_is_the_largest_on_labels_and_the_others_on_its_logits(numpy_generator):
     space = FAMILIES["mobilenet_v3_micro"]().space
-    paths = Sandwich(space, random_subnets=3).paths(numpy_generator, never)
+    paths = Sandwich(space, random_subnets=3).paths(step(numpy_generator))
     assert [path.teacher for path in paths] == [None, 0, 0, 0, 0]
+    assert [path.label_weight for path in paths] == [1, 0, 0, 0, 0]
     assert [path.regularised for path in paths] == [True, False, False, False, False]
     assert (paths[0].arch, paths[-1].arch) == (space.largest, space.smallest)
     assert len({path.arch for path in paths}) == 5
 
 
 def test_uniform_paths_learn_from_labels_alone(numpy_generator):
-    paths = Uniform(SPACE, subnets=4).paths(numpy_generator, never)
+    paths = Uniform(SPACE, subnets=4).paths(step(numpy_generator))
     assert [(path.teacher, path.regularised) for path in paths] == [(None, False)] * 4
 
 
 def test_fair_paths_train_every_value_equally_often(numpy_generator):
     method = Fair(SPACE)
     for _ in range(20):
-        paths = method.paths(numpy_generator, never)
+        paths = method.paths(step(numpy_generator))
         assert [(path.teacher, path.regularised) for path in paths] == [(None, False)] * 6
         assert collections.Counter(path.arch["operation"] for path in paths) == dict.fromkeys(
             ("identity", "conv3", "conv5"), 2
@@ -52,7 +59,7 @@ def test_fair_paths_train_every_value_equally_often(numpy_generator):
 def test_fair_paths_pair_values_of_different_choices_at_random(numpy_generator):
     pairs = collections.Counter()
     for _ in range(600):
-        for path in Fair(SPACE).paths(numpy_generator, never):
+        for path in Fair(SPACE).paths(step(numpy_generator)):
             pairs[path.arch["operation"], path.arch["width"]] += 1
     assert len(pairs) == 18
     assert all(140 < count < 260 for count in pairs.values())  # 200 expected, of standard deviation 12
@@ -63,16 +70,17 @@ def test_attentive_sampling_trains_the_extreme_of_similar_subnets(numpy_generato
     family = FAMILIES["mobilenet_v3_micro"]()
     judged = []
 
-    def judge(archs):
-        judged.append(archs)
-        return [family.parameters(arch) for arch in archs]
+    def logits(arch, images):  # the more parameters, the higher the loss on class 0
+        judged.append(arch)
+        return torch.tensor([0.0, family.parameters(arch) / 1e5]).expand(2, 2)
 
     method = Attentive(family.space, family.macs, pick, random_subnets=2, trials=3, macs_step=0.25e6)
-    paths = method.paths(numpy_generator, judge)
+    paths = method.paths(step(numpy_generator, logits))
     assert [path.teacher for path in paths] == [None, 0, 0, 0]
     assert (paths[0].arch, paths[-1].arch) == (family.space.largest, family.space.smallest)
-    assert [path.arch for path in paths[1:-1]] == [best(archs, key=family.parameters) for archs in judged]
-    for archs in judged:
+    trials = [judged[:3], judged[3:]]
+    assert [path.arch for path in paths[1:-1]] == [best(archs, key=family.parameters) for archs in trials]
+    for archs in trials:
         assert len(set(archs)) == 3
         assert len({round(family.macs(arch) / 0.25e6) for arch in archs}) == 1
 
