@@ -6,7 +6,7 @@ the same, and sorting them by importance makes every narrower subnet start from 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -14,14 +14,22 @@ from torch import Tensor, nn
 
 from supernet.channels import Channels
 
-# O output channels
+# O output channels, I input channels
 
-Importance = Literal["l1", "geometric_median", "bn_scale"]
+Importance = Literal["l1", "outgoing_l1", "geometric_median", "bn_scale"]
 
 
 def l1_norm(weight: Tensor) -> Tensor:
     """Of weights [O, ...], every filter's sum of absolute values [O] (Li et al., ICLR 2017, arXiv 1608.08710)."""
     return weight.abs().flatten(1).sum(1)
+
+
+def outgoing_l1_norm(weight: Tensor) -> Tensor:
+    """Of weights [O, I, ...], the sum of absolute values [I] that every input channel is multiplied with.
+
+    What Once-for-All sorts expanded channels by, in the convolution that follows them (arXiv 1908.09791, section 3.3).
+    """
+    return l1_norm(weight.transpose(0, 1))
 
 
 def geometric_median(weight: Tensor) -> Tensor:
@@ -39,23 +47,40 @@ def bn_scale(scale: Tensor) -> Tensor:
     return scale.abs()
 
 
-def order_channels(model: nn.Module, channels: Iterable[Channels], importance: Importance) -> nn.Module:
+def order_channels(
+    model: nn.Module,
+    channels: Iterable[Channels],
+    importance: Importance,
+    companions: Sequence[Mapping[str, Tensor]] = (),
+) -> nn.Module:
     """Sort `channels` of `model` by falling importance, in place; returns `model`, which computes what it did.
 
-    Channels that a residual ties are sorted together, by the sum over the layers that put them out, each layer's values
-    divided by their mean. Channels without BatchNorm keep their order under "bn_scale".
+    Channels that a residual ties are sorted together, by the sum over the layers that put them out (for "outgoing_l1",
+    that take them in), each layer's values divided by their mean. Channels without BatchNorm keep their order under
+    "bn_scale". `companions` are tensors by the names of the model's, such as an optimizer's momentum, that are
+    reordered in the same way.
     """
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     with torch.no_grad():
         for group in channels:
-            names = group.scales if importance == "bn_scale" else group.producers
+            names = _judged(group, importance, tensors)
             if not names:
                 continue
             scores = [_SCORES[importance](tensors[name]) for name in names]
             order = sum(score / score.mean().clamp_min(1e-12) for score in scores).argsort(descending=True, stable=True)
             for name, dim in group.members:
-                tensors[name].copy_(tensors[name].index_select(dim, order))
+                for tensor in (tensors[name], *(c[name] for c in companions if name in c)):
+                    tensor.copy_(tensor.index_select(dim, order))
     return model
 
 
-_SCORES = {"l1": l1_norm, "geometric_median": geometric_median, "bn_scale": bn_scale}
+def _judged(group: Channels, importance: Importance, tensors: Mapping[str, Tensor]) -> Sequence[str]:
+    """The tensors that show how much these channels matter."""
+    if importance == "bn_scale":
+        return group.scales
+    if importance == "outgoing_l1":
+        return [name for name, dim in group.members if dim == 1 and tensors[name].dim() > 1]
+    return group.producers
+
+
+_SCORES = {"l1": l1_norm, "outgoing_l1": outgoing_l1_norm, "geometric_median": geometric_median, "bn_scale": bn_scale}
