@@ -1,0 +1,47 @@
+"""What a model's layers put out, by the names of modules: the features that distillation compares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+
+def stages(model: nn.Module) -> dict[int, str]:
+    """The last module at each resolution, by how many times smaller it is than the image: {2: "blocks.0.0", ...}.
+
+    These are the features of timm's `features_only=True`, found in `model.feature_info`. ValueError for a model without
+    it, such as one that is not of timm's.
+    """
+    info = getattr(model, "feature_info", None)
+    if not info:
+        raise ValueError(
+            f"{type(model).__name__} does not say where its features are: name modules of both networks to compare"
+        )
+    entries = info if isinstance(info, list) else info.get_dicts(["reduction", "module"])
+    return {entry["reduction"]: entry["module"] for entry in entries}
+
+
+@contextmanager
+def recorded(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """Within the context, what the named modules put out in a forward pass lands in the dictionary, by name.
+
+    ValueError, naming it, for a module that `model` does not have.
+    """
+    outputs: dict[str, Tensor] = {}
+    modules = dict(model.named_modules())
+    if unknown := [name for name in names if name not in modules]:
+        raise ValueError(
+            f"{type(model).__name__} has no module {unknown[0]!r}; the outermost are "
+            f"{', '.join(name for name, _ in model.named_children())}"
+        )
+    hooks = [
+        modules[name].register_forward_hook(lambda module, args, output, name=name: outputs.update({name: output}))
+        for name in names
+    ]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()

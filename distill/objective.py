@@ -1,0 +1,142 @@
+"""A weighted sum of losses, on labels and on what a teacher answers and computes inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distill.features import attention_transfer, relational_angle, relational_distance, similarity_preserving
+from distill.layers import recorded, stages
+from distill.losses import adaptive_alpha_divergence, kl_divergence
+
+# B batch, K classes
+
+FeatureLoss = Callable[[Tensor, Tensor], Tensor]  # a layer's outputs of student and teacher -> loss
+
+FEATURE_LOSSES: Mapping[str, FeatureLoss] = {
+    "attention": attention_transfer,
+    "distance": relational_distance,
+    "angle": relational_angle,
+    "similarity": similarity_preserving,
+}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The weight of every loss; those of weight 0 are not computed.
+
+    By default the labels alone. Features are compared at `layers`. If none are named, attention is compared at every
+    resolution that both networks have, and relations between images at the lowest of them (`distill.layers.stages`).
+    """
+
+    labels: float = 1.0
+    """Weight of the cross-entropy on the labels."""
+    kl: float = 0.0
+    """Weight of the KL divergence from the teacher's soft targets (arXiv 1503.02531), times temperature squared."""
+    temperature: float = 4.0
+    """Temperature of these soft targets."""
+    adaptive_alpha: float = 0.0
+    """Weight of AlphaNet's adaptive alpha-divergence (arXiv 2102.07954)."""
+    attention: float = 0.0
+    """Weight of attention transfer (arXiv 1612.03928); the authors take 1000."""
+    distance: float = 0.0
+    """Weight of relational distillation of distances (arXiv 1904.05068); the authors take 25."""
+    angle: float = 0.0
+    """Weight of relational distillation of angles (arXiv 1904.05068); the authors take 50."""
+    similarity: float = 0.0
+    """Weight of similarity-preserving distillation (arXiv 1907.09682); the authors take 3000."""
+    layers: tuple[tuple[str, str], ...] = ()
+    """Pairs of modules to compare features at, the student's and the teacher's, such as blocks.4 layer3."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "layers", tuple(tuple(pair) for pair in self.layers))
+        weights = {name: getattr(self, name) for name in ("labels", "kl", "adaptive_alpha", *FEATURE_LOSSES)}
+        if wrong := [name for name, weight in weights.items() if not 0 <= weight < float("inf")]:
+            raise ValueError(f"the weight {wrong[0]} is 0 or more, not {weights[wrong[0]]}")
+        if not any(weights.values()):
+            raise ValueError("there is nothing to learn from: one of the losses needs a weight above 0")
+        if not self.temperature > 0:
+            raise ValueError(f"the temperature is above 0, not {self.temperature}")
+
+    @property
+    def needs_teacher(self) -> bool:
+        return any(getattr(self, name) for name in ("kl", "adaptive_alpha", *FEATURE_LOSSES))
+
+    @property
+    def feature_losses(self) -> dict[str, float]:
+        """The weights above 0 of losses on features."""
+        return {name: getattr(self, name) for name in FEATURE_LOSSES if getattr(self, name)}
+
+
+class Pairs(NamedTuple):
+    """Modules of student and teacher whose outputs are compared."""
+
+    attention: tuple[tuple[str, str], ...]
+    relations: tuple[tuple[str, str], ...]  # between images
+
+    def of(self, loss: str) -> tuple[tuple[str, str], ...]:
+        return self.attention if loss == "attention" else self.relations
+
+
+def layer_pairs(objective: Objective, student: nn.Module, teacher: nn.Module) -> Pairs:
+    """Where `objective` compares features; ValueError if the networks have no resolution in common."""
+    if objective.layers or not objective.feature_losses:
+        return Pairs(objective.layers, objective.layers)
+    own, taught = stages(student), stages(teacher)
+    common = tuple((own[reduction], taught[reduction]) for reduction in sorted(own.keys() & taught.keys()))
+    if not common:
+        raise ValueError(
+            f"{type(student).__name__} has features at 1/{sorted(own)} of the image and {type(teacher).__name__} at "
+            f"1/{sorted(taught)}: name the modules to compare"
+        )
+    return Pairs(common, common[-1:])
+
+
+class Losses(NamedTuple):
+    total: Tensor  # weighted sum, with a gradient
+    parts: dict[str, Tensor]  # of each loss before its weight, detached
+
+
+def objective_losses(
+    objective: Objective,
+    student: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    teacher: nn.Module | None = None,
+    label_smoothing: float = 0.0,
+) -> Losses:
+    """The losses of `student` on `images` [B, C, H, W] with `labels` [B], and their sum by the weights of `objective`.
+
+    sum over losses of weight * loss; a loss on features is the sum over the pairs of layers. The teacher runs on the
+    same images, without gradient, in the mode that it is in. ValueError if `objective` needs a teacher and there is
+    none, or if logits or features do not match.
+    """
+    if teacher is None:
+        if objective.needs_teacher:
+            raise ValueError("these losses need a teacher: give one, or set all weights but labels to 0")
+        logits = student(images).float()
+        answers, of_student, of_teacher, pairs = None, {}, {}, Pairs((), ())
+    else:
+        pairs = layer_pairs(objective, student, teacher)
+        names = {pair for name in objective.feature_losses for pair in pairs.of(name)}
+        with recorded(student, {own for own, _ in names}) as of_student:
+            logits = student(images).float()
+        with torch.no_grad(), recorded(teacher, {taught for _, taught in names}) as of_teacher:
+            answers = teacher(images).float()
+    losses: dict[str, Tensor] = {}
+    if objective.labels:
+        losses["labels"] = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    if objective.kl:
+        losses["kl"] = kl_divergence(logits, answers, objective.temperature)
+    if objective.adaptive_alpha:
+        losses["adaptive_alpha"] = adaptive_alpha_divergence(logits, answers)
+    for name in objective.feature_losses:
+        compared = [FEATURE_LOSSES[name](of_student[own], of_teacher[taught]) for own, taught in pairs.of(name)]
+        losses[name] = torch.stack(compared).sum()
+    total = torch.stack([getattr(objective, name) * loss for name, loss in losses.items()]).sum()
+    return Losses(total, {name: loss.detach() for name, loss in losses.items()})

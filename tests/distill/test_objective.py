@@ -1,0 +1,85 @@
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from distill.features import attention_transfer, relational_distance
+from distill.losses import kl_divergence
+from distill.objective import Objective, layer_pairs, objective_losses
+
+
+def network(width: int, classes: int = 3) -> nn.Module:
+    torch.manual_seed(width)
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 2 * width, 3), nn.Flatten(), nn.LazyLinear(classes)
+    )
+
+
+@pytest.fixture
+def setting():
+    student, teacher = network(2), network(4)
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(4, 3, 8, 8, generator=generator), torch.tensor([0, 1, 2, 1])
+    student(images), teacher(images)
+    return student, teacher, images, labels
+
+
+def test_the_total_is_the_weighted_sum_of_the_losses_at_the_named_layers(setting):
+    student, teacher, images, labels = setting
+    objective = Objective(
+        labels=0.5, kl=2.0, temperature=3.0, attention=10.0, distance=25.0, layers=(("0", "0"), ("2", "2"))
+    )
+    found = objective_losses(objective, student, images, labels, teacher, label_smoothing=0.1)
+
+    logits, taught = student(images), teacher(images).detach()
+    features = [(student[:1](images), teacher[:1](images)), (student[:3](images), teacher[:3](images))]
+    expected = {
+        "labels": F.cross_entropy(logits, labels, label_smoothing=0.1),
+        "kl": kl_divergence(logits, taught, 3.0),
+        "attention": sum(attention_transfer(*pair) for pair in features),
+        "distance": sum(relational_distance(*pair) for pair in features),
+    }
+    assert found.parts.keys() == expected.keys()
+    for name, loss in expected.items():
+        torch.testing.assert_close(found.parts[name], loss.detach())
+    total = 0.5 * expected["labels"] + 2 * expected["kl"] + 10 * expected["attention"] + 25 * expected["distance"]
+    torch.testing.assert_close(found.total, total)
+    ours = torch.autograd.grad(found.total, student.parameters())
+    for gradient, reference in zip(ours, torch.autograd.grad(total, student.parameters())):
+        torch.testing.assert_close(gradient, reference)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_without_names_layers_meet_at_equal_resolutions():
+    with torch.device("meta"):
+        student, teacher = timm.create_model("mobilenetv3_small_050"), timm.create_model("convnext_atto")
+    pairs = layer_pairs(Objective(attention=1.0, angle=1.0), student, teacher)
+    # the teacher begins at a quarter of the image
+    assert pairs.attention == (
+        ("blocks.0", "stages.0"),
+        ("blocks.1", "stages.1"),
+        ("blocks.3", "stages.2"),
+        ("blocks.5", "stages.3"),
+    )
+    assert pairs.relations == (("blocks.5", "stages.3"),)
+
+
+def test_labels_alone_are_cross_entropy(setting):
+    student, _, images, labels = setting
+    found = objective_losses(Objective(), student, images, labels)
+    assert torch.equal(found.total, F.cross_entropy(student(images), labels))
+
+
+def test_what_makes_no_sense_is_refused(setting):
+    student, _, images, labels = setting
+    with pytest.raises(ValueError, match="these losses need a teacher"):
+        objective_losses(Objective(kl=1.0), student, images, labels)
+    with pytest.raises(ValueError, match="nothing to learn from"):
+        Objective(labels=0.0)
+    with pytest.raises(ValueError, match="the weight angle is 0 or more, not -1"):
+        Objective(angle=-1.0)
+    other = network(2, classes=5)
+    other(images)
+    with pytest.raises(ValueError, match=r"logits of the same shape.*\[4, 3\] and \[4, 5\]"):
+        objective_losses(Objective(kl=1.0), student, images, labels, other)
