@@ -22,9 +22,11 @@ from torch import nn
 
 from supernet import provenance
 from supernet.atomic import write_atomically
+from supernet.data import Data
 from supernet.evaluation import calibrated_subnet
 from supernet.export import export_onnx
 from supernet.runs import Run, make_family
+from supernet.space import Arch
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,24 @@ class SubnetConfig:
     crop_pct: float
     facts: dict[str, float] = field(default_factory=dict)  # accuracy, latency_ms, macs, parameters, ...
     versions: dict[str, str] = field(default_factory=provenance.versions)
+
+    @classmethod
+    def of(cls, space: str, space_options: str, arch: Arch, data: Data) -> SubnetConfig:
+        """That of the architecture `arch` of a space, for the classes and images of `data`."""
+        family = make_family(space, space_options, data.num_classes)
+        resolution = family.resolution(arch)
+        return cls(
+            space=space,
+            space_options=space_options,
+            arch=dict(arch),
+            classes=data.classes,
+            input_size=(family.in_chans, resolution, resolution),
+            mean=data.config.mean,
+            std=data.config.std,
+            interpolation=data.config.interpolation,
+            crop_pct=data.config.crop_pct,
+            facts={"macs": family.macs(arch), "parameters": family.parameters(arch)},
+        )
 
     def build(self) -> nn.Module:
         """The plain module, with fresh weights."""
@@ -76,19 +96,7 @@ def take_out(run: Run, arch: Mapping[str, Any], calibration_images: int | None =
     if count < 1:
         raise ValueError(f"BatchNorm is recalibrated on at least 1 image, not {count}")
     images = run.data.calibration_images(resolution, count, run.job.train.seed)
-    data = run.job.data
-    config = SubnetConfig(
-        space=run.job.space,
-        space_options=run.job.space_options,
-        arch=dict(arch),
-        classes=run.data.classes,
-        input_size=(run.family.in_chans, resolution, resolution),
-        mean=data.mean,
-        std=data.std,
-        interpolation=data.interpolation,
-        crop_pct=data.crop_pct,
-        facts={"macs": run.family.macs(arch), "parameters": run.family.parameters(arch)},
-    )
+    config = SubnetConfig.of(run.job.space, run.job.space_options, arch, run.data)
     model = calibrated_subnet(run.net, arch, resolution, images)
     return Subnet(model.to("cpu", memory_format=torch.contiguous_format), config)
 

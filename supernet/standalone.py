@@ -1,0 +1,227 @@
+"""Training one plain model, on labels and by a teacher: from scratch, or on from the weights that it has.
+
+With the settings, the images and the loop of a supernet's training, so that the two may be compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from distill.objective import Objective, objective_losses
+from supernet import distributed
+from supernet.checkpoint import save_checkpoint
+from supernet.data import Data, DataConfig, load_data
+from supernet.evaluation import accuracy
+from supernet.families import Family
+from supernet.loop import (
+    LoopConfig,
+    StepResult,
+    TrainingError,
+    append_metrics,
+    clip_gradients,
+    forget_after,
+    hold_lr,
+    make_optimizer,
+    pick_device,
+    restore,
+)
+from supernet.randomness import Stream, torch_seed
+from supernet.runs import _begin as begin
+from supernet.runs import make_family
+from supernet.space import Arch
+from supernet.subnet import Subnet, SubnetConfig, load_subnet
+from supernet.teacher import load_teacher
+
+# N images, C channels, R resolution in pixels
+
+LABELS_ALONE = Objective()
+
+
+@dataclass(frozen=True)
+class ModelJob:
+    """All that defines the training of one model."""
+
+    space: str = "mobilenet_v3_micro"
+    """Name of the search space; `timm` is that of a single timm model."""
+    space_options: str = "{}"
+    """Options of the space as a JSON object, such as {"name": "resnet18", "input_size": 32}."""
+    arch: str | None = None
+    """The architecture as a JSON object; by default the largest."""
+    start: str = "scratch"
+    """Weights to start from: scratch, pretrained (those that the space's options name), or the folder of a subnet."""
+    teacher: str | None = None
+    """Network to learn from: the folder of a subnet, or a name of timm's."""
+    teacher_weights: str | None = None
+    """File with the weights of a timm teacher for these classes; by default timm's own, for its own classes."""
+    data: DataConfig = field(default_factory=DataConfig)
+    train: LoopConfig = field(default_factory=LoopConfig)
+    objective: Objective = field(default_factory=Objective)
+
+    def __post_init__(self):
+        if self.objective.needs_teacher != (self.teacher is not None):
+            raise ValueError(
+                "the losses kl, adaptive_alpha, attention, distance, angle and similarity need a teacher, and a "
+                f"teacher needs one of them: the teacher is {self.teacher}, the losses are {self.objective}"
+            )
+
+
+def run_model_job(
+    job: ModelJob, directory: Path, *, resume: bool = False, on_step: Callable[[StepResult], None] = lambda result: None
+) -> Subnet:
+    """Train the model that `job` describes, with its run in `directory`; the model on the CPU, in eval mode.
+
+    With `resume` a run that was begun there goes on, and one that was not begins. ValueError if there is a run
+    already and `resume` is not said, or if it was begun with another job.
+    """
+    data = load_data(job.data, job.train.seed)
+    family = make_family(job.space, job.space_options, data.num_classes)
+    arch = family.space.largest if job.arch is None else family.space.validate(Arch.from_json(job.arch))
+    model = initial_model(job, family, arch)
+    teacher = None
+    if job.teacher is not None:
+        teacher = load_teacher(job.teacher, job.data, data.num_classes, job.teacher_weights)
+    if distributed.rank() == 0:
+        begin(job, data, directory, resume)
+    distributed.wait()
+    resolution = family.resolution(arch)
+    model = train_model(
+        model, resolution, data, job.train, directory, job.objective, teacher, resume=resume, on_step=on_step
+    )
+    model = model.to("cpu", memory_format=torch.contiguous_format).eval()
+    return Subnet(model, SubnetConfig.of(job.space, job.space_options, arch, data))
+
+
+def initial_model(job: ModelJob, family: Family, arch: Arch) -> nn.Module:
+    """The plain module of `arch` with the weights that `job` starts from; fresh ones are drawn from its seed.
+
+    From a subnet of other classes, all weights are taken but those of the classifier. ValueError if they do not fit.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(job.train.seed)
+        model = family.build(arch, drop_rate=job.train.drop_rate, drop_path_rate=job.train.drop_path_rate)
+    if job.start == "scratch":
+        return model
+    if job.start == "pretrained":
+        if family.weights is None:
+            raise ValueError(f"the space {job.space!r} with options {job.space_options} has no pretrained weights")
+        weights = family.supernet(job.train.seed).extract(arch).state_dict()
+    else:
+        weights = load_subnet(job.start).model.state_dict()
+    own = model.state_dict()
+    fresh = {
+        name: own[name]
+        for name, tensor in weights.items()
+        if name in own and tensor.shape != own[name].shape and own[name].shape[:1] == (family.num_classes,)
+    }
+    try:
+        model.load_state_dict({**weights, **fresh})
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise ValueError(f"the weights of {job.start} do not fit the model: {lines[-1].strip()}") from error
+    return model
+
+
+def train_model(
+    model: nn.Module,
+    resolution: int,
+    data: Data,
+    config: LoopConfig,
+    run_dir: Path,
+    objective: Objective = LABELS_ALONE,
+    teacher: nn.Module | None = None,
+    *,
+    resume: bool = False,
+    on_step: Callable[[StepResult], None] = lambda result: None,
+) -> nn.Module:
+    """Train `model` on images [N, C, R, R] and return the network to use: its moving average if there is one.
+
+    A step minimises `distill.objective.objective_losses`, where the frozen `teacher` takes the same images. Writes
+    `run_dir/checkpoints/` and `run_dir/metrics.jsonl`, resumes, and joins processes, as `supernet.train.train` does.
+    Raises TrainingError, naming the step, if a loss or gradient is not finite, and leaves the last checkpoint.
+    """
+    device = pick_device(config.device)
+    if config.batch_size % distributed.world_size():
+        raise ValueError(f"a batch of {config.batch_size} does not split into {distributed.world_size()} equal parts")
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    model.to(device, memory_format=memory_format).train()
+    if teacher is not None:
+        teacher.to(device, memory_format=memory_format).eval()
+    steps_per_epoch = data.steps_per_epoch(config.batch_size)
+    optimizer, scheduler = make_optimizer(model, config, steps_per_epoch)
+    ema = ModelEmaV3(model, config.ema_decay) if config.ema_decay else None
+    run_dir.mkdir(parents=True, exist_ok=True)
+    checkpoints, metrics = run_dir / "checkpoints", run_dir / "metrics.jsonl"
+    state = restore(checkpoints, model, optimizer, ema) if resume else None
+    start = state["step"] if state else 0
+    if distributed.rank() == 0:
+        forget_after(metrics, start)
+    steps = range(start, config.epochs * steps_per_epoch)
+    batches = data.training_batches(
+        resolution, config.batch_size, config.seed, steps, distributed.rank(), distributed.world_size()
+    )
+
+    for step, (images, labels) in zip(steps, batches):
+        images = images.to(device, non_blocking=True, memory_format=memory_format)
+        labels = labels.to(device)
+        optimizer.zero_grad()
+        with (
+            torch_seed(device, config.seed, Stream.DROPOUT, step, distributed.rank()),
+            torch.autocast(device.type, torch.bfloat16, enabled=config.amp == "bf16"),
+        ):
+            losses = objective_losses(objective, model, images, labels, teacher, config.label_smoothing)
+        losses.total.backward()
+        distributed.average_gradients(model.parameters())
+        norm = clip_gradients(model, config)
+        _check_finite(losses.total, norm, step)
+        scheduler.step_update(step + 0.5)  # the rate in the middle of the step, so that no step has a rate of 0
+        lr = hold_lr(optimizer, config, (step + 0.5) / steps_per_epoch)
+        optimizer.step()
+        if ema:
+            ema.update(model, step)
+
+        if distributed.rank() != 0:
+            continue
+        done = step + 1
+        is_last = done == steps.stop
+        logged = None
+        if done % config.log_steps == 0 or is_last:
+            parts = {name: loss.item() for name, loss in losses.parts.items()}
+            logged = [losses.total.item(), *parts.values()]
+            append_metrics(
+                metrics, {"step": done, "epoch": done / steps_per_epoch, "lr": lr, "loss": logged[0], "losses": parts}
+            )
+        if config.eval_epochs and (is_last or done % (config.eval_epochs * steps_per_epoch) == 0):
+            found = _holdout_accuracy(ema.module if ema else model, data, resolution, config)
+            append_metrics(metrics, {"step": done, "accuracy": found})
+            model.train()
+        if done % config.checkpoint_steps == 0 or is_last:
+            state = {"net": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema and ema.state_dict()}
+            save_checkpoint(checkpoints, done, state, config.keep_checkpoints)
+        on_step(StepResult(done, steps.stop, logged, lr))
+    distributed.wait()
+    return ema.module if ema else model
+
+
+def model_settings(config: LoopConfig) -> LoopConfig:
+    """The part of a supernet's settings that holds for one model, too."""
+    return LoopConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(LoopConfig)})
+
+
+def _holdout_accuracy(model: nn.Module, data: Data, resolution: int, config: LoopConfig) -> float:
+    images, labels = data.images(data.holdout, resolution, config.eval_images)
+    return accuracy(model, zip(images.split(256), labels.split(256)))
+
+
+def _check_finite(loss: Tensor, norm: Tensor, step: int) -> None:
+    if not torch.isfinite(loss + norm):
+        raise TrainingError(
+            f"the loss is {loss.item()} and the gradient's norm {norm.item()} in step {step + 1}; lower lr, lengthen "
+            "warmup_epochs or set clip"
+        )

@@ -1,0 +1,161 @@
+import dataclasses
+import json
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from distill.losses import kl_divergence
+from distill.objective import Objective
+from supernet.checkpoint import load_checkpoint
+from supernet.data import DataConfig, load_data
+from supernet.loop import LoopConfig, TrainingError
+from supernet.recipes import digits
+from supernet.standalone import ModelJob, model_settings, run_model_job, train_model
+from supernet.subnet import load_subnet, save_subnet
+
+DATA = DataConfig(holdout=0.97, workers=0, hflip=0.0, color_jitter=0.0)  # 43 images to train on, 5 batches
+CONFIG = LoopConfig(epochs=2, batch_size=8, eval_epochs=1, eval_images=20, log_steps=1, checkpoint_steps=2, seed=3)
+MICRO = ModelJob(data=DATA, train=CONFIG, arch=json.dumps({}))
+
+
+def network(channels: int = 4) -> nn.Module:
+    torch.manual_seed(channels)
+    layers = [nn.Conv2d(3, channels, 3, 2), nn.BatchNorm2d(channels), nn.ReLU(), nn.Dropout(0.2)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
+
+
+def metrics(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_loop_is_nesterovs_on_the_weighted_losses(tmp_path):
+    config = dataclasses.replace(CONFIG, epochs=1, weight_decay=0.0, label_smoothing=0.0, eval_epochs=0)
+    model, reference, teacher = network().train(), network().train(), network(6).eval()
+    model[3].p = reference[3].p = 0.0
+    data = load_data(DATA, config.seed)
+    train_model(model, 16, data, config, tmp_path, Objective(labels=0.5, kl=2.0, temperature=3.0), teacher)
+
+    optimizer = torch.optim.SGD(reference.parameters(), momentum=0.9, nesterov=True)
+    lines = metrics(tmp_path)
+    batches = data.training_batches(16, 8, config.seed, range(5))
+    for line, (images, labels) in zip(lines, batches):
+        logits = reference(images)
+        parts = [nn.functional.cross_entropy(logits, labels), kl_divergence(logits, teacher(images), 3.0)]
+        loss = 0.5 * parts[0] + 2 * parts[1]
+        optimizer.param_groups[0]["lr"] = line["lr"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert line["losses"] == pytest.approx({"labels": parts[0].item(), "kl": parts[1].item()}, rel=1e-4)
+        assert line["loss"] == pytest.approx(loss.item(), rel=1e-4)
+    for name, tensor in reference.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, msg=name)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert lines[0]["lr"] == pytest.approx(0.1 * 8 / 256 * 0.5 / 5)  # half a step into a warm-up of one epoch
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_weights(tmp_path):
+    config = dataclasses.replace(CONFIG, ema_decay=0.9)
+    data = load_data(DATA, config.seed)
+    whole = train_model(network(), 16, data, config, tmp_path / "whole")
+
+    def stop(result):
+        if result.step == 5:  # a checkpoint is there after 4
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_model(network(), 16, data, config, tmp_path / "parts", on_step=stop)
+    resumed = train_model(network(), 16, data, config, tmp_path / "parts", resume=True)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_last_checkpoint(tmp_path):
+    config = dataclasses.replace(CONFIG, lr=1e38, warmup_epochs=0, checkpoint_steps=1)
+    model = network()
+    with pytest.raises(TrainingError, match=r"in step \d+; lower lr"):
+        train_model(model, 16, load_data(DATA, config.seed), config, tmp_path)
+    state = load_checkpoint(tmp_path / "checkpoints")["net"]
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, state[name]), name
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A saved timm model, trained from scratch."""
+    directory = tmp_path_factory.mktemp("standalone")
+    options = json.dumps({"name": "mobilenetv3_small_050", "input_size": 32})
+    job = ModelJob(space="timm", space_options=options, data=DATA, train=CONFIG)
+    subnet = run_model_job(job, directory / "training")
+    save_subnet(directory, subnet, onnx=False)
+    return job, directory
+
+
+def test_a_timm_model_is_trained_and_saved_like_a_subnet(trained):
+    job, directory = trained
+    model, config = load_subnet(directory)
+    assert type(model) is timm.models.MobileNetV3
+    timm.create_model("mobilenetv3_small_050", num_classes=10).load_state_dict(model.state_dict())
+    assert config.input_size == (3, 32, 32)
+    assert config.facts["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    last = metrics(directory / "training")[-1]
+    assert last["step"] == 10
+    assert 0 <= last["accuracy"] <= 1
+    with pytest.raises(ValueError, match="holds a run already: add --resume"):
+        run_model_job(job, directory / "training")
+
+
+def test_training_goes_on_from_a_subnet_with_itself_as_the_teacher(trained, tmp_path):
+    """Born again, for one step that changes nothing: agreement with oneself has no gradient."""
+    job, directory = trained
+    still = dataclasses.replace(
+        job,
+        start=str(directory),
+        teacher=str(directory),
+        objective=Objective(labels=0.0, kl=1.0),
+        train=dataclasses.replace(CONFIG, epochs=1, lr=1e-30, warmup_epochs=0, weight_decay=0.0, eval_epochs=0),
+    )
+    subnet = run_model_job(still, tmp_path / "run")
+    before = load_subnet(directory).model
+    for name, parameter in subnet.model.named_parameters():
+        assert torch.equal(parameter, before.get_parameter(name)), name
+
+
+def test_a_subnet_of_other_classes_starts_with_a_fresh_classifier(trained, tmp_path):
+    job, directory = trained
+    few = dataclasses.replace(load_subnet(directory).config, classes=("a", "b"))
+    options = json.loads(few.space_options)
+    model = timm.create_model(options["name"], num_classes=2)
+    save_subnet(tmp_path / "few", load_subnet(directory)._replace(model=model, config=few), onnx=False)
+    frozen = dataclasses.replace(CONFIG, epochs=1, lr=1e-30, warmup_epochs=0, weight_decay=0.0, eval_epochs=0)
+    job = dataclasses.replace(job, start=str(tmp_path / "few"), train=frozen)
+    subnet = run_model_job(job, tmp_path / "run")
+    assert torch.equal(subnet.model.conv_stem.weight, model.conv_stem.weight)
+    assert subnet.model.classifier.weight.shape == (10, 1024)
+
+
+def test_weights_of_another_network_are_refused(trained, tmp_path):
+    job, directory = trained
+    job = dataclasses.replace(job, space_options='{"name": "resnet10t", "input_size": 32}', start=str(directory))
+    with pytest.raises(ValueError, match="do not fit the model"):
+        run_model_job(job, tmp_path / "run")
+
+
+def test_a_teacher_and_the_losses_that_need_one_go_together():
+    with pytest.raises(ValueError, match="need a teacher"):
+        ModelJob(objective=Objective(kl=1.0))
+    with pytest.raises(ValueError, match="a teacher needs one of them"):
+        ModelJob(teacher="resnet18")
+
+
+def test_a_supernets_settings_hold_for_a_model():
+    settings = model_settings(digits().train)
+    assert type(settings) is LoopConfig
+    assert (settings.epochs, settings.lr, settings.ema_decay) == (36, 0.4, 0.99)

@@ -1,0 +1,37 @@
+import pytest
+import timm
+import torch
+from torch import nn
+
+from supernet.data import DataConfig
+from supernet.teacher import load_teacher, prepared
+
+
+def test_images_arrive_in_the_teachers_normalisation_and_size():
+    data = DataConfig(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5))
+    pixels = torch.rand(2, 3, 8, 8)
+    images = (pixels - torch.tensor(data.mean).view(3, 1, 1)) / torch.tensor(data.std).view(3, 1, 1)
+    teacher = prepared(nn.Identity(), data, None, (0.1, 0.2, 0.3), (1.0, 0.5, 0.5))
+    expected = (pixels - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([1.0, 0.5, 0.5]).view(3, 1, 1)
+    torch.testing.assert_close(teacher(images), expected)
+    assert prepared(nn.Identity(), data, 16, data.mean, data.std)(images).shape == (2, 3, 16, 16)
+    assert torch.equal(prepared(nn.Identity(), data, 8, data.mean, data.std)(images), images)
+
+
+def test_a_timm_teacher_comes_with_weights_from_a_file_and_is_frozen(tmp_path):
+    stock = timm.create_model("resnet10t", num_classes=4).eval()
+    torch.save(stock.state_dict(), tmp_path / "weights.pth")
+    teacher = load_teacher("resnet10t", DataConfig(), 4, tmp_path / "weights.pth")
+    images = torch.randn(2, 3, 40, 40)
+    assert torch.equal(teacher(images), stock(images))
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert not teacher.training
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ValueError, match="timm has no model 'resnet19'"):
+        load_teacher("resnet19", DataConfig(), 4)
+    with pytest.raises(ValueError, match="is no configuration of a subnet"):
+        load_teacher(tmp_path, DataConfig(), 4)
+    with pytest.raises(ValueError, match=r"has weights of its own; leave out more\.pth"):
+        load_teacher(tmp_path, DataConfig(), 4, "more.pth")
