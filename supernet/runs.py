@@ -3,6 +3,7 @@
 config.json            the job, the classes of the dataset, package versions, hardware, command
 metrics.jsonl          losses and accuracies by step
 checkpoints/           to resume from
+1-largest/, ...        these two for each phase instead, in progressive shrinking
 supernet.safetensors   the trained supernet
 """
 
@@ -12,11 +13,13 @@ import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import safetensors.torch
 import torch
+import tyro
 from safetensors import SafetensorError
 
 from supernet import distributed, provenance
@@ -24,6 +27,8 @@ from supernet.atomic import write_atomically
 from supernet.data import Data, DataConfig, load_data
 from supernet.families import FAMILIES, Family
 from supernet.loop import StepResult
+from supernet.progressive import Phase, new_kinds, phase_config, phase_space, sort_channels
+from supernet.sampling import Uniform
 from supernet.supernet import Supernet
 from supernet.train import TrainConfig, train
 
@@ -38,6 +43,15 @@ class Job:
     """Options of the space as a JSON object, such as {"width_mult": 1.2}."""
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    phases: Annotated[tuple[Phase, ...], tyro.conf.Suppress] = ()
+    """Progressive shrinking in these phases, which share the epochs, instead of `train.method`; only recipes set it."""
+
+    def __post_init__(self):
+        if (self.train.method == "progressive") != bool(self.phases):
+            raise ValueError(
+                f"method progressive goes with phases, which a recipe sets, such as once_for_all or digits_shrinking; "
+                f"here there are {len(self.phases)} phases and the method is {self.train.method}"
+            )
 
     def family(self, num_classes: int) -> Family:
         """The space that the job names; ValueError if there is none of that name or with those options."""
@@ -76,12 +90,47 @@ def run_job(
     if distributed.rank() == 0:
         _begin(job, data, directory, resume)
     distributed.wait()
-    net = train(family, family.supernet(job.train.seed), data, job.train, directory, resume=resume, on_step=on_step)
+    net = _train(job, family, data, directory, resume, on_step)
     net = net.to("cpu", memory_format=torch.contiguous_format).eval()
     if distributed.rank() == 0:
         with write_atomically(directory / "supernet.safetensors") as temporary:
             temporary.write_bytes(safetensors.torch.save({n: t.contiguous() for n, t in net.state_dict().items()}))
     return Run(family, net, data, job)
+
+
+def _train(
+    job: Job, family: Family, data: Data, directory: Path, resume: bool, on_step: Callable[[StepResult], None]
+) -> Supernet:
+    """Train at once, or phase by phase, each in a folder of its own."""
+    net = family.supernet(job.train.seed)
+    if not job.phases:
+        return train(family, net, data, job.train, directory, resume=resume, on_step=on_step)
+    configs = [phase_config(job.train, job.phases, index) for index in range(len(job.phases))]
+    total = sum(config.epochs for config in configs) * data.steps_per_epoch(job.train.batch_size)
+    teacher, before = None, 0
+    for index, (phase, config) in enumerate(zip(job.phases, configs)):
+        space = phase_space(family.space, job.phases, index)
+        method = Uniform(space, phase.subnets, teacher_weight=1.0 if teacher else 0.0, regularised=True)
+        sort_channels(family, net, new_kinds(job.phases, index))
+        net = train(
+            family,
+            net,
+            data,
+            config,
+            directory / f"{index + 1}-{phase.name}",
+            method=method,
+            teacher=teacher,
+            resume=resume,
+            on_step=partial(_in_all, on_step, before, total),
+        )
+        before += config.epochs * data.steps_per_epoch(config.batch_size)
+        teacher = teacher or net.eval().extract(family.space.largest)
+    return net
+
+
+def _in_all(on_step: Callable[[StepResult], None], before: int, total: int, result: StepResult) -> None:
+    """Report a phase's step as one of the whole training."""
+    on_step(result._replace(step=before + result.step, steps=total))
 
 
 def load_run(directory: Path) -> Run:
@@ -111,8 +160,9 @@ def job_from_dict(values: dict[str, Any]) -> Job:
     """The job that `dataclasses.asdict` and JSON made these values of."""
     parts = {"data": DataConfig, "train": TrainConfig}
     try:
-        return Job(**{n: parts[n](**_frozen(v)) if n in parts else v for n, v in values.items()})
-    except TypeError as error:
+        phases = tuple(Phase(**phase) for phase in values["phases"])
+        return Job(**{n: parts[n](**_frozen(v)) if n in parts else v for n, v in values.items()} | {"phases": phases})
+    except (KeyError, TypeError) as error:
         raise ValueError(f"this job was written by another version: {error}") from error
 
 

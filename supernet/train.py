@@ -31,6 +31,7 @@ from supernet.loop import (
     pick_device,
     restore,
 )
+from supernet.prioritized import PrioritizedPaths
 from supernet.randomness import Stream, generator, torch_seed
 from supernet.sampling import Attentive, Fair, Method, Path, Sandwich, Step, Uniform
 from supernet.space import Arch, SearchSpace
@@ -45,15 +46,20 @@ Distill = Callable[[Tensor, Tensor], Tensor]  # logits [N, K] of student and tea
 class TrainConfig(LoopConfig):
     """How a supernet is trained."""
 
-    method: Literal["sandwich", "best_up", "worst_up", "spos", "fairnas"] = "sandwich"
+    method: Literal["sandwich", "best_up", "worst_up", "spos", "fairnas", "cream", "progressive"] = "sandwich"
     """Which subnets a step trains: the largest, random ones and the smallest (BigNAS, AlphaNet), random ones picked by
-    their loss (AttentiveNAS), random ones alone (SPOS), or every operation equally often (FairNAS)."""
+    their loss (AttentiveNAS), random ones alone (SPOS), every operation equally often (FairNAS), a random one taught by
+    the best so far (Cream), or ever smaller ones (Once-for-All), which a recipe with phases does."""
     random_subnets: int = 2
     """Random subnets a step, beside the largest and the smallest if the method has these; unused by fairnas."""
     trials: int = 3
     """Subnets of similar MACs that best_up and worst_up pick from."""
     macs_step: float = 25.0
     """How similar, in millions of MACs."""
+    board_epoch: int = 20
+    """Epoch, counted from 0, from which cream keeps the best paths, to teach others."""
+    matching_steps: int = 200
+    """Steps between updates of cream's learned choice of the teacher."""
     distillation: Literal["kl", "adaptive_alpha"] = "kl"
     """How subnets learn from the largest: KL divergence, or AlphaNet's adaptive alpha-divergence."""
     temperature: float = 1.0
@@ -280,6 +286,17 @@ def make_method(family: Family, config: TrainConfig) -> Method:
         return Uniform(space, subnets)
     if config.method == "fairnas":
         return Fair(space)
+    if config.method == "cream":
+        return PrioritizedPaths(
+            space,
+            family.macs,
+            num_classes=family.num_classes,
+            distill=_distillation(config),
+            start_epoch=config.board_epoch,
+            update_steps=config.matching_steps,
+        )
+    if config.method == "progressive":
+        raise ValueError("the method progressive needs a job with phases, which a recipe sets, such as once_for_all")
     pick = "best" if config.method == "best_up" else "worst"
     return Attentive(space, family.macs, pick, subnets, config.trials, config.macs_step * 1e6)
 

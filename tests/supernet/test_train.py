@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import supernet.train as training
 from distill.losses import kl_divergence
 from supernet.checkpoint import load_checkpoint
 from supernet.data import DataConfig, load_data
@@ -258,3 +259,49 @@ def test_images_of_another_type_or_number_of_channels_are_refused(family, batch,
     grey = FAMILIES["mobilenet_v3_micro"](in_chans=1)
     with pytest.raises(ValueError, match=r"\[8, 3, 32, 32\] of torch\.float32, but this space takes .* \[N, 1, R, R\]"):
         train(grey, grey.supernet(), load_data(DATA), CONFIG, tmp_path)
+
+
+def test_parts_of_a_batch_one_after_another_give_the_mean_of_their_gradients(family, tmp_path):
+    draw = torch.Generator().manual_seed(1)
+    images, labels = torch.randn(8, 3, 32, 32, generator=draw), torch.randint(10, (8,), generator=draw)
+    paths = [Path(family.space.largest), Path(family.space.smallest, teacher=0, label_weight=0.0)]
+    net, reference = family.supernet().double().train(), family.supernet().double().train()
+    for part in (slice(0, 4), slice(4, 8)):
+        batch = images[part].double(), labels[part]
+        train_step(net, *batch, paths, family.resolution, family.build, TrainConfig(), share=0.5)
+        train_step(reference, *batch, paths, family.resolution, family.build, TrainConfig())
+    for (name, parameter), whole in zip(net.named_parameters(), reference.parameters()):
+        torch.testing.assert_close(parameter.grad, whole.grad / 2, rtol=1e-12, atol=1e-15, msg=name)
+
+
+def test_accumulation_splits_every_batch(family, tmp_path, monkeypatch):
+    seen = []
+    step = training.train_step
+
+    def spy(net, images, labels, *arguments):
+        seen.append((len(images), labels.tolist(), arguments[-1]))
+        return step(net, images, labels, *arguments)
+
+    monkeypatch.setattr(training, "train_step", spy)
+    data = load_data(DATA)
+    config = dataclasses.replace(CONFIG, epochs=1, accumulation=2, ema_decay=None)
+    train(family, family.supernet(), data, config, tmp_path / "parts")
+    parts, seen[:] = list(seen), []
+    train(family, family.supernet(), data, dataclasses.replace(config, accumulation=1), tmp_path / "whole")
+    assert [(size, share) for size, _, share in parts] == [(4, 0.5)] * 10
+    assert [first + second for (_, first, _), (_, second, _) in zip(parts[::2], parts[1::2])] == [s[1] for s in seen]
+    with pytest.raises(ValueError, match="a batch of 8 does not split into 3 equal parts"):
+        train(family, family.supernet(), data, dataclasses.replace(config, accumulation=3), tmp_path / "thirds")
+
+
+def test_an_exponential_schedule_ends_in_a_constant_rate(family, tmp_path):
+    config = dataclasses.replace(
+        CONFIG, epochs=4, lr=0.32, warmup_epochs=1, sched="step", decay_rate=0.5, decay_epochs=0.8, min_lr=0.06
+    )
+    rates = []
+    train(family, family.supernet(), load_data(DATA), config, tmp_path, on_step=lambda result: rates.append(result.lr))
+    warm = [0.01 * (step + 0.5) / 5 for step in range(5)]
+    # 0.32 for 256 images is 0.01 for 8, halved every 4 of the 5 steps of an epoch, but never below 0.06 / 32
+    after = [max(0.01 * 0.5 ** int((step + 0.5) // 4), 0.06 / 32) for step in range(5, 20)]
+    assert rates == pytest.approx(warm + after)
+    assert rates[-1] == pytest.approx(0.06 / 32)
