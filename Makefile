@@ -20,5 +20,5 @@ clean:
 .venv/installed: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, not %s: say make PYTHON=python3.12, for example" % sys.version.split()[0])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -e ".[onnx,test]"
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[onnx,report,test]"
 	@touch $@

@@ -34,6 +34,19 @@ def run(main: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
+def report(folder: Path) -> None:
+    """Write the report of the search or sweep in `folder`; if that cannot be done, without plotly say, tell why."""
+    from search.report import write_report
+
+    path = folder / "report.html"
+    try:
+        write_report(path, [folder])
+    except (ModuleNotFoundError, ValueError) as error:
+        console.print(f"There is no report: {error}", highlight=False, markup=False)
+    else:
+        console.print(f"Open {path} in a browser to look at all of it.", highlight=False, markup=False, soft_wrap=True)
+
+
 def fail(message: str, code: int) -> NoReturn:
     """End the process with one line on standard error: of what a worker process raised, the last."""
     print(f"error: {message.strip().splitlines()[-1] if message.strip() else message}", file=sys.stderr)

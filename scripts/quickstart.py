@@ -19,13 +19,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from command_line import console, progress_bar, run
+from command_line import console, progress_bar, report, run
 from rich.table import Table
 
 from predictors import LatencyPredictor, family_costs, measure, prepare, stratified, this_device
 from search.history import Evaluation
 from search.job import ACCURACY, SearchJob, run_search
 from search.plot import plot_front
+from search.report.sources import write_origin
 from search.run import Result
 from supernet.evaluation import accuracy
 from supernet.recipes import digits
@@ -79,6 +80,8 @@ def main() -> None:
         f"{len(trained.data.test)} digits never seen before, the chosen subnet is right on {test_accuracy:.2%}."
     )
     plot_front(output / "front.svg", result.evaluations, front, measured, chosen, predictor.device.name)
+    write_origin(output, output / "train", [output / "latency"], LATENCY)
+    report(output)
     places = {
         "supernet": output / "train",
         "latency predictor": output / "latency",

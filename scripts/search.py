@@ -7,8 +7,9 @@
 
 Accuracy is that on the held-out images with BatchNorm recalibrated; the test images are not touched. Without a latency
 predictor it is traded off against MACs. With `--workers` on Ray workers, with the same result. A search that was killed
-goes on with `--resume`. Writes OUTPUT/search.jsonl (every evaluation), OUTPUT/generations.csv and OUTPUT/front.csv; the
-front's latency is measured for devices that are this machine. About 10 subnets of digits a second on 2 cores.
+goes on with `--resume`. Writes OUTPUT/report.html to look at, OUTPUT/search.jsonl (every evaluation),
+OUTPUT/generations.csv and OUTPUT/front.csv; the front's latency is measured for devices that are this machine. About
+10 subnets of digits a second on 2 cores.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from command_line import console, progress_bar, run
+from command_line import console, progress_bar, report, run
 from rich.table import Table
 
 from predictors import LatencyPredictor, measure, prepare, runtimes, this_device
 from search.history import Evaluation
 from search.job import ACCURACY, SearchJob, image_size, load_predictors, run_search
+from search.report.sources import write_origin
 from search.run import Generation
 from search.table import write_csv
 from supernet.runs import Run, load_run
@@ -115,8 +117,10 @@ def main() -> None:
     for row, correlation in zip(rows[len(rows) - len(correlations) :], correlations):
         row["rank_correlation"] = correlation
     write_csv(output / "generations.csv", rows)
+    write_origin(output, arguments.run, arguments.predictors)
     console.print(front_table(columns))
     console.print(f"The front is in {output / 'front.csv'}, every evaluation in {output / 'search.jsonl'}.")
+    report(output)
 
 
 def parse_limit(text: str) -> tuple[str, float]:

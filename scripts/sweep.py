@@ -7,7 +7,8 @@
 
 Every trial is a whole search. Without `--address`, Ray starts on this machine, with a trial on each `--threads` CPUs.
 A trial whose worker dies is retried, and a sweep that was killed goes on with `--resume`. Writes OUTPUT/trials.csv, one
-row a trial, and OUTPUT/front_DEVICE.csv, the best of all trials on a device.
+row a trial, OUTPUT/trials/ (every evaluation), OUTPUT/front_DEVICE.csv, the best of all trials on a device, and
+OUTPUT/report.html to look at.
 
 On a cluster every machine needs this package installed, the same files at RUN and at the predictors' folders (a network
 file system, or copies), and a `--storage` that all can write to.
@@ -24,10 +25,11 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from command_line import console, progress_bar, run
+from command_line import console, progress_bar, report, run
 
 from search.job import SearchJob, load_predictors, make_problem, run_search
 from search.limits import reachable
+from search.report.sources import write_origin
 from search.run import Generation
 from search.strategies import check_strategy
 from search.sweep import Settings, run_sweep, write_sweep
@@ -103,6 +105,8 @@ def main() -> None:
             console.print(f"failed: {trial.settings}: {trial.error}", highlight=False, markup=False)
     devices = list(dict.fromkeys(str(settings["device"]) for settings in trials))
     write_sweep(sweep, output, {device: device for device in devices})
+    write_origin(output, arguments.run, arguments.predictors)
+    report(output)
     console.print(f"{len(sweep.trials)} searches; the tables are in {output}.")
 
 

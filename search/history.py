@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from supernet.atomic import write_atomically
 from supernet.space import Arch
 
 FORMAT = "supernet search history 1"
@@ -86,6 +87,13 @@ class History:
     def _write(self, line: str) -> None:
         self._file.write(line.encode() + b"\n")
         self._file.flush()
+
+
+def write_history(path: str | Path, settings: Mapping[str, object], evaluations: Iterable[Evaluation]) -> None:
+    """Write a finished search's history as a whole, as `read_history` reads it."""
+    lines = [json.dumps({"format": FORMAT, **settings}), *(evaluation.to_json() for evaluation in evaluations)]
+    with write_atomically(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines))
 
 
 def read_history(path: str | Path) -> tuple[dict[str, object], list[Evaluation]]:

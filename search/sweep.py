@@ -10,12 +10,13 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
 from search import pareto
-from search.history import Evaluation, read_history
+from search.history import Evaluation, read_history, write_history
 from search.run import Generation
 from search.table import write_csv
 
@@ -34,6 +35,7 @@ class Trial(NamedTuple):
     metrics: dict[str, float]  # of the last generation
     evaluations: list[Evaluation]
     error: str | None
+    search: Mapping[str, object] = MappingProxyType({})  # what its history says of the search
 
 
 class Sweep(NamedTuple):
@@ -122,12 +124,16 @@ def run_sweep(
 
 
 def write_sweep(sweep: Sweep, directory: Path, costs: Mapping[str, str]) -> None:
-    """Write `trials.csv`, a row for each trial, and for each device `front_DEVICE.csv`, the front over all its trials.
+    """Write `trials.csv`, a row for each trial, its history as `trials/NUMBER.jsonl`, and for each device
+    `front_DEVICE.csv`, the front over all its trials.
 
     `costs` gives, for each device that trials have in their settings, the cost that is traded off against the scores.
     """
     rows = [{**t.settings, **t.metrics, "failed_because": t.error or ""} for t in sweep.trials]
     write_csv(directory / "trials.csv", rows)
+    for number, trial in enumerate(sweep.trials):
+        settings = {**trial.search, "trial": dict(trial.settings)}
+        write_history(directory / "trials" / f"{number:04}.jsonl", settings, trial.evaluations)
     for device, cost in costs.items():
         write_csv(directory / f"front_{device}.csv", combined_front(sweep.trials, device, cost))
 
@@ -206,9 +212,10 @@ def _metrics(result: Mapping[str, object]) -> dict[str, float]:
 
 
 def _finished(result) -> Trial:
+    search: Mapping[str, object] = {}
     evaluations: list[Evaluation] = []
     if result.checkpoint:
         with result.checkpoint.as_directory() as folder:
-            evaluations = read_history(Path(folder) / HISTORY)[1]
+            search, evaluations = read_history(Path(folder) / HISTORY)
     error = str(result.error).strip().splitlines()[-1] if result.error else None
-    return Trial(result.config["settings"], _metrics(result.metrics or {}), evaluations, error)
+    return Trial(result.config["settings"], _metrics(result.metrics or {}), evaluations, error, search)

@@ -1,0 +1,180 @@
+"use strict";
+// The charts, by plotly. Colours are Okabe and Ito's, which people who cannot tell red from green can tell apart, and
+// every colour has a mark and a dash of its own.
+
+const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999"];
+const MARKS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star"];
+const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid"];
+const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+const STILL = { ...CONFIG, displayModeBar: false };
+const pick = (list, index) => list[index % list.length];
+
+// Plotly reads tags in its texts.
+const plain = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+
+function layout(x, y, more = {}) {
+  const axis = (title) => ({ title: { text: plain(title) }, zeroline: false, automargin: true, ...(more.axis ?? {}) });
+  return {
+    xaxis: { ...axis(x), ...more.x },
+    yaxis: { ...axis(y), ...more.y },
+    margin: { l: 10, r: 10, t: 10, b: 10 },
+    paper_bgcolor: "transparent",
+    plot_bgcolor: "transparent",
+    font: { family: "system-ui, sans-serif", size: innerWidth < 600 ? 11 : 13 },
+    modebar: { orientation: "v" },
+    legend: { orientation: "h", yanchor: "bottom", y: 1.01, xanchor: "left", x: 0 },
+    hovermode: "closest",
+    hoverlabel: { bgcolor: "#1b1f24" },
+    dragmode: false,
+    showlegend: true,
+    ...more.layout,
+  };
+}
+
+const scoreTitle = (report) => `${report.score.name} on held-out images${report.score.percent ? " (%)" : ""}`;
+const scoreOf = (report, index) => report.candidates.score[index] * (report.score.percent ? 100 : 1);
+
+// Everything evaluated, the front of each group with its uncertainty, what was measured, the limit and the choice.
+function drawFront(target, report, axis, state) {
+  const { candidates, groups } = report;
+  const costs = candidates.costs[axis];
+  const errors = candidates.errors[axis];
+  const trace = (indices, more) => ({
+    type: "scatter",
+    x: indices.map((index) => costs[index]),
+    y: indices.map((index) => scoreOf(report, index)),
+    customdata: indices,
+    hovertemplate: "%{x:.4g}, %{y:.4g}<extra></extra>",
+    ...more,
+  });
+  const all = costs.map((_, index) => index).filter((index) => costs[index] !== null);
+  const traces = [
+    trace(all, { name: `${all.length} evaluated`, mode: "markers", marker: { size: 5, color: "#8c959f", opacity: 0.55 } }),
+  ];
+  groups.forEach((group, g) => {
+    const front = report.group_fronts[axis][g];
+    const colour = pick(COLOURS, g);
+    const bars = { color: colour, thickness: 1, width: 3 };
+    const intervals = front.map((index) => candidates.interval[index]);
+    const scale = report.score.percent ? 100 : 1;
+    traces.push(
+      trace(front, {
+        name: plain(groups.length > 1 ? `front of ${group}` : "Pareto front (95 % intervals)"),
+        mode: "lines+markers",
+        line: { color: colour, dash: pick(DASHES, g), width: 2, shape: "hv" },
+        marker: { size: 9, color: colour, symbol: pick(MARKS, g) },
+        error_y: intervals.some(Boolean) && {
+          type: "data",
+          symmetric: false,
+          array: front.map((index, i) => (intervals[i] ? scale * (intervals[i][1] - candidates.score[index]) : 0)),
+          arrayminus: front.map((index, i) => (intervals[i] ? scale * (candidates.score[index] - intervals[i][0]) : 0)),
+          ...bars,
+        },
+        error_x: errors && { type: "data", array: front.map((index) => 1.96 * (errors[index] ?? 0)), ...bars },
+      }),
+    );
+  });
+  const measured = Object.entries(candidates.measured[axis]).filter(([index]) => report.fronts[axis].includes(Number(index)));
+  if (measured.length) {
+    traces.push(
+      trace(measured.map(([index]) => Number(index)), {
+        name: "measured",
+        x: measured.map(([, value]) => value),
+        mode: "markers",
+        marker: { size: 11, color: "#d55e00", symbol: "x-thin", line: { width: 2, color: "#d55e00" } },
+      }),
+    );
+  }
+  traces.push({
+    type: "scatter", name: "best under the limit", mode: "markers", x: [], y: [], customdata: [],
+    marker: { size: 18, symbol: "star", color: "#e69f00", line: { width: 1.5, color: "#1b1f24" } },
+    hovertemplate: "%{x:.4g}, %{y:.4g}<extra></extra>",
+  });
+  traces.push({
+    type: "scatter", name: "selected", mode: "markers", x: [], y: [], customdata: [],
+    marker: { size: 20, symbol: "circle-open", color: "#cc79a7", line: { width: 3 } }, hoverinfo: "skip",
+  });
+  const low = quantile(all.map((index) => scoreOf(report, index)), 0.05);
+  const high = Math.max(...all.map((index) => scoreOf(report, index)));
+  const { name, unit } = report.axes[axis];
+  const range = [low - 0.08 * (high - low || 1), high + 0.15 * (high - low || 1)];
+  Plotly.react(target, traces, layout(unit ? `predicted latency (${unit})` : name.replaceAll("_", " "), scoreTitle(report), { y: { range }, x: { rangemode: "tozero" } }), CONFIG);
+  markFront(target, report, axis, state);
+}
+
+// Moves the two marks and the line of the limit, without drawing the rest anew.
+function markFront(target, report, axis, { best, selected, limit }) {
+  const at = (index) => (index === null || index < 0 ? [[], [], []] : [[report.candidates.costs[axis][index]], [scoreOf(report, index)], [index]]);
+  const marks = [at(best), at(selected)];
+  const count = target.data.length;
+  Plotly.update(
+    target,
+    { x: marks.map((mark) => mark[0]), y: marks.map((mark) => mark[1]), customdata: marks.map((mark) => mark[2]) },
+    { shapes: [{ type: "line", x0: limit, x1: limit, y0: 0, y1: 1, yref: "paper", line: { dash: "dash", width: 1.5, color: "#8c959f" } }] },
+    [count - 2, count - 1],
+  );
+}
+
+function drawHypervolume(target, report) {
+  const shown = new Set();
+  const traces = report.searches.map(({ name, group, generations }) => {
+    const label = report.groups.length > 1 ? report.groups[group] : report.searches.length > 1 ? "searches" : name;
+    const first = !shown.has(label);
+    shown.add(label);
+    return {
+      type: "scatter",
+      mode: "lines+markers",
+      name: plain(label),
+      legendgroup: plain(label),
+      showlegend: first && report.searches.length > 1,
+      x: generations.map(([evaluated]) => evaluated),
+      y: generations.map(([, volume]) => volume),
+      text: generations.map((_, generation) => plain(`${name}, generation ${generation + 1}`)),
+      hovertemplate: "%{text}<br>%{x} evaluated, %{y:.4f}<extra></extra>",
+      line: { color: pick(COLOURS, group), dash: pick(DASHES, group), width: 2 },
+      marker: { symbol: pick(MARKS, group), size: 7 },
+    };
+  });
+  Plotly.newPlot(target, traces, layout("architectures evaluated", "hypervolume"), STILL);
+}
+
+function drawDevice(target, device) {
+  const kinds = [
+    [true, "predicted from all other measurements", COLOURS[0], "circle"],
+    [false, "measured after the search", COLOURS[1], "square"],
+  ];
+  const largest = 1.05 * Math.max(...device.points.flatMap(([measured, predicted]) => [measured, predicted]));
+  const noise = device.noise_percent ?? device.spread_percent ?? 0;
+  const band = 1 + noise / 100;
+  const traces = [
+    { type: "scatter", mode: "lines", x: [0, largest, largest, 0], y: [0, largest * band, largest / band, 0], fill: "toself",
+      fillcolor: "rgba(140,149,159,0.35)", line: { width: 0 }, hoverinfo: "skip",
+      name: device.noise_percent === null ? "spread of repeated runs" : "noise floor" },
+    { type: "scatter", mode: "lines", x: [0, largest], y: [0, largest], line: { color: "#8c959f", dash: "dash", width: 1 }, hoverinfo: "skip", name: "equal" },
+  ];
+  for (const [fitted, name, color, symbol] of kinds) {
+    const points = device.points.filter((point) => point[3] === fitted);
+    if (!points.length) continue;
+    traces.push({
+      type: "scatter", mode: "markers", name, x: points.map((p) => p[0]), y: points.map((p) => p[1]),
+      error_y: { type: "data", array: points.map((p) => p[2] ?? 0), thickness: 1, width: 2, color },
+      marker: { color, symbol, size: 7 }, hovertemplate: "measured %{x:.4g} ms, predicted %{y:.4g} ms<extra></extra>",
+    });
+  }
+  Plotly.newPlot(target, traces, layout("measured (ms)", "predicted (ms)", { x: { rangemode: "tozero" }, y: { rangemode: "tozero" } }), STILL);
+}
+
+function drawCurves(target, curves, title, scale) {
+  const traces = Object.entries(curves).map(([name, points], index) => ({
+    type: "scatter", mode: points.length > 40 ? "lines" : "lines+markers", name: plain(name),
+    x: points.map(([step]) => step), y: points.map(([, value]) => (value === null ? null : scale * value)),
+    line: { color: pick(COLOURS, index), dash: pick(DASHES, index), width: 2 },
+    marker: { symbol: pick(MARKS, index), size: 6 },
+  }));
+  Plotly.newPlot(target, traces, layout("step", title), STILL);
+}
+
+function quantile(values, part) {
+  const sorted = values.slice().sort((a, b) => a - b);
+  return sorted[Math.floor(part * (sorted.length - 1))];
+}

@@ -1,0 +1,251 @@
+"use strict";
+// The page: which cost is looked at, the limit on it, and the architecture that is selected.
+
+const report = JSON.parse(document.getElementById("data").textContent);
+const $ = (id) => document.getElementById(id);
+const state = { axis: 0, limit: 0, best: null, selected: null };
+const choices = Object.entries(report.choices);
+
+const archOf = (index) =>
+  Object.fromEntries(
+    choices.flatMap(([name, values], c) => {
+      const code = report.candidates.codes[index][c];
+      return code < 0 ? [] : [[name, values[code]]];
+    }),
+  );
+const searchOf = (index) => report.searches[report.candidates.search[index]];
+const commandOf = (index) => searchOf(index).command.join(report.candidates.line[index]) + report.candidates.line[index];
+const nameOf = (index) => `${searchOf(index).name}, evaluation ${report.candidates.line[index]}`;
+
+function quantity(value, unit) {
+  if (value === null || value === undefined) return "";
+  if (unit) return `${Number(value.toPrecision(3))} ${unit}`;
+  for (const [size, suffix] of [[1e9, " G"], [1e6, " M"], [1e3, " K"]]) if (value >= size) return (value / size).toPrecision(3) + suffix;
+  return String(value);
+}
+
+function score(index, interval = true) {
+  const show = (value) => (report.score.percent ? (100 * value).toFixed(1) : value.toPrecision(4));
+  const bounds = report.candidates.interval[index];
+  const value = show(report.candidates.score[index]) + (report.score.percent ? " %" : "");
+  return interval && bounds ? `${value} (${show(bounds[0])} to ${show(bounds[1])})` : value;
+}
+
+function cost(index, axis) {
+  const { unit } = report.axes[axis];
+  const error = report.candidates.errors[axis]?.[index];
+  const value = quantity(report.candidates.costs[axis][index], unit);
+  return error ? `${value} ± ${Number((1.96 * error).toPrecision(2))}` : value;
+}
+
+function row(cells, tag = "td") {
+  const made = element("tr");
+  made.append(...cells.map((cell) => (cell instanceof Node ? wrap(cell) : element(tag, {}, cell))));
+  return made;
+}
+
+function wrap(node) {
+  const cell = element("td");
+  cell.append(node);
+  return cell;
+}
+
+// Shows an architecture; one that is merely hovered over does not become the selected one.
+function show(index) {
+  $("selected-name").textContent = nameOf(index);
+  $("selected-facts").textContent = `${report.score.name} ${score(index)}`;
+  drawArchitecture($("drawing"), archOf(index));
+  $("selected-costs").replaceChildren(
+    row(["", "predicted", "measured"], "th"),
+    ...report.axes.map(({ name, unit }, axis) =>
+      row([name.replaceAll("_", " "), cost(index, axis), unit ? quantity(report.candidates.measured[axis][index], unit) : ""]),
+    ),
+  );
+  $("command").textContent = commandOf(index);
+  $("json").textContent = JSON.stringify(archOf(index));
+}
+
+function select(index) {
+  state.selected = index;
+  show(index);
+  markFront($("front"), report, state.axis, state);
+  for (const line of $("front-table").querySelectorAll("tr")) line.classList.toggle("current", Number(line.dataset.index) === index);
+}
+
+function bestUnder(limit) {
+  const within = report.fronts[state.axis].filter((index) => report.candidates.costs[state.axis][index] <= limit);
+  return within.length ? within[within.length - 1] : null; // by increasing cost, so the last is the most accurate
+}
+
+function setLimit() {
+  const { unit, name } = report.axes[state.axis];
+  state.limit = Number($("limit").value);
+  state.best = bestUnder(state.limit);
+  const text = quantity(state.limit, unit);
+  $("limit-value").textContent = text;
+  $("limit").setAttribute("aria-valuetext", text);
+  $("best").textContent =
+    state.best === null
+      ? `No architecture that was evaluated stays within ${text}.`
+      : `Best within ${text} on ${name}: ${report.score.name} ${score(state.best, false)} at ${cost(state.best, state.axis)}.`;
+  if (state.best !== null) select(state.best);
+  else markFront($("front"), report, state.axis, state);
+}
+
+function setAxis(axis) {
+  state.axis = axis;
+  const { name, unit } = report.axes[axis];
+  const values = report.candidates.costs[axis].filter((value) => value !== null);
+  const front = report.fronts[axis];
+  const [low, high] = [Math.min(...values), report.candidates.costs[axis][front[front.length - 1]]];
+  const step = 10 ** Math.floor(Math.log10((high - low) / 100 || low / 100 || 1));
+  const slider = $("limit");
+  slider.step = step;
+  slider.min = Number((Math.floor(low / step) * step).toPrecision(12));
+  slider.max = Number((Math.ceil((high + (high - low) / 20) / step) * step).toPrecision(12));
+  slider.value = slider.max;
+  state.limit = Number(slider.value);
+  state.best = bestUnder(state.limit);
+  $("front-caption").textContent =
+    `${front.length} of ${values.length} architectures are on the front for ${name}${unit ? " (predicted)" : ""}. Hover or click a point, or focus the chart and use the arrow keys.`;
+  drawFront($("front"), report, axis, state);
+  drawTable();
+  drawFrequencies();
+  setLimit();
+}
+
+function drawTable() {
+  const front = report.fronts[state.axis];
+  const head = row(["", report.score.name, ...report.axes.map((axis) => axis.name.replaceAll("_", " "))], "th");
+  const lines = front.map((index) => {
+    const button = element("button", { type: "button" }, "Show");
+    button.setAttribute("aria-label", `Show ${nameOf(index)}`);
+    button.addEventListener("click", () => select(index));
+    const made = row([button, score(index), ...report.axes.map((_, axis) => cost(index, axis))]);
+    made.dataset.index = index;
+    return made;
+  });
+  $("front-table").replaceChildren(head, ...lines);
+}
+
+function drawFrequencies() {
+  const cards = report.frequencies[state.axis].map(({ choice, values, front, population }) => {
+    const card = element("div", { className: "frequency" });
+    card.append(element("h4", {}, choice));
+    values.forEach((value, index) => {
+      const line = element("div", { className: "bar" });
+      const [track, bar, mark] = [element("i"), element("i"), element("s")];
+      bar.style.width = `${100 * front[index]}%`;
+      mark.style.left = `${100 * population[index]}%`;
+      track.append(bar, mark);
+      line.append(element("b", {}, value), track, element("span", {}, `${Math.round(100 * front[index])} % | ${Math.round(100 * population[index])} %`));
+      card.append(line);
+    });
+    return card;
+  });
+  $("frequencies").replaceChildren(...cards.slice(0, 12));
+  const more = $("more-frequencies");
+  more.hidden = cards.length <= 12;
+  more.querySelector("summary").textContent = `${cards.length - 12} more choices`;
+  more.querySelector("div").replaceChildren(...cards.slice(12));
+}
+
+function figure(section, caption, draw) {
+  const made = element("figure");
+  const chart = element("div", { className: "chart" });
+  made.append(chart, element("figcaption", {}, caption));
+  section.append(made);
+  draw(chart);
+}
+
+function drawDevices() {
+  const section = $("devices");
+  section.hidden = !report.devices.length;
+  const charts = element("div", { className: "charts" });
+  section.append(charts);
+  for (const device of report.devices) {
+    const noise =
+      device.noise_percent !== null
+        ? `the noise floor, the mean difference of two independent measurements, is ${device.noise_percent.toFixed(1)} %`
+        : device.spread_percent !== null
+          ? `repeated runs spread by ${device.spread_percent.toFixed(1)} % (half their interquartile range; measure_latency.py --noise-floor measures the noise floor proper)`
+          : "nothing is known of the noise";
+    figure(charts, `${device.name}: mean error of a prediction ${device.error_percent.toFixed(1)} %; ${noise}.`, (chart) => drawDevice(chart, device));
+  }
+}
+
+function drawTrainings() {
+  const section = $("trainings");
+  section.hidden = !report.trainings.length;
+  const charts = element("div", { className: "charts" });
+  section.append(charts);
+  for (const { name, accuracy, losses } of report.trainings) {
+    if (Object.keys(accuracy).length)
+      figure(charts, `${name}: accuracy on held-out images of the largest, the smallest and random subnets.`, (chart) => drawCurves(chart, accuracy, "accuracy (%)", 100));
+    if (Object.keys(losses).length)
+      figure(charts, `${name}: training loss of each subnet of a step; those that learn from a teacher's logits have another loss than those that learn from labels.`, (chart) => drawCurves(chart, losses, "training loss", 1));
+  }
+}
+
+function drawComparison() {
+  $("comparison-section").hidden = report.comparison.length < 2;
+  const spread = ([mean, deviation], factor, digits) => (factor * mean).toFixed(digits) + (deviation === null ? "" : ` ± ${(factor * deviation).toFixed(digits)}`);
+  const percent = report.score.percent;
+  $("comparison").replaceChildren(
+    row(["objective and limits", "", "searches", "evaluated", `best ${report.score.name}${percent ? " (%)" : ""}`, "hypervolume"], "th"),
+    ...report.comparison.map(({ task, group, searches, evaluated, best, hypervolume }) =>
+      row([task, group, searches, evaluated, spread(best, percent ? 100 : 1, percent ? 2 : 4), spread(hypervolume, 1, 4)]),
+    ),
+  );
+}
+
+function chooseAxis() {
+  report.axes.forEach(({ name }, axis) => {
+    const label = element("label");
+    const input = element("input", { type: "radio", name: "axis", checked: axis === 0 });
+    input.addEventListener("change", () => setAxis(axis));
+    label.append(input, element("span", {}, name.replaceAll("_", " ")));
+    $("axes").append(label);
+  });
+}
+
+function walk(event) {
+  const front = report.fronts[state.axis];
+  const at = front.indexOf(state.selected);
+  const to = { ArrowLeft: Math.max(at - 1, 0), ArrowRight: Math.min(at + 1, front.length - 1), Home: 0, End: front.length - 1 }[event.key];
+  if (to === undefined) return;
+  event.preventDefault();
+  select(front[to]);
+}
+
+const resize = (size) => document.querySelectorAll(".chart").forEach((chart) => Plotly.relayout(chart, size));
+
+function start() {
+  const evaluated = report.searches.reduce((sum, search) => sum + search.evaluated, 0);
+  const failed = report.searches.reduce((sum, search) => sum + search.failed, 0);
+  const searches = report.searches.length === 1 ? "one search" : `${report.searches.length} searches`;
+  $("summary").textContent =
+    `${evaluated} architectures evaluated in ${searches}${failed ? `, ${failed} of them failed` : ""}; ${report.date}. ` +
+    "Choose a point, or the most you can afford, and take that architecture out with the command beside it." +
+    (report.left_out.length ? ` Not shown, as they have no ${report.score.name}: ${report.left_out.join(", ")}.` : "");
+  $("provenance").textContent =
+    `From ${[...new Set(report.searches.map((search) => search.folder))].join(", ")}. ` +
+    Object.entries(report.versions).map((pair) => pair.join(" ")).join(", ");
+  chooseAxis();
+  setAxis(0);
+  $("limit").addEventListener("input", setLimit);
+  $("front").addEventListener("keydown", walk);
+  $("front").on("plotly_click", ({ points }) => points.length && points[0].customdata !== undefined && select(points[0].customdata));
+  $("front").on("plotly_hover", ({ points }) => points.length && points[0].customdata !== undefined && show(points[0].customdata));
+  $("front").on("plotly_unhover", () => show(state.selected));
+  $("copy").addEventListener("click", () => navigator.clipboard?.writeText($("command").textContent));
+  addEventListener("beforeprint", () => resize({ width: 640, height: 320 })); // as in the style for print
+  addEventListener("afterprint", () => resize({ width: null, height: null, autosize: true }));
+  drawComparison();
+  drawHypervolume($("hypervolume"), report);
+  drawDevices();
+  drawTrainings();
+  document.documentElement.dataset.ready = "true";
+}
+
+start();

@@ -1,0 +1,369 @@
+"""What a report shows, as plain data: computed here once, drawn by the page's script and by `figures`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from search import pareto
+from search.report.sources import DeviceRecord, Search, Sources, Training
+from supernet import provenance
+from supernet.space import Arch, Value
+
+# n candidates, a axes, c choices
+
+NORMAL_95 = 1.96  # standard errors on either side that hold 95 % of a normal distribution
+COUNTS = ("macs", "parameters", "activation_bytes")  # costs that are no latency
+
+Content = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An evaluated architecture, and where it was evaluated."""
+
+    search: int
+    line: int  # in the history, the first evaluation being 1, as scripts/extract.py counts
+    generation: int
+    arch: Arch
+    score: float
+    costs: Mapping[str, float]
+
+
+def make_content(sources: Sources, title: str = "") -> Content:
+    """All of the report as JSON. ValueError if nothing was evaluated successfully.
+
+    Architectures are judged by accuracy, or if no search has it by the first score of the first search; searches that
+    lack this score are only named (`left_out`).
+
+    Candidates are columns, index by index. `axes` are what accuracy is traded off against: the latency on each device
+    (of searches and of predictors), then MACs, parameters and other costs. `fronts[axis]` holds the indices of the
+    candidates that none beats in score and that cost, by increasing cost; `group_fronts` the same for each strategy (or
+    folder) alone. Uncertainty is that of 95 %: Wilson's interval for an accuracy on so many images, and the
+    predictor's standard error of a latency.
+    """
+    names = [name for search in sources.searches for e in search.evaluations for name in e.scores]
+    if not names:
+        raise ValueError("no architecture was evaluated successfully: there is nothing to report")
+    judge = "accuracy" if "accuracy" in names else names[0]
+    judged = [search for search in sources.searches if any(judge in e.scores for e in search.evaluations)]
+    left_out = [search.name for search in sources.searches if search not in judged]
+    sources = dataclasses.replace(sources, searches=judged)
+    candidates = [
+        Candidate(s, line, e.generation, e.arch, e.scores[judge], e.costs)
+        for s, search in enumerate(sources.searches)
+        for line, e in enumerate(search.evaluations, start=1)
+        if judge in e.scores
+    ]
+    groups, group_of = _groups(sources.searches)
+    choices = _choices(candidate.arch for candidate in candidates)
+    score = np.array([candidate.score for candidate in candidates])
+    axes, costs, errors, measured = _axes(sources, candidates)
+    member = np.array([group_of[candidate.search] for candidate in candidates])
+    everyone = np.ones(len(candidates), bool)
+    fronts = [_front(candidates, score, column, everyone) for column in costs]
+    group_fronts = [[_front(candidates, score, column, member == g) for g in range(len(groups))] for column in costs]
+    worst = min(0.0, score.min())
+    searches = [_search(sources, index, group_of[index], judge, worst) for index in range(len(sources.searches))]
+    return {
+        "title": title or " and ".join(dict.fromkeys(search.folder.resolve().name for search in sources.searches)),
+        "date": provenance.today(),
+        "versions": provenance.versions(),
+        "score": {"name": judge, "percent": bool(((score >= 0) & (score <= 1)).all())},
+        "searches": searches,
+        "left_out": left_out,
+        "groups": groups,
+        "axes": axes,
+        "choices": {name: list(values) for name, values in choices.items()},
+        "candidates": {
+            "search": [candidate.search for candidate in candidates],
+            "line": [candidate.line for candidate in candidates],
+            "codes": [_codes(choices, candidate.arch) for candidate in candidates],
+            "score": _rounded(score),
+            "interval": _intervals(sources, candidates),
+            "costs": [_rounded(column) for column in costs],
+            "errors": [None if column is None else _rounded(column) for column in errors],
+            "measured": measured,
+        },
+        "fronts": fronts,
+        "group_fronts": group_fronts,
+        "frequencies": [_frequencies(choices, candidates, front) for front in fronts],
+        "devices": [_device(device) for device in sources.devices if device.measurements],
+        "trainings": [_training(training) for training in sources.trainings if training.metrics],
+        "comparison": _comparison(sources.searches, searches, groups, judge),
+    }
+
+
+def wilson(rate: float, count: int) -> tuple[float, float]:
+    """The interval that holds the probability of success with 95 %, for a `rate` of success in `count` trials.
+
+    (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n) with z = 1.96; Wilson 1927.
+    """
+    z = NORMAL_95
+    centre, scale = rate + z**2 / (2 * count), 1 + z**2 / count
+    half = z * math.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2))
+    return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
+
+
+def hypervolumes(
+    search: Search, score: str, reference: Mapping[str, float], worst: float = 0.0
+) -> list[tuple[int, float]]:
+    """After each generation, how many architectures were evaluated and the hypervolume of the `score`, above `worst`,
+    and of the costs of `reference`, each as a part of the value there, the largest that counts; higher is better.
+    """
+    table = np.array(
+        [
+            [-e.scores.get(score, -math.inf), *(e.costs[name] / value for name, value in reference.items())]
+            for e in search.evaluations
+        ]
+    )
+    ends = Counter(e.generation for e in search.evaluations)
+    box = np.array([-worst, *[1.0 + 1e-9] * len(reference)])  # the dearest itself still counts
+    found, front, begin = [], np.empty((0, 1 + len(reference))), 0
+    for generation in sorted(ends):
+        end = begin + ends[generation]
+        together = np.concatenate([front, table[begin:end]])
+        front = together[pareto.front(together)]
+        found.append((end, pareto.hypervolume(front, box)))
+        begin = end
+    return found
+
+
+def objectives(search: Search) -> list[str]:
+    """The costs that a search traded off: those it names, or else the latency on every device, or MACs."""
+    named = [name for name in search.settings.get("objectives", []) if name not in search.settings.get("scores", [])]
+    costs = search.evaluations[0].costs if search.evaluations else {}
+    return named or [name for name in costs if name not in COUNTS] or [name for name in costs if name == "macs"]
+
+
+def _groups(searches: Sequence[Search]) -> tuple[list[str], list[int]]:
+    """What is compared: strategies if there are several, or else folders; and which one each search belongs to."""
+    for labels in ([s.strategy for s in searches], [str(s.folder.resolve().name) for s in searches]):
+        names = list(dict.fromkeys(labels))
+        if len(names) > 1:
+            break
+    return names, [names.index(label) for label in labels]
+
+
+def _choices(archs: Iterable[Arch]) -> dict[str, list[Value]]:
+    """The values of every choice that occur, numbers in increasing order; choices in the order of the space."""
+    found: dict[str, set[Value]] = {}
+    for arch in sorted(archs, key=len, reverse=True):  # the deepest first: it names the choices in their order
+        for name, value in arch.items():
+            found.setdefault(name, set()).add(value)
+    return {name: sorted(values, key=lambda value: (isinstance(value, str), value)) for name, values in found.items()}
+
+
+def _codes(choices: Mapping[str, Sequence[Value]], arch: Arch) -> list[int]:
+    return [values.index(arch[name]) if name in arch else -1 for name, values in choices.items()]
+
+
+def _axes(sources: Sources, candidates: Sequence[Candidate]):
+    """The axes, and for each the costs [n], standard errors [n] or None, and measured values by candidate's index."""
+    spaces = [sources.searches[candidate.search].settings.get("space") for candidate in candidates]
+    aliases = {cost: device.name for device in sources.devices for cost in device.costs}
+    axes: list[dict[str, str]] = []
+    costs: list[np.ndarray] = []
+    errors: list[np.ndarray | None] = []
+    measured: list[dict[int, float]] = []
+    names = [aliases.get(n, n) for candidate in candidates for n in candidate.costs]
+    names = [*(n for n in names if n not in COUNTS), *(device.name for device in sources.devices), *COUNTS]
+    for name in dict.fromkeys(names):
+        device = next((device for device in sources.devices if device.name == name), None)
+        known = device.costs if device else {name}
+        column = np.array([_cost(candidate, known) for candidate in candidates])
+        error, found = None, {}
+        if device:
+            error = np.full(len(candidates), np.nan)
+            own = [i for i, space in enumerate(spaces) if space == device.predictor.space.fingerprint]
+            if own:
+                predicted = device.predictor.predict([candidates[i].arch for i in own])
+                column[own] = np.where(np.isnan(column[own]), predicted.latency_ms, column[own])
+                error[own] = predicted.standard_error_ms
+            times = {row.arch: row.latency_ms for row in device.measurements}
+            found = {i: _round(times[candidates[i].arch]) for i in own if candidates[i].arch in times}
+        if np.isfinite(column).any():
+            axes.append({"name": name, "unit": "" if name in COUNTS else "ms"})
+            costs.append(column)
+            errors.append(error)
+            measured.append(found)
+    return axes, costs, errors, measured
+
+
+def _cost(candidate: Candidate, names: Iterable[str]) -> float:
+    return next((candidate.costs[name] for name in names if name in candidate.costs), math.nan)
+
+
+def _front(candidates: Sequence[Candidate], score: np.ndarray, cost: np.ndarray, member: np.ndarray) -> list[int]:
+    """Indices of the front among the members, by increasing cost, no architecture twice."""
+    values = np.where(member[:, None], np.stack([cost, -score], axis=1), np.inf)
+    first = {candidates[index].arch: int(index) for index in reversed(pareto.front(values))}
+    return sorted(first.values(), key=lambda index: cost[index])
+
+
+def _intervals(sources: Sources, candidates: Sequence[Candidate]) -> list[tuple[float, float] | None]:
+    images = []
+    for search in sources.searches:
+        holdout = sources.holdout.get(search.run) if search.run else None
+        asked = search.settings.get("images")
+        images.append(min(asked, holdout or asked) if asked else holdout)
+    return [
+        tuple(map(_round, wilson(c.score, images[c.search]))) if images[c.search] and 0 <= c.score <= 1 else None
+        for c in candidates
+    ]
+
+
+def _search(sources: Sources, index: int, group: int, score: str, worst: float) -> Content:
+    search = sources.searches[index]
+    reference = {name: _reference(sources.searches, search, name) for name in objectives(search)}
+    volumes = hypervolumes(search, score, reference, worst)
+    run = shlex.quote(str(search.run)) if search.run else "RUN"
+    slug = re.sub(r"[^\w.-]+", "-", search.name).strip("-") or "subnet"
+    return {
+        "name": search.name,
+        "group": group,
+        "folder": str(search.folder),
+        "strategy": search.strategy,
+        "trial": {name: _json(value) for name, value in search.trial.items()},
+        "objectives": list(reference),
+        "limits": {name: _json(value) for name, value in search.settings.get("limits", {}).items()},
+        "evaluated": len(search.evaluations),
+        "failed": sum(score not in evaluation.scores for evaluation in search.evaluations),
+        "generations": [(evaluated, _round(volume)) for evaluated, volume in volumes],
+        "command": [
+            f"python scripts/extract.py --run {run} --history {shlex.quote(str(search.history))} --line ",
+            f" --output subnets/{slug}-",
+        ],
+    }
+
+
+def _reference(searches: Sequence[Search], search: Search, cost: str) -> float:
+    """A search's limit on a cost, or the dearest that any search of the report evaluated."""
+    limit = search.settings.get("limits", {}).get(cost, math.inf)
+    if math.isfinite(limit):
+        return limit
+    return max(e.costs[cost] for other in searches for e in other.evaluations if cost in e.costs)
+
+
+def _frequencies(
+    choices: Mapping[str, Sequence[Value]], candidates: Sequence[Candidate], front: Sequence[int]
+) -> list[Content]:
+    """How often each value of a choice occurs on the front and among all, of those in which the choice applies; the
+    choices that differ most first, by total variation, half the sum of absolute differences."""
+    rows = []
+    for name, values in choices.items():
+        if len(values) < 2:
+            continue
+        chosen = [candidates[index].arch[name] for index in front if name in candidates[index].arch]
+        every = [candidate.arch[name] for candidate in candidates if name in candidate.arch]
+        shares = [[_round(part.count(v) / max(len(part), 1)) for v in values] for part in (chosen, every)]
+        difference = sum(abs(a - b) for a, b in zip(*shares)) / 2 if chosen else 0.0
+        rows.append(
+            {
+                "choice": name,
+                "values": list(values),
+                "front": shares[0],
+                "population": shares[1],
+                "applies": len(chosen),
+                "difference": _round(difference),
+            }
+        )
+    return sorted(rows, key=lambda row: -row["difference"])
+
+
+def _device(device: DeviceRecord) -> Content:
+    """Predicted against measured. What the predictor was fitted to it predicts from all other measurements."""
+    predictor = device.predictor
+    fitted = predictor.space.decode(predictor.codes)
+    left_out = dict(zip(fitted, predictor.left_out_ms))
+    fitted = set(fitted)
+    predicted = predictor.predict([row.arch for row in device.measurements])
+    points = [
+        (
+            _round(row.latency_ms),
+            _round(left_out.get(row.arch, prediction)),
+            None if row.arch in fitted else _round(NORMAL_95 * error),
+            row.arch in fitted,
+        )
+        for row, prediction, error in zip(device.measurements, *predicted)
+    ]
+    spread = [
+        50 * (row.upper_quartile_ms - row.lower_quartile_ms) / row.latency_ms for row in device.measurements if row.runs
+    ]
+    return {
+        "name": device.name,
+        "points": points,
+        "error_percent": _round(100 * np.mean([abs(p / m - 1) for m, p, _, _ in points])),
+        "noise_percent": None if math.isnan(device.noise_percent) else _round(device.noise_percent),
+        "spread_percent": _round(np.median(spread)) if spread else None,
+    }
+
+
+def _training(training: Training) -> Content:
+    """Accuracy and loss by step, of each subnet that was followed."""
+    accuracy: dict[str, list] = defaultdict(list)
+    losses: dict[str, list] = defaultdict(list)
+    for line in training.metrics:
+        for name, value in (line.get("accuracy") or {}).items():
+            accuracy[name.replace("_", " ")].append((line["step"], _round(value)))
+        paths = line.get("losses") or []
+        for index, value in enumerate(paths):
+            losses[_path(training.method, index, len(paths))].append((line["step"], _round(value)))
+    return {"name": training.name, "accuracy": accuracy, "losses": losses}
+
+
+def _path(method: str, index: int, count: int) -> str:
+    if method not in ("sandwich", "best_up", "worst_up"):
+        return f"subnet {index + 1} of the step"
+    return "largest" if index == 0 else "smallest" if index == count - 1 else f"random {index}"
+
+
+def _comparison(
+    searches: Sequence[Search], contents: Sequence[Content], groups: Sequence[str], score: str
+) -> list[Content]:
+    """For each device and limit, a row for each group: mean and standard deviation over its searches (seeds)."""
+    table: dict[tuple, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for index, content in enumerate(contents):
+        key = (*content["objectives"], *(f"{n} ≤ {v:g}" for n, v in content["limits"].items() if v is not None))
+        table[key][content["group"]].append(index)
+    rows = []
+    for key, found in table.items():
+        for group, members in sorted(found.items()):
+            best = [max(e.scores[score] for e in searches[i].evaluations if score in e.scores) for i in members]
+            volume = [contents[i]["generations"][-1][1] for i in members]
+            rows.append(
+                {
+                    "task": ", ".join(key),
+                    "group": groups[group],
+                    "searches": len(members),
+                    "evaluated": _round(np.mean([contents[i]["evaluated"] for i in members])),
+                    "best": _mean(best),
+                    "hypervolume": _mean(volume),
+                }
+            )
+    return rows
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and standard deviation, None of a single value."""
+    return _round(np.mean(values)), _round(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def _json(value: Any) -> Any:
+    return value if isinstance(value, str) or math.isfinite(value) else None
+
+
+def _round(value: float) -> float | None:
+    return float(f"{value:.5g}") if math.isfinite(value) else None
+
+
+def _rounded(values: Iterable[float]) -> list[float | None]:
+    return [_round(value) for value in values]

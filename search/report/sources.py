@@ -1,0 +1,184 @@
+"""What a report is made from: the folders that searches and sweeps write, and what they refer to.
+
+A search's folder holds `search.jsonl`, a sweep's `trials/*.jsonl`. Beside these, `search.json` says which training run
+was searched and which latency predictors priced it, so that a report finds the training curves and the measurements.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from predictors import LatencyPredictor
+from predictors.latency import FILE as PREDICTOR
+from predictors.measurements import Measurement, read_measurements
+from predictors.noise import relative_differences
+from search.history import Evaluation, read_history
+from supernet import provenance
+from supernet.atomic import write_atomically
+
+HISTORY = "search.jsonl"
+TRIALS = "trials"
+ORIGIN = "search.json"
+
+
+@dataclass(frozen=True)
+class Search:
+    """One search, or one trial of a sweep."""
+
+    name: str
+    folder: Path  # what the report was asked for
+    history: Path
+    settings: Mapping[str, Any]  # what the history says of itself
+    evaluations: Sequence[Evaluation]
+    run: Path | None  # of the training run, if it is known
+    trial: Mapping[str, Any] = field(default_factory=dict)  # strategy, device, limit and seed of a sweep's trial
+
+    @property
+    def strategy(self) -> str:
+        return str(self.trial.get("strategy") or self.settings.get("strategy", "search"))
+
+
+@dataclass(frozen=True)
+class DeviceRecord:
+    """What is known of a device: its predictor, by what name searches call its latency, and what was measured."""
+
+    name: str
+    predictor: LatencyPredictor
+    costs: frozenset[str]
+    measurements: Sequence[Measurement] = ()
+    noise_percent: float = math.nan  # mean relative difference of two independent measurements of the same subnets
+
+
+@dataclass(frozen=True)
+class Training:
+    """The metrics of a training run, as its metrics.jsonl has them."""
+
+    name: str
+    method: str
+    metrics: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Sources:
+    searches: Sequence[Search]
+    devices: Sequence[DeviceRecord]
+    trainings: Sequence[Training]
+    holdout: Mapping[Path, int]  # held-out images of each training run
+
+
+def write_origin(folder: Path, run: Path | None, predictors: Sequence[Path], cost: str = "") -> None:
+    """Write `search.json`: the training run (None if nothing was trained) and the predictors of a search in `folder`.
+
+    `cost` is what the search calls the latency, if not by the device's name. Paths are written relative to `folder`,
+    so that folders may be moved together.
+    """
+    content = {
+        "run": os.path.relpath(run, folder) if run else None,
+        "predictors": [os.path.relpath(path, folder) for path in predictors],
+        "cost": cost,
+        "command": provenance.command(),
+        "date": provenance.today(),
+        "versions": provenance.versions(),
+        "hardware": provenance.hardware(),
+    }
+    with write_atomically(folder / ORIGIN) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_sources(folders: Sequence[Path], predictors: Sequence[Path] = ()) -> Sources:
+    """Everything that the searches and sweeps in `folders` left, with more latency `predictors` if any are given.
+
+    ValueError if a folder holds no search, or if something in it is damaged. What a search merely refers to and is
+    no longer there, its training run or a predictor, is left out.
+    """
+    if not folders:
+        raise ValueError("name at least one folder of a search or a sweep")
+    searches: list[Search] = []
+    costs: dict[Path, set[str]] = {Path(os.path.normpath(path)): set() for path in predictors}
+    for folder in folders:
+        run, priced, cost = _origin(folder)
+        for path in priced:
+            costs.setdefault(path, set()).add(cost)
+        searches += _searches(folder, run)
+    devices = [record for path, names in costs.items() if (record := _device(path, names, folders))]
+    runs = list(dict.fromkeys(search.run for search in searches if search.run))
+    configs = {run: json.loads((run / "config.json").read_text()) for run in runs if (run / "config.json").exists()}
+    return Sources(
+        searches,
+        devices,
+        [_training(run, config) for run, config in configs.items()],
+        {run: config["images"]["holdout"] for run, config in configs.items()},
+    )
+
+
+def _origin(folder: Path) -> tuple[Path | None, list[Path], str]:
+    """The training run, the folders of predictors, and the name of the cost."""
+    path = folder / ORIGIN
+    if not path.exists():
+        return (folder if (folder / "config.json").exists() else None), [], ""
+    try:
+        content = json.loads(path.read_text())
+        predictors = [_beside(folder, predictor) for predictor in content["predictors"]]
+        there = [predictor for predictor in predictors if (predictor / PREDICTOR).exists()]
+        return content["run"] and _beside(folder, content["run"]), there, content["cost"]
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, or search again") from None
+
+
+def _beside(folder: Path, path: str) -> Path:
+    return Path(os.path.normpath(folder / path))
+
+
+def _searches(folder: Path, run: Path | None) -> list[Search]:
+    name = folder.resolve().name
+    if (folder / HISTORY).exists():
+        settings, evaluations = read_history(folder / HISTORY)
+        return [Search(name, folder, folder / HISTORY, settings, evaluations, run)]
+    histories = sorted((folder / TRIALS).glob("*.jsonl"))
+    if not histories:
+        raise ValueError(f"{folder} holds no search and no sweep: there is neither {HISTORY} nor {TRIALS}/ in it")
+    found = []
+    for history in histories:
+        settings, evaluations = read_history(history)
+        trial = settings.get("trial", {})
+        label = " ".join(str(value) for value in trial.values() if value != math.inf)
+        found.append(Search(f"{name} {label}", folder, history, settings, evaluations, run, trial))
+    return found
+
+
+def _device(path: Path, costs: set[str], folders: Sequence[Path]) -> DeviceRecord:
+    predictor = LatencyPredictor.load(path)
+    name = predictor.device.name if predictor.device else path.name
+    files = [path / "measurements.csv", *(folder / f"front_{name}.csv" for folder in folders if _is_search(folder))]
+    measurements = [
+        row
+        for file in files
+        if file.exists()
+        for row in read_measurements(file, predictor.space)
+        if not row.reference and not row.error
+    ]
+    twice = [path / f"noise_{i}.csv" for i in (1, 2)]
+    noise = math.nan
+    if all(file.exists() for file in twice):
+        noise = 100 * float(np.abs(relative_differences(*(read_measurements(file) for file in twice))).mean())
+    return DeviceRecord(name, predictor, frozenset({*costs, name}), measurements, noise)
+
+
+def _is_search(folder: Path) -> bool:
+    return (folder / HISTORY).exists()  # a sweep's front_DEVICE.csv holds predictions
+
+
+def _training(run: Path, config: Mapping[str, Any]) -> Training:
+    metrics = []
+    if (run / "metrics.jsonl").exists():
+        text = (run / "metrics.jsonl").read_text()
+        metrics = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return Training(run.resolve().name, config["job"]["train"]["method"], metrics)
