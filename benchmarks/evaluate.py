@@ -28,8 +28,9 @@ from torch import Tensor
 
 from search import trie
 from search.evaluate import SupernetAccuracy
-from search.job import RunImages, SearchJob, make_problem
+from search.job import SearchJob, make_problem
 from search.problem import Problem
+from search.scores import RunImages
 from search.strategies import make_strategy
 from supernet import Arch, Supernet
 from supernet.calibration import calibrate

@@ -1,4 +1,4 @@
-"""A search of a trained supernet: what it was asked to do, and its parts made from that."""
+"""A search of a supernet or of a space: what it was asked to do, and its parts made from that."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from predictors import LatencyPredictor
 from search.activation_memory import peak_activation
-from search.evaluate import EvaluationImages, SupernetAccuracy
 from search.history import Evaluation, History
 from search.limits import reachable
+from search.listed import Listed
 from search.parallel import RayEvaluator
 from search.problem import Cost, Problem
 from search.run import Evaluator, Generation, Result, Strategy, evaluate_here, run
-from search.strategies import check_strategy, make_strategy
-from supernet.data import Data
+from search.scores import JUDGES, make_judge
+from search.strategies import ACCURACY, GUIDED, check_strategy, make_strategy
+from search.te_nas import PUBLISHED, Settings
 from supernet.families import Family
 from supernet.runs import Run
 from supernet.space import Arch
 
-ACCURACY = "accuracy"
 ACTIVATION_BYTES = "activation_bytes"
 
 
@@ -35,11 +34,13 @@ class SearchJob:
     """All that the result of a search follows from, given the run."""
 
     strategy: str = "evolution"
-    """One of search.strategies.STRATEGIES."""
+    """One of search.strategies.STRATEGIES, or te_nas, zero_cost, rdm or dna, which search by the score of that name."""
+    score: str | None = None
+    """What the other strategies judge architectures by: accuracy, the default, te_nas, zero_cost, rdm or dna."""
     limits: Mapping[str, float] = field(default_factory=dict)
     """The largest admissible macs, parameters, activation_bytes (for one image) and milliseconds by device name."""
     objectives: tuple[str, ...] = ()
-    """Costs to trade off against accuracy; by default the latency on every device, or macs if there is none."""
+    """Costs to trade off against the score; by default the latency on every device, or macs if there is none."""
     evaluations: int = 1000
     """Architectures to evaluate."""
     population: int = 100
@@ -50,14 +51,29 @@ class SearchJob:
     """Training images for BatchNorm; as in training if None."""
     batch_size: int = 250
     """Images that a subnet runs on at a time."""
+    zero_cost: tuple[str, ...] = ("synflow", "jacob_cov", "snip")
+    """Scores of search.training_free.NAMES whose mean rank is the score zero_cost, or vote."""
+    zero_cost_images: int = 64
+    """Images that the scores without training see at a time; TE-NAS draws from eight times as many."""
+    te_nas: Settings = PUBLISHED
+    """How the score te_nas measures."""
     seed: int = 0
     """All that is random follows from it."""
 
     def __post_init__(self):
         check_strategy(self.strategy)
-        for name in ("evaluations", "population", "batch_size"):
+        if self.score is not None and self.score not in JUDGES:
+            raise ValueError(f"there is no score {self.score!r}; the scores are {', '.join(JUDGES)}")
+        if self.strategy in GUIDED and self.score not in (None, self.strategy):
+            raise ValueError(f"the strategy {self.strategy} goes by the score of its own name, not by {self.score}")
+        for name in ("evaluations", "population", "batch_size", "zero_cost_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
+
+    @property
+    def judged_by(self) -> str:
+        """The name of the score."""
+        return self.strategy if self.strategy in GUIDED else self.score or ACCURACY
 
 
 class SearchOutcome(NamedTuple):
@@ -79,17 +95,25 @@ def run_search(
     on_evaluation: Callable[[Evaluation, int], None] | None = None,
     on_generation: Callable[[Generation], None] | None = None,
 ) -> SearchOutcome:
-    """Search a finished training run, with latency predictors by the names of their devices.
+    """Search a finished training run, with latency predictors by the names of their devices. Scores that need no
+    training see the run's images and space alone.
 
     With `workers`, on so many Ray workers of `threads` threads each, in the cluster at `address` or on this machine;
     the result is the same. Evaluations are recorded in the file `history`, from which `resume` goes on.
     """
-    problem = make_problem(job, trained.family, predictors)
-    strategy = make_strategy(job.strategy, problem, job.seed, job.population)
-    scores = {ACCURACY: accuracy_score(job, trained)}
-    reachable(problem, np.random.default_rng(0))  # before workers start
+    judge = make_judge(job, trained, history and history.parent)
+    problem = make_problem(job, trained.family, predictors, judge.worst)
+    reachable(problem, np.random.default_rng(0))  # before anything that takes long
     with ExitStack() as stack:
         record = stack.enter_context(History(history, describe(job, problem), resume)) if history else None
+        judge.prepare()
+        archs = judge.best_first(problem) if job.strategy in GUIDED else None
+        if archs is not None:
+            strategy: Strategy = Listed(archs, job.population)
+        else:
+            name = "evolution" if job.strategy in GUIDED else job.strategy
+            strategy = make_strategy(name, problem, job.seed, job.population)
+        scores = {job.judged_by: judge.score}
         evaluate: Evaluator = evaluate_here(scores)
         if workers:
             evaluate = stack.enter_context(RayEvaluator(problem.space, scores, workers, threads, address=address))
@@ -122,8 +146,13 @@ def load_predictors(directories: Sequence[Path], family: Family) -> dict[str, La
     return predictors
 
 
-def make_problem(job: SearchJob, family: Family, predictors: Mapping[str, LatencyPredictor]) -> Problem:
-    """Accuracy and costs of a family's architectures, with the job's limits; ValueError for a limit on nothing."""
+def make_problem(
+    job: SearchJob, family: Family, predictors: Mapping[str, LatencyPredictor], worst: float = 0.0
+) -> Problem:
+    """The score and the costs of a family's architectures, with the job's limits; ValueError for a limit on nothing.
+
+    `worst` is the score that the hypervolume counts from.
+    """
     costs: dict[str, Cost] = {
         "macs": lambda archs: [family.macs(arch) for arch in archs],
         "parameters": lambda archs: [family.parameters(arch) for arch in archs],
@@ -138,40 +167,11 @@ def make_problem(job: SearchJob, family: Family, predictors: Mapping[str, Latenc
                 f"there are {', '.join(dict.fromkeys([*costs, ACTIVATION_BYTES]))}"
             )
     objectives = job.objectives or tuple(predictors) or ("macs",)
-    return Problem(family.space, [ACCURACY], costs, job.limits, [ACCURACY, *objectives])
+    score = job.judged_by
+    return Problem(family.space, [score], costs, job.limits, [score, *objectives], {score: worst})
 
 
 def image_size(family: Family, arch: Arch) -> tuple[int, int, int]:
     """Channels, height and width of the images that an architecture is meant for."""
     size = family.resolution(arch)
     return family.in_chans, size, size
-
-
-def accuracy_score(job: SearchJob, trained: Run) -> SupernetAccuracy:
-    """The accuracy of a run's subnets on its held-out images."""
-    count = job.calibration_images or trained.job.train.calibration_images
-    images = RunImages(trained.data, count, trained.job.train.seed, job.images)
-    net = trained.net.to(memory_format=torch.channels_last)
-    return SupernetAccuracy(net, images, trained.family.resolution, job.batch_size)
-
-
-class RunImages:
-    """Images of a run to calibrate and to judge by, kept in memory at every resolution that was asked for."""
-
-    def __init__(self, data: Data, calibration_images: int, seed: int, images: int | None) -> None:
-        self._data = data
-        self._calibration_images = calibration_images
-        self._seed = seed
-        self._images = images
-        self._known: dict[int, EvaluationImages] = {}
-
-    def __call__(self, resolution: int) -> EvaluationImages:
-        if resolution not in self._known:
-            self._known[resolution] = EvaluationImages(
-                self._data.calibration_images(resolution, self._calibration_images, self._seed),
-                *self._data.images(self._data.holdout, resolution, self._images),
-            )
-        return self._known[resolution]
-
-    def __getstate__(self):
-        return self.__dict__ | {"_known": {}}  # each process loads its own

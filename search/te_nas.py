@@ -102,6 +102,17 @@ def search_by_pruning(
     return prune(space, change_by_cutting(space, proxies, images, settings, seed), exclude, on_round=on_round)
 
 
+def prunable(space: SearchSpace, proxies: Proxies) -> bool:
+    """Whether `search_by_pruning` applies: the space chooses between operations, which the proxies can mix."""
+    candidates = {name: choice.values for name, choice in space.choices.items()}
+    try:
+        for build in (proxies.ntk, proxies.regions):
+            mix(space, build, candidates)
+    except ValueError:
+        return False
+    return True
+
+
 def prune(
     space: SearchSpace,
     change: Change,

@@ -7,8 +7,9 @@ proxies of `search.te_nas`; `macs` and `parameters` are the baselines that a sco
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,8 +22,6 @@ from supernet.families.family import Family
 from supernet.space import Arch
 
 # N images, B batch, n architectures, s scores
-
-Score = Callable[[Sequence[Arch]], list[float]]
 
 PROXIED = ("ntk", "regions")
 COSTS = ("macs", "parameters")
@@ -79,40 +78,67 @@ def score_architecture(
     return {name: float(scores[name]) for name in names}
 
 
-def training_free_score(
-    family: Family,
-    names: Sequence[str],
-    batch: Batch,
-    seed: int = 0,
-    proxies: te_nas.Proxies | None = None,
-    settings: te_nas.Settings = te_nas.PUBLISHED,
-    reference: int = 100,
-) -> Score:
+class TrainingFreeScore:
     """A search's score from `names`: of `NAMES`, or a single one of `ENSEMBLES` ("te_nas", "vote").
 
     One name gives that score. Several give the mean rank (see `search.ensemble.mean_rank`), an ensemble its own
-    combination, both among `reference` architectures sampled from `seed` and scored when the score is first called:
-    so values of different calls compare. ValueError for unknown names.
+    combination, both among `reference` architectures sampled from `seed` and scored when the score is first called
+    (or by `prepare`): so values of different calls compare. ValueError for unknown names.
     """
-    combine, members = ENSEMBLES[names[0]] if len(names) == 1 and names[0] in ENSEMBLES else (mean_rank, tuple(names))
-    check_names(members, proxies)
-    rows: list[np.ndarray] = []  # of the reference, once it is scored
 
-    def score_rows(archs: Sequence[Arch]) -> np.ndarray:
-        scored = [score_architecture(family, members, arch, batch, seed, proxies, settings) for arch in archs]
-        return np.array([[scores[name] for scores in scored] for name in members])
+    def __init__(
+        self,
+        family: Family,
+        names: Sequence[str],
+        batch: Batch,
+        seed: int = 0,
+        proxies: te_nas.Proxies | None = None,
+        settings: te_nas.Settings = te_nas.PUBLISHED,
+        reference: int = 100,
+    ) -> None:
+        ensemble = ENSEMBLES.get(names[0]) if len(names) == 1 else None
+        self._combine, self._members = ensemble or (mean_rank, tuple(names))
+        check_names(self._members, proxies)
+        self._space = family.space
+        self._rows = partial(_rows, family, self._members, batch, seed, proxies, settings)
+        self._seed = seed
+        self._reference = reference
+        self._reference_rows: np.ndarray | None = None  # once they are scored
 
-    def score(archs: Sequence[Arch]) -> list[float]:
+    def __call__(self, archs: Sequence[Arch]) -> list[float]:
         if not archs:
             return []
-        if len(members) == 1:
-            return score_rows(archs)[0].tolist()
-        if not rows:
-            generator = np.random.default_rng(seed)
-            rows.append(score_rows([family.space.sample(generator) for _ in range(reference)]))
-        return combine(score_rows(archs), rows[0]).tolist()
+        self.prepare()
+        rows = self._rows(archs)
+        return (rows[0] if self._reference_rows is None else self._combine(rows, self._reference_rows)).tolist()
 
-    return score
+    def each(self, archs: Sequence[Arch]) -> Iterator[tuple[int, float | Exception]]:
+        """The index and the score of each architecture, or what scoring it raised, as soon as it is known."""
+        for index, arch in enumerate(archs):
+            try:
+                yield index, self([arch])[0]
+            except Exception as error:
+                yield index, error
+
+    def prepare(self) -> None:
+        """Score the reference, if there is one and it is not known."""
+        if len(self._members) > 1 and self._reference_rows is None:
+            generator = np.random.default_rng(self._seed)
+            self._reference_rows = self._rows([self._space.sample(generator) for _ in range(self._reference)])
+
+
+def _rows(
+    family: Family,
+    names: Sequence[str],
+    batch: Batch,
+    seed: int,
+    proxies: te_nas.Proxies | None,
+    settings: te_nas.Settings,
+    archs: Sequence[Arch],
+) -> np.ndarray:
+    """The scores [s, n] of architectures."""
+    scored = [score_architecture(family, names, arch, batch, seed, proxies, settings) for arch in archs]
+    return np.array([[scores[name] for scores in scored] for name in names])
 
 
 def build_untrained(family: Family, arch: Arch, seed: int) -> nn.Module:

@@ -5,7 +5,7 @@ import torch
 from search.ensemble import majority_vote, mean_rank
 from search.proxies import nasbench201_proxies
 from search.te_nas import Settings, condition_numbers, measure
-from search.training_free import NAMES, Batch, build_untrained, score_architecture, training_free_score
+from search.training_free import NAMES, Batch, TrainingFreeScore, build_untrained, score_architecture
 from search.zero_cost import snip
 from supernet.families import FAMILIES
 
@@ -55,7 +55,7 @@ def test_images_are_resized_to_the_architecture(batch):
 
 
 def test_one_score_is_given_as_it_is(family, batch, archs):
-    score = training_free_score(family, ["parameters"], batch)
+    score = TrainingFreeScore(family, ["parameters"], batch)
     assert score(archs) == [family.parameters(arch) for arch in archs]
     assert score([]) == []
 
@@ -65,7 +65,7 @@ def test_one_score_is_given_as_it_is(family, batch, archs):
     [("te_nas", mean_rank, ("ntk", "regions")), ("vote", majority_vote, ("synflow", "jacob_cov", "snip"))],
 )
 def test_ensembles_rank_among_a_fixed_reference(name, combine, members, family, batch, archs):
-    score = training_free_score(family, [name], batch, 5, nasbench201_proxies(), SMALL, reference=4)
+    score = TrainingFreeScore(family, [name], batch, 5, nasbench201_proxies(), SMALL, reference=4)
     generator = np.random.default_rng(5)
     reference = [family.space.sample(generator) for _ in range(4)]
 
@@ -79,7 +79,7 @@ def test_ensembles_rank_among_a_fixed_reference(name, combine, members, family, 
 
 
 def test_several_scores_are_ranked(family, batch, archs):
-    both = training_free_score(family, ["macs", "parameters"], batch, reference=20)(archs)
+    both = TrainingFreeScore(family, ["macs", "parameters"], batch, reference=20)(archs)
     order = np.argsort([family.macs(arch) for arch in archs])
     assert np.all(np.diff(np.array(both)[order]) >= 0)
     assert all(0 <= value <= 1 for value in both)
@@ -95,10 +95,10 @@ def test_building_leaves_the_global_generator_alone(family, archs):
 
 def test_bad_input_is_named(family, batch):
     with pytest.raises(ValueError, match="no score 'syncflow'; scores are grad_norm"):
-        training_free_score(family, ["syncflow"], batch)
+        TrainingFreeScore(family, ["syncflow"], batch)
     with pytest.raises(ValueError, match="no score 'vote'"):
-        training_free_score(family, ["vote", "macs"], batch)
+        TrainingFreeScore(family, ["vote", "macs"], batch)
     with pytest.raises(ValueError, match="name at least one score"):
-        training_free_score(family, [], batch)
+        TrainingFreeScore(family, [], batch)
     with pytest.raises(ValueError, match="regions cannot be counted in this space"):
-        training_free_score(family, ["te_nas"], batch)
+        TrainingFreeScore(family, ["te_nas"], batch)
