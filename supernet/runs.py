@@ -88,7 +88,7 @@ def run_job(
     data = load_data(job.data, job.train.seed)
     family = job.family(data.num_classes)
     if distributed.rank() == 0:
-        _begin(job, data, directory, resume)
+        begin_run(job, data, directory, resume)
     distributed.wait()
     net = _train(job, family, data, directory, resume, on_step)
     net = net.to("cpu", memory_format=torch.contiguous_format).eval()
@@ -135,7 +135,7 @@ def _in_all(on_step: Callable[[StepResult], None], before: int, total: int, resu
 
 def load_run(directory: Path) -> Run:
     """A finished run; ValueError, naming the file, if there is none or it cannot be read."""
-    config = _read_config(directory)
+    config = read_config(directory)
     job = job_from_dict(config["job"])
     family = job.family(len(config["classes"]))
     net = family.supernet(pretrained=False)
@@ -153,7 +153,7 @@ def load_run(directory: Path) -> Run:
 
 def read_job(directory: Path) -> Job | None:
     """The job of the run that was begun in `directory`, None if there is none."""
-    return job_from_dict(_read_config(directory)["job"]) if (directory / "config.json").exists() else None
+    return job_from_dict(read_config(directory)["job"]) if (directory / "config.json").exists() else None
 
 
 def job_from_dict(values: dict[str, Any]) -> Job:
@@ -161,17 +161,20 @@ def job_from_dict(values: dict[str, Any]) -> Job:
     parts = {"data": DataConfig, "train": TrainConfig}
     try:
         phases = tuple(Phase(**phase) for phase in values["phases"])
-        return Job(**{n: parts[n](**_frozen(v)) if n in parts else v for n, v in values.items()} | {"phases": phases})
+        return Job(
+            **{n: parts[n](**with_tuples(v)) if n in parts else v for n, v in values.items()} | {"phases": phases}
+        )
     except (KeyError, TypeError) as error:
         raise ValueError(f"this job was written by another version: {error}") from error
 
 
-def _begin(job: Job, data: Data, directory: Path, resume: bool) -> None:
+def begin_run(job: object, data: Data, directory: Path, resume: bool) -> None:
+    """Write config.json of a run of `job`, a dataclass, or check that the one there is of the same job and images."""
     path = directory / "config.json"
     if path.exists():
         if not resume:
             raise ValueError(f"{directory} holds a run already: add --resume to go on with it, or name another output")
-        begun = _read_config(directory)
+        begun = read_config(directory)
         if changed := _differences(begun["job"], json.loads(json.dumps(dataclasses.asdict(job)))):
             raise ValueError(f"{directory} was begun with other settings, and can only go on with these: {changed}")
         _check_same_data(begun, data, directory)
@@ -189,7 +192,8 @@ def _begin(job: Job, data: Data, directory: Path, resume: bool) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
+def read_config(directory: Path) -> dict[str, Any]:
+    """config.json of the run in `directory`; ValueError, naming the folder, if it cannot be read."""
     path = directory / "config.json"
     try:
         config = json.loads(path.read_text())
@@ -226,5 +230,6 @@ def _differences(begun: dict[str, Any], now: dict[str, Any], prefix: str = "") -
     return ", ".join(filter(None, found))
 
 
-def _frozen(values: dict[str, Any]) -> dict[str, Any]:
+def with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """What JSON has made lists of, as the tuples of a frozen dataclass again."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

@@ -33,8 +33,7 @@ from supernet.loop import (
     restore,
 )
 from supernet.randomness import Stream, torch_seed
-from supernet.runs import _begin as begin
-from supernet.runs import make_family
+from supernet.runs import begin_run, make_family, read_config, with_tuples
 from supernet.space import Arch
 from supernet.subnet import Subnet, SubnetConfig, load_subnet
 from supernet.teacher import load_teacher
@@ -60,6 +59,8 @@ class ModelJob:
     """Network to learn from: the folder of a subnet, or a name of timm's."""
     teacher_weights: str | None = None
     """File with the weights of a timm teacher for these classes; by default timm's own, for its own classes."""
+    teacher_input_size: int | None = None
+    """Pixels a side of a timm teacher's images; by default the model's own."""
     data: DataConfig = field(default_factory=DataConfig)
     train: LoopConfig = field(default_factory=LoopConfig)
     objective: Objective = field(default_factory=Objective)
@@ -86,9 +87,9 @@ def run_model_job(
     model = initial_model(job, family, arch)
     teacher = None
     if job.teacher is not None:
-        teacher = load_teacher(job.teacher, job.data, data.num_classes, job.teacher_weights)
+        teacher = load_teacher(job.teacher, job.data, data.classes, job.teacher_weights, job.teacher_input_size)
     if distributed.rank() == 0:
-        begin(job, data, directory, resume)
+        begin_run(job, data, directory, resume)
     distributed.wait()
     resolution = family.resolution(arch)
     model = train_model(
@@ -96,6 +97,18 @@ def run_model_job(
     )
     model = model.to("cpu", memory_format=torch.contiguous_format).eval()
     return Subnet(model, SubnetConfig.of(job.space, job.space_options, arch, data))
+
+
+def read_model_job(directory: Path) -> ModelJob | None:
+    """The job of the run that was begun in `directory`, None if there is none."""
+    if not (directory / "config.json").exists():
+        return None
+    values = read_config(directory)["job"]
+    parts = {"data": DataConfig, "train": LoopConfig, "objective": Objective}
+    try:
+        return ModelJob(**{n: parts[n](**with_tuples(v)) if n in parts else v for n, v in values.items()})
+    except TypeError as error:
+        raise ValueError(f"this job was written by another version: {error}") from error
 
 
 def initial_model(job: ModelJob, family: Family, arch: Arch) -> nn.Module:

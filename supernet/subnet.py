@@ -7,9 +7,10 @@ model.onnx          the same network for other runtimes, BatchNorm folded into t
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,9 +23,11 @@ from torch import nn
 
 from supernet import provenance
 from supernet.atomic import write_atomically
-from supernet.data import Data
+from supernet.complexity import count_macs, count_parameters
+from supernet.data import Data, DataConfig
 from supernet.evaluation import calibrated_subnet
 from supernet.export import export_onnx
+from supernet.families.timm_models import timm_model
 from supernet.runs import Run, make_family
 from supernet.space import Arch
 
@@ -128,6 +131,50 @@ def load_subnet(directory: str | Path) -> Subnet:
         model.load_state_dict(safetensors.torch.load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    return Subnet(model.eval(), config)
+
+
+def load_network(
+    name: str | Path,
+    data: DataConfig,
+    classes: Sequence[str],
+    weights: str | Path | None = None,
+    input_size: int | None = None,
+) -> Subnet:
+    """The subnet saved in the folder `name`, or else the timm model of that name, in eval mode.
+
+    Of a timm model, `weights` is a file, trained for `classes` on images prepared as `data` says; without it the model
+    has timm's pretrained weights, with its own classes (numbered) and preparation of images. Its images are
+    `input_size` pixels a side, by default its own size. ValueError if it cannot be read.
+    """
+    if Path(name).is_dir():
+        if weights is not None:
+            raise ValueError(f"the subnet in {name} has weights of its own; leave out {weights}")
+        return load_subnet(name)
+    own = timm_model(str(name), input_size=input_size)
+    options: dict[str, Any] = {"name": str(name)} | ({} if input_size is None else {"input_size": input_size})
+    if weights is None:
+        model = own.load()
+        classes = tuple(map(str, range(model.num_classes)))
+        prepared = own.config
+    else:
+        model = timm_model(str(name), len(classes), input_size=input_size).load(weights)
+        prepared = dataclasses.asdict(data)
+    config = SubnetConfig(
+        space="timm",
+        space_options=json.dumps(options),
+        arch={"resolution": own.input_size},
+        classes=tuple(classes),
+        input_size=(3, own.input_size, own.input_size),
+        mean=tuple(prepared["mean"]),
+        std=tuple(prepared["std"]),
+        interpolation=prepared["interpolation"],
+        crop_pct=prepared["crop_pct"],
+        facts={
+            "macs": count_macs(copy.deepcopy(model), (3, own.input_size, own.input_size)),
+            "parameters": count_parameters(model),
+        },
+    )
     return Subnet(model.eval(), config)
 
 

@@ -1,0 +1,45 @@
+"""Train an extracted subnet on, with or without a teacher.
+
+    python scripts/finetune.py --subnet subnets/mine --run runs/mine --output subnets/tuned
+    python scripts/finetune.py --subnet subnets/mine --run runs/mine --output subnets/tuned --teacher subnets/big --kl 1
+    python scripts/finetune.py --subnet subnets/mine --recipe cifar10 --root other_images/ --output subnets/transferred
+
+By default with a tenth of the run's or the recipe's learning rate, for a fifth of its epochs, without warm-up. Images
+are prepared as the subnet has it. Where they have other classes, the classifier starts anew. Prints the accuracy on
+the test images before and after; writes the output folder as scripts/extract.py does, and the run in training/ within
+it. Seconds for digits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from model_training import Arguments, parse, run, train
+
+from supernet.standalone import ModelJob, model_settings
+from supernet.subnet import read_subnet_config
+
+
+def main() -> None:
+    arguments = parse(Arguments, __doc__, settings)
+    if arguments.subnet is None:
+        raise ValueError("say which subnet to train on: --subnet FOLDER")
+    train(arguments)
+
+
+def settings(job, known) -> ModelJob:
+    """The subnet's architecture and weights, and a shorter and gentler training."""
+    train = model_settings(job.train)
+    train = dataclasses.replace(train, epochs=max(1, train.epochs // 5), lr=train.lr / 10, warmup_epochs=0.0)
+    if known.subnet is None:
+        return ModelJob(job.space, job.space_options, data=job.data, train=train)
+    config = read_subnet_config(known.subnet)
+    shared = {name: getattr(config, name) for name in ("mean", "std", "interpolation", "crop_pct")}
+    data = dataclasses.replace(job.data, **shared)
+    arch = json.dumps(config.arch)
+    return ModelJob(config.space, config.space_options, arch, start=str(known.subnet), data=data, train=train)
+
+
+if __name__ == "__main__":
+    run(main)

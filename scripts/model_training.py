@@ -1,0 +1,108 @@
+"""What the scripts about single models have in common: flags, the training, and what is said at its end."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import tyro
+from command_line import console, progress_bar, run
+
+from supernet import distributed
+from supernet.data import load_data
+from supernet.evaluation import Quality, quality
+from supernet.recipes import RECIPES
+from supernet.runs import Job, read_job
+from supernet.standalone import ModelJob, read_model_job, run_model_job
+from supernet.subnet import Subnet, load_subnet, save_subnet
+
+__all__ = ["Arguments", "console", "job_of", "parse", "run", "train"]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    job: Annotated[ModelJob, tyro.conf.arg(name="")]
+    output: Path
+    """Folder for the model; its run goes to training/ in it."""
+    recipe: str = "digits"
+    """Recipe that sets what the other flags do not."""
+    run: Path | None = None
+    """Folder of a supernet's training run whose images and settings set it instead."""
+    subnet: Path | None = None
+    """Folder of a saved subnet."""
+    resume: bool = False
+    """Go on with the training in the output folder, if there is one, by its own settings."""
+    onnx: bool = True
+    """Write model.onnx too."""
+
+
+Kind = TypeVar("Kind", bound=Arguments)
+Settings = Callable[[Job, argparse.Namespace], ModelJob]  # of a recipe's or a run's job and the first flags
+
+
+def parse(kind: type[Kind], description: str, settings: Settings, *first: str) -> Kind:
+    """The command line as `kind`; `settings` gives what its flags do not set, from the flags named in `first` too."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--recipe", default=Arguments.recipe)
+    parser.add_argument("--resume", action="store_true")
+    for flag in ("--output", "--run", "--subnet"):
+        parser.add_argument(flag, type=Path)
+    for flag in first:
+        parser.add_argument(flag)
+    known = parser.parse_known_args()[0]
+    job = read_model_job(known.output / "training") if known.resume and known.output else None
+    if job is None:
+        job = settings(job_of(known.run, known.recipe), known)
+    default = kind(job, output=tyro.MISSING, recipe=known.recipe)
+    return tyro.cli(kind, default=default, description=description, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def job_of(run_folder: Path | None, recipe: str) -> Job:
+    """The job of a supernet's training run, or else of a recipe; ValueError if there is none."""
+    if run_folder is not None:
+        job = read_job(run_folder)
+        if job is None:
+            raise ValueError(f"{run_folder} is no directory of a training run")
+        return job
+    if recipe not in RECIPES:
+        raise ValueError(f"there is no recipe {recipe!r}; the recipes are {', '.join(RECIPES)}")
+    return RECIPES[recipe]()
+
+
+def train(arguments: Arguments) -> None:
+    """Train and save the model, and say what it is worth beside the subnet that it is to be compared with."""
+    output = arguments.output
+    if (output / "config.json").exists():
+        raise ValueError(f"{output} holds a model already; name another folder")
+    distributed.start()
+    with progress_bar(disable=distributed.rank() != 0) as progress:
+        task = progress.add_task("Training", total=None, note="")
+
+        def show(result):
+            note = {"note": f"loss {result.losses[0]:.3f}"} if result.losses else {}
+            progress.update(task, completed=result.step, total=result.steps, **note)
+
+        subnet = run_model_job(arguments.job, output / "training", resume=arguments.resume, on_step=show)
+    if distributed.rank() != 0:
+        return
+    found = _on_test_images(subnet, arguments.job)
+    subnet.config.facts["accuracy"] = found.top1
+    save_subnet(output, subnet, onnx=arguments.onnx)
+    if arguments.subnet is not None:
+        _say(f"{arguments.subnet}", _on_test_images(load_subnet(arguments.subnet), arguments.job))
+    _say(f"{output}", found)
+
+
+def _on_test_images(subnet: Subnet, job: ModelJob) -> Quality | None:
+    data = load_data(job.data, job.train.seed)
+    if subnet.config.classes != data.classes:
+        return None
+    return quality(subnet.model, data.evaluation_batches(data.test, subnet.config.input_size[-1]))
+
+
+def _say(name: str, found: Quality | None) -> None:
+    text = "has other classes" if found is None else f"{found.top1:.2%} of the test images are right"
+    console.print(f"{name}: {text}", highlight=False, soft_wrap=True)

@@ -1,0 +1,141 @@
+"""scripts/train_standalone.py, finetune.py and evaluate.py from the command line."""
+
+import io
+import json
+import runpy
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import timm
+import torch
+
+import search.history  # before a script of the name `search` may hide the package  # noqa: F401
+from supernet.data import DataConfig, load_data
+from supernet.evaluation import accuracy
+from supernet.subnet import load_subnet
+
+ROOT = Path(__file__).parents[2]
+SHORT = ["--epochs", "1", "--warmup-epochs", "0", "--batch-size", "8", "--eval-epochs", "0"]
+FEW = ["--holdout", "0.97"]  # 43 images to train on
+
+
+class Result(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def script(name, *arguments):
+    """Run a script as the command line would, but in this process, which has everything imported already."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "scripts")
+        patch.setattr(sys, "argv", [name, *map(str, arguments)])
+        with redirect_stdout(stdout), redirect_stderr(stderr), pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+    return Result(end.value.code, stdout.getvalue(), stderr.getvalue())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A supernet's short run, and a subnet of it."""
+    folder = tmp_path_factory.mktemp("models")
+    for command in (
+        ["train_supernet.py", *SHORT, *FEW, "--output", folder / "run"],
+        ["extract.py", "--run", folder / "run", "--smallest", "--output", folder / "subnet", "--no-onnx"],
+    ):
+        result = script(*command)
+        assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_a_subnets_architecture_is_trained_from_scratch_with_the_runs_settings(folder, tmp_path):
+    result = script(
+        "train_standalone.py", "--subnet", folder / "subnet", "--run", folder / "run", "--output", tmp_path / "model",
+        "--no-onnx",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (model, config), (_, subnet) = load_subnet(tmp_path / "model"), load_subnet(folder / "subnet")
+    assert config.arch == subnet.arch
+    job = json.loads((tmp_path / "model" / "training" / "config.json").read_text())["job"]
+    settings = json.loads((folder / "run" / "config.json").read_text())["job"]
+    assert job["data"] == settings["data"]
+    assert job["train"].items() <= settings["train"].items()
+    test = load_data(DataConfig(**{**settings["data"], "workers": 0}))
+    expected = accuracy(model, test.evaluation_batches(test.test, config.input_size[-1]))
+    assert config.facts["accuracy"] == pytest.approx(expected)
+    for name, right in (("subnet", subnet.facts["accuracy"]), ("model", expected)):
+        assert f"{name}: {right:.2%} of the test images are right" in result.stdout
+    again = script("train_standalone.py", *SHORT, "--output", tmp_path / "model")
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+    assert "holds a model already" in again.stderr
+
+
+def test_a_timm_student_learns_from_a_subnet_by_several_losses(folder, tmp_path):
+    result = script(
+        "train_standalone.py", "--model", "mobilenetv3_small_050", "--input-size", "32", *SHORT, *FEW, "--no-onnx",
+        "--teacher", folder / "subnet", "--kl", "1", "--attention", "1000", "--labels", "0.5", "--layers",
+        "blocks.1", "blocks.2", "--output", tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "attention maps are compared position by position" in result.stderr
+    result = script(
+        "train_standalone.py", "--model", "mobilenetv3_small_050", "--input-size", "32", *SHORT, *FEW, "--no-onnx",
+        "--teacher", folder / "subnet", "--kl", "1", "--similarity", "3000", "--labels", "0.5", "--output",
+        tmp_path / "student",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    metrics = (tmp_path / "student" / "training" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(metrics[-1])["losses"].keys() == {"labels", "kl", "similarity"}
+    timm.create_model("mobilenetv3_small_050", num_classes=10).load_state_dict(
+        load_subnet(tmp_path / "student").model.state_dict()
+    )
+
+
+def test_a_subnet_is_tuned_gently_and_evaluated_beside_others(folder, tmp_path):
+    tuned = tmp_path / "tuned"
+    result = script(
+        "finetune.py", "--subnet", folder / "subnet", "--run", folder / "run", "--teacher", folder / "subnet",
+        "--kl", "1", "--output", tuned, "--no-onnx",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    job = json.loads((tuned / "training" / "config.json").read_text())["job"]
+    assert job["start"] == str(folder / "subnet")
+    assert job["train"]["lr"] == pytest.approx(0.04)  # the recipe's is 0.4
+    before, after = load_subnet(folder / "subnet").model, load_subnet(tuned).model
+    assert not torch.equal(before.conv_stem.weight, after.conv_stem.weight)
+
+    torch.save(timm.create_model("resnet10t", num_classes=10).state_dict(), tmp_path / "resnet.pth")
+    result = script(
+        "evaluate.py", folder / "subnet", tuned, f"resnet10t={tmp_path / 'resnet.pth'}", "--input-size", "32",
+        "--workers", "0", "--json", tmp_path / "figures.json",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    rows = {Path(row["network"]).name: row for row in json.loads((tmp_path / "figures.json").read_text())["rows"]}
+    for name, directory in (("subnet", folder / "subnet"), ("tuned", tuned)):
+        facts = load_subnet(directory).config.facts
+        assert rows[name]["top1"] == pytest.approx(facts["accuracy"])
+        assert rows[name]["macs"] == facts["macs"]
+        assert rows[name]["top1"] <= rows[name]["top5"] <= 1
+    assert rows["resnet.pth"]["parameters"] == 4927618
+    assert all(row["latency_ms"] > 0 and 0 <= row["calibration_error"] <= 1 for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["finetune.py", "--output", "out"], "say which subnet to train on"),
+        (["train_standalone.py", "--model", "resnet19", "--output", "out"], "timm has no model 'resnet19'"),
+        (["train_standalone.py", "--recipe", "cifar100", "--output", "out"], "there is no recipe 'cifar100'"),
+        (["evaluate.py", "--run", "nowhere", "subnet"], "nowhere is no directory of a training run"),
+        (["evaluate.py"], "say which networks to evaluate"),
+    ],
+)
+def test_bad_input_ends_in_one_line(arguments, message):
+    result = script(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
