@@ -83,13 +83,20 @@ class Supernet(nn.Module):
         check_structure(space, lambda arch: self._subnet(arch, build).module, example)
 
     def forward(
-        self, x: Tensor, arch: Mapping[str, Value], build: Builder | None = None, *, accumulate: bool = False
+        self,
+        x: Tensor,
+        arch: Mapping[str, Value],
+        build: Builder | None = None,
+        *,
+        accumulate: bool = False,
+        call: Callable[[nn.Module, Mapping[str, Tensor], tuple[Tensor]], Tensor] = functional_call,
     ) -> Tensor:
         """The output of the subnet `arch` on images `x` [B, C, H, W], which are used as they are, not resized.
 
         `build` may name another builder of modules with the same tensors, such as one with dropout. `accumulate` is
         for training with `backward()`: gradients are added to the shared tensors' `.grad` by the way, which takes less
-        time, but `torch.autograd.grad` and hooks do not see them.
+        time, but `torch.autograd.grad` and hooks do not see them. `call` runs the plain module on its tensors, such as
+        `torch.compile(functional_call)` for a subnet that recurs.
         ValueError if `arch` is not of this space, or if the images are of another type than the weights.
         """
         weights = next(self.parameters())
@@ -99,7 +106,7 @@ class Supernet(nn.Module):
         shared = self._tensors()
         module.train(self.training)
         tensors = {p.name: take(shared[p.name], p.shape, p.rule, accumulate) for p in parts}
-        return functional_call(module, tensors, (x,))
+        return call(module, tensors, (x,))
 
     def extract(self, arch: Mapping[str, Value]) -> nn.Module:
         """The subnet as a plain module with its own copy of the weights, in this network's mode and on its device.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path as FilePath
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from distill.losses import adaptive_alpha_divergence, kl_divergence
@@ -39,6 +41,7 @@ from supernet.supernet import Builder, Supernet
 
 # N images, C channels, R resolution in pixels, K classes
 
+Call = Callable[[nn.Module, Mapping[str, Tensor], tuple[Tensor]], Tensor]
 Distill = Callable[[Tensor, Tensor], Tensor]  # logits [N, K] of student and teacher -> loss
 
 
@@ -64,6 +67,8 @@ class TrainConfig(LoopConfig):
     """How subnets learn from the largest: KL divergence, or AlphaNet's adaptive alpha-divergence."""
     temperature: float = 1.0
     """Temperature of the KL divergence."""
+    compile: bool = False
+    """Compile the largest and the smallest subnet, which recur in a sandwich; takes minutes, pays in long trainings."""
     accumulation: int = 1
     """Equal parts of a batch that run one after another, to take less memory; BatchNorm sees a part at a time."""
     calibration_images: int = 1000
@@ -99,11 +104,13 @@ def train_step(
     config: TrainConfig,
     teacher: nn.Module | None = None,
     share: float = 1.0,
+    calls: Mapping[Arch, Call] = MappingProxyType({}),
 ) -> Outcome:
     """Accumulate the gradients of all `paths` on one batch, `images` [N, C, R, R] and `labels` [N], times `share`.
 
     Where a path of the step teaches, the soft labels are the very logits that gave it its own gradient. `teacher` is
-    the frozen network of those paths that name an external one.
+    the frozen network of those paths that name an external one. `calls` say how architectures are run otherwise than
+    by `functional_call`.
     """
     distill = _distillation(config)
     precision = partial(torch.autocast, images.device.type, torch.bfloat16, enabled=config.amp == "bf16")
@@ -116,7 +123,8 @@ def train_step(
     for path in paths:
         with torch.set_grad_enabled(path.learns), precision():
             build = regularised if path.regularised else net.build
-            output = net(resize(images, resolution(path.arch)), path.arch, build, accumulate=path.learns)
+            call = calls.get(path.arch, functional_call)
+            output = net(resize(images, resolution(path.arch)), path.arch, build, accumulate=path.learns, call=call)
         output = output.float()
         loss = output.new_zeros(())
         if path.label_weight:
@@ -170,6 +178,8 @@ def train(
         teacher.to(device, memory_format=memory_format).eval()
     method = method or make_method(family, config)
     regularised = _regularised(family, config)
+    recurring = (method.space.largest, method.space.smallest) if config.compile else ()
+    calls = {arch: torch.compile(functional_call, dynamic=False) for arch in recurring}
     steps_per_epoch = data.steps_per_epoch(config.batch_size)
     optimizer, scheduler = make_optimizer(net, config, steps_per_epoch)
     ema = ModelEmaV3(net, config.ema_decay) if config.ema_decay else None
@@ -216,7 +226,8 @@ def train(
         with torch_seed(device, config.seed, Stream.DROPOUT, number, distributed.rank()):
             for part in zip(images.chunk(config.accumulation), labels.chunk(config.accumulation)):
                 share = 1 / config.accumulation
-                parts.append(train_step(net, *part, paths, family.resolution, regularised, config, teacher, share))
+                outcome = train_step(net, *part, paths, family.resolution, regularised, config, teacher, share, calls)
+                parts.append(outcome)
         losses = torch.stack([part.losses for part in parts]).mean(0)
         distributed.average_gradients(net.parameters())
         norm = clip_gradients(net, config)

@@ -79,8 +79,8 @@ def test_phases_train_their_subnets_by_the_frozen_largest_network(tmp_path, monk
     seen = []
     step = training.train_step
 
-    def spy(net, images, labels, paths, resolution, regularised, config, teacher=None, share=1.0):
-        outcome = step(net, images, labels, paths, resolution, regularised, config, teacher, share)
+    def spy(net, images, labels, paths, resolution, regularised, config, teacher, *rest):
+        outcome = step(net, images, labels, paths, resolution, regularised, config, teacher, *rest)
         seen.append((paths, teacher, teacher and {n: t.clone() for n, t in teacher.state_dict().items()}))
         return outcome
 

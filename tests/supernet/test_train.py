@@ -279,7 +279,7 @@ def test_accumulation_splits_every_batch(family, tmp_path, monkeypatch):
     step = training.train_step
 
     def spy(net, images, labels, *arguments):
-        seen.append((len(images), labels.tolist(), arguments[-1]))
+        seen.append((len(images), labels.tolist(), arguments[5]))
         return step(net, images, labels, *arguments)
 
     monkeypatch.setattr(training, "train_step", spy)
@@ -305,3 +305,27 @@ def test_an_exponential_schedule_ends_in_a_constant_rate(family, tmp_path):
     after = [max(0.01 * 0.5 ** int((step + 0.5) // 4), 0.06 / 32) for step in range(5, 20)]
     assert rates == pytest.approx(warm + after)
     assert rates[-1] == pytest.approx(0.06 / 32)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own tracing looks at it
+def test_compiled_subnets_train_to_the_same_weights(family, tmp_path, monkeypatch):
+    compiled = []
+
+    def trace_only(function, **options):
+        run = torch_compile(function, backend="eager", **options)
+
+        def call(module, *arguments):
+            compiled.append(module)
+            return run(module, *arguments)
+
+        return call
+
+    torch_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", trace_only)
+    data = load_data(DATA)
+    config = dataclasses.replace(CONFIG, epochs=1)
+    plain = train(family, family.supernet(), data, config, tmp_path / "plain")
+    fast = train(family, family.supernet(), data, dataclasses.replace(config, compile=True), tmp_path / "compiled")
+    assert len(compiled) == 10  # the largest and the smallest in each of 5 steps
+    for name, tensor in fast.state_dict().items():
+        assert torch.equal(tensor, plain.state_dict()[name]), name
