@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from supernet.threads import single_threads
+
 # B batch, C channels
 
-IMAGES_IN_CACHE = 32  # whose moments are taken at a time
+BYTES_IN_CACHE = 2**20  # of the images whose moments are taken at a time
 
 
 class _Moments(NamedTuple):
@@ -41,9 +42,10 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> list[Tensor]:
     before it over *all* images. It does not depend on how the images are split into batches. Weights and the mode of
     the model stay as they are, and dropout is off.
 
-    All batches go through the model together, layer by layer: one thread a batch, a single one running at a time,
-    all waiting for each other at every BatchNorm. So the activations of all images at one depth are in memory at once
-    (one image of 224 pixels in a MobileNetV3 takes about 10 MB, of 64 pixels 1 MB).
+    All batches go through the model together, layer by layer: one thread a batch, all waiting for each other at every
+    BatchNorm. On a CPU as many run at a time as torch has threads, each on one core; elsewhere a single one. The
+    activations of all images at one depth are in memory at once (one image of 224 pixels in a MobileNetV3 takes about
+    10 MB, of 64 pixels 1 MB).
 
     ValueError if there are no images, or so few that a layer sees a single value a channel.
     """
@@ -54,11 +56,12 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> list[Tensor]:
     if not batches:
         raise ValueError("BatchNorm recalibration needs at least one batch of images")
     modes = {module: module.training for module in model.modules()}
-    calibration = _Calibration(len(batches))
+    at_a_time = torch.get_num_threads() if batches[0].device.type == "cpu" else 1
+    calibration = _Calibration(len(batches), at_a_time)
     hooks = [layer.register_forward_pre_hook(calibration.meet) for layer in layers]
     model.eval()
     try:
-        with ThreadPoolExecutor(len(batches)) as pool:
+        with single_threads(len(batches)) as pool:
             results = [pool.submit(calibration.run, model, batch, i) for i, batch in enumerate(batches)]
         errors = [error for result in results if (error := result.exception())]
         if errors:
@@ -79,7 +82,7 @@ def _moments(layer: _BatchNorm, x: Tensor) -> _Moments:
     So they do not depend on the number of threads, are exact to 1e-7, and cost an eighth of `torch.var_mean`.
     """
     means, variances = [], []
-    for images in x.reshape(*x.shape[:2], -1).split(IMAGES_IN_CACHE):
+    for images in x.reshape(*x.shape[:2], -1).split(max(1, BYTES_IN_CACHE * len(x) // max(1, x.nbytes))):
         images = images.float()
         mean = images.mean(dim=2, keepdim=True)
         means.append(mean.squeeze(2))
@@ -93,11 +96,11 @@ def _moments(layer: _BatchNorm, x: Tensor) -> _Moments:
 class _Calibration:
     """The meeting of all batches at each BatchNorm layer."""
 
-    def __init__(self, batches: int):
+    def __init__(self, batches: int, at_a_time: int):
         self.counts: dict[_BatchNorm, int] = {}
         self._moments: list[_Moments] = [None] * batches
         self._index = threading.local()
-        self._turn = threading.Lock()
+        self._turn = threading.Semaphore(at_a_time)
         self._barrier = threading.Barrier(batches, action=self._pool)
 
     def run(self, model: nn.Module, batch: Tensor, index: int) -> Tensor:
