@@ -49,7 +49,7 @@ class SupernetAccuracy:
         images: Callable[[int], EvaluationImages],
         resolution: Callable[[Arch], int],
         batch_size: int = 250,
-        memory_bytes: int = 2**30,
+        memory_bytes: int = 2**31,
     ) -> None:
         self.net = net
         self.images = images

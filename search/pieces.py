@@ -1,13 +1,15 @@
 """Cutting a plain module into a chain of pieces, and telling when two pieces are the same.
 
-Works on any module that `torch.fx` can trace. One that it cannot trace is a single piece.
+Works on any module that `torch.fx` can trace, and on one without weights, whose pieces are given theirs when they are
+to run. One that cannot be traced is a single piece.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import types
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, MutableMapping
 
 import torch
 from torch import Tensor, fx, nn
@@ -31,22 +33,48 @@ class Piece(nn.Module):
     structure of the layers, and the names and shapes of the tensors, which in a supernet determine the weights.
     """
 
-    def __init__(self, nodes: list[fx.Node], source: fx.Node, names: Mapping[int, str], root: nn.Module) -> None:
+    def __init__(
+        self,
+        nodes: list[fx.Node],
+        source: fx.Node,
+        names: Mapping[int, str],
+        root: nn.Module,
+        known: MutableMapping[nn.Module, Hashable],
+    ) -> None:
         super().__init__()
         self._nodes = nodes
         self._source = source
-        self._targets = {node: _resolve(root, node.target) for node in nodes if node.op in ("call_module", "get_attr")}
-        self.layers = nn.ModuleList({id(t): t for t in self._targets.values() if isinstance(t, nn.Module)}.values())
+        self._names = names
+        self._call({node: _resolve(root, node.target) for node in nodes if node.op in ("call_module", "get_attr")})
         positions = {source: -1} | {node: position for position, node in enumerate(nodes)}
         self.key = Key(
             (
                 node.op,
                 node.target if isinstance(node.target, str) else _fingerprint(node.target, names),
                 _fingerprint(fx.node.map_arg((node.args, node.kwargs), lambda n: ("node", positions[n])), names),
-                _fingerprint(self._targets.get(node), names),
+                _known_fingerprint(self._targets.get(node), names, known),
             )
             for node in nodes
         )
+
+    def _call(self, targets: dict[fx.Node, object]) -> None:
+        """Let the nodes call these modules and use these tensors."""
+        self._targets = targets
+        self.layers = nn.ModuleList({id(t): t for t in targets.values() if isinstance(t, nn.Module)}.values())
+
+    def with_weights(self, weight: Callable[[str, torch.Size], Tensor]) -> Piece:
+        """A copy of this piece of a module without weights (on the meta device), which has them, by name and shape."""
+        memo: dict[int, object] = {}
+        for target in self._targets.values():
+            tensors = [*target.parameters(), *target.buffers()] if isinstance(target, nn.Module) else [target]
+            for tensor in tensors:
+                if isinstance(tensor, Tensor) and tensor.is_meta:
+                    value = weight(self._names[id(tensor)], tensor.shape)
+                    memo[id(tensor)] = nn.Parameter(value, False) if isinstance(tensor, nn.Parameter) else value
+        piece = copy.copy(self)
+        piece._modules = {}
+        piece._call({node: copy.deepcopy(target, memo) for node, target in self._targets.items()})
+        return piece
 
     def forward(self, x: Tensor) -> Tensor:
         values: dict[fx.Node, object] = {self._source: x}
@@ -62,12 +90,15 @@ class Piece(nn.Module):
         return values[self._nodes[-1]]
 
 
-def cut(model: nn.Module) -> list[Piece]:
+def cut(model: nn.Module, known: MutableMapping[nn.Module, Hashable] | None = None) -> list[Piece]:
     """The pieces of `model`, which is in eval mode, in order: one after the other, they compute the same.
+
+    `known` keeps what keys say of a module, for models that have modules in common and do not change.
 
     There is a cut wherever a single tensor carries everything on, but none within a layer that holds no container
     (`nn.Sequential`, ...): in timm's networks, the cuts are between blocks.
     """
+    known = {} if known is None else known
     names = {id(t): n for n, t in [*model.named_parameters(), *model.named_buffers()]}
     root = _Whole(model)
     nodes = _trace(root)
@@ -78,7 +109,7 @@ def cut(model: nn.Module) -> list[Piece]:
     for index, node in enumerate(computed):
         # everything computed up to here but this node itself is used up
         if node.users and node.op != "get_attr" and alive <= index:
-            pieces.append(Piece(computed[start : index + 1], source, names, root))
+            pieces.append(Piece(computed[start : index + 1], source, names, root, known))
             source, start = node, index + 1
         alive = max(alive, last_use[node])
     return pieces
@@ -117,6 +148,14 @@ def _trace(root: _Whole) -> list[fx.Node]:
 
 def _resolve(root: nn.Module, target: str) -> object:
     return functools.reduce(getattr, target.split("."), root)
+
+
+def _known_fingerprint(value: object, names: Mapping[int, str], known: MutableMapping[nn.Module, Hashable]) -> Hashable:
+    if not isinstance(value, nn.Module):
+        return _fingerprint(value, names)
+    if value not in known:
+        known[value] = Key(_fingerprint(value, names))
+    return known[value]
 
 
 def _fingerprint(value: object, names: Mapping[int, str]) -> Hashable:

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from search.pieces import Piece, cut
 from supernet.calibration import calibrate
 from supernet.space import Arch
 from supernet.supernet import Supernet
+from supernet.threads import single_threads
 
 # N images, B batch, K classes
 
@@ -46,6 +48,7 @@ class Remembered:
         self.clear()
 
     def clear(self) -> None:
+        self.fingerprints: WeakKeyDictionary[nn.Module, Hashable] = WeakKeyDictionary()  # see `pieces.cut`
         self._prefixes: dict[tuple[int, Hashable], int] = {}
         self._batches: OrderedDict[int, Batches] = OrderedDict()
         self._bytes = 0
@@ -119,13 +122,13 @@ def evaluate(
     roots: dict[int, Node] = {}
     for index, arch in enumerate(archs):
         try:
-            pieces = cut(net.extract(arch).eval())
+            pieces = cut(net.skeleton(arch), remembered.fingerprints)
         except Exception as error:
             yield index, error
         else:
             _insert(roots.setdefault(resolution(arch), Node()), pieces, index, resolution(arch), remembered)
     for size, root in roots.items():
-        yield from _run(root, batches(size), remembered)
+        yield from _run(net, root, batches(size), remembered)
 
 
 def _insert(root: Node, pieces: Sequence[Piece], index: int, size: int, remembered: Remembered) -> None:
@@ -137,7 +140,9 @@ def _insert(root: Node, pieces: Sequence[Piece], index: int, size: int, remember
     node.ends.append(index)
 
 
-def _run(root: Node, batches: Batches, remembered: Remembered) -> Iterator[tuple[int, Tensor | Exception]]:
+def _run(
+    net: Supernet, root: Node, batches: Batches, remembered: Remembered
+) -> Iterator[tuple[int, Tensor | Exception]]:
     """The outputs of all architectures below `root`, or what running them raised."""
     waiting = [(root, batches)]
     while waiting:
@@ -145,7 +150,7 @@ def _run(root: Node, batches: Batches, remembered: Remembered) -> Iterator[tuple
         node = _joined(node)
         try:
             shared = (bool(waiting) and waiting[-1][1] is batches) or remembered.holds(batches)
-            batches = _forward(node, batches, shared, remembered)
+            batches = _forward(net, node, batches, shared, remembered)
         except Exception as error:
             yield from ((index, error) for index in _all_ends(node))
             continue
@@ -166,7 +171,7 @@ def _joined(node: Node) -> Node:
     return Node(pieces, prefixes, node.children, node.ends)
 
 
-def _forward(node: Node, batches: Batches, shared: bool, remembered: Remembered) -> Batches:
+def _forward(net: Supernet, node: Node, batches: Batches, shared: bool, remembered: Remembered) -> Batches:
     """What the node's pieces make of its input; their BatchNorm is calibrated on the way."""
     pieces = list(node.pieces)
     for count in range(len(pieces), 0, -1):
@@ -176,7 +181,7 @@ def _forward(node: Node, batches: Batches, shared: bool, remembered: Remembered)
             break
     if not pieces:
         return batches
-    model = nn.Sequential(*pieces)
+    model = nn.Sequential(*(piece.with_weights(net.weight) for piece in pieces))
     if shared and _writes_to_input(model, batches.evaluation[0]):
         batches = Batches(*([batch.clone() for batch in part] for part in batches))
     calibration: list[Tensor] = []
@@ -191,8 +196,15 @@ def _forward(node: Node, batches: Batches, shared: bool, remembered: Remembered)
 
 
 def _outputs(model: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
-    with torch.no_grad():
-        return [model(batch) for batch in batches]
+    def output(batch: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return model(batch)
+
+    at_a_time = torch.get_num_threads() if batches and batches[0].device.type == "cpu" else 1
+    if at_a_time == 1 or len(batches) == 1:
+        return [output(batch) for batch in batches]
+    with single_threads(at_a_time) as pool:
+        return list(pool.map(output, batches))
 
 
 def _writes_to_input(model: nn.Module, batch: Tensor) -> bool:

@@ -6,6 +6,7 @@ import copy
 import functools
 from collections.abc import Callable, Hashable, Mapping
 from fnmatch import fnmatchcase
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -115,10 +116,24 @@ class Supernet(nn.Module):
         """
         arch = self.space.validate(arch)
         module, parts = self._subnet_of(build_skeleton(self.build, arch), arch)
-        shared = self._tensors()
-        weights = {p.name: take(shared[p.name], p.shape, p.rule).detach().clone() for p in parts}
-        module.load_state_dict(weights, assign=True)
+        module.load_state_dict({part.name: self.weight(part.name, part.shape) for part in parts}, assign=True)
         return module.train(self.training)
+
+    def skeleton(self, arch: Mapping[str, Value]) -> nn.Module:
+        """The subnet in eval mode with its parameters and persistent buffers on the meta device, without values.
+
+        To be looked at, not to be changed: it has modules in common with other skeletons, and is returned again.
+        `weight` gives the values of its tensors.
+        """
+        return self._subnet(self.space.validate(arch), self.build).module.eval()
+
+    def weight(self, name: str, shape: torch.Size) -> Tensor:
+        """A copy of the part of the tensor `name` that a subnet has whose tensor of that name is of this shape.
+
+        The subnet was extracted or run before, or its skeleton asked for.
+        """
+        part = self._parts[name, shape]
+        return take(attrgetter(name)(self), shape, part.rule).detach().clone()
 
     def _make_subnet(self, arch: Arch, build: Builder) -> _Subnet:
         assemble = self._assemble if build is self.build else None
