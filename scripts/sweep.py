@@ -87,7 +87,7 @@ def main() -> None:
             progress.update(task, completed=sum(evaluated.values()))
 
         sweep = run_sweep(
-            partial(search, arguments=dataclasses.replace(arguments, run=arguments.run.absolute())),
+            partial(search, arguments=elsewhere(arguments)),
             trials,
             arguments.storage or str(arguments.run),
             arguments.name,
@@ -125,6 +125,12 @@ def plan(arguments: Arguments) -> list[Settings]:
     return [
         dict(zip(names, values)) for values in itertools.product(arguments.strategies, devices, limits, arguments.seeds)
     ]
+
+
+def elsewhere(arguments: Arguments) -> Arguments:
+    """The arguments for workers, whose working directory is another."""
+    predictors = tuple(path.absolute() for path in arguments.predictors)
+    return dataclasses.replace(arguments, run=arguments.run.absolute(), predictors=predictors)
 
 
 def search(

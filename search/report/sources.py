@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ def read_sources(folders: Sequence[Path], predictors: Sequence[Path] = ()) -> So
     return Sources(
         searches,
         devices,
-        [_training(run, config) for run, config in configs.items()],
+        [training for run, config in configs.items() for training in _trainings(run, config)],
         {run: config["images"]["holdout"] for run, config in configs.items()},
     )
 
@@ -176,9 +176,9 @@ def _is_search(folder: Path) -> bool:
     return (folder / HISTORY).exists()  # a sweep's front_DEVICE.csv holds predictions
 
 
-def _training(run: Path, config: Mapping[str, Any]) -> Training:
-    metrics = []
-    if (run / "metrics.jsonl").exists():
-        text = (run / "metrics.jsonl").read_text()
+def _trainings(run: Path, config: Mapping[str, Any]) -> Iterator[Training]:
+    """The training of a run, or of each of its phases, which have folders of their own."""
+    for path in [*run.glob("metrics.jsonl"), *sorted(run.glob("*/metrics.jsonl"))]:
+        text = path.read_text()
         metrics = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    return Training(run.resolve().name, config["job"]["train"]["method"], metrics)
+        yield Training(path.parent.resolve().name, config["job"]["train"]["method"], metrics)

@@ -1,36 +1,16 @@
 """scripts/search.py from the command line on a supernet that was hardly trained."""
 
 import csv
-import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from predictors import Device, LatencyPredictor
 from search.history import read_history
-from supernet.recipes import digits
-from supernet.runs import run_job
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A training run in `run`, and a latency predictor of the device `phone` in `phone`."""
-    folder = tmp_path_factory.mktemp("search")
-    job = digits()
-    settings = dataclasses.replace(job.train, epochs=1, batch_size=256, warmup_epochs=0, eval_epochs=0)
-    family = run_job(dataclasses.replace(job, train=settings), folder / "run").family
-    generator = np.random.default_rng(0)
-    archs = [family.space.sample(generator) for _ in range(40)]
-    latency = [family.macs(arch) / 1e6 for arch in archs]
-    device = Device("phone", "elsewhere")
-    LatencyPredictor.fit(family.space, archs, latency, device=device).save(folder / "phone")
-    return folder
 
 
 def search(folder, *arguments):
@@ -50,6 +30,7 @@ def test_a_search_writes_its_history_and_front_and_resumes(folder):
     with (folder / "out" / "front.csv").open() as file:
         front = list(csv.DictReader(file))
     assert {row["arch"] for row in front} <= {evaluation.arch.to_json() for evaluation in evaluations}
+    assert "<title>out</title>" in (folder / "out" / "report.html").read_text()
 
     again = search(folder, *options)
     assert again.returncode == 2

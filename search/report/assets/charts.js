@@ -5,6 +5,9 @@
 const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999"];
 const MARKS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star"];
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid"];
+const BEST = "#e69f00";
+const SELECTED = "#cc79a7";
+const STAR = `M${Array.from({ length: 10 }, (_, i) => [i % 2 ? 4 : 9.5, (i * Math.PI) / 5]).map(([r, a]) => `${r * Math.sin(a)},${r * Math.cos(a)}`).join("L")}Z`;
 const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
 const STILL = { ...CONFIG, displayModeBar: false };
 const pick = (list, index) => list[index % list.length];
@@ -85,34 +88,36 @@ function drawFront(target, report, axis, state) {
       }),
     );
   }
-  traces.push({
-    type: "scatter", name: "best under the limit", mode: "markers", x: [], y: [], customdata: [],
-    marker: { size: 18, symbol: "star", color: "#e69f00", line: { width: 1.5, color: "#1b1f24" } },
-    hovertemplate: "%{x:.4g}, %{y:.4g}<extra></extra>",
-  });
-  traces.push({
-    type: "scatter", name: "selected", mode: "markers", x: [], y: [], customdata: [],
-    marker: { size: 20, symbol: "circle-open", color: "#cc79a7", line: { width: 3 } }, hoverinfo: "skip",
-  });
+  const key = (name, marker) => ({ type: "scatter", name, mode: "markers", x: [null], y: [null], marker, hoverinfo: "skip" });
+  traces.push(
+    key("best under the limit", { size: 14, symbol: "star", color: BEST, line: { width: 1, color: "#1b1f24" } }),
+    key("selected", { size: 14, symbol: "circle-open", color: SELECTED, line: { width: 3 } }),
+  );
   const low = quantile(all.map((index) => scoreOf(report, index)), 0.05);
   const high = Math.max(...all.map((index) => scoreOf(report, index)));
   const { name, unit } = report.axes[axis];
   const range = [low - 0.08 * (high - low || 1), high + 0.15 * (high - low || 1)];
-  Plotly.react(target, traces, layout(unit ? `predicted latency (${unit})` : name.replaceAll("_", " "), scoreTitle(report), { y: { range }, x: { rangemode: "tozero" } }), CONFIG);
-  markFront(target, report, axis, state);
+  const title = unit ? `predicted latency (${unit})` : name.replaceAll("_", " ");
+  const more = { y: { range }, x: { rangemode: "tozero" }, layout: { shapes: marks(report, axis, state) } };
+  Plotly.react(target, traces, layout(title, scoreTitle(report), more), CONFIG);
 }
 
-// Moves the two marks and the line of the limit, without drawing the rest anew.
-function markFront(target, report, axis, { best, selected, limit }) {
-  const at = (index) => (index === null || index < 0 ? [[], [], []] : [[report.candidates.costs[axis][index]], [scoreOf(report, index)], [index]]);
-  const marks = [at(best), at(selected)];
-  const count = target.data.length;
-  Plotly.update(
-    target,
-    { x: marks.map((mark) => mark[0]), y: marks.map((mark) => mark[1]), customdata: marks.map((mark) => mark[2]) },
-    { shapes: [{ type: "line", x0: limit, x1: limit, y0: 0, y1: 1, yref: "paper", line: { dash: "dash", width: 1.5, color: "#8c959f" } }] },
-    [count - 2, count - 1],
-  );
+// The limit as a line, a star on the best within it, and a ring around the selected one: shapes, because plotly moves
+// these without drawing all the points anew.
+function marks(report, axis, { best, selected, limit }) {
+  const shape = (index, path, more) => ({
+    type: "path", path, xsizemode: "pixel", ysizemode: "pixel",
+    xanchor: report.candidates.costs[axis][index], yanchor: scoreOf(report, index), ...more,
+  });
+  const shapes = [{ type: "line", x0: limit, x1: limit, y0: 0, y1: 1, yref: "paper", line: { dash: "dash", width: 1.5, color: "#8c959f" } }];
+  if (best !== null) shapes.push(shape(best, STAR, { fillcolor: BEST, line: { width: 1, color: "#1b1f24" } }));
+  if (selected !== null && report.candidates.costs[axis][selected] !== null)
+    shapes.push({ ...shape(selected), type: "circle", path: undefined, x0: -10, x1: 10, y0: -10, y1: 10, line: { width: 3, color: SELECTED } });
+  return shapes;
+}
+
+function markFront(target, report, axis, state) {
+  Plotly.relayout(target, { shapes: marks(report, axis, state) });
 }
 
 function drawHypervolume(target, report) {

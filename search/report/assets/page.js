@@ -69,6 +69,11 @@ function select(index) {
   state.selected = index;
   show(index);
   markFront($("front"), report, state.axis, state);
+  markTable();
+}
+
+function markTable() {
+  const index = state.selected;
   for (const line of $("front-table").querySelectorAll("tr")) line.classList.toggle("current", Number(line.dataset.index) === index);
 }
 
@@ -77,10 +82,12 @@ function bestUnder(limit) {
   return within.length ? within[within.length - 1] : null; // by increasing cost, so the last is the most accurate
 }
 
+// Reads the slider; the best architecture within it becomes the selected one.
 function setLimit() {
   const { unit, name } = report.axes[state.axis];
   state.limit = Number($("limit").value);
   state.best = bestUnder(state.limit);
+  state.selected = state.best ?? state.selected;
   const text = quantity(state.limit, unit);
   $("limit-value").textContent = text;
   $("limit").setAttribute("aria-valuetext", text);
@@ -88,8 +95,7 @@ function setLimit() {
     state.best === null
       ? `No architecture that was evaluated stays within ${text}.`
       : `Best within ${text} on ${name}: ${report.score.name} ${score(state.best, false)} at ${cost(state.best, state.axis)}.`;
-  if (state.best !== null) select(state.best);
-  else markFront($("front"), report, state.axis, state);
+  show(state.selected);
 }
 
 function setAxis(axis) {
@@ -104,14 +110,13 @@ function setAxis(axis) {
   slider.min = Number((Math.floor(low / step) * step).toPrecision(12));
   slider.max = Number((Math.ceil((high + (high - low) / 20) / step) * step).toPrecision(12));
   slider.value = slider.max;
-  state.limit = Number(slider.value);
-  state.best = bestUnder(state.limit);
+  setLimit();
   $("front-caption").textContent =
     `${front.length} of ${values.length} architectures are on the front for ${name}${unit ? " (predicted)" : ""}. Hover or click a point, or focus the chart and use the arrow keys.`;
   drawFront($("front"), report, axis, state);
   drawTable();
+  markTable();
   drawFrequencies();
-  setLimit();
 }
 
 function drawTable() {
@@ -233,7 +238,11 @@ function start() {
     Object.entries(report.versions).map((pair) => pair.join(" ")).join(", ");
   chooseAxis();
   setAxis(0);
-  $("limit").addEventListener("input", setLimit);
+  $("limit").addEventListener("input", () => {
+    setLimit();
+    markFront($("front"), report, state.axis, state);
+    markTable();
+  });
   $("front").addEventListener("keydown", walk);
   $("front").on("plotly_click", ({ points }) => points.length && points[0].customdata !== undefined && select(points[0].customdata));
   $("front").on("plotly_hover", ({ points }) => points.length && points[0].customdata !== undefined && show(points[0].customdata));
@@ -242,10 +251,17 @@ function start() {
   addEventListener("beforeprint", () => resize({ width: 640, height: 320 })); // as in the style for print
   addEventListener("afterprint", () => resize({ width: null, height: null, autosize: true }));
   drawComparison();
-  drawHypervolume($("hypervolume"), report);
-  drawDevices();
-  drawTrainings();
   document.documentElement.dataset.ready = "true";
+  later([() => drawHypervolume($("hypervolume"), report), drawDevices, drawTrainings]);
+}
+
+// What lies further down is drawn a piece at a time, so that the page can be used meanwhile.
+function later([first, ...rest]) {
+  if (!first) return;
+  setTimeout(() => {
+    first();
+    later(rest);
+  });
 }
 
 start();
