@@ -7,10 +7,9 @@ when it is called, and says so when that is missing.
 from __future__ import annotations
 
 import itertools
-import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 
 from predictors.device import Device
-from supernet.export import INPUT_NAME, export_onnx
+from supernet.export import INPUT_NAME, export_onnx, quantise_onnx
 from supernet.extras import require
 
 # B batch, C channels, H height, W width
@@ -81,33 +80,11 @@ def _onnxruntime(model: nn.Module, device: Device, input_size: Sequence[int]) ->
         path = Path(folder, "model.onnx")
         export_onnx(model, path, input_size, batch_size=device.batch_size)
         if device.precision == "int8":
-            path = _quantised(path, device, input_size)
+            source, path = path, Path(folder, "model.int8.onnx")
+            quantise_onnx(source, path, _images(device, input_size), device.batch_size)
         session = ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     feed = {INPUT_NAME: _images(device, input_size).numpy()}
     return lambda count: _time(lambda: session.run(None, feed), count)
-
-
-def _quantised(path: Path, device: Device, input_size: Sequence[int]) -> Path:
-    """The network statically quantised to int8, per channel, with ranges from random images."""
-    quantization = require("onnxruntime.quantization")
-
-    class Images(quantization.CalibrationDataReader):
-        def __init__(self):
-            self._batches: Iterator[dict] = iter([{INPUT_NAME: _images(device, input_size).numpy()}] * 2)
-
-        def get_next(self) -> dict | None:
-            return next(self._batches, None)
-
-    prepared, quantised = path.with_suffix(".prepared.onnx"), path.with_suffix(".int8.onnx")
-    logging.disable(logging.WARNING)  # of its own steps, by the root logger
-    try:
-        require("onnxruntime.quantization.shape_inference").quant_pre_process(
-            str(path), str(prepared), skip_symbolic_shape=True
-        )
-        quantization.quantize_static(str(prepared), str(quantised), Images(), per_channel=True)
-    finally:
-        logging.disable(logging.NOTSET)
-    return quantised
 
 
 def _openvino(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:

@@ -1,17 +1,21 @@
-"""A plain module as an ONNX file."""
+"""A plain module as a file for other runtimes: ONNX, ONNX in int8, a program of torch.export; and whether it agrees."""
 
 from __future__ import annotations
 
 import logging
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from supernet.atomic import write_atomically
 from supernet.extras import require
+
+# N images, C channels, H height, W width, K classes
 
 OPSET = 18
 INPUT_NAME = "images"
@@ -49,6 +53,74 @@ def export_onnx(
         except (RuntimeError, TypeError, ValueError) as error:  # what tracing raises on code that it cannot follow
             _logger.info("tracing %s failed, exporting it through torch.export: %s", type(model).__name__, error)
             _export_captured(model, images, temporary, dynamic_batch)
+
+
+def quantise_onnx(source: str | Path, path: str | Path, images: Tensor, batch_size: int = 32) -> None:
+    """Write the network of `source`, as `export_onnx` does, to `path` in int8: weights by channel, activations static.
+
+    The ranges of activations are their least and largest values on `images` [N, C, H, W], real ones prepared as for
+    evaluation. The file is in ONNX's QDQ form, where what cannot be quantised stays in float32. Where the batch of
+    `source` is not dynamic, `batch_size` is that one.
+    """
+    quantization = require("onnxruntime.quantization")
+    batches: Iterator[Tensor] = iter(images.split(batch_size))
+
+    class Images(quantization.CalibrationDataReader):
+        def get_next(self) -> dict | None:
+            return next(({INPUT_NAME: batch.numpy()} for batch in batches), None)
+
+    logging.disable(logging.WARNING)  # of its own steps, by the root logger
+    try:
+        with tempfile.TemporaryDirectory() as folder, write_atomically(path) as temporary:
+            prepared = str(Path(folder, "prepared.onnx"))
+            pre_process = require("onnxruntime.quantization.shape_inference").quant_pre_process
+            pre_process(str(source), prepared, skip_symbolic_shape=True)
+            quantization.quantize_static(prepared, str(temporary), Images(), per_channel=True)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def export_program(model: nn.Module, path: str | Path, input_size: Sequence[int] = (3, 224, 224)) -> None:
+    """Write `model` in eval mode to `path` by `torch.export`, with any batch size; `torch.export.load` reads it, for
+    AOTInductor and ExecuTorch. The model keeps its mode. ValueError if it cannot be exported."""
+    parameter = next(model.parameters(), torch.empty(0))
+    images = torch.zeros(2, *input_size, device=parameter.device)  # a batch of 1 would be taken for a constant
+    was_training = model.training
+    try:
+        program = torch.export.export(model.eval(), (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{type(model).__name__} cannot be exported by torch.export: {reason}") from error
+    finally:
+        model.train(was_training)
+    with write_atomically(path) as temporary, temporary.open("wb") as file:
+        torch.export.save(program, file)
+
+
+class Agreement(NamedTuple):
+    """How far a file gives the logits of the model that it was made of."""
+
+    top1: float  # part of the images that both give the same class
+    difference: float  # the largest of any two logits
+
+
+def agreement(model: nn.Module, run: Callable[[Tensor], Tensor], images: Tensor) -> Agreement:
+    """How `run`, a function of images [N, C, H, W] to logits [N, K], agrees with `model` in eval mode on `images`."""
+    with torch.inference_mode():
+        expected, found = model.eval()(images), run(images)
+    same = (expected.argmax(dim=1) == found.argmax(dim=1)).double().mean().item()
+    return Agreement(same, (expected - found).abs().max().item())
+
+
+def onnx_runner(path: str | Path) -> Callable[[Tensor], Tensor]:
+    """The network in an ONNX file as a function of images [N, C, H, W] to logits [N, K], on the CPU."""
+    session = require("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {INPUT_NAME: images.numpy()})[0])
+
+
+def program_runner(path: str | Path) -> Callable[[Tensor], Tensor]:
+    """The network in a file of `export_program`, likewise."""
+    return torch.export.load(path).module()
 
 
 def _export_traced(model: nn.Module, images: torch.Tensor, path: Path, dynamic_batch: bool) -> None:

@@ -3,6 +3,8 @@
 config.json         the space and the architecture, the classes, how images are prepared, what is known of it
 model.safetensors   weights, under the names of the plain module
 model.onnx          the same network for other runtimes, BatchNorm folded into the convolutions
+model.int8.onnx     that in int8, calibrated on images (export_subnet)
+model.pt2           the same network as a program of torch.export (export_subnet)
 """
 
 from __future__ import annotations
@@ -19,14 +21,22 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from timm.data import create_transform
-from torch import nn
+from torch import Tensor, nn
 
 from supernet import provenance
 from supernet.atomic import write_atomically
 from supernet.complexity import count_macs, count_parameters
 from supernet.data import Data, DataConfig
 from supernet.evaluation import calibrated_subnet
-from supernet.export import export_onnx
+from supernet.export import (
+    Agreement,
+    agreement,
+    export_onnx,
+    export_program,
+    onnx_runner,
+    program_runner,
+    quantise_onnx,
+)
 from supernet.families.timm_models import timm_model
 from supernet.runs import Run, make_family
 from supernet.space import Arch
@@ -188,11 +198,23 @@ def read_subnet_config(directory: Path) -> SubnetConfig:
         raise ValueError(f"{path} is no configuration of a subnet: {error}") from error
 
 
-def onnx_difference(directory: Path, model: nn.Module, images: torch.Tensor) -> float:
-    """The largest difference between the logits of `model` and those of model.onnx in `directory`, on `images`."""
-    import onnxruntime
+def export_subnet(directory: Path, subnet: Subnet, calibration_images: Tensor, images: Tensor) -> dict[str, Agreement]:
+    """Write model.int8.onnx and model.pt2 beside the model.onnx that `save_subnet` wrote.
 
-    session = onnxruntime.InferenceSession(directory / "model.onnx", providers=["CPUExecutionProvider"])
-    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-    with torch.inference_mode():
-        return (model(images) - torch.from_numpy(logits)).abs().max().item()
+    int8 takes its ranges from `calibration_images`. Gives, for each of the three files, how it agrees with the module
+    on `images`, both [N, C, R, R] prepared as for evaluation.
+    """
+    model, config = subnet
+    quantise_onnx(directory / "model.onnx", directory / "model.int8.onnx", calibration_images)
+    export_program(model, directory / "model.pt2", config.input_size)
+    runners = {
+        "model.onnx": onnx_runner(directory / "model.onnx"),
+        "model.int8.onnx": onnx_runner(directory / "model.int8.onnx"),
+        "model.pt2": program_runner(directory / "model.pt2"),
+    }
+    return {name: agreement(model, run, images) for name, run in runners.items()}
+
+
+def onnx_difference(directory: Path, model: nn.Module, images: Tensor) -> float:
+    """The largest difference between the logits of `model` and those of model.onnx in `directory`, on `images`."""
+    return agreement(model, onnx_runner(directory / "model.onnx"), images).difference

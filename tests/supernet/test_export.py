@@ -1,11 +1,21 @@
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import timm
 import torch
 from torch import nn
 
-from supernet.export import INPUT_NAME, export_onnx
+from supernet.export import (
+    INPUT_NAME,
+    Agreement,
+    agreement,
+    export_onnx,
+    export_program,
+    onnx_runner,
+    program_runner,
+    quantise_onnx,
+)
 from supernet.families import FAMILIES
 
 
@@ -79,3 +89,53 @@ def test_a_model_that_cannot_be_exported_is_named_and_leaves_no_file(tmp_path):
 def test_sizes_are_positive(tmp_path):
     with pytest.raises(ValueError, match=r"sizes are at least 1, not \(3, 0, 8\)"):
         export_onnx(nn.Identity(), tmp_path / "model.onnx", (3, 0, 8))
+
+
+def test_agreement_by_hand():
+    # the second image's classes differ, and the largest difference is that of its first logits
+    logits = torch.tensor([[1.0, 2.0, 0.0], [3.0, 1.0, 0.0], [0.0, 0.0, 5.0], [1.0, 0.0, 0.0]])
+    other = torch.tensor([[1.0, 2.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 5.0], [1.0, 0.0, 0.5]])
+    assert agreement(nn.Identity(), lambda images: other, logits) == Agreement(0.75, 2.5)
+
+
+def test_an_exported_program_computes_the_same_for_any_batch(tmp_path):
+    model = random_model("mobilenetv3_small_050", num_classes=7).train()
+    export_program(model, tmp_path / "model.pt2", (3, 48, 48))
+    assert model.training
+    run = program_runner(tmp_path / "model.pt2")
+    for count in (1, 5):
+        images = torch.randn(count, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+        found = agreement(model, run, images)
+        assert found.top1 == 1
+        assert found.difference < 1e-5
+
+
+def test_int8_takes_its_ranges_from_the_calibration_images(tmp_path):
+    """One linear layer, so that every rounding can be followed."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    export_onnx(model, tmp_path / "model.onnx", (3, 2, 2), dynamic_batch=True)
+    images = torch.rand(40, 3, 2, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    quantise_onnx(tmp_path / "model.onnx", tmp_path / "int8.onnx", images, batch_size=16)
+    run = onnx_runner(tmp_path / "int8.onnx")
+    with torch.no_grad():
+        logits, large = model(images), model((images * 10).clamp(-1, 1))
+    # half a step of inputs in [-1, 1], of weights by channel, and of outputs
+    largest = model[1].weight.abs().max()
+    bound = 12 * (0.5 * 2 / 255 + 0.5 / 127) * largest + 0.5 / 255 * (logits.max() - logits.min())
+    assert 0 < agreement(model, run, images).difference < 1.1 * bound.item()
+    # ten times as large, inputs and outputs are beyond their ranges, and cut off there
+    cut = large.clamp(logits.min(), logits.max())
+    assert (run(images * 10) - cut).abs().max() < 1.1 * bound < (large - cut).abs().max()
+    kinds = {node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+
+
+def test_int8_of_a_network_gives_nearly_the_same_logits(tmp_path):
+    model = random_model("resnet10t", num_classes=7)
+    export_onnx(model, tmp_path / "model.onnx", (3, 64, 64), dynamic_batch=True)
+    images = torch.randn(16, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    quantise_onnx(tmp_path / "model.onnx", tmp_path / "int8.onnx", images)
+    with torch.no_grad():
+        spread = model(images).std()
+    assert agreement(model, onnx_runner(tmp_path / "int8.onnx"), images).difference < spread
+    assert (tmp_path / "int8.onnx").stat().st_size < (tmp_path / "model.onnx").stat().st_size / 3
