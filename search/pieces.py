@@ -6,10 +6,10 @@ to run. One that cannot be traced is a single piece.
 
 from __future__ import annotations
 
-import copy
 import functools
 import types
-from collections.abc import Callable, Hashable, Mapping, MutableMapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx, nn
@@ -45,7 +45,8 @@ class Piece(nn.Module):
         self._nodes = nodes
         self._source = source
         self._names = names
-        self._call({node: _resolve(root, node.target) for node in nodes if node.op in ("call_module", "get_attr")})
+        self._targets = {node: _resolve(root, node.target) for node in nodes if node.op in ("call_module", "get_attr")}
+        self.layers = nn.ModuleList({id(t): t for t in self._targets.values() if isinstance(t, nn.Module)}.values())
         positions = {source: -1} | {node: position for position, node in enumerate(nodes)}
         self.key = Key(
             (
@@ -56,25 +57,6 @@ class Piece(nn.Module):
             )
             for node in nodes
         )
-
-    def _call(self, targets: dict[fx.Node, object]) -> None:
-        """Let the nodes call these modules and use these tensors."""
-        self._targets = targets
-        self.layers = nn.ModuleList({id(t): t for t in targets.values() if isinstance(t, nn.Module)}.values())
-
-    def with_weights(self, weight: Callable[[str, torch.Size], Tensor]) -> Piece:
-        """A copy of this piece of a module without weights (on the meta device), which has them, by name and shape."""
-        memo: dict[int, object] = {}
-        for target in self._targets.values():
-            tensors = [*target.parameters(), *target.buffers()] if isinstance(target, nn.Module) else [target]
-            for tensor in tensors:
-                if isinstance(tensor, Tensor) and tensor.is_meta:
-                    value = weight(self._names[id(tensor)], tensor.shape)
-                    memo[id(tensor)] = nn.Parameter(value, False) if isinstance(tensor, nn.Parameter) else value
-        piece = copy.copy(self)
-        piece._modules = {}
-        piece._call({node: copy.deepcopy(target, memo) for node, target in self._targets.items()})
-        return piece
 
     def forward(self, x: Tensor) -> Tensor:
         values: dict[fx.Node, object] = {self._source: x}
@@ -113,6 +95,27 @@ def cut(model: nn.Module, known: MutableMapping[nn.Module, Hashable] | None = No
             source, start = node, index + 1
         alive = max(alive, last_use[node])
     return pieces
+
+
+@contextmanager
+def weights_in(pieces: Sequence[Piece], weight: Callable[[str, torch.Size], Tensor]) -> Iterator[nn.Sequential]:
+    """The pieces as one module, in which for the time being tensors on the meta device have values, by name and shape.
+
+    The values are put into the pieces' own modules, which other pieces may have too: those do not run meanwhile.
+    """
+    without: list[tuple[dict, object, Tensor]] = []
+    try:
+        for piece in pieces:
+            owners = [tensors for layer in piece.layers.modules() for tensors in (layer._parameters, layer._buffers)]
+            for tensors in [*owners, piece._targets]:
+                for key, tensor in tensors.items():
+                    if isinstance(tensor, Tensor) and tensor.is_meta:
+                        without.append((tensors, key, tensor))
+                        tensors[key] = weight(piece._names[id(tensor)], tensor.shape)
+        yield nn.Sequential(*pieces)
+    finally:
+        for tensors, key, tensor in without:
+            tensors[key] = tensor
 
 
 class _Whole(nn.Module):

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from search.pieces import Piece, cut
+from search.pieces import Piece, cut, weights_in
 from supernet.calibration import calibrate
 from supernet.space import Arch
 from supernet.supernet import Supernet
-from supernet.threads import single_threads
+from supernet.threads import side_by_side
 
 # N images, B batch, K classes
 
@@ -181,15 +181,15 @@ def _forward(net: Supernet, node: Node, batches: Batches, shared: bool, remember
             break
     if not pieces:
         return batches
-    model = nn.Sequential(*(piece.with_weights(net.weight) for piece in pieces))
-    if shared and _writes_to_input(model, batches.evaluation[0]):
-        batches = Batches(*([batch.clone() for batch in part] for part in batches))
-    calibration: list[Tensor] = []
-    if _has_batch_norm(model):
-        calibration = calibrate(model, batches.calibration)
-    elif any(_has_batch_norm(piece) for piece in _below(node)):
-        calibration = _outputs(model, batches.calibration)
-    result = Batches(calibration, _outputs(model, batches.evaluation))
+    with weights_in(pieces, net.weight) as model:
+        if shared and _writes_to_input(model, batches.evaluation[0]):
+            batches = Batches(*([batch.clone() for batch in part] for part in batches))
+        calibration: list[Tensor] = []
+        if _has_batch_norm(model):
+            calibration = calibrate(model, batches.calibration)
+        elif any(_has_batch_norm(piece) for piece in _below(node)):
+            calibration = _outputs(model, batches.calibration)
+        result = Batches(calibration, _outputs(model, batches.evaluation))
     if node.children:
         remembered.put(node.prefixes[-1], result)
     return result
@@ -203,7 +203,7 @@ def _outputs(model: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
     at_a_time = torch.get_num_threads() if batches and batches[0].device.type == "cpu" else 1
     if at_a_time == 1 or len(batches) == 1:
         return [output(batch) for batch in batches]
-    with single_threads(at_a_time) as pool:
+    with side_by_side(min(at_a_time, len(batches))) as pool:
         return list(pool.map(output, batches))
 
 

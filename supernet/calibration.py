@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from supernet.threads import single_threads
+from supernet.threads import side_by_side
 
 # B batch, C channels
 
@@ -43,7 +43,7 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> list[Tensor]:
     the model stay as they are, and dropout is off.
 
     All batches go through the model together, layer by layer: one thread a batch, all waiting for each other at every
-    BatchNorm. On a CPU as many run at a time as torch has threads, each on one core; elsewhere a single one. The
+    BatchNorm. On a CPU as many run at a time as torch has threads, each on its share; elsewhere a single one. The
     activations of all images at one depth are in memory at once (one image of 224 pixels in a MobileNetV3 takes about
     10 MB, of 64 pixels 1 MB).
 
@@ -61,7 +61,7 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> list[Tensor]:
     hooks = [layer.register_forward_pre_hook(calibration.meet) for layer in layers]
     model.eval()
     try:
-        with single_threads(len(batches)) as pool:
+        with side_by_side(len(batches)) as pool:
             results = [pool.submit(calibration.run, model, batch, i) for i, batch in enumerate(batches)]
         errors = [error for result in results if (error := result.exception())]
         if errors:

@@ -1,4 +1,4 @@
-"""Several computations at a time, each on one core."""
+"""Several computations at a time, on their shares of the cores."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 
 
 @contextmanager
-def single_threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of `count` threads, in each of which torch computes on one core.
+def side_by_side(count: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of `count` threads, among which torch's cores are shared out, to each at least one.
 
     Running the batches of a small network side by side takes less time than sharing out every operation among the
-    cores, and the results do not depend on the number of cores.
+    cores.
     """
     cores = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(max(1, cores // count),)) as pool:
             yield pool
     finally:
         torch.set_num_threads(cores)  # what a thread sets holds for those that start later, too
