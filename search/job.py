@@ -13,6 +13,8 @@ import numpy as np
 
 from predictors import LatencyPredictor
 from search.activation_memory import peak_activation
+from search.dna import DnaConfig
+from search.guidance import GuidanceConfig
 from search.history import Evaluation, History
 from search.limits import reachable
 from search.listed import Listed
@@ -57,6 +59,12 @@ class SearchJob:
     """Images that the scores without training see at a time; TE-NAS draws from eight times as many."""
     te_nas: Settings = PUBLISHED
     """How the score te_nas measures."""
+    teacher: str | None = None
+    """Whom rdm and dna follow: a pretrained model of timm's, or the folder of an extracted subnet or a training run."""
+    rdm: GuidanceConfig = field(default_factory=GuidanceConfig)
+    """How the score rdm compares with the teacher."""
+    dna: DnaConfig = field(default_factory=DnaConfig)
+    """How the score dna trains blocks by the teacher."""
     seed: int = 0
     """All that is random follows from it."""
 

@@ -9,19 +9,25 @@ dna         how well blocks imitate those of a teacher (DNA)
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import IterableDataset, Subset
 
+from distill.blockwise import Teacher
+from search.dna import BlockRating
 from search.evaluate import EvaluationImages, SupernetAccuracy
+from search.guidance import Candidate, FromSupernet, TeacherGuided, TrainedBriefly, brief_training
 from search.problem import Problem, Score
 from search.proxies import PROXIES
 from search.strategies import ACCURACY
 from search.te_nas import Proxies, prunable, search_by_pruning
+from search.teachers import load_teacher
 from search.training_free import Batch, TrainingFreeScore
 from supernet.data import Data, DataConfig, load_data
 from supernet.runs import Job, Run
@@ -29,6 +35,8 @@ from supernet.space import Arch
 
 if TYPE_CHECKING:
     from search.job import SearchJob
+
+logger = logging.getLogger(__name__)
 
 TRAINING_FREE = ("te_nas", "zero_cost")  # what needs images and a space, but no trained supernet
 POOL = 8  # times the batch of the zero-cost scores: images that TE-NAS draws from
@@ -139,6 +147,45 @@ def _te_nas(job: SearchJob, run: Run, directory: Path | None) -> Judge:
     return Judge(score, score.prepare, best_first)
 
 
+def _rdm(job: SearchJob, run: Run, directory: Path | None) -> Judge:
+    family, config = run.family, job.rdm
+    teacher = Teacher(_teacher(job, run), config.points)
+    resolution = family.resolution(family.space.largest)
+    if config.epochs:
+        if directory is None:
+            raise ValueError("candidates that train by themselves need a folder to train in: record a history")
+        training = brief_training(config, run.job.train.device, job.seed)
+        candidate: Candidate = TrainedBriefly(family, run.data, training, directory / "candidates")
+    else:
+        candidate = FromSupernet(run.net.to(memory_format=torch.channels_last))
+    images = run_images(job, run)
+    score = TeacherGuided(candidate, images, family.resolution, teacher, resolution, config, job.batch_size)
+    return Judge(score)
+
+
+def _dna(job: SearchJob, run: Run, directory: Path | None) -> Judge:
+    teacher = Teacher(_teacher(job, run), job.dna.points)
+    folder = directory and directory / "dna"
+    score = BlockRating(
+        run.family, run.data, run_images(job, run), teacher, job.dna, job.seed, folder, job.batch_size, _log_blocks
+    )
+    return Judge(score, score.prepare, score.best_first, worst=-float(len(score.blocks)))
+
+
+def _log_blocks(done: int, steps: int, losses: Mapping[int, float]) -> None:
+    if done % 50 == 0 or done == steps:
+        found = ", ".join(f"{loss:.3f}" for loss in losses.values())
+        logger.info("step %d of %d, relative error of each block: %s", done, steps, found)
+
+
+def _teacher(job: SearchJob, run: Run) -> nn.Module:
+    if job.teacher is None:
+        raise ValueError(f"the score {job.judged_by} needs a teacher: name a model of timm's, or a folder")
+    family = run.family
+    size = family.resolution(family.space.largest)
+    return load_teacher(job.teacher, family.num_classes, (family.in_chans, size, size))
+
+
 def _training_free(job: SearchJob, run: Run, names: tuple[str, ...], batch: Batch) -> TrainingFreeScore:
     """A score whose ranks are among as many random architectures as a generation has."""
     return TrainingFreeScore(run.family, names, batch, job.seed, _proxies(run), job.te_nas, job.population)
@@ -158,4 +205,6 @@ JUDGES: Mapping[str, Callable[[SearchJob, Run, Path | None], Judge]] = {
     ACCURACY: _accuracy,
     "te_nas": _te_nas,
     "zero_cost": _zero_cost,
+    "rdm": _rdm,
+    "dna": _dna,
 }

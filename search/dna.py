@@ -1,0 +1,244 @@
+"""Search by blockwise distillation (DNA, Li et al., CVPR 2020, arXiv 1911.13053): train a supernet's blocks, rate all
+of their paths, and put the best ones together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from distill.blockwise import BlockTrainer, BlockwiseConfig, Teacher, relative_deviation
+from search import trie
+from search.assembly import assemble
+from search.blocks import Block, Feature, all_archs, cut_blocks
+from search.evaluate import EvaluationImages
+from search.problem import Problem
+from supernet.atomic import write_atomically
+from supernet.checkpoint import load_checkpoint, save_checkpoint
+from supernet.data import Data
+from supernet.families import Family
+from supernet.space import Arch, SearchSpace
+
+# N images, K blocks
+
+OnStep = Callable[[int, int, Mapping[int, float]], None]  # of the steps done, of all steps, the losses of the blocks
+
+CHUNK = 256  # paths whose modules are in memory at a time
+
+
+@dataclass(frozen=True)
+class DnaConfig(BlockwiseConfig):
+    """How blocks are cut and trained."""
+
+    points: tuple[str, ...] = ()
+    """Modules of the teacher whose features are the targets; by default where timm takes features."""
+    cuts: tuple[str, ...] = ()
+    """Modules of the subnets that end a block, one for each point; by default the last one of each resolution."""
+    max_paths: int = 20000
+    """Paths of a block beyond which there are too many to rate."""
+    workers: int = 0
+    """Ray workers that share the blocks; 0 trains all of them in this process."""
+
+
+class BlockRating:
+    """The score "how well the blocks of an architecture imitate a teacher's": minus the sum of their paths' losses.
+
+    A path's loss is `relative_deviation`, the mean absolute error in units of the teacher feature's standard deviation,
+    with BatchNorm statistics of its own, on images that judge. `prepare` trains the blocks and rates every path of
+    each; afterwards architectures are looked up.
+
+    All images have the largest resolution of the space, and where resolution is a choice, architectures of that
+    resolution alone are rated: what a smaller one loses is not seen by blocks whose inputs are the teacher's. Choices
+    that no block depends on, such as those behind the last cut, make no difference.
+
+    With a `directory`, training goes on where it was stopped, and losses are read if they are there. ValueError if
+    teacher and supernet do not match, if a block has too many paths, if the directory holds another training, or for an
+    architecture that is not rated.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        data: Data,
+        images: Callable[[int], EvaluationImages],
+        teacher: Teacher,
+        config: DnaConfig,
+        seed: int = 0,
+        directory: Path | None = None,
+        batch_size: int = 250,
+        on_step: OnStep = lambda done, steps, losses: None,
+    ) -> None:
+        self.space = rated_space(family)
+        self.resolution = family.resolution(self.space.largest)
+        self._data, self._images, self._config, self._seed = data, images, config, seed
+        self._directory, self._batch_size, self._on_step = directory, batch_size, on_step
+        self._device = next(teacher.model.parameters()).device
+        maps = teacher(images(self.resolution).images[:2].to(self._device))
+        if flat := [name for name, y in zip(teacher.points, maps) if y.dim() != 4]:
+            raise ValueError(f"blocks imitate maps [N, C, H, W], and the teacher's features at {flat[0]!r} are none")
+        features = [Feature(name, y.shape[1], tuple(y.shape[2:])) for name, y in zip(teacher.points, maps)]
+        self.blocks = cut_blocks(family, self.space, features, config.cuts, seed)
+        self._teacher = Teacher(teacher.model, [block.target.name for block in self.blocks])
+        sizes = [block.net.space.size for block in self.blocks]
+        if max(sizes) > config.max_paths:
+            raise ValueError(
+                f"the blocks that end with {', '.join(block.name for block in self.blocks)} have "
+                f"{', '.join(map(str, sizes))} paths; beyond {config.max_paths} there are too many to rate: cut the "
+                "network into more blocks"
+            )
+        for block in self.blocks:
+            block.net.to(self._device, memory_format=torch.channels_last)
+        self.losses: list[dict[Arch, float]] = []  # of each block's paths, once they are rated
+
+    def __call__(self, archs: Sequence[Arch]) -> list[float]:
+        """The ratings, higher is better."""
+        self.prepare()
+        return [-sum(self.block_losses(arch)) for arch in archs]
+
+    def block_losses(self, arch: Arch) -> list[float]:
+        """The loss of the path of each block, lower is better."""
+        if arch.get("resolution", self.resolution) != self.resolution:
+            raise ValueError(f"architectures are rated at a resolution of {self.resolution}, not {arch['resolution']}")
+        return [losses[block.path(arch)] for losses, block in zip(self.losses, self.blocks)]
+
+    def best_first(self, problem: Problem) -> Iterator[Arch]:
+        """The architectures within the limits of `problem`, the best rating first; see `assemble`."""
+        self.prepare()
+        return assemble(self.space, self.blocks, self.losses, problem)
+
+    def prepare(self) -> None:
+        """Train and rate, unless that is done."""
+        if self.losses:
+            return
+        path = self._directory and self._directory / "ratings.json"
+        if path and path.exists():
+            content = json.loads(path.read_text())
+            self._check_settings(content["settings"])
+            self.losses = [{Arch(p): loss for p, loss in zip(b["paths"], b["losses"])} for b in content["blocks"]]
+            return
+        self.train()
+        self.losses = self.rate()
+        if path:
+            blocks = [
+                {"name": block.name, "paths": [dict(path) for path in losses], "losses": list(losses.values())}
+                for block, losses in zip(self.blocks, self.losses)
+            ]
+            with write_atomically(path) as temporary:
+                temporary.write_text(json.dumps({"settings": self._settings(), "blocks": blocks}) + "\n")
+
+    def train(self) -> None:
+        """Train all blocks, going on from the last checkpoint: one is written after every epoch.
+
+        The teacher's features of a batch are computed once, for all blocks.
+        """
+        config, epoch = self._config, self._data.steps_per_epoch(self._config.batch_size)
+        checkpoints = self._directory and self._directory / "checkpoints"
+        state = load_checkpoint(checkpoints) if checkpoints else None
+        if state:
+            self._check_settings(json.loads(state["settings"]))
+        steps = range(state["step"] if state else 0, config.epochs * epoch)
+        nets = {index: block.net for index, block in enumerate(self.blocks)}
+        team = (
+            _Workers(nets, config, epoch, self._seed)
+            if config.workers
+            else BlockTrainer(nets, config, epoch, self._seed)
+        )
+        if state:
+            team.load(state["blocks"])
+        batches = self._data.training_batches(self.resolution, config.batch_size, self._seed, steps)
+        for step, (images, _) in zip(steps, batches):
+            images = images.to(self._device, memory_format=torch.channels_last)
+            losses = team.step([images, *self._teacher(images)], step)
+            if (step + 1) % epoch == 0 and checkpoints:
+                content = {"settings": json.dumps(self._settings()), "blocks": team.state()}
+                save_checkpoint(checkpoints, step + 1, content, keep=1)
+            self._on_step(step + 1, steps.stop, losses)
+        for index, trained in team.state().items():
+            nets[int(index)].load_state_dict(trained["net"])
+
+    def rate(self) -> list[dict[Arch, float]]:
+        """The loss of every path of every block."""
+        calibration, images, _ = self._images(self.resolution)
+        parts = [part.to(self._device).split(self._batch_size) for part in (calibration, images)]
+        known = [[[batch, *self._teacher(batch)] for batch in part] for part in parts]  # [K + 1] of each batch
+        found = []
+        for index, block in enumerate(self.blocks):
+            batches = trie.Batches(*([features[index] for features in part] for part in known))
+            target = torch.cat([features[index + 1] for features in known[1]])
+            found.append(rate_paths(block, batches, target))
+        return found
+
+    def _settings(self) -> dict[str, object]:
+        """What training follows from, as JSON."""
+        blocks = [[block.name, block.target.name, block.target.channels] for block in self.blocks]
+        config = {name: value for name, value in asdict(self._config).items() if name != "workers"}
+        settings = {"config": config, "blocks": blocks, "seed": self._seed, "space": self.space.fingerprint}
+        return json.loads(json.dumps(settings))
+
+    def _check_settings(self, found: Mapping[str, object]) -> None:
+        for name, value in self._settings().items():
+            if found[name] != value:
+                raise ValueError(
+                    f"{self._directory} holds blocks that were trained otherwise ({name} is {found[name]}, "
+                    f"not {value}): name another output"
+                )
+
+
+def rated_space(family: Family) -> SearchSpace:
+    """The architectures of a family at the largest resolution."""
+    space = family.space
+    return space.restrict({"resolution": [space.largest["resolution"]]}) if "resolution" in space.choices else space
+
+
+def rate_paths(block: Block, batches: trie.Batches, target: Tensor) -> dict[Arch, float]:
+    """The loss of every path of a block.
+
+    `batches` are the teacher's features before the block, of images to calibrate by and of those that judge, `target`
+    [N, ...] its features of the latter behind it.
+    """
+    block.net.eval()
+    paths, losses = list(all_archs(block.net.space)), {}
+    remembered = trie.Remembered(2**30)
+    for start in range(0, len(paths), CHUNK):
+        chunk = paths[start : start + CHUNK]
+        for index, output in trie.evaluate(block.net, chunk, lambda _: batches, lambda _: 0, remembered):
+            if isinstance(output, Exception):
+                raise output
+            losses[chunk[index]] = relative_deviation(output, target).item()
+    return {path: losses[path] for path in paths}
+
+
+class _Workers:
+    """Block trainers on Ray, on this machine or the running cluster, with the interface of one; all see each batch."""
+
+    def __init__(self, nets: Mapping[int, torch.nn.Module], config: DnaConfig, epoch: int, seed: int) -> None:
+        import ray
+
+        if not ray.is_initialized():
+            ray.init(num_cpus=config.workers, include_dashboard=False, log_to_driver=False)
+        trainer = ray.remote(BlockTrainer).options(num_cpus=1)
+        shares = [dict(list(nets.items())[first :: config.workers]) for first in range(min(config.workers, len(nets)))]
+        self._actors = [trainer.remote(share, config, epoch, seed) for share in shares]
+
+    def step(self, features: Sequence[Tensor], step: int) -> dict[int, float]:
+        import ray
+
+        shared = ray.put([feature.cpu() for feature in features])
+        found = ray.get([actor.step.remote(shared, step) for actor in self._actors])
+        return {block: loss for losses in found for block, loss in losses.items()}
+
+    def state(self) -> dict[str, dict]:
+        import ray
+
+        found = ray.get([actor.state.remote() for actor in self._actors])
+        return {block: state for states in found for block, state in states.items()}
+
+    def load(self, state: Mapping[str, Mapping]) -> None:
+        import ray
+
+        ray.get([actor.load.remote(state) for actor in self._actors])
