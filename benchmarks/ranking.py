@@ -132,7 +132,9 @@ def row(method: str, scores: list[float], truth: list[float]) -> dict[str, objec
 
 def judged(name: str, family: Family, data: Data, archs: list[Arch], arguments: Arguments) -> list[float]:
     """Accuracy of each architecture by a supernet trained with the method `name`."""
-    directory = arguments.output / f"{name}-{arguments.images}-{arguments.epochs}-{arguments.resolution}px-{arguments.seed}"
+    directory = (
+        arguments.output / f"{name}-{arguments.images}-{arguments.epochs}-{arguments.resolution}px-{arguments.seed}"
+    )
     path = directory / f"scores-{arguments.archs}-{arguments.judges}.json"
     if path.exists():
         return json.loads(path.read_text())
@@ -153,7 +155,8 @@ def judged(name: str, family: Family, data: Data, archs: list[Arch], arguments: 
     calibration = data.calibration_images(arguments.resolution, 1000, arguments.seed)
     images = resized(calibration, *data.images(data.holdout, arguments.resolution, arguments.judges))
     score = SupernetAccuracy(net, images, family.resolution)
-    scores = [score([arch])[0] for arch in track(archs, f"Judging by {name}")]
+    known = dict(track(score.each(archs), f"Judging by {name}", len(archs)))
+    scores = [known[index] for index in range(len(archs))]
     with write_atomically(path) as temporary:
         temporary.write_text(json.dumps(scores))
     return scores

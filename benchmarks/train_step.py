@@ -6,18 +6,21 @@ A step trains the largest subnet on labels and two random ones and the smallest 
 every step. The floor is the same four plain timm models, built beforehand, each forward and backward on the same batch
 with the same losses, nothing shared. Both are timed in turn, in one process, the optimizer left out of both. Reported
 are the ratio of each pair of steps (median and quartiles), and the peak memory of a step over that of the largest
-plain model's own. Ten minutes on 2 cores; --quick takes one.
+plain model's own: `peak_memory_ratio` of what is in use, `peak_process_ratio` of what the process takes, with what
+glibc's heap keeps between tensors of ever new sizes. Ten minutes on 2 cores; --quick takes one.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -28,11 +31,13 @@ from report import report
 from torch.nn import functional as F
 
 from distill.losses import kl_divergence
-from supernet import Supernet
+from supernet import Supernet, sampling
 from supernet.families import FAMILIES, Family
 from supernet.sampling import Path as Subnet
 from supernet.sampling import Sandwich
 from supernet.train import TrainConfig, train_step
+
+GLIBC_THRESHOLDS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,8 @@ class Arguments:
 class Step:
     """The steps that are compared, on one batch of random images."""
 
-    def __init__(self, arguments: Arguments, resolution: int, batch_size: int, random_subnets: int = 2):
-        self.family: Family = FAMILIES[arguments.space]()
+    def __init__(self, arguments: Arguments, resolution: int, batch_size: int, random_subnets: int = 2, **options):
+        self.family: Family = FAMILIES[arguments.space](**options)
         self.device = torch.device(arguments.device)
         self.net: Supernet = self.family.supernet().to(self.device, memory_format=torch.channels_last).train()
         self.config = TrainConfig(amp="bf16" if arguments.precision == "bf16" else "none")
@@ -79,7 +84,8 @@ class Step:
                 self.net(small, self.net.space.sample(np.random.default_rng([1, index])))
 
     def paths(self, step: int) -> list[Subnet]:
-        return self.method.paths(np.random.default_rng(step), judge=None)
+        draw = np.random.default_rng(step)
+        return self.method.paths(sampling.Step(step, 0, 0.0, draw, self.net, self.images, self.labels, self.net, 0.1))
 
     def shared(self, paths: list[Subnet]) -> None:
         self.net.zero_grad()
@@ -89,19 +95,6 @@ class Step:
 
     def plain_models(self, paths: list[Subnet]) -> list[torch.nn.Module]:
         return [self.net.extract(path.arch) for path in paths]
-
-    def plain(self, models: list[torch.nn.Module]) -> None:
-        logits = None
-        for model in models:
-            model.zero_grad()
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bf16"):
-                output = model(self.images)
-            output = output.float()
-            if logits is None:
-                F.cross_entropy(output, self.labels, label_smoothing=self.config.label_smoothing).backward()
-                logits = output.detach()
-            else:
-                kl_divergence(output, logits).backward()
 
     def seconds(self, run: Callable[[], None]) -> float:
         self._wait()
@@ -115,6 +108,21 @@ class Step:
             torch.cuda.synchronize()
 
 
+def train_plain(models: list[torch.nn.Module], images: torch.Tensor, labels: torch.Tensor, precision: str) -> None:
+    """The first model learns from the labels, the others from the first's logits."""
+    logits = None
+    for model in models:
+        model.zero_grad()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            output = model(images)
+        output = output.float()
+        if logits is None:
+            F.cross_entropy(output, labels, label_smoothing=0.1).backward()
+            logits = output.detach()
+        else:
+            kl_divergence(output, logits).backward()
+
+
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     if len(arguments.resolutions) != len(arguments.batch_sizes):
@@ -126,7 +134,8 @@ def main() -> None:
     rows, summary = [], {}
     for resolution, batch_size in settings:
         row = compare(arguments, resolution, batch_size, 7 if arguments.quick else arguments.steps)
-        row["peak_memory_ratio"] = memory_ratio(arguments, resolution, batch_size)
+        row["peak_memory_ratio"] = memory_ratio(arguments, resolution, batch_size, heap=False)
+        row["peak_process_ratio"] = memory_ratio(arguments, resolution, batch_size, heap=True)
         rows.append(row)
         suffix = resolution if arguments.device == "cpu" else f"{resolution}_{batch_size}_{arguments.precision}"
         summary[f"overhead_ratio_{suffix}"] = row["ratio"]
@@ -136,6 +145,7 @@ def main() -> None:
         details["gpu"] = torch.cuda.get_device_name()
     if arguments.growth and not arguments.quick:
         details["growth"] = growth(arguments, *settings[0])
+        details["growth_with_size"] = growth_with_size(arguments, *settings[0])
     report(rows, summary, arguments.json, **details)
 
 
@@ -147,7 +157,8 @@ def compare(arguments: Arguments, resolution: int, batch_size: int, steps: int) 
         paths = step.paths(index % 1000)
         models = step.plain_models(paths)
         gc.collect()
-        runs = [lambda p=paths: step.shared(p), lambda m=models: step.plain(m)]
+        plain_step = partial(train_plain, models, step.images, step.labels, arguments.precision)
+        runs = [partial(step.shared, paths), plain_step]
         if index % 2:
             runs.reverse()
         times = [step.seconds(run) for run in runs]
@@ -170,29 +181,40 @@ def compare(arguments: Arguments, resolution: int, batch_size: int, steps: int) 
     }
 
 
-def memory_ratio(arguments: Arguments, resolution: int, batch_size: int) -> float:
-    """Peak memory of a supernet step over that of the largest plain model's, each in a process of its own."""
+def memory_ratio(arguments: Arguments, resolution: int, batch_size: int, heap: bool) -> float:
+    """Peak memory of a supernet step over that of the largest plain model's, each in a process of its own.
+
+    Without `heap` glibc hands memory that is freed back at once, so that what is in use is measured, and not what its
+    heap keeps between tensors of ever new sizes.
+    """
+    environment = os.environ if heap else os.environ | dict.fromkeys(GLIBC_THRESHOLDS, "100000")
     peaks = []
     for what in ("supernet", "plain"):
         command = [sys.executable, __file__, "--memory-of", what, "--space", arguments.space]
         command += ["--resolutions", str(resolution), "--batch-sizes", str(batch_size)]
-        command += ["--device", arguments.device, "--precision", arguments.precision]
-        peaks.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]))
+        command += ["--device", arguments.device, "--precision", arguments.precision, "--steps", str(arguments.steps)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+        peaks.append(float(done.stdout.split()[-1]))
     return peaks[0] / peaks[1]
 
 
 def peak_memory_here(arguments: Arguments) -> float:
-    """Peak memory in MiB that steps take beyond what the process had before there was a network."""
+    """Peak memory in MiB that steps take, weights and gradients included, beyond what the process had before there was
+    a network."""
     (resolution,), (batch_size,) = arguments.resolutions, arguments.batch_sizes
-    step = Step(arguments, resolution, batch_size)
-    models = step.plain_models(step.paths(0)[:1])
-    if arguments.memory_of == "plain":
-        step.net = None
+    images = torch.randn(batch_size, 3, resolution, resolution, device=arguments.device)
+    images = images.to(memory_format=torch.channels_last)
+    labels = torch.zeros(batch_size, dtype=torch.int64, device=arguments.device)
+    gc.collect()
     before = _peak_mib()
-    for index in range(5):
-        if arguments.memory_of == "plain":
-            step.plain(models)
-        else:
+    if arguments.memory_of == "plain":
+        family = FAMILIES[arguments.space]()
+        model = family.build(family.space.largest).train().to(arguments.device, memory_format=torch.channels_last)
+        for _ in range(5):
+            train_plain([model], images, labels, arguments.precision)
+    else:
+        step = Step(arguments, resolution, batch_size)
+        for index in range(arguments.steps):
             step.shared(step.paths(index))
     if arguments.device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
@@ -212,6 +234,27 @@ def growth(arguments: Arguments, resolution: int, batch_size: int) -> list[dict[
         step = Step(arguments, resolution, batch_size, random_subnets)
         times = [step.seconds(lambda s=step, i=i: s.shared(s.paths(i))) for i in range(8)][1:]
         rows.append({"random_subnets": random_subnets, "step_ms": float(np.median(times)) * 1e3})
+    return rows
+
+
+def growth_with_size(arguments: Arguments, resolution: int, batch_size: int) -> list[dict[str, float]]:
+    """Seconds a step by the size of the supernet, all its widths scaled."""
+    rows = []
+    for width_mult in (0.5, 0.75, 1.0, 1.5, 2.0):
+        step = Step(arguments, resolution, batch_size, width_mult=width_mult)
+        times, macs = [], []
+        for index in range(8):
+            paths = step.paths(index)
+            times.append(step.seconds(partial(step.shared, paths)))
+            macs.append(sum(step.family.macs(path.arch) for path in paths))
+        rows.append(
+            {
+                "width_mult": width_mult,
+                "parameters": step.family.parameters(step.net.space.largest),
+                "macs_of_subnets": float(np.mean(macs[1:])),
+                "step_ms": float(np.median(times[1:])) * 1e3,
+            }
+        )
     return rows
 
 
