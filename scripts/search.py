@@ -4,6 +4,8 @@
     python scripts/search.py --run runs/digits --predictors runs/latency/* --limits xeon-onnxruntime-fp32-1t-b1=0.3
     python scripts/search.py --run runs/digits --limits macs=1.5e6 parameters=2e5 --strategy once_for_all
     python scripts/search.py --run runs/digits --workers 2
+    python scripts/search.py --run runs/digits --strategy rdm --teacher resnet18
+    python scripts/search.py --space nasbench201 --strategy te_nas --output runs/te_nas
 
 Accuracy is that on the held-out images with BatchNorm recalibrated; the test images are not touched. Without a latency
 predictor it is traded off against MACs. With `--workers` on Ray workers, with the same result. A search that was killed
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
@@ -24,29 +26,43 @@ from command_line import console, progress_bar, report, run
 from rich.table import Table
 
 from predictors import LatencyPredictor, measure, prepare, runtimes, this_device
+from search.dna import DnaConfig
+from search.guidance import GuidanceConfig
 from search.history import Evaluation
-from search.job import ACCURACY, SearchJob, image_size, load_predictors, run_search
+from search.job import SearchJob, image_size, load_predictors, run_search
 from search.report.sources import write_origin
 from search.run import Generation
+from search.scores import TRAINING_FREE, untrained_run
 from search.table import write_csv
+from search.te_nas import Settings
+from supernet.data import DataConfig
 from supernet.runs import Run, load_run
 from supernet.space import Arch
 
 
 @dataclass(frozen=True)
 class Arguments:
-    run: Path
+    run: Path | None = None
     """Folder of the training run."""
+    space: str | None = None
+    """Instead of a run, a space of supernet.families.FAMILIES, for te_nas and zero_cost."""
+    space_options: str = "{}"
+    """Options of that space as a JSON object."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Images for a search without a run."""
     output: Path | None = None
     """Folder for the results; by default that of the training run."""
     strategy: str = SearchJob.strategy
-    """One of search.strategies.STRATEGIES."""
+    """evolution, screened, once_for_all, spos, random or local, which go by accuracy or by --score; or te_nas,
+    zero_cost, rdm or dna, which go by the score of that name."""
+    score: str | None = SearchJob.score
+    """What architectures are judged by: accuracy, te_nas, zero_cost, rdm or dna; by default as the strategy says."""
     predictors: tuple[Path, ...] = ()
     """Folders of latency predictors, one a device."""
     limits: tuple[str, ...] = ()
     """NAME=VALUE, the largest admissible value; names are macs, parameters, activation_bytes, and devices (ms)."""
     objectives: tuple[str, ...] = SearchJob.objectives
-    """Costs to trade off against accuracy; by default the latency on every device, or macs if there is none."""
+    """Costs to trade off against the score; by default the latency on every device, or macs if there is none."""
     evaluations: int = SearchJob.evaluations
     """Architectures to evaluate."""
     population: int = SearchJob.population
@@ -57,6 +73,15 @@ class Arguments:
     """Training images for BatchNorm; by default as in training."""
     batch_size: int = SearchJob.batch_size
     """Images that a subnet runs on at a time."""
+    zero_cost: tuple[str, ...] = SearchJob.zero_cost
+    """Scores of search.training_free.NAMES whose mean rank is the score zero_cost, or vote."""
+    zero_cost_images: int = SearchJob.zero_cost_images
+    """Images that the scores without training see at a time; te_nas draws from eight times as many."""
+    te_nas: Settings = SearchJob.te_nas
+    teacher: str | None = SearchJob.teacher
+    """Whom rdm and dna follow: a pretrained model of timm's, or the folder of an extracted subnet or a training run."""
+    rdm: GuidanceConfig = field(default_factory=GuidanceConfig)
+    dna: DnaConfig = field(default_factory=DnaConfig)
     seed: int = SearchJob.seed
     """All that is random follows from it."""
     workers: int = 0
@@ -78,7 +103,7 @@ class Arguments:
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     job = arguments.job()
-    trained = load_run(arguments.run)
+    trained = find_run(arguments, job)
     predictors = load_predictors(arguments.predictors, trained.family)
     output = arguments.output or arguments.run
     generations: list[Generation] = []
@@ -88,7 +113,8 @@ def main() -> None:
 
         def on_generation(generation: Generation) -> None:
             generations.append(generation)
-            note = f"generation {generation.index + 1}: {generation.best[ACCURACY]:.2%}"
+            note = f"generation {generation.index + 1}: {job.judged_by} {generation.best[job.judged_by]:.4f}"
+            note += "".join(f", {name} {value:.2f}" for name, value in generation.notes.items())
             progress.update(task, completed=generation.evaluated, note=note)
 
         outcome = run_search(
@@ -108,19 +134,32 @@ def main() -> None:
     for evaluation in outcome.result.evaluations:
         if evaluation.error:
             console.print(f"failed: {evaluation.arch.to_json()}: {evaluation.error}", highlight=False, markup=False)
-    front = sorted(outcome.result.front, key=lambda evaluation: evaluation.scores[ACCURACY])
+    front = sorted(outcome.result.front, key=lambda evaluation: evaluation.scores[job.judged_by])
     measured = measure_front(front, trained, predictors, output) if arguments.measure else {}
     columns = [front_row(evaluation, measured) for evaluation in front]
     write_csv(output / "front.csv", [{**row, "arch": e.arch.to_json()} for row, e in zip(columns, front)])
-    correlations = getattr(outcome.strategy, "rank_correlations", [])
-    rows = [generation_row(generation) for generation in generations]
-    for row, correlation in zip(rows[len(rows) - len(correlations) :], correlations):
-        row["rank_correlation"] = correlation
-    write_csv(output / "generations.csv", rows)
-    write_origin(output, arguments.run, arguments.predictors)
+    write_csv(output / "generations.csv", [generation_row(generation) for generation in generations])
+    if arguments.run:
+        write_origin(output, arguments.run, arguments.predictors)
     console.print(front_table(columns))
     console.print(f"The front is in {output / 'front.csv'}, every evaluation in {output / 'search.jsonl'}.")
     report(output)
+
+
+def find_run(arguments: Arguments, job: SearchJob) -> Run:
+    """The run that was asked for, or an untrained one of the space."""
+    if (arguments.run is None) == (arguments.space is None):
+        raise ValueError("say which run to search with --run, or which space with --space")
+    if arguments.run is not None:
+        return load_run(arguments.run)
+    if job.judged_by not in TRAINING_FREE:
+        raise ValueError(
+            f"the score {job.judged_by} needs a trained supernet: give --run, or search the space "
+            f"by {' or '.join(TRAINING_FREE)}"
+        )
+    if arguments.output is None:
+        raise ValueError("say where the results go with --output")
+    return untrained_run(arguments.space, arguments.space_options, arguments.data)
 
 
 def parse_limit(text: str) -> tuple[str, float]:
@@ -173,7 +212,8 @@ def front_table(rows: Sequence[Mapping[str, float]]) -> Table:
 
 def generation_row(generation: Generation) -> dict[str, float]:
     fields = dataclasses.asdict(generation)
-    return {"generation": fields.pop("index"), **fields.pop("best"), **fields}
+    notes = fields.pop("notes")
+    return {"generation": fields.pop("index"), **fields.pop("best"), **fields, **notes}
 
 
 if __name__ == "__main__":
