@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -75,6 +75,33 @@ def narrow(model: nn.Module, sizes: Mapping[Channels, int]) -> nn.Module:
 
     The layers' own numbers (`in_channels`, `num_features`, ...) follow. Tensors that `model` lacks are left out.
     """
+    return _resize(model, sizes, lambda tensor, shape: leading(tensor, shape).clone())
+
+
+def widen(model: nn.Module, sizes: Mapping[Channels, int]) -> nn.Module:
+    """Make each of these channels `sizes[channels]` in number, none fewer, in place; returns `model`.
+
+    The leading ones keep their weights. The others are drawn by torch's global generator from the normal distribution
+    with the mean and standard deviation of the tensor, so that scales of 1 and biases of 0 stay what they are. The
+    layers' own numbers follow, as in `narrow`.
+    """
+    return _resize(model, sizes, _extended)
+
+
+def _extended(tensor: Tensor, shape: torch.Size) -> Tensor:
+    if tensor.is_meta:
+        return tensor.new_empty(shape)
+    whole = nn.Parameter(tensor.new_empty(shape), requires_grad=False)
+    values = tensor.float()
+    whole.normal_(values.mean().item(), values.std(correction=0).item())
+    leading(whole.detach(), tensor.shape).copy_(tensor)
+    return whole.detach()
+
+
+def _resize(
+    model: nn.Module, sizes: Mapping[Channels, int], change: Callable[[Tensor, torch.Size], Tensor]
+) -> nn.Module:
+    """Give the tensors of `model` that these channels are in new sizes, by `change`, in place."""
     present = {name for name, _ in itertools.chain(model.named_parameters(), model.named_buffers())}
     cuts: dict[str, dict[int, int]] = {}
     for channels, size in sizes.items():
@@ -86,7 +113,7 @@ def narrow(model: nn.Module, sizes: Mapping[Channels, int]) -> nn.Module:
         module = model.get_submodule(owner)
         tensor = getattr(module, leaf)
         shape = torch.Size(sizes_of.get(dim, size) for dim, size in enumerate(tensor.shape))
-        part = leading(tensor.detach(), shape).clone()
+        part = change(tensor.detach(), shape)
         setattr(module, leaf, nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part)
         if leaf == "weight":
             _set_numbers(module, shape)

@@ -1,0 +1,170 @@
+"""Training a tiny model by network augmentation: what comes out is the plain model, with no cost at inference."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from netaug.augmentation import Augmentation, augment
+from netaug.method import NetAug
+from supernet import distributed
+from supernet.channels import widen
+from supernet.data import Data, load_data
+from supernet.evaluation import calibrated_subnet
+from supernet.loop import LoopConfig, StepResult
+from supernet.runs import begin_run, make_family
+from supernet.space import Arch
+from supernet.standalone import ModelJob, initial_model
+from supernet.subnet import Subnet, SubnetConfig
+from supernet.supernet import Supernet
+from supernet.teacher import load_teacher
+from supernet.train import TrainConfig, train
+
+
+@dataclass(frozen=True)
+class NetAugConfig:
+    """How a tiny model is augmented."""
+
+    r: float = 3.0
+    """How many times as wide, and as expanded, the widest network is."""
+    s: int = 2
+    """Equal steps from the tiny model to there."""
+    widths: tuple[float, ...] = ()
+    """Factors of the widths instead, such as 1 1.8 2.6."""
+    expansions: tuple[float, ...] = ()
+    """Factors of the expansions inside blocks instead, such as 1 1.6 2.2 2.8."""
+    weight: float = 1.0
+    """Weight of the wider network's loss."""
+    width_until: float = 0.5
+    """Part of the training in which networks are wider; then they are more expanded alone."""
+    sort_channels: bool = True
+    """Put the most important channels into the tiny model before every epoch in which networks are wider."""
+    calibration_images: int = 1000
+    """Training images that the tiny model's BatchNorm is recalibrated on at the end."""
+
+    def __post_init__(self):
+        if self.weight < 0 or not 0 <= self.width_until <= 1 or self.calibration_images < 1:
+            raise ValueError(
+                "weight is 0 or more, width_until a part of the training, and calibration_images at least 1, not "
+                f"{self.weight}, {self.width_until} and {self.calibration_images}"
+            )
+
+
+@dataclass(frozen=True)
+class NetAugJob(ModelJob):
+    """All that defines the training of one model by network augmentation; of the losses, labels and kl."""
+
+    netaug: NetAugConfig = dataclasses.field(default_factory=NetAugConfig)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.objective.adaptive_alpha or self.objective.feature_losses:
+            raise ValueError("network augmentation takes the losses labels and kl; set the other weights to 0")
+
+
+def run_netaug_job(
+    job: NetAugJob,
+    directory: Path,
+    *,
+    resume: bool = False,
+    on_step: Callable[[StepResult], None] = lambda result: None,
+) -> Subnet:
+    """Train the model that `job` describes, as `supernet.standalone.run_model_job` does, by network augmentation."""
+    data = load_data(job.data, job.train.seed)
+    family = make_family(job.space, job.space_options, data.num_classes)
+    arch = family.space.largest if job.arch is None else family.space.validate(Arch.from_json(job.arch))
+    config = job.netaug
+    augmentation = augment(
+        family, config.r, config.s, arch=arch, widths=config.widths or None, expansions=config.expansions or None
+    )
+    teacher = None
+    if job.teacher is not None:
+        teacher = load_teacher(job.teacher, job.data, data.classes, job.teacher_weights, job.teacher_input_size)
+    model = initial_model(job, family, arch)
+    if distributed.rank() == 0:
+        begin_run(job, data, directory, resume)
+    distributed.wait()
+    model = train_netaug(
+        augmentation,
+        model,
+        data,
+        job.train,
+        directory,
+        config,
+        label_weight=job.objective.labels,
+        teacher_weight=job.objective.kl,
+        temperature=job.objective.temperature,
+        teacher=teacher,
+        resume=resume,
+        on_step=on_step,
+    )
+    return Subnet(model, SubnetConfig.of(job.space, job.space_options, arch, data))
+
+
+def train_netaug(
+    augmentation: Augmentation,
+    tiny: nn.Module,
+    data: Data,
+    config: LoopConfig,
+    run_dir: Path,
+    netaug: NetAugConfig,
+    *,
+    label_weight: float = 1.0,
+    teacher_weight: float = 0.0,
+    temperature: float = 1.0,
+    teacher: nn.Module | None = None,
+    resume: bool = False,
+    on_step: Callable[[StepResult], None] = lambda result: None,
+) -> nn.Module:
+    """The model `tiny`, which `augmentation` is around, trained from the weights that it has; on the CPU, in eval mode.
+
+    The loop is `supernet.train.train` with the method `NetAug`. At the end the tiny model is taken out and its
+    BatchNorm recalibrated. It has the state-dict keys and shapes of `tiny`.
+    """
+    net = initial_supernet(augmentation, tiny, config.seed)
+    method = NetAug(
+        augmentation.space,
+        [inside.channels for inside in augmentation.inside] if netaug.sort_channels else (),
+        netaug.weight,
+        netaug.width_until,
+        label_weight,
+        teacher_weight,
+    )
+    settings = TrainConfig(
+        **{field.name: getattr(config, field.name) for field in dataclasses.fields(LoopConfig)},
+        temperature=temperature if teacher_weight else 1.0,
+        calibration_images=netaug.calibration_images,
+        eval_random=0,
+    )
+    net = train(
+        augmentation.family,
+        net,
+        data,
+        settings,
+        run_dir,
+        method=method,
+        teacher=teacher,
+        resume=resume,
+        on_step=on_step,
+    )
+    resolution = augmentation.input_size
+    images = data.calibration_images(resolution, netaug.calibration_images, config.seed)
+    model = calibrated_subnet(net, augmentation.space.smallest, resolution, images)
+    return model.to("cpu", memory_format=torch.contiguous_format)
+
+
+def initial_supernet(augmentation: Augmentation, tiny: nn.Module, seed: int) -> Supernet:
+    """A supernet whose smallest subnet has the weights of `tiny`; those of the other channels are drawn from `seed`.
+
+    `tiny` itself is made wider, and of no more use.
+    """
+    net = augmentation.family.supernet(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net.load_state_dict(widen(tiny, augmentation.sizes(augmentation.space.largest)).state_dict())
+    return net
