@@ -5,7 +5,14 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-EXTRAS = {"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": "openvino", "plotly": "report"}
+EXTRAS = {
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "onnxruntime": "onnx",
+    "openvino": "openvino",
+    "plotly": "report",
+    "tensorboard": "tensorboard",
+}
 
 
 def require(module: str) -> ModuleType:

@@ -1,8 +1,7 @@
-"""What every training loop here has in common: settings, optimizer and schedule, checkpoints, lines of metrics."""
+"""What every training loop here has in common: settings, optimizer and schedule, checkpoints."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from supernet.atomic import write_atomically
 from supernet.checkpoint import load_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -73,6 +71,8 @@ class LoopConfig:
     """Held-out images in an evaluation, at most."""
     log_steps: int = 10
     """Steps between lines in metrics.jsonl."""
+    tensorboard: bool = False
+    """Write metrics for TensorBoard as well."""
     checkpoint_steps: int = 200
     """Steps between checkpoints."""
     keep_checkpoints: int = 3
@@ -193,24 +193,3 @@ def clip_gradients(net: nn.Module, config: LoopConfig) -> Tensor:
     elif config.clip is not None:
         torch.nn.utils.clip_grad_value_(parameters, config.clip)
     return norm
-
-
-def append_metrics(metrics: Path, line: dict[str, Any]) -> None:
-    with metrics.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def forget_after(metrics: Path, step: int) -> None:
-    """Drop lines of steps after `step`, which are about to be done again, and a line that was cut off."""
-    if not metrics.exists():
-        return
-    kept = []
-    for line in metrics.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] > step:
-                break
-        except json.JSONDecodeError:
-            break
-        kept.append(line + "\n")
-    with write_atomically(metrics) as temporary:
-        temporary.write_text("".join(kept))

@@ -67,9 +67,10 @@ class Method(Protocol):
 
     space: SearchSpace  # of the architectures that it trains
 
-    def start_epoch(self, net: Supernet, companions: Sequence[Mapping[str, Tensor]]) -> None:
-        """Called before an epoch's first step. A method that reorders channels of `net` does the same to the
-        `companions`: tensors by the names and in the shapes of the parameters, such as an optimizer's momentum."""
+    def start_epoch(self, net: Supernet, companions: Sequence[Mapping[str, Tensor]], progress: float) -> None:
+        """Called before an epoch's first step, whose `Step.progress` it gets. A method that reorders channels of `net`
+        does the same to the `companions`: tensors by the names and in the shapes of the parameters, such as an
+        optimizer's momentum."""
 
     def paths(self, step: Step) -> list[Path]: ...
 

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from timm.utils import ModelEmaV3
@@ -24,14 +25,13 @@ from supernet.loop import (
     LoopConfig,
     StepResult,
     TrainingError,
-    append_metrics,
     clip_gradients,
-    forget_after,
     hold_lr,
     make_optimizer,
     pick_device,
     restore,
 )
+from supernet.metrics import Metrics
 from supernet.randomness import Stream, torch_seed
 from supernet.runs import begin_run, make_family, read_config, with_tuples
 from supernet.space import Arch
@@ -73,6 +73,9 @@ class ModelJob:
             )
 
 
+AnyModelJob = TypeVar("AnyModelJob", bound=ModelJob)
+
+
 def run_model_job(
     job: ModelJob, directory: Path, *, resume: bool = False, on_step: Callable[[StepResult], None] = lambda result: None
 ) -> Subnet:
@@ -99,14 +102,14 @@ def run_model_job(
     return Subnet(model, SubnetConfig.of(job.space, job.space_options, arch, data))
 
 
-def read_model_job(directory: Path) -> ModelJob | None:
+def read_model_job(directory: Path, kind: type[AnyModelJob] = ModelJob) -> AnyModelJob | None:
     """The job of the run that was begun in `directory`, None if there is none."""
     if not (directory / "config.json").exists():
         return None
     values = read_config(directory)["job"]
-    parts = {"data": DataConfig, "train": LoopConfig, "objective": Objective}
+    parts = {name: type(part) for name, part in vars(kind()).items() if dataclasses.is_dataclass(part)}
     try:
-        return ModelJob(**{n: parts[n](**with_tuples(v)) if n in parts else v for n, v in values.items()})
+        return kind(**{n: parts[n](**with_tuples(v)) if n in parts else v for n, v in values.items()})
     except TypeError as error:
         raise ValueError(f"this job was written by another version: {error}") from error
 
@@ -170,11 +173,10 @@ def train_model(
     optimizer, scheduler = make_optimizer(model, config, steps_per_epoch)
     ema = ModelEmaV3(model, config.ema_decay) if config.ema_decay else None
     run_dir.mkdir(parents=True, exist_ok=True)
-    checkpoints, metrics = run_dir / "checkpoints", run_dir / "metrics.jsonl"
+    checkpoints = run_dir / "checkpoints"
     state = restore(checkpoints, model, optimizer, ema) if resume else None
     start = state["step"] if state else 0
-    if distributed.rank() == 0:
-        forget_after(metrics, start)
+    metrics = Metrics(run_dir, start, config.tensorboard) if distributed.rank() == 0 else None
     steps = range(start, config.epochs * steps_per_epoch)
     batches = data.training_batches(
         resolution, config.batch_size, config.seed, steps, distributed.rank(), distributed.world_size()
@@ -207,17 +209,19 @@ def train_model(
         if done % config.log_steps == 0 or is_last:
             parts = {name: loss.item() for name, loss in losses.parts.items()}
             logged = [losses.total.item(), *parts.values()]
-            append_metrics(
-                metrics, {"step": done, "epoch": done / steps_per_epoch, "lr": lr, "loss": logged[0], "losses": parts}
+            metrics.append(
+                {"step": done, "epoch": done / steps_per_epoch, "lr": lr, "loss": logged[0], "losses": parts}
             )
         if config.eval_epochs and (is_last or done % (config.eval_epochs * steps_per_epoch) == 0):
             found = _holdout_accuracy(ema.module if ema else model, data, resolution, config)
-            append_metrics(metrics, {"step": done, "accuracy": found})
+            metrics.append({"step": done, "accuracy": found})
             model.train()
         if done % config.checkpoint_steps == 0 or is_last:
             state = {"net": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema and ema.state_dict()}
             save_checkpoint(checkpoints, done, state, config.keep_checkpoints)
         on_step(StepResult(done, steps.stop, logged, lr))
+    if metrics:
+        metrics.close()
     distributed.wait()
     return ema.module if ema else model
 

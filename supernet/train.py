@@ -25,14 +25,13 @@ from supernet.loop import (
     LoopConfig,
     StepResult,
     TrainingError,
-    append_metrics,
     clip_gradients,
-    forget_after,
     hold_lr,
     make_optimizer,
     pick_device,
     restore,
 )
+from supernet.metrics import Metrics
 from supernet.prioritized import PrioritizedPaths
 from supernet.randomness import Stream, generator, torch_seed
 from supernet.sampling import Attentive, Fair, Method, Path, Sandwich, Step, Uniform
@@ -184,14 +183,13 @@ def train(
     optimizer, scheduler = make_optimizer(net, config, steps_per_epoch)
     ema = ModelEmaV3(net, config.ema_decay) if config.ema_decay else None
     run_dir.mkdir(parents=True, exist_ok=True)
-    checkpoints, metrics = run_dir / "checkpoints", run_dir / "metrics.jsonl"
+    checkpoints = run_dir / "checkpoints"
     state = restore(checkpoints, net, optimizer, ema) if resume else None
     start = 0
     if state:
         start = state["step"]
         method.load_state_dict(state["method"])
-    if distributed.rank() == 0:
-        forget_after(metrics, start)
+    metrics = Metrics(run_dir, start, config.tensorboard) if distributed.rank() == 0 else None
     steps = range(start, config.epochs * steps_per_epoch)
     largest_resolution = max(family.resolution(arch) for arch in (net.space.largest, net.space.smallest))
     evaluation = None
@@ -208,7 +206,7 @@ def train(
         scheduler.step_update(number + 0.5)  # the rate in the middle of the step, so that no step has a rate of 0
         lr = hold_lr(optimizer, config, number / steps_per_epoch)
         if number % steps_per_epoch == 0:
-            method.start_epoch(net, _companions(net, optimizer, ema))
+            method.start_epoch(net, _companions(net, optimizer, ema), number / steps.stop)
         step = Step(
             number,
             number // steps_per_epoch,
@@ -243,9 +241,9 @@ def train(
         is_last = done == steps.stop
         logged = losses.tolist() if done % config.log_steps == 0 or is_last else None
         if logged:
-            append_metrics(metrics, {"step": done, "epoch": done / steps_per_epoch, "lr": lr, "losses": logged})
+            metrics.append({"step": done, "epoch": done / steps_per_epoch, "lr": lr, "losses": logged})
         if evaluation and (is_last or done % (config.eval_epochs * steps_per_epoch) == 0):
-            append_metrics(metrics, {"step": done, "accuracy": evaluation.run(ema.module if ema else net)})
+            metrics.append({"step": done, "accuracy": evaluation.run(ema.module if ema else net)})
             net.train()
         if done % config.checkpoint_steps == 0 or is_last:
             state = {
@@ -256,6 +254,8 @@ def train(
             }
             save_checkpoint(checkpoints, done, state, config.keep_checkpoints)
         on_step(StepResult(done, steps.stop, logged, lr))
+    if metrics:
+        metrics.close()
     distributed.wait()
     return ema.module if ema else net
 
