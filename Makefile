@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint docs clean
 
 quickstart: .venv/installed
 	$(BIN)/python scripts/quickstart.py
@@ -14,11 +14,18 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+docs: .venv/documented
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build
+
 clean:
-	rm -rf .venv runs/quickstart
+	rm -rf .venv docs/_build runs/quickstart
 
 .venv/installed: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, not %s: say make PYTHON=python3.12, for example" % sys.version.split()[0])'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -e ".[onnx,report,test]"
+	@touch $@
+
+.venv/documented: .venv/installed
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[docs]"
 	@touch $@

@@ -106,8 +106,8 @@ def main() -> None:
     devices = list(dict.fromkeys(str(settings["device"]) for settings in trials))
     write_sweep(sweep, output, {device: device for device in devices})
     write_origin(output, arguments.run, arguments.predictors)
-    report(output)
     console.print(f"{len(sweep.trials)} searches; the tables are in {output}.")
+    report(output)
 
 
 def plan(arguments: Arguments) -> list[Settings]:

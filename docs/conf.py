@@ -1,0 +1,85 @@
+"""Sphinx: Markdown pages, the API from the docstrings, and tables from benchmarks/results.
+
+In a page, `<!-- results: NAME key key -->` becomes a table of these figures of benchmarks/results/NAME.json, with the
+command and the hardware that they are from, and `<!-- rows: NAME -->` one of its rows. While there is no such file, it
+says so: no figure is written by hand. `<!-- reference: PACKAGE -->` becomes the documentation of its public modules.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+project = "supernet"
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+html_theme = "furo"  # light and dark, and nothing is fetched when a page is opened
+html_title = "supernet"
+myst_heading_anchors = 3
+default_role = "literal"  # what docstrings put between single backticks
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_typehints = "signature"
+# Docstrings are plain text, not all of it valid reStructuredText; links between pages are checked all the same.
+suppress_warnings = ["docutils", "autodoc", "ref.python", "sphinx_autodoc_typehints"]
+
+PLACE = re.compile(r"<!-- (results|rows|reference): (\S+)((?: \S+)*) -->")
+
+
+def setup(app):
+    app.connect("source-read", fill)
+
+
+def fill(app, name: str, source: list[str]) -> None:
+    source[0] = PLACE.sub(lambda place: generated(place[1], place[2], place[3].split()), source[0])
+
+
+def generated(kind: str, name: str, keys: list[str]) -> str:
+    return reference(name) if kind == "reference" else table(kind, name, keys)
+
+
+def reference(package: str) -> str:
+    """Every public module of a package that has something to say."""
+    directives = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if (parts[-1].startswith("_") and parts[-1] != "__init__") or not path.read_text().strip():
+            continue
+        if parts[-1] == "__init__":  # what a package offers is described where it is defined
+            directives[".".join(parts[:-1])] = "\n   :no-members:"
+        else:
+            directives[".".join(parts)] = ""
+    return "\n".join(
+        f"## {name}\n\n```{{eval-rst}}\n.. automodule:: {name}{options}\n```\n"
+        for name, options in sorted(directives.items())
+    )
+
+
+def table(kind: str, name: str, keys: list[str]) -> str:
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    if not path.exists():
+        return (
+            f"*Nothing is recorded here yet: `benchmarks/results/{name}.json` does not exist. "
+            f"`python benchmarks/{name}.py --json benchmarks/results/{name}.json` measures it.*"
+        )
+    result = json.loads(path.read_text())
+    hardware = ", ".join(str(value) for value in result["hardware"].values())
+    origin = f"*From `{result['command']}`, {result['date']}, on {hardware}.*"
+    if kind == "rows":
+        columns = list(dict.fromkeys(column for row in result["rows"] for column in row))
+        lines = [[cell(row.get(column, "")) for column in columns] for row in result["rows"]]
+    else:
+        columns = ["figure", "value"]
+        lines = [[f"`{key}`", cell(result["summary"][key])] for key in keys or result["summary"]]
+    head = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    return "\n".join([*head, *(f"| {' | '.join(line)} |" for line in lines), "", origin])
+
+
+def cell(value: object) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|")
