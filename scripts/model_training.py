@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,10 @@ from supernet.data import load_data
 from supernet.evaluation import Quality, quality
 from supernet.recipes import RECIPES
 from supernet.runs import Job, read_job
-from supernet.standalone import ModelJob, read_model_job, run_model_job
-from supernet.subnet import Subnet, load_subnet, save_subnet
+from supernet.standalone import ModelJob, model_settings, read_model_job, run_model_job
+from supernet.subnet import Subnet, load_subnet, read_subnet_config, save_subnet
 
-__all__ = ["Arguments", "console", "job_of", "parse", "run", "train"]
+__all__ = ["Arguments", "FromScratch", "console", "from_scratch", "job_of", "parse", "run", "train"]
 
 
 @dataclass(frozen=True)
@@ -39,25 +40,48 @@ class Arguments:
     """Write model.onnx too."""
 
 
+@dataclass(frozen=True)
+class FromScratch(Arguments):
+    model: str | None = None
+    """Train this timm model."""
+    input_size: int | None = None
+    """Pixels a side of its images; by default the model's own."""
+
+
 Kind = TypeVar("Kind", bound=Arguments)
-Settings = Callable[[Job, argparse.Namespace], ModelJob]  # of a recipe's or a run's job and the first flags
+Settings = Callable[[Job, argparse.Namespace], ModelJob]  # of a recipe's or a run's job and the flags known so far
 
 
-def parse(kind: type[Kind], description: str, settings: Settings, *first: str) -> Kind:
-    """The command line as `kind`; `settings` gives what its flags do not set, from the flags named in `first` too."""
+def parse(kind: type[Kind], description: str, settings: Settings, job_kind: type[ModelJob] = ModelJob) -> Kind:
+    """The command line as `kind`; `settings` gives the job, a `job_kind`, that its other flags change."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--recipe", default=Arguments.recipe)
     parser.add_argument("--resume", action="store_true")
     for flag in ("--output", "--run", "--subnet"):
         parser.add_argument(flag, type=Path)
-    for flag in first:
-        parser.add_argument(flag)
+    if issubclass(kind, FromScratch):
+        parser.add_argument("--model")
+        parser.add_argument("--input-size", type=int)
     known = parser.parse_known_args()[0]
-    job = read_model_job(known.output / "training") if known.resume and known.output else None
+    job = read_model_job(known.output / "training", job_kind) if known.resume and known.output else None
     if job is None:
         job = settings(job_of(known.run, known.recipe), known)
     default = kind(job, output=tyro.MISSING, recipe=known.recipe)
     return tyro.cli(kind, default=default, description=description, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def from_scratch(job: Job, known: argparse.Namespace) -> ModelJob:
+    """Train what the flags name: the architecture of a subnet, a timm model, or else the largest of the space."""
+    if known.model is not None and known.subnet is not None:
+        raise ValueError("say either --model or --subnet: they name two architectures to train")
+    space, options, arch = job.space, job.space_options, None
+    if known.subnet is not None:
+        config = read_subnet_config(known.subnet)
+        space, options, arch = config.space, config.space_options, json.dumps(config.arch)
+    elif known.model is not None:
+        size = {} if known.input_size is None else {"input_size": known.input_size}
+        space, options = "timm", json.dumps({"name": known.model, **size})
+    return ModelJob(space, options, arch, data=job.data, train=model_settings(job.train))
 
 
 def job_of(run_folder: Path | None, recipe: str) -> Job:
@@ -72,7 +96,7 @@ def job_of(run_folder: Path | None, recipe: str) -> Job:
     return RECIPES[recipe]()
 
 
-def train(arguments: Arguments) -> None:
+def train(arguments: Arguments, run_job: Callable[..., Subnet] = run_model_job) -> None:
     """Train and save the model, and say what it is worth beside the subnet that it is to be compared with."""
     output = arguments.output
     if (output / "config.json").exists():
@@ -85,7 +109,7 @@ def train(arguments: Arguments) -> None:
             note = {"note": f"loss {result.losses[0]:.3f}"} if result.losses else {}
             progress.update(task, completed=result.step, total=result.steps, **note)
 
-        subnet = run_model_job(arguments.job, output / "training", resume=arguments.resume, on_step=show)
+        subnet = run_job(arguments.job, output / "training", resume=arguments.resume, on_step=show)
     if distributed.rank() != 0:
         return
     found = _on_test_images(subnet, arguments.job)

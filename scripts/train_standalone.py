@@ -17,40 +17,11 @@ Writes the output folder as scripts/extract.py does, and the run in training/ wi
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-
-from model_training import Arguments, parse, run, train
-
-from supernet.standalone import ModelJob, model_settings
-from supernet.subnet import read_subnet_config
-
-
-@dataclass(frozen=True)
-class Standalone(Arguments):
-    model: str | None = None
-    """Train this timm model."""
-    input_size: int | None = None
-    """Pixels a side of its images; by default the model's own."""
+from model_training import FromScratch, from_scratch, parse, run, train
 
 
 def main() -> None:
-    arguments = parse(Standalone, __doc__, settings, "--model", "--input-size")
-    if arguments.model is not None and arguments.subnet is not None:
-        raise ValueError("say either --model or --subnet: they name two architectures to train")
-    train(arguments)
-
-
-def settings(job, known) -> ModelJob:
-    """The largest architecture of the recipe's space, that of the subnet, or the timm model."""
-    space, options, arch = job.space, job.space_options, None
-    if known.subnet is not None:
-        config = read_subnet_config(known.subnet)
-        space, options, arch = config.space, config.space_options, json.dumps(config.arch)
-    elif known.model is not None:
-        size = {} if known.input_size is None else {"input_size": int(known.input_size)}
-        space, options = "timm", json.dumps({"name": known.model, **size})
-    return ModelJob(space, options, arch, data=job.data, train=model_settings(job.train))
+    train(parse(FromScratch, __doc__, from_scratch))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""scripts/train_standalone.py, finetune.py and evaluate.py from the command line."""
+"""scripts/train_standalone.py, finetune.py, train_netaug.py and evaluate.py from the command line."""
 
 import io
 import json
@@ -122,6 +122,21 @@ def test_a_subnet_is_tuned_gently_and_evaluated_beside_others(folder, tmp_path):
         assert rows[name]["top1"] <= rows[name]["top5"] <= 1
     assert rows["resnet.pth"]["parameters"] == 4927618
     assert all(row["latency_ms"] > 0 and 0 <= row["calibration_error"] <= 1 for row in rows.values())
+
+
+def test_a_tiny_model_is_augmented_and_goes_on_where_it_stopped(folder, tmp_path):
+    arguments = ["train_netaug.py", "--output", tmp_path / "model", "--no-onnx"]
+    few = ["--expansions", "1", "2", "--widths", "1", "1.5", "--calibration-images", "40"]
+    result = script(*arguments, "--subnet", folder / "subnet", *SHORT, *FEW, *few)
+    assert result.returncode == 0, result.stderr
+    weights = load_subnet(tmp_path / "model").model.state_dict()
+    for path in (tmp_path / "model").glob("*.*"):
+        path.unlink()
+    result = script(*arguments, "--resume")
+    assert result.returncode == 0, result.stderr
+    model, config = load_subnet(tmp_path / "model")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert config.arch == load_subnet(folder / "subnet").config.arch
 
 
 @pytest.mark.parametrize(
