@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -18,7 +19,10 @@ from supernet.space import Arch
 
 
 class Strategy(Protocol):
-    """What decides which architectures are evaluated."""
+    """What decides which architectures are evaluated.
+
+    It may have `notes`, numbers by name that it has to say of the last `tell`.
+    """
 
     def ask(self) -> list[Arch]:
         """The next architectures to evaluate: admissible, different, and none asked for before; empty at the end."""
@@ -47,6 +51,7 @@ class Generation:
     failed: int  # of those
     hypervolume: float  # of everything evaluated so far (`Problem.hypervolume`)
     best: Mapping[str, float]  # the best value of each score so far
+    notes: Mapping[str, float] = field(default_factory=dict)  # what the strategy says of it
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,8 @@ def run(
         result.evaluations.extend(done[arch] for arch in archs)
         scores, prices = _table([done[arch] for arch in archs], problem)
         strategy.tell(archs, scores)
-        result.generations.append(standing.add(scores, prices))
+        notes = dict(getattr(strategy, "notes", {}))
+        result.generations.append(dataclasses.replace(standing.add(scores, prices), notes=notes))
         if on_generation:
             on_generation(result.generations[-1])
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,8 +12,6 @@ from search.evolution import Evolution, EvolutionSettings
 from search.problem import Problem
 from search.proposals import Proposals
 from supernet.space import Arch
-
-logger = logging.getLogger(__name__)
 
 # n architectures, s scores
 
@@ -27,8 +24,9 @@ class ScreenedEvolution:
     all architectures that it proposes and that are new, the best by predicted front and crowding are asked for. Only
     evaluated scores enter a result.
 
-    `rank_correlations` holds, for every generation but the first, Kendall's tau between the predictions that chose its
-    members and their evaluations, the mean over scores: how well the predictor ranks candidates it has not seen.
+    `notes` holds, for every generation but the first, the `rank_correlation`: Kendall's tau between the predictions
+    that chose its members and their evaluations, the mean over scores. It says how well the predictor ranks candidates
+    it has not seen. NaN if there is none, as for a generation that was not screened.
     """
 
     def __init__(
@@ -37,7 +35,7 @@ class ScreenedEvolution:
         self.problem = problem
         self.settings = settings or EvolutionSettings()
         self.rounds = rounds
-        self.rank_correlations: list[float] = []
+        self.notes: dict[str, float] = {}
         self._archs: list[Arch] = []
         self._scores = np.empty((0, len(problem.scores)))
         self._predicted: dict[Arch, np.ndarray] = {}
@@ -76,10 +74,10 @@ class ScreenedEvolution:
         """The scores [n, s] of architectures, NaN for failed ones, which teach the predictor nothing."""
         self._archs += archs
         self._scores = np.concatenate([self._scores, scores])
+        if len(self._archs) == len(archs):
+            return
         finite = np.isfinite(scores).all(axis=1)
         screened = [index for index, arch in enumerate(archs) if arch in self._predicted and finite[index]]
-        if screened:
-            predicted = np.array([self._predicted[archs[index]] for index in screened])
-            columns = zip(predicted.T, scores[screened].T)
-            self.rank_correlations.append(float(np.mean([rank_correlation(*pair) for pair in columns])))
-            logger.info("rank correlation of predicted and evaluated scores: %.3f", self.rank_correlations[-1])
+        predicted = np.array([self._predicted[archs[index]] for index in screened]).reshape(-1, scores.shape[1])
+        correlations = [rank_correlation(*pair) for pair in zip(predicted.T, scores[screened].T)]
+        self.notes = {"rank_correlation": float(np.mean(correlations))}
