@@ -11,8 +11,8 @@ def alphanet(num_classes: int = 1000, in_chans: int = 3) -> Family:
     ratios of a whole stage, resolution 192, 224, 256 or 288.
 
     As in the authors' code: swish throughout; squeeze-and-excitation to a quarter of the expanded channels, after the
-    activation, with ReLU and hard-sigmoid; and a head that expands the last width six times, pools, and mixes the
-    features without BatchNorm or bias.
+    activation, with ReLU and hard-sigmoid; a head that expands the last width six times, pools, and mixes the features
+    without BatchNorm or bias; and stochastic depth, where it is asked for, in the last two stages alone.
 
     Differently: a residual surrounds every block but the first of a stage. The authors' code has one there too, which
     averages over the stride, and passes a 1x1 convolution where the widths of the two stages happen to differ.
@@ -43,6 +43,7 @@ def alphanet(num_classes: int = 1000, in_chans: int = 3) -> Family:
             head=(1792, 1984),
             resolution=(192, 224, 256, 288),
             act="swish",
+            drop_path_stages=2,
         ),
         num_classes,
         in_chans,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
 
-from timm.layers import get_act_layer, make_divisible
+from timm.layers import DropPath, get_act_layer, make_divisible
 from timm.models._efficientnet_blocks import SqueezeExcite
 from timm.models._efficientnet_builder import round_channels
 from timm.models.mobilenetv3 import MobileNetV3
@@ -62,6 +62,7 @@ class Network:
     bn_eps: float = 1e-5
     bn_momentum: float = 0.1
     head_bias: bool = False
+    drop_path_stages: int | None = None  # last stages that have stochastic depth, at one rate; None: all, growing
     kernel_transform: bool = False  # whether a smaller kernel is a learned transform of a larger one's centre
 
 
@@ -198,7 +199,7 @@ def _build(
             block_args[-1].append(args if block.expand_ratio == 1 else args | {"exp_ratio": block.expand_ratio})
     features = _features(network, arch, block.out_chs)
     block_args.append([{"block_type": "cn", "kernel_size": 1, "out_chs": features, "stride": 1, "act_layer": None}])
-    return MobileNetV3(
+    model = MobileNetV3(
         block_args,
         num_classes=num_classes,
         in_chans=in_chans,
@@ -210,8 +211,14 @@ def _build(
         se_layer=partial(SqueezeExcite, gate_layer="hard_sigmoid", force_act_layer=nn.ReLU, rd_round_fn=round_channels),
         round_chs_fn=int,
         drop_rate=drop_rate,
-        drop_path_rate=drop_path_rate,
+        drop_path_rate=drop_path_rate if network.drop_path_stages is None else 0.0,
     )
+    if drop_path_rate and network.drop_path_stages is not None:
+        count = len(network.stages)
+        for stage in model.blocks[count - network.drop_path_stages : count]:
+            for block in stage:
+                block.drop_path = DropPath(drop_path_rate)
+    return model
 
 
 def _count(network: Network, num_classes: int, in_chans: int, arch: Arch) -> tuple[int, int]:

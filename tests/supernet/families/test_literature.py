@@ -61,3 +61,11 @@ def test_autoformer_slices_queries_keys_and_values_as_three_blocks():
     shared, own = net.get_parameter("blocks.0.attn.qkv.weight"), model.blocks[0].attn.qkv.weight
     for part, whole in zip(own.chunk(3), shared.chunk(3)):
         assert (part == whole[: len(part), :192]).all()
+
+
+def test_alphanets_stochastic_depth_is_in_the_last_two_stages_alone():
+    family = FAMILIES["alphanet"]()
+    model = family.build(family.space.largest, drop_path_rate=0.2)
+    rates = [[getattr(block.drop_path, "drop_prob", 0.0) for block in stage] for stage in model.blocks[:7]]
+    assert [sorted(set(found)) for found in rates] == [[0.0]] * 5 + [[0.2]] * 2
+    assert [len(found) for found in rates] == [2, 5, 6, 6, 8, 8, 2]
