@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from contextvars import ContextVar
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +21,7 @@ from search import pareto
 from search.history import Evaluation, read_history, write_history
 from search.run import Generation
 from search.table import write_csv
+from supernet.atomic import write_atomically
 
 Settings = Mapping[str, str | float]  # what tells a trial from others, such as strategy, device, limit, seed
 
@@ -60,8 +63,9 @@ def run_sweep(
     """Run a search for each of `trials`, as many at a time as there are CPUs for `threads` each, or `workers`.
 
     `storage` is a folder or an address that Ray writes to (s3://, ...); everything lies beneath `storage`/`name`. Each
-    trial keeps its history there, generation by generation: a trial whose worker dies goes on from the last one, up to
-    `max_failures` times, and so does a sweep that was killed, with `resume`.
+    trial keeps its history there, in a folder evaluation by evaluation, elsewhere generation by generation: a trial
+    whose worker dies goes on from there, up to `max_failures` times, and so does a sweep that was killed, with
+    `resume`.
 
     With `grace_evaluations`, ASHA (arXiv 1810.05934) stops trials of low hypervolume after so many evaluations, and
     again after every fourfold; otherwise all run to the end. Hypervolumes should then be comparable between trials.
@@ -84,7 +88,9 @@ def run_sweep(
         local = {} if address else {"include_dashboard": False} | ({"num_cpus": workers * threads} if workers else {})
         ray.init(address=address, log_to_driver=False, **local)
     try:
-        trainable = tune.with_resources(tune.with_parameters(_trial, search=search), {"cpu": threads})
+        histories = None if "://" in storage else Path(path) / "histories"
+        trial = tune.with_parameters(_trial, search=search, histories=histories)
+        trainable = tune.with_resources(trial, {"cpu": threads})
         watcher = _watcher(on_generation)
         _ACTIVE.set(watcher)
         if begun:
@@ -156,28 +162,52 @@ def combined_front(trials: Sequence[Trial], device: str, cost: str) -> list[dict
     ]
 
 
-def _trial(config: Mapping[str, Settings], search: Search) -> None:
+def _trial(config: Mapping[str, Settings], search: Search, histories: Path | None) -> None:
     from ray import tune
 
-    with tempfile.TemporaryDirectory() as folder:
-        history = Path(folder) / HISTORY
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        past: list[Path] = []
         reported = 0
         if checkpoint := tune.get_checkpoint():
-            with checkpoint.as_directory() as past:
-                shutil.copy(Path(past) / HISTORY, history)
-                reported = json.loads((Path(past) / "generations.json").read_text())
+            before = Path(stack.enter_context(checkpoint.as_directory()))
+            past = [before / HISTORY]
+            reported = json.loads((before / "generations.json").read_text())
+        history = folder / HISTORY
+        if histories:
+            own = histories / tune.get_context().get_trial_id()
+            past += sorted(own.glob("*.jsonl"))
+            history = own / f"{uuid.uuid4().hex}.jsonl"
+        _gather(past, history)
 
         def report(generation: Generation) -> None:
             nonlocal reported
             if generation.index < reported:  # gone through again on the way back to where the trial was
                 return
             reported = generation.index + 1
-            (Path(folder) / "generations.json").write_text(json.dumps(reported))
+            (folder / "generations.json").write_text(json.dumps(reported))
+            if histories:
+                shutil.copy(history, folder / HISTORY)
             metrics = dataclasses.asdict(generation)
             best = {f"best_{name}": value for name, value in metrics.pop("best").items()}
-            tune.report({"generation": metrics.pop("index"), **best, **metrics}, checkpoint=tune.Checkpoint(folder))
+            notes = metrics.pop("notes")
+            tune.report(
+                {"generation": metrics.pop("index"), **best, **notes, **metrics}, checkpoint=tune.Checkpoint(folder)
+            )
 
         search(config["settings"], history, report)
+
+
+def _gather(past: Sequence[Path], history: Path) -> None:
+    """Begin the file `history` with what is in those of earlier attempts, to some of which one may still be writing."""
+    lines: dict[bytes, None] = {}
+    for path in past:
+        text = path.read_bytes()
+        lines |= dict.fromkeys(text[: text.rfind(b"\n") + 1].splitlines())
+    if lines:
+        history.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(history) as temporary:
+            temporary.write_bytes(b"".join(line + b"\n" for line in lines))
 
 
 def _watcher(on_generation: Callable[[Settings, Mapping[str, float]], None] | None):
@@ -207,7 +237,7 @@ def _active_watcher():
 
 
 def _metrics(result: Mapping[str, object]) -> dict[str, float]:
-    ours = ("generation", "evaluated", "failed", "hypervolume")
+    ours = ("generation", "evaluated", "failed", "hypervolume", "rank_correlation")
     return {name: value for name, value in result.items() if name in ours or name.startswith("best_")}
 
 

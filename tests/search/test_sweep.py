@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -28,19 +29,27 @@ def total(archs):
     return [float(arch["a"] + arch["b"]) for arch in archs]
 
 
+class Total:
+    """The sum of both choices, one architecture at a time, `before` each of which something happens."""
+
+    def __init__(self, before):
+        self.before = before
+
+    def each(self, archs):
+        for index, arch in enumerate(archs):
+            if self.before:
+                self.before(arch)
+            yield index, total([arch])[0]
+
+
 def search(settings, history, on_generation, before=None):
     slower = {"phone": "a", "watch": "b"}[settings["device"]]
     costs = {"ms": lambda archs: [1.0 + arch[slower] for arch in archs]}
     problem = Problem(SPACE, ["total"], costs, {"ms": settings["limit"]})
     strategy = make_strategy(settings["strategy"], problem, settings["seed"], 6)
-
-    def score(archs):
-        if before:
-            before(settings)
-        return total(archs)
-
+    evaluate = evaluate_here({"total": Total(before)})
     with History(history, problem.describe(), resume=True) as record:
-        run(problem, strategy, evaluate_here({"total": score}), 24, history=record, on_generation=on_generation)
+        run(problem, strategy, evaluate, 24, history=record, on_generation=on_generation)
 
 
 @pytest.fixture(scope="module")
@@ -81,17 +90,17 @@ def test_every_trial_is_a_whole_search(undisturbed, tmp_path):
 
 
 class KillOnce:
-    """Kills the process the second time that a certain trial evaluates."""
+    """Kills the process in the third generation of a certain trial."""
 
     def __init__(self, folder):
         self.folder = folder
 
     def __call__(self, settings, history, on_generation):
-        def before(settings):
+        def before(arch):
             if settings == TRIALS[0]:
                 seen = len(list(self.folder.iterdir()))
                 (self.folder / str(seen)).touch()
-                if seen == 2:
+                if seen == 15:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         search(settings, history, on_generation, before)
@@ -104,6 +113,7 @@ def test_a_killed_worker_changes_nothing(undisturbed, tmp_path):
     assert outcome(sweep) == outcome(undisturbed)
     assert len(sweep.retried) == 1
     assert "'strategy': 'evolution'" in sweep.retried[0]
+    assert len(list((tmp_path / "seen").iterdir())) == 24 + 1  # only what killed the worker was evaluated again
 
 
 # what Ray has set in this process is not for another cluster's driver
@@ -114,35 +124,51 @@ from pathlib import Path
 sys.path.insert(0, str(Path(sys.argv[1]).parents[2]))
 from tests.search.test_sweep import *
 
-run_sweep(search_slowly, TRIALS, sys.argv[2], "killed", workers=2)
+run_sweep(partial(search_slowly, Path(sys.argv[2]) / "log"), TRIALS, sys.argv[2], "killed", workers=2)
 """
 
 
-def search_slowly(settings, history, on_generation):
-    search(settings, history, on_generation, before=lambda settings: time.sleep(1))
+def search_slowly(log, settings, history, on_generation):
+    def before(arch):
+        with log.open("a") as file:
+            file.write(f"{os.getpid()} {settings} {arch}\n")
+        time.sleep(0.15)
+
+    search(settings, history, on_generation, before)
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_killed_driver_loses_no_generation(undisturbed, tmp_path):
+def test_a_killed_driver_loses_nothing_evaluated(undisturbed, tmp_path):
+    log = tmp_path / "log"
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, __file__, tmp_path], start_new_session=True, env=ENVIRONMENT
     )
-    while (
-        len(list(tmp_path.glob("killed/*/checkpoint_*/generations.json"))) < 5
-    ):  # two are kept of each of three trials
+    while not log.exists() or len(log.read_text().splitlines()) < 21:  # beyond the first generation of six
         assert driver.poll() is None
         time.sleep(0.1)
     driver.kill()
     driver.wait()
+    workers = {int(line.split()[0]) for line in log.read_text().splitlines()}
+    while any(map(is_running, workers)):
+        time.sleep(0.1)
     with pytest.raises(ValueError, match="holds a sweep already: resume it, or choose another name"):
         run_sweep(search, TRIALS, str(tmp_path), "killed")
-    seen = []
-    sweep = run_sweep(
-        search, TRIALS, str(tmp_path), "killed", resume=True, on_generation=lambda settings, m: seen.append(m)
-    )
+    begun = len(log.read_text().splitlines())
+    assert begun < 3 * 24
+    sweep = run_sweep(partial(search_slowly, log), TRIALS, str(tmp_path), "killed", resume=True)
     assert outcome(sweep) == outcome(undisturbed)
-    # what was done before the kill is not done again, but for what each of two workers had just handed in
-    assert 0 < len(seen) <= 12 - 3
+    # only what each of two workers was busy with is evaluated again
+    evaluated = [line.split(maxsplit=1)[1] for line in log.read_text().splitlines()]
+    assert len(set(evaluated)) == 3 * 24
+    assert len(evaluated) <= 3 * 24 + 2
 
 
 def test_nothing_to_resume_is_an_error(tmp_path):
