@@ -17,7 +17,7 @@ from supernet.space import Arch, SearchSpace
 
 logger = logging.getLogger(__name__)
 
-ROUNDING = 1e-9  # relative: costs that are off by no more add up
+ROUNDING = 1e-6  # relative: costs that are off by no more add up; predictors sum in single precision
 SAMPLES = 500  # random architectures that tell how far a cost is off
 
 

@@ -88,15 +88,28 @@ class TeacherGuided:
             except Exception as error:
                 yield index, error
 
-    def _score(self, arch: Arch) -> float:
+    def calibrated(self, arch: Arch) -> nn.Module:
+        """The candidate with BatchNorm statistics of its own, in eval mode."""
         model = self._candidate(arch).eval()
-        device = next(model.parameters()).device
-        calibration, images, labels = self._images(self._resolution(arch))
-        calibrate(model, [batch.to(device) for batch in calibration.split(self._batch_size)])
+        calibration = self._images(self._resolution(arch)).calibration
+        calibrate(model, [batch.to(_device(model)) for batch in calibration.split(self._batch_size)])
+        return model
+
+    def performance(self, model: nn.Module, arch: Arch) -> float:
+        """P: the accuracy of a calibrated candidate; NaN if a logit is not finite."""
+        _, images, labels = self._images(self._resolution(arch))
         with torch.no_grad():
-            logits = torch.cat([model(batch.to(device)) for batch in images.split(self._batch_size)])
-        guidance = guidance_of(model, images[: self._config.images].to(device), self._matrices, self._config.method)
-        return accuracy(logits, labels) + self._config.weight * guidance
+            logits = torch.cat([model(batch.to(_device(model))) for batch in images.split(self._batch_size)])
+        return accuracy(logits, labels)
+
+    def guidance(self, model: nn.Module, arch: Arch) -> float:
+        """TG of a calibrated candidate."""
+        images = self._images(self._resolution(arch)).images[: self._config.images]
+        return guidance_of(model, images.to(_device(model)), self._matrices, self._config.method)
+
+    def _score(self, arch: Arch) -> float:
+        model = self.calibrated(arch)
+        return self.performance(model, arch) + self._config.weight * self.guidance(model, arch)
 
 
 def guidance_of(
@@ -115,6 +128,10 @@ def guidance_of(
             if x.dim() > 1 and x[0].numel() > 1:
                 matrices.append(dissimilarity(x).cpu())
     return teacher_guidance(matrices, teacher, method)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 class FromSupernet:
