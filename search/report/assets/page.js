@@ -103,12 +103,12 @@ function setAxis(axis) {
   const { name, unit } = report.axes[axis];
   const values = report.candidates.costs[axis].filter((value) => value !== null);
   const front = report.fronts[axis];
-  const [low, high] = [Math.min(...values), report.candidates.costs[axis][front[front.length - 1]]];
+  const [low, high] = [Math.min(...values), Math.max(...values)];
   const step = 10 ** Math.floor(Math.log10((high - low) / 100 || low / 100 || 1));
   const slider = $("limit");
   slider.step = step;
   slider.min = Number((Math.floor(low / step) * step).toPrecision(12));
-  slider.max = Number((Math.ceil((high + (high - low) / 20) / step) * step).toPrecision(12));
+  slider.max = Number((Math.ceil(high / step) * step).toPrecision(12));
   slider.value = slider.max;
   setLimit();
   $("front-caption").textContent =
