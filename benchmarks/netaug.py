@@ -1,0 +1,396 @@
+"""What network augmentation gains for a tiny model, and what it costs: beside plain training, dropout and a teacher.
+
+    python benchmarks/netaug.py [--quick] [--json FILE] [--budget gpu --data ../shared/data --output runs/netaug]
+    python benchmarks/netaug.py --budget gpu --only netaug --seeds 1    # a part, for several processes; then all again
+
+Trains a timm model on CIFAR-10, enlarged, for the same number of epochs and several seeds: as it is (baseline), with
+dropout before the classifier, with a teacher (kd), with NetAug (Cai et al., arXiv 2110.08890), and with both. The
+teacher is a larger model from the same budget, on which NetAug should not help: the paper's own control. All begin
+with the same weights, a seed at a time, and see the same images. Reported are the accuracy on the 5,000 test images
+with the standard error over seeds, that on training images without augmentation (a tiny model underfits: it is hardly
+higher), the gain over the baseline by seed, and the time of a training step over the baseline's, with where it goes.
+
+Goes on where it stopped when started again with the same --output. The budget cpu is meant for 2 cores and a night,
+gpu for a GPU and a few hours; --quick shows within a minute that it works, not how well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+import tyro
+from report import report
+from rich.progress import track
+from torch import nn
+from torch.utils.data import Subset
+
+from distill.objective import Objective, objective_losses
+from netaug.augmentation import Augmentation, augment
+from netaug.method import NetAug
+from netaug.training import NetAugConfig, initial_supernet, train_netaug
+from supernet import provenance
+from supernet.atomic import write_atomically
+from supernet.data import Data, DataConfig, load_data
+from supernet.evaluation import accuracy
+from supernet.families.timm_models import timm_model
+from supernet.loop import LoopConfig, StepResult, make_optimizer, pick_device
+from supernet.sampling import Path as Subnet
+from supernet.standalone import train_model
+from supernet.train import TrainConfig, train_step
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is trained."""
+
+    tiny: str  # timm's name of the model
+    large: str  # of the teacher and control
+    resolution: int  # pixels a side
+    images: int | None  # for training; None for all
+    epochs: int
+    batch_size: int
+    seeds: int
+    control_seeds: int
+    workers: int
+    timed_steps: int
+    amp: str = "none"
+
+
+BUDGETS = {
+    "quick": Budget("mobilenetv2_035", "mobilenetv2_050", 32, 128, 2, 32, 1, 1, 0, 3),
+    "cpu": Budget("mobilenetv2_035", "mobilenetv2_100", 64, 10000, 20, 128, 3, 2, 2, 15),
+    "gpu": Budget("mobilenetv2_035", "mobilenetv2_140", 96, None, 60, 256, 5, 3, 12, 50, "bf16"),
+}
+TINY = ("baseline", "dropout", "kd", "netaug", "netaug_kd")
+CONTROL = ("baseline", "netaug")
+AUTHORS = NetAugConfig(widths=(1.0, 1.8, 2.6), expansions=(1.0, 1.6, 2.2, 2.8))
+KD = Objective(labels=0.5, kl=0.5, temperature=4.0)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    data: Path = Path("../shared/data")
+    """Folder with cifar10/train.tar and cifar10/val.tar."""
+    budget: str = "cpu"
+    """cpu or gpu."""
+    only: tuple[str, ...] = TINY
+    """Methods to train."""
+    seeds: tuple[int, ...] = ()
+    """Seeds to train; by default as many as the budget says."""
+    epochs: int | None = None
+    """Epochs instead of the budget's."""
+    images: int | None = None
+    """Training images instead of the budget's."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N or auto."""
+    output: Path = Path("runs/netaug")
+    """Folder for the runs and their results."""
+    quick: bool = False
+    """Few images and epochs: shows that it works, not how well."""
+    json: Path | None = None
+    """File for the result."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training."""
+
+    model: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}-{self.method}-{self.seed}"
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    name = "quick" if arguments.quick else arguments.budget
+    if name not in BUDGETS:
+        raise SystemExit(f"error: there is no budget {name!r}; the budgets are {', '.join(BUDGETS)}")
+    changes = {option: value for option in ("epochs", "images") if (value := getattr(arguments, option)) is not None}
+    budget, output = dataclasses.replace(BUDGETS[name], **changes), arguments.output / name
+    same_budget(budget, output)
+    runs = [
+        Run(model, method, seed)
+        for model, methods, count in (
+            (budget.large, CONTROL, budget.control_seeds),
+            (budget.tiny, TINY, budget.seeds),
+        )
+        for seed, method in itertools.product(range(count), methods)
+        if method in arguments.only and (not arguments.seeds or seed in arguments.seeds)
+    ]
+    teacher = Run(budget.large, "baseline", 0)
+    if teacher not in runs and any(run.method.endswith("kd") for run in runs):
+        runs.insert(0, teacher)
+    results = {run: result_of(run, teacher, budget, output, arguments) for run in track(runs, "Training")}
+    rows = rows_of(results)
+    where = breakdown(budget, arguments)
+    summary = summary_of(results, budget)
+    device = pick_device(arguments.device)
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    settings = {"name": name, **dataclasses.asdict(budget)}
+    report(rows, summary, arguments.json, budget=settings, step_ms=where, **gpu)
+    print("A step of the tiny model in ms, without loading images: " + json.dumps(where))
+
+
+def same_budget(budget: Budget, output: Path) -> None:
+    """Write the budget beside the results, or end the program if those that are there were made with another."""
+    path, content = output / "budget.json", json.dumps(dataclasses.asdict(budget)) + "\n"
+    if path.exists() and path.read_text() != content:
+        raise SystemExit(f"error: {output} holds results of another budget: {path.read_text().strip()}")
+    with write_atomically(path) as temporary:
+        temporary.write_text(content)
+
+
+def result_of(run: Run, teacher: Run, budget: Budget, output: Path, arguments: Arguments) -> dict[str, float]:
+    """Accuracies and step times of `run`, which is trained if it is not there yet; kept in result.json."""
+    directory = output / run.name
+    path = directory / "result.json"
+    if not path.exists():
+        data = images_of(budget, arguments)
+        taught = None
+        if run.method.endswith("kd"):
+            taught = create(teacher.model, budget)
+            taught.load_state_dict(safetensors.torch.load_file(output / teacher.name / "model.safetensors"))
+        clock = Clock()
+        model = trained(run, taught, budget, data, directory, arguments.device, clock).cpu()
+        with write_atomically(directory / "model.safetensors") as temporary:
+            state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+            temporary.write_bytes(safetensors.torch.save(state))
+        model = model.to(pick_device(arguments.device))
+        parts = {"test": data.test, "train": Subset(data.train, range(min(5000, len(data.train))))}
+        result = {
+            f"{name}_accuracy": accuracy(model, data.evaluation_batches(part, budget.resolution))
+            for name, part in parts.items()
+        }
+        result |= clock.step_ms() | {"hardware": provenance.hardware()["cpu"]}
+        with write_atomically(path) as temporary:
+            temporary.write_text(json.dumps(result) + "\n")
+    return json.loads(path.read_text())
+
+
+def images_of(budget: Budget, arguments: Arguments) -> Data:
+    folder = arguments.data / "cifar10"
+    config = DataConfig(
+        dataset="folder",
+        root=str(folder / "train.tar"),
+        test_root=str(folder / "val.tar"),
+        holdout=0.02,  # unused: nothing is chosen by looking
+        workers=budget.workers,
+        scale=(0.4, 1.0),
+        color_jitter=0.0,
+        crop_pct=1.0,
+    )
+    data = load_data(config)
+    if arguments.quick:
+        data = dataclasses.replace(data, test=Subset(data.test, range(0, len(data.test), 10)))
+    return dataclasses.replace(data, train=Subset(data.train, range(budget.images))) if budget.images else data
+
+
+def create(model: str, budget: Budget, seed: int = 0, drop_rate: float = 0.0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return timm_model(model, 10, input_size=budget.resolution).create(drop_rate=drop_rate)
+
+
+def trained(
+    run: Run,
+    teacher: nn.Module | None,
+    budget: Budget,
+    data: Data,
+    directory: Path,
+    device: str,
+    clock: Callable[[StepResult], None],
+) -> nn.Module:
+    config = settings(budget, run.seed, device)
+    model = create(run.model, budget, run.seed, 0.2 if run.method == "dropout" else 0.0)
+    objective = KD if teacher is not None else Objective()
+    if not run.method.startswith("netaug"):
+        return train_model(
+            model, budget.resolution, data, config, directory, objective, teacher, resume=True, on_step=clock
+        )
+    return train_netaug(
+        augmentation_of(run.model, budget),
+        model,
+        data,
+        config,
+        directory,
+        AUTHORS,
+        label_weight=objective.labels,
+        teacher_weight=objective.kl,
+        temperature=objective.temperature,
+        teacher=teacher,
+        resume=True,
+        on_step=clock,
+    )
+
+
+def augmentation_of(model: str, budget: Budget) -> Augmentation:
+    return augment(
+        model, widths=AUTHORS.widths, expansions=AUTHORS.expansions, num_classes=10, input_size=budget.resolution
+    )
+
+
+def settings(budget: Budget, seed: int, device: str) -> LoopConfig:
+    return LoopConfig(
+        epochs=budget.epochs,
+        batch_size=budget.batch_size,
+        lr=0.2,
+        weight_decay=4e-5,
+        warmup_epochs=budget.epochs / 30,
+        amp=budget.amp,
+        eval_epochs=0,
+        log_steps=50,
+        keep_checkpoints=1,
+        device=device,
+        seed=seed,
+    )
+
+
+class Clock:
+    """Milliseconds from step to step, as seen by the training: loading images is a part of them."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._halves: dict[bool, list[float]] = {False: [], True: []}
+
+    def __call__(self, result: StepResult) -> None:
+        now = time.perf_counter()
+        if self._last is not None:
+            self._halves[2 * result.step > result.steps].append((now - self._last) * 1e3)
+        self._last = now
+
+    def step_ms(self) -> dict[str, float]:
+        """The medians of both halves, and their mean. A half that was not seen, by a run that was resumed or has a
+        single step, counts as the other; nan if neither was."""
+        medians = [float(np.median(times)) for times in self._halves.values() if times] or [float("nan")]
+        return {"half_1_ms": medians[0], "half_2_ms": medians[-1], "step_ms": float(np.mean(medians))}
+
+
+def rows_of(results: dict[Run, dict[str, float]]) -> list[dict[str, object]]:
+    rows = []
+    for model, method in dict.fromkeys((run.model, run.method) for run in results):
+        those = [result for run, result in results.items() if (run.model, run.method) == (model, method)]
+        mean, *error = mean_and_error([100 * result["test_accuracy"] for result in those])
+        rows.append(
+            {
+                "model": model,
+                "method": method,
+                "seeds": len(those),
+                "test_accuracy": mean,
+                "standard_error": error[0] if error else "-",
+                "train_accuracy": float(np.mean([100 * result["train_accuracy"] for result in those])),
+                "step_ms": float(np.median([result["step_ms"] for result in those])),
+            }
+        )
+    return rows
+
+
+def summary_of(results: dict[Run, dict[str, float]], budget: Budget) -> dict[str, float]:
+    """Accuracies in percent, gains in points by seed with their standard errors, and the ratio of step times."""
+    summary = {
+        f"accuracy_{row['method']}": row["test_accuracy"] for row in rows_of(results) if row["model"] == budget.tiny
+    }
+    for model, suffix, methods in ((budget.tiny, "", TINY[1:]), (budget.large, "_control", CONTROL[1:])):
+        for method in methods:
+            pairs = [
+                (results[run], results[base])
+                for run in results
+                if (run.model, run.method) == (model, method)
+                and (base := dataclasses.replace(run, method="baseline")) in results
+            ]
+            if not pairs:
+                continue
+            gains = [100 * (found["test_accuracy"] - base["test_accuracy"]) for found, base in pairs]
+            names = (f"gain_{method}{suffix}", f"gain_{method}{suffix}_error")
+            summary |= dict(zip(names, mean_and_error(gains)))
+            ratios = [found["step_ms"] / base["step_ms"] for found, base in pairs]
+            summary[f"time_ratio_{method}{suffix}"] = float(np.median(ratios))
+    return summary
+
+
+def mean_and_error(values: list[float]) -> tuple[float, ...]:
+    """The mean and, of several values, its standard error."""
+    mean = float(np.mean(values))
+    return (mean, float(np.std(values, ddof=1) / np.sqrt(len(values)))) if len(values) > 1 else (mean,)
+
+
+def breakdown(budget: Budget, arguments: Arguments) -> dict[str, float]:
+    """Where a step's time goes: medians in ms of steps in turn, on one batch of random images.
+
+    plain            the stock model
+    tiny_in_supernet it alone, on views of the wider weights
+    netaug_wide      both networks, before the middle of the training
+    netaug_narrow    both, after it
+    sort_channels    once an epoch
+    """
+    device = pick_device(arguments.device)
+    config = TrainConfig(**dataclasses.asdict(settings(budget, 0, arguments.device)))
+    augmentation = augmentation_of(budget.tiny, budget)
+    plain = create(budget.tiny, budget).to(device, memory_format=torch.channels_last).train()
+    net = initial_supernet(augmentation, create(budget.tiny, budget), 0)
+    net = net.to(device, memory_format=torch.channels_last).train()
+    method = NetAug(augmentation.space, [inside.channels for inside in augmentation.inside])
+    family = augmentation.family
+    draw = np.random.default_rng(0)
+    for _ in range(10 * budget.timed_steps):  # as in a training, where the layers of most networks have been made
+        net._subnet(augmentation.space.sample(draw), net.build)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(budget.batch_size, 3, budget.resolution, budget.resolution, generator=generator)
+    images = images.to(device, memory_format=torch.channels_last)
+    labels = torch.randint(10, (budget.batch_size,), generator=generator).to(device)
+    optimizers = {id(network): make_optimizer(network, config, 100)[0] for network in (plain, net)}
+
+    def step(network: nn.Module, backward: Callable[[], object]) -> None:
+        optimizers[id(network)].zero_grad()
+        backward()
+        optimizers[id(network)].step()
+
+    def plain_backward() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.amp == "bf16"):
+            losses = objective_losses(Objective(), plain, images, labels, None, config.label_smoothing)
+        losses.total.backward()
+
+    def in_supernet(paths: list[Subnet]) -> Callable[[], None]:
+        return lambda: step(
+            net, lambda: train_step(net, images, labels, paths, family.resolution, family.build, config)
+        )
+
+    tiny = Subnet(method.tiny, regularised=True)
+    times: dict[str, list[float]] = {}
+    for _ in range(budget.timed_steps + 1):
+        turns = {
+            "plain": lambda: step(plain, plain_backward),
+            "tiny_in_supernet": in_supernet([tiny]),
+            "netaug_wide": in_supernet([tiny, Subnet(method.space.sample(draw), regularised=True)]),
+            "netaug_narrow": in_supernet([tiny, Subnet(method.narrow.sample(draw), regularised=True)]),
+            "sort_channels": lambda: method.start_epoch(net, [], 0.0),
+        }
+        for name, run in turns.items():
+            times.setdefault(name, []).append(milliseconds(run, device))
+    return {name: float(np.median(those[1:])) for name, those in times.items()}
+
+
+def milliseconds(run: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    begun = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - begun) * 1e3
+
+
+if __name__ == "__main__":
+    main()
