@@ -13,8 +13,8 @@ from search.history import read_history
 ROOT = Path(__file__).parents[2]
 
 
-def search(folder, *arguments):
-    command = [sys.executable, ROOT / "scripts" / "search.py", "--run", folder / "run", *arguments]
+def search(folder, *arguments, script="search.py"):
+    command = [sys.executable, ROOT / "scripts" / script, "--run", folder / "run", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, check=False)
 
@@ -57,3 +57,32 @@ def test_bad_input_is_one_clear_line(folder, arguments, message):
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (folder / "bad").exists()
+
+
+def test_screening_reports_its_rank_correlation_each_generation(folder):
+    few = ["--evaluations", "24", "--population", "12", "--images", "40", "--calibration-images", "40"]
+    result = search(folder, "--strategy", "screened", *few, "--output", folder / "screened")
+    assert result.returncode == 0, result.stderr
+    with (folder / "screened" / "generations.csv").open() as file:
+        first, second = csv.DictReader(file)
+    assert first["rank_correlation"] == ""
+    assert -1 <= float(second["rank_correlation"]) <= 1
+
+
+def test_a_sweep_writes_a_table_and_a_front(folder):
+    options = ["--evaluations", "8", "--population", "4", "--images", "20", "--calibration-images", "20"]
+    options += ["--predictors", folder / "phone", "--limits-ms", "1.5", "--strategies", "evolution", "random", "--asha"]
+    result = search(folder, *options, script="sweep.py")
+    assert result.returncode == 0, result.stderr
+    with (folder / "run" / "sweep" / "trials.csv").open() as file:
+        trials = list(csv.DictReader(file))
+    assert [trial["strategy"] for trial in trials] == ["evolution", "random"]
+    assert [trial["failed_because"] for trial in trials] == ["", ""]
+    assert [int(trial["evaluated"]) for trial in trials] == [8, 8]
+    with (folder / "run" / "sweep" / "front_phone.csv").open() as file:
+        front = list(csv.DictReader(file))
+    assert front
+    assert max(float(row["phone"]) for row in front) <= 1.5
+    again = search(folder, *options, script="sweep.py")
+    assert again.returncode == 2
+    assert again.stderr.strip().endswith("resume it, or choose another name")
