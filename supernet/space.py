@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -136,6 +136,7 @@ class SearchSpace:
                     )
             declared[name] = choice
         self._columns = self._make_columns()
+        self._known_codes_of = lru_cache(maxsize=10_000)(self._codes_of)  # parents are encoded for every child
         self._cardinalities = np.array([len(c.values) for c in self.choices.values()])
 
     def __eq__(self, other: object) -> bool:
@@ -259,7 +260,7 @@ class SearchSpace:
 
         Distinct architectures have distinct codes. Raises ValueError for an architecture of another space.
         """
-        codes = [self._codes_of(arch) for arch in archs]
+        codes = [self._known_codes_of(arch) for arch in archs]
         return np.array(codes, dtype=np.int64).reshape(len(codes), len(self.choices))
 
     def decode(self, codes: np.ndarray) -> list[Arch]:
