@@ -9,6 +9,10 @@ before (those of the last two are evaluated first, uncounted). The loop takes ev
 extract, recalibrate, evaluate. Both run on the same supernet, in channels last, on the same batches, in one process;
 the largest difference of any logit is reported.
 
+What populations without repetition have in common bounds the speed-up. By a count of operations and memory traffic it
+is 1.4, 1.9 and 2.3 in the three generations of this search with 2 GiB to remember, 2.1 and 2.9 in the later two if
+nothing was forgotten. BatchNorm is not folded into convolutions, which moves logits by 3e-6 to 1e-5.
+
 A quarter of an hour on 2 cores. What was done is kept in OUTPUT, and a run that was interrupted goes on there.
 """
 

@@ -22,7 +22,6 @@ from search.pieces import Piece, cut, weights_in
 from supernet.calibration import calibrate
 from supernet.space import Arch
 from supernet.supernet import Supernet
-from supernet.threads import side_by_side
 
 # N images, B batch, K classes
 
@@ -196,15 +195,8 @@ def _forward(net: Supernet, node: Node, batches: Batches, shared: bool, remember
 
 
 def _outputs(model: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
-    def output(batch: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return model(batch)
-
-    at_a_time = torch.get_num_threads() if batches and batches[0].device.type == "cpu" else 1
-    if at_a_time == 1 or len(batches) == 1:
-        return [output(batch) for batch in batches]
-    with side_by_side(min(at_a_time, len(batches))) as pool:
-        return list(pool.map(output, batches))
+    with torch.inference_mode():
+        return [model(batch) for batch in batches]
 
 
 def _writes_to_input(model: nn.Module, batch: Tensor) -> bool:

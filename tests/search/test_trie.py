@@ -1,5 +1,7 @@
 """The trie against the naive loop: extract, calibrate, run, one by one."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +44,17 @@ def test_logits_are_those_of_the_naive_loop(memory_format):
     assert sorted(logits) == list(range(12))
     for index, arch in enumerate(archs):
         assert torch.equal(logits[index], naive(net, arch, images(family.resolution(arch))))
+
+
+def test_weights_are_lent_and_the_supernet_stays_as_it_is():
+    family = FAMILIES["mobilenet_v3_micro"](num_classes=10)
+    net = family.supernet()
+    before = copy.deepcopy(net.state_dict())
+    archs = [family.space.smallest, family.space.largest]
+    dict(trie.evaluate(net, archs, images, family.resolution))
+    for arch in archs:
+        assert all(tensor.is_meta for tensor in net.skeleton(arch).state_dict().values())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["nasbench_macro", "nasbench201", "ofa_resnet50", "autoformer_tiny"])

@@ -1,4 +1,5 @@
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -91,3 +92,15 @@ def test_what_one_batch_raises_is_raised(images):
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3 * 24 * 24, 2))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         calibrate(model, [images, images[..., :12]])
+
+
+def test_torch_keeps_its_threads(images):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        calibrate(nn.BatchNorm2d(3), images.split(10))
+        assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as pool:  # in threads to come as well
+            assert pool.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
