@@ -11,7 +11,7 @@ import numpy as np
 from search.blocks import Block, all_archs, complete, subspace
 from search.blockwise import Blocks, combinations
 from search.problem import Cost, Problem
-from supernet.space import Arch, SearchSpace
+from supernet.space import Arch, SearchSpace, Value
 
 # K blocks, p paths of a block, a assignments of what blocks have in common, c costs
 
@@ -34,50 +34,65 @@ def assemble(
 ) -> Iterator[Arch]:
     """The architectures of `space` within the limits of `problem`, by increasing sum of their blocks' losses.
 
-    Choices that several blocks depend on, such as a width between two of them, are the same in all. Choices that none
-    depends on have their last values.
+    Choices that several blocks depend on, such as a width between two of them, are the same in all. Choices that no
+    block depends on, such as those behind the last cut, have their last values in all architectures that come first,
+    and then their first ones, which leave more of the limits to the blocks.
 
     Costs bound the traversal (`search.blockwise`) as sums over blocks. MACs, parameters and additive latency predictors
     are such sums, or their logarithms are, and for these the order is exact: the first architecture is the best. Of
     other costs the sum is off by some part in random architectures, which a warning tells: those are looked at whose
     sum is within the limit by twice the most that was seen, and their true cost decides.
+
+    ValueError if no architecture is within the limits.
     """
+    rated = {name for block in blocks for name in block.scope}
+    free = {name: choice.values for name, choice in space.choices.items() if name not in rated}
+    found = False
+    for end in (-1, 0) if free else (-1,):
+        rest = {name: values[end] for name, values in free.items()}
+        for arch in _with_rest(space, rest, blocks, losses, problem):
+            found = True
+            yield arch
+    if not found:
+        limits = ", ".join(f"{name} <= {limit:g}" for name, limit in problem.limits.items())
+        smallest = dict(zip(problem.costs, problem.price([space.smallest])[0].tolist()))
+        raise ValueError(
+            f"no architecture that is rated meets {limits}; the smallest has "
+            f"{', '.join(f'{name} = {smallest[name]:.6g}' for name in problem.limits)}"
+        )
+
+
+def _with_rest(
+    space: SearchSpace,
+    rest: Mapping[str, Value],
+    blocks: Sequence[Block],
+    losses: Sequence[Mapping[Arch, float]],
+    problem: Problem,
+) -> Iterator[Arch]:
+    """Those architectures that have the values of `rest`."""
+    names = [block.scope for block in blocks]
     shared = frozenset(
-        name for block in blocks for other in blocks if block is not other for name in block.scope & other.scope
+        n for i, scope in enumerate(names) for j, other in enumerate(names) if i != j for n in scope & other
     )
     cases = list(all_archs(subspace(space, shared))) if shared else [Arch({})]
     paths = [list(table) for table in losses]
     sums = [
-        _as_sum(space, blocks, shared, cases, paths, problem.costs[name], limit, name)
+        _as_sum(space, rest, blocks, shared, cases, paths, problem.costs[name], limit, name)
         for name, limit in problem.limits.items()
     ]
-    values = [np.array(list(table.values())) for table in losses]
-    prices = [
-        np.stack([s.paths[k] for s in sums], axis=1) if sums else np.zeros((len(v), 0)) for k, v in enumerate(values)
-    ]
     members = [_members(block, shared, cases, own) for block, own in zip(blocks, paths)]  # K times a times [p]
-    alternatives, rows = [], []
+    values = [np.array(list(table.values())) for table in losses]
+    prices = [np.stack([np.zeros(len(own)), *(s.paths[k] for s in sums)], axis=1) for k, own in enumerate(paths)]
+    alternatives = []
     for index in range(len(cases)):
-        chosen = [of_block[index] for of_block in members]
-        budget = np.array([s.limit - s.common[index] for s in sums])
-        alternatives.append(
-            Blocks([v[i] for v, i in zip(values, chosen)], [p[i] for p, i in zip(prices, chosen)], budget)
-        )
-        rows.append(chosen)
-    none = True
-    for found in combinations(alternatives):
-        parts = [own[rows[found.case][k][row]] for k, (own, row) in enumerate(zip(paths, found.paths))]
-        arch = complete(space, {name: value for part in parts for name, value in part.items()})
-        if not problem.limits or problem.violation(problem.price([arch]))[0] <= 1:
-            none = False
+        own = [of_block[index] for of_block in members]
+        budget = np.array([0.0, *(s.limit - s.common[index] for s in sums)])
+        alternatives.append(Blocks([v[i] for v, i in zip(values, own)], [p[i] for p, i in zip(prices, own)], budget))
+    for best in combinations(alternatives):
+        parts = [own[of_block[best.case][row]] for own, of_block, row in zip(paths, members, best.paths)]
+        arch = complete(space, {**rest, **{name: value for part in parts for name, value in part.items()}})
+        if problem.violation(problem.price([arch]))[0] <= 1:
             yield arch
-    if none:
-        limits = ", ".join(f"{name} <= {limit:g}" for name, limit in problem.limits.items())
-        cheapest = dict(zip(problem.costs, problem.price([space.smallest])[0].tolist()))
-        raise ValueError(
-            f"no architecture that is rated meets {limits}; the smallest has "
-            f"{', '.join(f'{name} = {cheapest[name]:.6g}' for name in problem.limits)}"
-        )
 
 
 def _members(block: Block, shared: frozenset[str], cases: Sequence[Arch], paths: Sequence[Arch]) -> list[np.ndarray]:
@@ -90,6 +105,7 @@ def _members(block: Block, shared: frozenset[str], cases: Sequence[Arch], paths:
 
 def _as_sum(
     space: SearchSpace,
+    rest: Mapping[str, Value],
     blocks: Sequence[Block],
     shared: frozenset[str],
     cases: Sequence[Arch],
@@ -101,7 +117,7 @@ def _as_sum(
     known: dict[Arch, float] = {}
 
     def values(parts: Sequence[Arch]) -> np.ndarray:
-        archs = [complete(space, part) for part in parts]
+        archs = [complete(space, {**rest, **part}) for part in parts]
         fresh = [arch for arch in dict.fromkeys(archs) if arch not in known]
         known.update(zip(fresh, map(float, cost(fresh)) if fresh else ()))
         return np.array([known[arch] for arch in archs])

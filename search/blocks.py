@@ -143,7 +143,7 @@ def find_scopes(family: Family, space: SearchSpace, cuts: Sequence[str]) -> list
     for arch in covering_archs(space):
         own = keys(arch)
         for name in arch:
-            for value in space.choices[name].values:
+            for value in (value for value in space.choices[name].values if value != arch[name]):
                 changed = keys(complete(space, {**arch, name: value}))
                 for scope, before, after in zip(scopes, own, changed):
                     if before != after:

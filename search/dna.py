@@ -42,7 +42,22 @@ class DnaConfig(BlockwiseConfig):
     max_paths: int = 20000
     """Paths of a block beyond which there are too many to rate."""
     workers: int = 0
-    """Ray workers that share the blocks; 0 trains all of them in this process."""
+    """Ray workers, on CPUs, that share the blocks; 0 trains all of them in this process."""
+    device: str = "auto"
+    """Where teacher and blocks run: cpu, cuda or cuda:N; auto takes a GPU if there is one and no Ray workers."""
+
+    def torch_device(self) -> torch.device:
+        """The device that `device` names; ValueError if there is none, or if Ray workers cannot use it."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() and not self.workers else "cpu")
+        try:
+            device = torch.device(self.device)
+        except RuntimeError:
+            raise ValueError(f"device is cpu, cuda, cuda:N or auto, not {self.device!r}") from None
+        if device.type == "cuda" and (self.workers or not torch.cuda.is_available()):
+            reason = "Ray workers train on CPUs" if self.workers else "this machine has no GPU that torch can use"
+            raise ValueError(f"device {self.device!r}: {reason}")
+        return device
 
 
 class BlockRating:
@@ -176,7 +191,7 @@ class BlockRating:
     def _settings(self) -> dict[str, object]:
         """What training follows from, as JSON."""
         blocks = [[block.name, block.target.name, block.target.channels] for block in self.blocks]
-        config = {name: value for name, value in asdict(self._config).items() if name != "workers"}
+        config = {name: value for name, value in asdict(self._config).items() if name not in ("workers", "device")}
         settings = {"config": config, "blocks": blocks, "seed": self._seed, "space": self.space.fingerprint}
         return json.loads(json.dumps(settings))
 

@@ -164,7 +164,7 @@ def _rdm(job: SearchJob, run: Run, directory: Path | None) -> Judge:
 
 
 def _dna(job: SearchJob, run: Run, directory: Path | None) -> Judge:
-    teacher = Teacher(_teacher(job, run), job.dna.points)
+    teacher = Teacher(_teacher(job, run).to(job.dna.torch_device()), job.dna.points)
     folder = directory and directory / "dna"
     score = BlockRating(
         run.family, run.data, run_images(job, run), teacher, job.dna, job.seed, folder, job.batch_size, _log_blocks

@@ -31,7 +31,7 @@ def load_teacher(name: str, num_classes: int, image_size: tuple[int, int, int]) 
     elif timm.is_model(name.partition(".")[0]):
         model = timm.create_model(name, pretrained=True)
     else:
-        near = ", ".join(timm.list_models(f"*{name}*")[:5])
+        near = ", ".join(timm.list_models(f"{name}*")[:5])
         raise ValueError(
             f"there is no teacher {name!r}: it is a folder of an extracted subnet or a training run, or a model of "
             f"timm's{f', such as {near}' if near else ''}"

@@ -1,0 +1,99 @@
+"""scripts/search.py and scripts/zero_cost.py by scores other than the supernet's accuracy, within this process."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from search.ensemble import mean_rank
+from search.history import read_history
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+FEW = ["--images", "40", "--calibration-images", "40", "--population", "3"]
+SPACE = ["--space", "nasbench201", "--space-options", '{"channels": 4, "cells": 1}', "--data.workers", "0"]
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """Runs a script's main with command-line arguments."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+
+    def call(script, *arguments):
+        name = f"script_{Path(script).stem}"
+        spec = importlib.util.spec_from_file_location(name, SCRIPTS / script)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        module.main()
+
+    return call
+
+
+def test_a_run_is_searched_by_how_it_resembles_a_teacher(call, folder, tmp_path):
+    run = ["--run", folder / "run", "--teacher", folder / "run", "--output", tmp_path]
+    call("search.py", *run, "--strategy", "rdm", "--evaluations", 4, *FEW, "--rdm.weight", 0.5)
+    settings, evaluations = read_history(tmp_path / "search.jsonl")
+    assert settings["scores"] == ["rdm"]
+    assert settings["rdm"]["weight"] == 0.5
+    assert len(evaluations) == 4
+    assert not any(evaluation.error for evaluation in evaluations)
+
+
+def test_a_run_is_searched_by_blocks(call, folder, tmp_path):
+    run = ["--run", folder / "run", "--teacher", folder / "run", "--output", tmp_path, "--limits", "macs=2e6"]
+    blocks = ["--dna.epochs", 1, "--dna.batch-size", 256, "--dna.points", "blocks.0", "--dna.cuts", "blocks.0"]
+    call("search.py", *run, "--strategy", "dna", "--evaluations", 3, *FEW, *blocks)
+    settings, evaluations = read_history(tmp_path / "search.jsonl")
+    assert settings["scores"] == ["dna"]
+    ratings = [evaluation.scores["dna"] for evaluation in evaluations]
+    assert len(ratings) == 2
+    assert ratings == sorted(ratings, reverse=True)
+    assert all(evaluation.costs["macs"] <= 2e6 for evaluation in evaluations)
+    paths = [len(block["paths"]) for block in json.loads((tmp_path / "dna" / "ratings.json").read_text())["blocks"]]
+    assert paths == [2]
+
+
+def test_a_space_is_searched_without_a_run(call, tmp_path):
+    options = ["--strategy", "zero_cost", "--evaluations", 4, "--population", 3, "--zero-cost", "synflow", "parameters"]
+    call("search.py", *SPACE, *options, "--zero-cost-images", 4, "--output", tmp_path)
+    settings, evaluations = read_history(tmp_path / "search.jsonl")
+    assert settings["scores"] == ["zero_cost"]
+    assert len(evaluations) == 4
+    assert all(0 <= evaluation.scores["zero_cost"] <= 1 for evaluation in evaluations)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "say which run to search with --run, or which space with --space"),
+        ([*SPACE, "--strategy", "evolution"], "the score accuracy needs a trained supernet"),
+        ([*SPACE, "--strategy", "te_nas"], "say where the results go with --output"),
+        (["--run", "RUN", "--strategy", "dna"], "the score dna needs a teacher"),
+        (["--run", "RUN", "--strategy", "rdm", "--teacher", "resnet18x"], "there is no teacher 'resnet18x'"),
+        (["--run", "RUN", "--score", "dna", "--strategy", "te_nas"], "te_nas goes by the score of its own name"),
+    ],
+)
+def test_bad_input_is_named(call, folder, tmp_path, arguments, message):
+    given = [folder / "run" if argument == "RUN" else argument for argument in arguments]
+    given += [] if "te_nas" in arguments and SPACE[0] in arguments else ["--output", tmp_path / "out"]
+    with pytest.raises(ValueError, match=message):
+        call("search.py", *given)
+    assert not (tmp_path / "out" / "search.jsonl").exists()
+
+
+def test_zero_cost_scores_of_sampled_architectures(call, tmp_path, capsys):
+    output = tmp_path / "scores.jsonl"
+    call("zero_cost.py", *SPACE, "--scores", "synflow,macs", "--archs", 4, "--batch-size", 4, "--output", output)
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(lines) == 4
+    ranks = [line["rank"] for line in lines]
+    assert ranks == sorted(ranks, reverse=True)
+    assert ranks == mean_rank([[line[name] for line in lines] for name in ("synflow", "macs")]).tolist()
+    assert "synflow" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="there is no score 'flops'"):
+        call("zero_cost.py", *SPACE, "--scores", "flops")
+    with pytest.raises(ValueError, match="archs is at least 2, not 1"):
+        call("zero_cost.py", *SPACE, "--archs", 1)
