@@ -100,6 +100,10 @@ def opened(name: str, data: Data, input_size: int | None) -> Subnet:
     subnet = load_network(model, data.config, data.classes, weights or None, input_size)
     if len(subnet.config.classes) != data.num_classes:
         raise ValueError(f"{name} has {len(subnet.config.classes)} classes and the dataset {data.num_classes}")
+    if Path(model).is_dir() and subnet.config.classes != data.classes:
+        raise ValueError(
+            f"{name} tells other classes apart than the dataset: {', '.join(subnet.config.classes[:5])}, ..."
+        )
     return subnet
 
 

@@ -27,6 +27,8 @@ def load_teacher(
     trained with, and may teach by its logits only if it has the same classes.
     """
     model, config = load_network(name, data, classes, weights, input_size)
+    if len(config.classes) == len(classes) and Path(name).is_dir() and config.classes != tuple(classes):
+        raise ValueError(f"the teacher in {name} tells other classes apart: {', '.join(config.classes[:5])}, ...")
     return prepared(model, data, config.input_size[-1], config.mean, config.std)
 
 

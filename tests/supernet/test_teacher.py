@@ -1,9 +1,12 @@
+import json
+
 import pytest
 import timm
 import torch
 from torch import nn
 
-from supernet.data import DataConfig
+from supernet.data import Data, DataConfig
+from supernet.subnet import Subnet, SubnetConfig, save_subnet
 from supernet.teacher import load_teacher, prepared
 
 
@@ -35,3 +38,13 @@ def test_what_cannot_be_read_is_named(tmp_path):
         load_teacher(tmp_path, DataConfig(), "abcd")
     with pytest.raises(ValueError, match=r"has weights of its own; leave out more\.pth"):
         load_teacher(tmp_path, DataConfig(), "abcd", "more.pth")
+
+
+def test_a_saved_teacher_of_as_many_other_classes_is_refused(tmp_path):
+    options = json.dumps({"name": "mobilenetv3_small_050", "input_size": 32})
+    data = Data(None, None, None, ("cat", "dog"), DataConfig())
+    config = SubnetConfig.of("timm", options, {"resolution": 32}, data)
+    save_subnet(tmp_path, Subnet(config.build(), config), onnx=False)
+    load_teacher(tmp_path, DataConfig(), ("cat", "dog"))
+    with pytest.raises(ValueError, match="tells other classes apart: cat, dog"):
+        load_teacher(tmp_path, DataConfig(), ("dog", "cat"))
