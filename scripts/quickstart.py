@@ -96,7 +96,8 @@ def main() -> None:
 
 def train(arguments: Arguments) -> Run:
     job = digits()
-    settings = dataclasses.replace(job.train, epochs=arguments.epochs, eval_epochs=0, seed=arguments.seed)
+    epochs, seed = arguments.epochs, arguments.seed
+    settings = dataclasses.replace(job.train, epochs=epochs, eval_epochs=max(epochs // 6, 1), seed=seed)
     directory = arguments.output / "train"
     with progress_bar() as progress:
         task = progress.add_task("Training the supernet", total=None, note="")

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-import shlex
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from search import pareto
 from search.report.sources import DeviceRecord, Search, Sources, Training
+from search.report.standing import COUNTS, Content, comparison, rounded, search_content
 from supernet import provenance
 from supernet.space import Arch, Value
 
 # n candidates, a axes, c choices
 
 NORMAL_95 = 1.96  # standard errors on either side that hold 95 % of a normal distribution
-COUNTS = ("macs", "parameters", "activation_bytes")  # costs that are no latency
-
-Content = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,7 @@ def make_content(sources: Sources, title: str = "") -> Content:
     fronts = [_front(candidates, score, column, everyone) for column in costs]
     group_fronts = [[_front(candidates, score, column, member == g) for g in range(len(groups))] for column in costs]
     worst = min(0.0, score.min())
-    searches = [_search(sources, index, group_of[index], judge, worst) for index in range(len(sources.searches))]
+    searches = [search_content(judged, index, group, judge, worst) for index, group in enumerate(group_of)]
     return {
         "title": title or " and ".join(dict.fromkeys(search.folder.resolve().name for search in sources.searches)),
         "date": provenance.today(),
@@ -98,7 +93,7 @@ def make_content(sources: Sources, title: str = "") -> Content:
         "frequencies": [_frequencies(choices, candidates, front) for front in fronts],
         "devices": [_device(device) for device in sources.devices if device.measurements],
         "trainings": [_training(training) for training in sources.trainings if training.metrics],
-        "comparison": _comparison(sources.searches, searches, groups, judge),
+        "comparison": comparison(sources.searches, searches, groups, judge),
     }
 
 
@@ -111,37 +106,6 @@ def wilson(rate: float, count: int) -> tuple[float, float]:
     centre, scale = rate + z**2 / (2 * count), 1 + z**2 / count
     half = z * math.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2))
     return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
-
-
-def hypervolumes(
-    search: Search, score: str, reference: Mapping[str, float], worst: float = 0.0
-) -> list[tuple[int, float]]:
-    """After each generation, how many architectures were evaluated and the hypervolume of the `score`, above `worst`,
-    and of the costs of `reference`, each as a part of the value there, the largest that counts; higher is better.
-    """
-    table = np.array(
-        [
-            [-e.scores.get(score, -math.inf), *(e.costs[name] / value for name, value in reference.items())]
-            for e in search.evaluations
-        ]
-    )
-    ends = Counter(e.generation for e in search.evaluations)
-    box = np.array([-worst, *[1.0 + 1e-9] * len(reference)])  # the dearest itself still counts
-    found, front, begin = [], np.empty((0, 1 + len(reference))), 0
-    for generation in sorted(ends):
-        end = begin + ends[generation]
-        together = np.concatenate([front, table[begin:end]])
-        front = together[pareto.front(together)]
-        found.append((end, pareto.hypervolume(front, box)))
-        begin = end
-    return found
-
-
-def objectives(search: Search) -> list[str]:
-    """The costs that a search traded off: those it names, or else the latency on every device, or MACs."""
-    named = [name for name in search.settings.get("objectives", []) if name not in search.settings.get("scores", [])]
-    costs = search.evaluations[0].costs if search.evaluations else {}
-    return named or [name for name in costs if name not in COUNTS] or [name for name in costs if name == "macs"]
 
 
 def _groups(searches: Sequence[Search]) -> tuple[list[str], list[int]]:
@@ -189,7 +153,7 @@ def _axes(sources: Sources, candidates: Sequence[Candidate]):
                 column[own] = np.where(np.isnan(column[own]), predicted.latency_ms, column[own])
                 error[own] = predicted.standard_error_ms
             times = {row.arch: row.latency_ms for row in device.measurements}
-            found = {i: _round(times[candidates[i].arch]) for i in own if candidates[i].arch in times}
+            found = {i: rounded(times[candidates[i].arch]) for i in own if candidates[i].arch in times}
         if np.isfinite(column).any():
             axes.append({"name": name, "unit": "" if name in COUNTS else "ms"})
             costs.append(column)
@@ -216,41 +180,9 @@ def _intervals(sources: Sources, candidates: Sequence[Candidate]) -> list[tuple[
         asked = search.settings.get("images")
         images.append(min(asked, holdout or asked) if asked else holdout)
     return [
-        tuple(map(_round, wilson(c.score, images[c.search]))) if images[c.search] and 0 <= c.score <= 1 else None
+        tuple(map(rounded, wilson(c.score, images[c.search]))) if images[c.search] and 0 <= c.score <= 1 else None
         for c in candidates
     ]
-
-
-def _search(sources: Sources, index: int, group: int, score: str, worst: float) -> Content:
-    search = sources.searches[index]
-    reference = {name: _reference(sources.searches, search, name) for name in objectives(search)}
-    volumes = hypervolumes(search, score, reference, worst)
-    run = shlex.quote(str(search.run)) if search.run else "RUN"
-    slug = re.sub(r"[^\w.-]+", "-", search.name).strip("-") or "subnet"
-    return {
-        "name": search.name,
-        "group": group,
-        "folder": str(search.folder),
-        "strategy": search.strategy,
-        "trial": {name: _json(value) for name, value in search.trial.items()},
-        "objectives": list(reference),
-        "limits": {name: _json(value) for name, value in search.settings.get("limits", {}).items()},
-        "evaluated": len(search.evaluations),
-        "failed": sum(score not in evaluation.scores for evaluation in search.evaluations),
-        "generations": [(evaluated, _round(volume)) for evaluated, volume in volumes],
-        "command": [
-            f"python scripts/extract.py --run {run} --history {shlex.quote(str(search.history))} --line ",
-            f" --output subnets/{slug}-",
-        ],
-    }
-
-
-def _reference(searches: Sequence[Search], search: Search, cost: str) -> float:
-    """A search's limit on a cost, or the dearest that any search of the report evaluated."""
-    limit = search.settings.get("limits", {}).get(cost, math.inf)
-    if math.isfinite(limit):
-        return limit
-    return max(e.costs[cost] for other in searches for e in other.evaluations if cost in e.costs)
 
 
 def _frequencies(
@@ -264,7 +196,7 @@ def _frequencies(
             continue
         chosen = [candidates[index].arch[name] for index in front if name in candidates[index].arch]
         every = [candidate.arch[name] for candidate in candidates if name in candidate.arch]
-        shares = [[_round(part.count(v) / max(len(part), 1)) for v in values] for part in (chosen, every)]
+        shares = [[rounded(part.count(v) / max(len(part), 1)) for v in values] for part in (chosen, every)]
         difference = sum(abs(a - b) for a, b in zip(*shares)) / 2 if chosen else 0.0
         rows.append(
             {
@@ -273,7 +205,7 @@ def _frequencies(
                 "front": shares[0],
                 "population": shares[1],
                 "applies": len(chosen),
-                "difference": _round(difference),
+                "difference": rounded(difference),
             }
         )
     return sorted(rows, key=lambda row: -row["difference"])
@@ -288,9 +220,9 @@ def _device(device: DeviceRecord) -> Content:
     predicted = predictor.predict([row.arch for row in device.measurements])
     points = [
         (
-            _round(row.latency_ms),
-            _round(left_out.get(row.arch, prediction)),
-            None if row.arch in fitted else _round(NORMAL_95 * error),
+            rounded(row.latency_ms),
+            rounded(left_out.get(row.arch, prediction)),
+            None if row.arch in fitted else rounded(NORMAL_95 * error),
             row.arch in fitted,
         )
         for row, prediction, error in zip(device.measurements, *predicted)
@@ -301,9 +233,9 @@ def _device(device: DeviceRecord) -> Content:
     return {
         "name": device.name,
         "points": points,
-        "error_percent": _round(100 * np.mean([abs(p / m - 1) for m, p, _, _ in points])),
-        "noise_percent": None if math.isnan(device.noise_percent) else _round(device.noise_percent),
-        "spread_percent": _round(np.median(spread)) if spread else None,
+        "error_percent": rounded(100 * np.mean([abs(p / m - 1) for m, p, _, _ in points])),
+        "noise_percent": None if math.isnan(device.noise_percent) else rounded(device.noise_percent),
+        "spread_percent": rounded(np.median(spread)) if spread else None,
     }
 
 
@@ -313,10 +245,10 @@ def _training(training: Training) -> Content:
     losses: dict[str, list] = defaultdict(list)
     for line in training.metrics:
         for name, value in (line.get("accuracy") or {}).items():
-            accuracy[name.replace("_", " ")].append((line["step"], _round(value)))
+            accuracy[name.replace("_", " ")].append((line["step"], rounded(value)))
         paths = line.get("losses") or []
         for index, value in enumerate(paths):
-            losses[_path(training.method, index, len(paths))].append((line["step"], _round(value)))
+            losses[_path(training.method, index, len(paths))].append((line["step"], rounded(value)))
     return {"name": training.name, "accuracy": accuracy, "losses": losses}
 
 
@@ -326,44 +258,5 @@ def _path(method: str, index: int, count: int) -> str:
     return "largest" if index == 0 else "smallest" if index == count - 1 else f"random {index}"
 
 
-def _comparison(
-    searches: Sequence[Search], contents: Sequence[Content], groups: Sequence[str], score: str
-) -> list[Content]:
-    """For each device and limit, a row for each group: mean and standard deviation over its searches (seeds)."""
-    table: dict[tuple, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for index, content in enumerate(contents):
-        key = (*content["objectives"], *(f"{n} ≤ {v:g}" for n, v in content["limits"].items() if v is not None))
-        table[key][content["group"]].append(index)
-    rows = []
-    for key, found in table.items():
-        for group, members in sorted(found.items()):
-            best = [max(e.scores[score] for e in searches[i].evaluations if score in e.scores) for i in members]
-            volume = [contents[i]["generations"][-1][1] for i in members]
-            rows.append(
-                {
-                    "task": ", ".join(key),
-                    "group": groups[group],
-                    "searches": len(members),
-                    "evaluated": _round(np.mean([contents[i]["evaluated"] for i in members])),
-                    "best": _mean(best),
-                    "hypervolume": _mean(volume),
-                }
-            )
-    return rows
-
-
-def _mean(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and standard deviation, None of a single value."""
-    return _round(np.mean(values)), _round(np.std(values, ddof=1)) if len(values) > 1 else None
-
-
-def _json(value: Any) -> Any:
-    return value if isinstance(value, str) or math.isfinite(value) else None
-
-
-def _round(value: float) -> float | None:
-    return float(f"{value:.5g}") if math.isfinite(value) else None
-
-
 def _rounded(values: Iterable[float]) -> list[float | None]:
-    return [_round(value) for value in values]
+    return [rounded(value) for value in values]
