@@ -20,10 +20,10 @@ import torch
 import tyro
 from command_line import console, progress_bar, run
 from rich.table import Table
-from torch.utils.data import Subset
 
 from search.ensemble import mean_rank
 from search.proxies import PROXIES
+from search.scores import training_batch
 from search.te_nas import Settings
 from search.training_free import ENSEMBLES, Batch, check_names, score_architecture
 from supernet.atomic import write_atomically
@@ -89,12 +89,11 @@ def main() -> None:
 
 
 def read_batch(data: Data, family: Family, arguments: Arguments) -> Batch:
-    """Random training images at the space's largest resolution."""
-    count = min(8 * arguments.batch_size, len(data.train))
-    chosen = np.random.default_rng([arguments.seed, 1]).permutation(len(data.train))[:count]
-    images, labels = data.images(Subset(data.train, chosen.tolist()), family.resolution(family.space.largest))
+    """Random training images at the space's largest resolution, on the device."""
+    resolution = family.resolution(family.space.largest)
+    batch = training_batch(data, resolution, arguments.batch_size, arguments.seed)
     device = torch.device(arguments.device)
-    return Batch(images.to(device), labels.to(device), arguments.batch_size)
+    return Batch(batch.images.to(device), batch.labels.to(device), batch.size)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -70,10 +71,8 @@ def _with_rest(
     problem: Problem,
 ) -> Iterator[Arch]:
     """Those architectures that have the values of `rest`."""
-    names = [block.scope for block in blocks]
-    shared = frozenset(
-        n for i, scope in enumerate(names) for j, other in enumerate(names) if i != j for n in scope & other
-    )
+    uses = Counter(name for block in blocks for name in block.scope)
+    shared = frozenset(name for name, count in uses.items() if count > 1)
     cases = list(all_archs(subspace(space, shared))) if shared else [Arch({})]
     paths = [list(table) for table in losses]
     sums = [
@@ -82,11 +81,11 @@ def _with_rest(
     ]
     members = [_members(block, shared, cases, own) for block, own in zip(blocks, paths)]  # K times a times [p]
     values = [np.array(list(table.values())) for table in losses]
-    prices = [np.stack([np.zeros(len(own)), *(s.paths[k] for s in sums)], axis=1) for k, own in enumerate(paths)]
+    prices = [np.array([s.paths[k] for s in sums]).reshape(len(sums), len(own)).T for k, own in enumerate(paths)]
     alternatives = []
     for index in range(len(cases)):
         own = [of_block[index] for of_block in members]
-        budget = np.array([0.0, *(s.limit - s.common[index] for s in sums)])
+        budget = np.array([s.limit - s.common[index] for s in sums])
         alternatives.append(Blocks([v[i] for v, i in zip(values, own)], [p[i] for p, i in zip(prices, own)], budget))
     for best in combinations(alternatives):
         parts = [own[of_block[best.case][row]] for own, of_block, row in zip(paths, members, best.paths)]
