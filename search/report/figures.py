@@ -74,7 +74,7 @@ def _front(axes: Axes, content: Content, axis: int) -> None:
         )
     name, unit = content["axes"][axis]["name"], content["axes"][axis]["unit"]
     axes.set_xlabel(f"latency on {_plain(name)} (ms)" if unit else _plain(name.replace("_", " ")))
-    axes.set_ylabel(f"{content['score']['name']} on held-out images" + (" (%)" if scale == 100 else ""))
+    axes.set_ylabel(content["score"]["name"] + (" on held-out images (%)" if scale == 100 else ""))
     axes.set_ylim(bottom=np.quantile(scores, 0.05))
     axes.legend()
 

@@ -34,7 +34,7 @@ function layout(x, y, more = {}) {
   };
 }
 
-const scoreTitle = (report) => `${report.score.name} on held-out images${report.score.percent ? " (%)" : ""}`;
+const scoreTitle = (report) => report.score.name + (report.score.percent ? " on held-out images (%)" : "");
 const scoreOf = (report, index) => report.candidates.score[index] * (report.score.percent ? 100 : 1);
 
 // Everything evaluated, the front of each group with its uncertainty, what was measured, the limit and the choice.
@@ -66,7 +66,7 @@ function drawFront(target, report, axis, state) {
         mode: "lines+markers",
         line: { color: colour, dash: pick(DASHES, g), width: 2, shape: "hv" },
         marker: { size: 9, color: colour, symbol: pick(MARKS, g) },
-        error_y: intervals.some(Boolean) && {
+        error_y: !intervals.some(Boolean) ? null : {
           type: "data",
           symmetric: false,
           array: front.map((index, i) => (intervals[i] ? scale * (intervals[i][1] - candidates.score[index]) : 0)),
