@@ -12,17 +12,13 @@ from torch import nn
 
 from netaug.augmentation import Augmentation, augment
 from netaug.method import NetAug
-from supernet import distributed
 from supernet.channels import widen
-from supernet.data import Data, load_data
+from supernet.data import Data
 from supernet.evaluation import calibrated_subnet
 from supernet.loop import LoopConfig, StepResult
-from supernet.runs import begin_run, make_family
-from supernet.space import Arch
-from supernet.standalone import ModelJob, initial_model
+from supernet.standalone import ModelJob, prepare_job
 from supernet.subnet import Subnet, SubnetConfig
 from supernet.supernet import Supernet
-from supernet.teacher import load_teacher
 from supernet.train import TrainConfig, train
 
 
@@ -75,20 +71,11 @@ def run_netaug_job(
     on_step: Callable[[StepResult], None] = lambda result: None,
 ) -> Subnet:
     """Train the model that `job` describes, as `supernet.standalone.run_model_job` does, by network augmentation."""
-    data = load_data(job.data, job.train.seed)
-    family = make_family(job.space, job.space_options, data.num_classes)
-    arch = family.space.largest if job.arch is None else family.space.validate(Arch.from_json(job.arch))
+    data, family, arch, model, teacher = prepare_job(job, directory, resume)
     config = job.netaug
     augmentation = augment(
         family, config.r, config.s, arch=arch, widths=config.widths or None, expansions=config.expansions or None
     )
-    teacher = None
-    if job.teacher is not None:
-        teacher = load_teacher(job.teacher, job.data, data.classes, job.teacher_weights, job.teacher_input_size)
-    model = initial_model(job, family, arch)
-    if distributed.rank() == 0:
-        begin_run(job, data, directory, resume)
-    distributed.wait()
     model = train_netaug(
         augmentation,
         model,

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from timm.utils import ModelEmaV3
@@ -84,6 +84,27 @@ def run_model_job(
     With `resume` a run that was begun there goes on, and one that was not begins. ValueError if there is a run
     already and `resume` is not said, or if it was begun with another job.
     """
+    data, family, arch, model, teacher = prepare_job(job, directory, resume)
+    resolution = family.resolution(arch)
+    model = train_model(
+        model, resolution, data, job.train, directory, job.objective, teacher, resume=resume, on_step=on_step
+    )
+    model = model.to("cpu", memory_format=torch.contiguous_format).eval()
+    return Subnet(model, SubnetConfig.of(job.space, job.space_options, arch, data))
+
+
+class Prepared(NamedTuple):
+    """What a job names."""
+
+    data: Data
+    family: Family
+    arch: Arch
+    model: nn.Module  # with the weights to start from
+    teacher: nn.Module | None
+
+
+def prepare_job(job: ModelJob, directory: Path, resume: bool) -> Prepared:
+    """Open and make all that `job` names, and begin its run in `directory`; raises what `run_model_job` does."""
     data = load_data(job.data, job.train.seed)
     family = make_family(job.space, job.space_options, data.num_classes)
     arch = family.space.largest if job.arch is None else family.space.validate(Arch.from_json(job.arch))
@@ -94,12 +115,7 @@ def run_model_job(
     if distributed.rank() == 0:
         begin_run(job, data, directory, resume)
     distributed.wait()
-    resolution = family.resolution(arch)
-    model = train_model(
-        model, resolution, data, job.train, directory, job.objective, teacher, resume=resume, on_step=on_step
-    )
-    model = model.to("cpu", memory_format=torch.contiguous_format).eval()
-    return Subnet(model, SubnetConfig.of(job.space, job.space_options, arch, data))
+    return Prepared(data, family, arch, model, teacher)
 
 
 def read_model_job(directory: Path, kind: type[AnyModelJob] = ModelJob) -> AnyModelJob | None:

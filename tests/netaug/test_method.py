@@ -9,7 +9,7 @@ from supernet.sampling import Step
 
 @pytest.fixture(scope="module")
 def augmentation():
-    return augment("mobilenetv3_small_050", num_classes=4, input_size=32)
+    return augment("mobilenetv3_small_050", r=2, s=1, num_classes=4, input_size=32)
 
 
 def step(progress: float, seed: int = 0) -> Step:
@@ -35,7 +35,7 @@ def test_from_the_middle_on_networks_are_no_wider(augmentation):
         expansions.update(value for name, value in arch.items() if name.endswith("expansion"))
     tiny = augmentation.space.smallest
     assert widths == {tuple(value for name, value in tiny.items() if name.endswith("width"))}
-    assert expansions == {1, 2, 3}
+    assert expansions == {1, 2}
 
 
 def test_a_teacher_teaches_both(augmentation):
@@ -50,16 +50,16 @@ def test_without_weight_the_tiny_model_is_alone(augmentation):
 
 
 def test_the_tiny_model_gets_the_most_important_channels_and_the_momentum_goes_with_them(augmentation):
-    net = augmentation.family.supernet().eval()
+    net = augmentation.family.supernet().eval().double()
     generator = torch.Generator().manual_seed(0)
     for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
         if tensor.dim() == 1:  # otherwise they are all alike
             tensor.data.uniform_(0.5, 1.5, generator=generator)
         if name == "blocks.1.0.conv_pwl.weight":
-            tensor.data[:, 100:120] += 1.0  # of 360; beyond the tiny model's 40
+            tensor.data[:, 100:120] += 1.0  # of 160; beyond the tiny model's 40
     before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
     momentum = {name: 2 * parameter for name, parameter in before.items()}
-    images = torch.randn(2, 3, 32, 32, generator=generator)
+    images = torch.randn(2, 3, 32, 32, generator=generator, dtype=torch.float64)
     largest, tiny = augmentation.space.largest, augmentation.space.smallest
     outputs = net(images, largest), net(images, tiny)
     method = NetAug(augmentation.space, [inside.channels for inside in augmentation.inside])
@@ -68,7 +68,7 @@ def test_the_tiny_model_gets_the_most_important_channels_and_the_momentum_goes_w
     assert torch.equal(net(images, tiny), outputs[1])
 
     method.start_epoch(net, [momentum], 0.49)
-    torch.testing.assert_close(net(images, largest), outputs[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(net(images, largest), outputs[0])  # to 1e-7 in double precision
     assert not torch.allclose(net(images, tiny), outputs[1])
     projection = net.get_parameter("blocks.1.0.conv_pwl.weight")
     importance = projection.abs().sum(dim=(0, 2, 3))
