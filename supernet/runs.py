@@ -160,11 +160,11 @@ def job_from_dict(values: dict[str, Any]) -> Job:
     """The job that `dataclasses.asdict` and JSON made these values of."""
     parts = {"data": DataConfig, "train": TrainConfig}
     try:
-        phases = tuple(Phase(**phase) for phase in values["phases"])
+        phases = tuple(Phase(**phase) for phase in values.get("phases", ()))
         return Job(
             **{n: parts[n](**with_tuples(v)) if n in parts else v for n, v in values.items()} | {"phases": phases}
         )
-    except (KeyError, TypeError) as error:
+    except TypeError as error:
         raise ValueError(f"this job was written by another version: {error}") from error
 
 
