@@ -31,7 +31,7 @@ from search.job import SearchJob, load_predictors, make_problem, run_search
 from search.limits import reachable
 from search.report.sources import write_origin
 from search.run import Generation
-from search.strategies import check_strategy
+from search.strategies import GUIDED, check_strategy
 from search.sweep import Settings, run_sweep, write_sweep
 from supernet.runs import load_run
 
@@ -43,7 +43,7 @@ class Arguments:
     predictors: tuple[Path, ...]
     """Folders of latency predictors, one a device."""
     strategies: tuple[str, ...] = ("evolution",)
-    """Some of search.strategies.STRATEGIES."""
+    """Some of search.strategies.STRATEGIES, all of which go by the supernet's accuracy."""
     limits_ms: tuple[float, ...] = ()
     """Latency limits, each of which is a search on every device; none gives searches without a limit."""
     seeds: tuple[int, ...] = (0,)
@@ -114,6 +114,11 @@ def plan(arguments: Arguments) -> list[Settings]:
     """The settings of every trial, after checking that each can run: strategies, devices, and limits within reach."""
     for strategy in arguments.strategies:
         check_strategy(strategy)
+        if strategy in GUIDED:
+            raise ValueError(
+                f"a sweep compares searches by the supernet's accuracy, and {strategy} goes by a score of its own: run it "
+                "with scripts/search.py"
+            )
     family = load_run(arguments.run).family
     devices = load_predictors(arguments.predictors, family)
     if not devices:

@@ -86,3 +86,6 @@ def test_a_sweep_writes_a_table_and_a_front(folder):
     again = search(folder, *options, script="sweep.py")
     assert again.returncode == 2
     assert again.stderr.strip().endswith("resume it, or choose another name")
+    refused = search(folder, "--predictors", folder / "phone", "--strategies", "random", "dna", script="sweep.py")
+    assert refused.returncode == 2
+    assert "dna goes by a score of its own: run it with scripts/search.py" in refused.stderr
