@@ -116,8 +116,8 @@ def plan(arguments: Arguments) -> list[Settings]:
         check_strategy(strategy)
         if strategy in GUIDED:
             raise ValueError(
-                f"a sweep compares searches by the supernet's accuracy, and {strategy} goes by a score of its own: run it "
-                "with scripts/search.py"
+                f"a sweep compares searches by the supernet's accuracy, and {strategy} goes by a score of its own: "
+                "run it with scripts/search.py"
             )
     family = load_run(arguments.run).family
     devices = load_predictors(arguments.predictors, family)
