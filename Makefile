@@ -8,7 +8,7 @@ quickstart: .venv/installed
 	$(BIN)/python scripts/quickstart.py
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .
