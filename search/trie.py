@@ -180,7 +180,7 @@ def _forward(net: Supernet, node: Node, batches: Batches, shared: bool, remember
             break
     if not pieces:
         return batches
-    with weights_in(pieces, net.weight) as model:
+    with weights_in(pieces, net.tensor_of) as model:
         if shared and _writes_to_input(model, batches.evaluation[0]):
             batches = Batches(*([batch.clone() for batch in part] for part in batches))
         calibration: list[Tensor] = []

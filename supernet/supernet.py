@@ -116,18 +116,18 @@ class Supernet(nn.Module):
         """
         arch = self.space.validate(arch)
         module, parts = self._subnet_of(build_skeleton(self.build, arch), arch)
-        module.load_state_dict({part.name: self.weight(part.name, part.shape) for part in parts}, assign=True)
+        module.load_state_dict({part.name: self.tensor_of(part.name, part.shape) for part in parts}, assign=True)
         return module.train(self.training)
 
     def skeleton(self, arch: Mapping[str, Value]) -> nn.Module:
         """The subnet in eval mode with its parameters and persistent buffers on the meta device, without values.
 
         To be looked at, not to be changed: it has modules in common with other skeletons, and is returned again.
-        `weight` gives the values of its tensors.
+        `tensor_of` gives the values of its tensors.
         """
         return self._subnet(self.space.validate(arch), self.build).module.eval()
 
-    def weight(self, name: str, shape: torch.Size) -> Tensor:
+    def tensor_of(self, name: str, shape: torch.Size) -> Tensor:
         """A copy of the part of the tensor `name` that a subnet has whose tensor of that name is of this shape.
 
         The subnet was extracted or run before, or its skeleton asked for.
