@@ -129,7 +129,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def make_optimizer(net: nn.Module, config: LoopConfig, steps_per_epoch: int) -> tuple[torch.optim.Optimizer, Scheduler]:
-    """timm's optimizer and its schedule, to be updated every step with the step's middle, `step + 0.5`."""
+    """timm's optimizer and its schedule, which `set_lr` applies every step."""
     optimizer = create_optimizer_v2(
         net, config.opt, config.lr * config.batch_size / 256, config.weight_decay, config.momentum
     )
@@ -148,10 +148,15 @@ def make_optimizer(net: nn.Module, config: LoopConfig, steps_per_epoch: int) -> 
     return optimizer, scheduler
 
 
-def hold_lr(optimizer: torch.optim.Optimizer, config: LoopConfig, epoch: float) -> float:
-    """Keep the schedule `step` from falling below `min_lr` once it is warm, and return the learning rate."""
-    for group in optimizer.param_groups:
-        if config.sched == "step" and epoch >= config.warmup_epochs:
+def set_lr(
+    optimizer: torch.optim.Optimizer, scheduler: Scheduler, config: LoopConfig, step: int, steps_per_epoch: int
+) -> float:
+    """Set and return the learning rate of the step `step`, counted from 0: that in its middle, so that none has a rate
+    of 0. Once it is warm, the schedule `step` falls no further than to `min_lr`."""
+    middle = step + 0.5
+    scheduler.step_update(middle)
+    if config.sched == "step" and middle / steps_per_epoch >= config.warmup_epochs:
+        for group in optimizer.param_groups:
             group["lr"] = max(group["lr"], config.min_lr * config.batch_size / 256)
     return optimizer.param_groups[0]["lr"]
 

@@ -26,10 +26,10 @@ from supernet.loop import (
     StepResult,
     TrainingError,
     clip_gradients,
-    hold_lr,
     make_optimizer,
     pick_device,
     restore,
+    set_lr,
 )
 from supernet.metrics import Metrics
 from supernet.randomness import Stream, torch_seed
@@ -211,8 +211,7 @@ def train_model(
         distributed.average_gradients(model.parameters())
         norm = clip_gradients(model, config)
         _check_finite(losses.total, norm, step)
-        scheduler.step_update(step + 0.5)  # the rate in the middle of the step, so that no step has a rate of 0
-        lr = hold_lr(optimizer, config, (step + 0.5) / steps_per_epoch)
+        lr = set_lr(optimizer, scheduler, config, step, steps_per_epoch)
         optimizer.step()
         if ema:
             ema.update(model, step)

@@ -26,10 +26,10 @@ from supernet.loop import (
     StepResult,
     TrainingError,
     clip_gradients,
-    hold_lr,
     make_optimizer,
     pick_device,
     restore,
+    set_lr,
 )
 from supernet.metrics import Metrics
 from supernet.prioritized import PrioritizedPaths
@@ -203,8 +203,7 @@ def train(
         _check_images(images, labels, family)
         images = images.to(device, memory_format=memory_format, non_blocking=True)
         labels = labels.to(device)
-        scheduler.step_update(number + 0.5)  # the rate in the middle of the step, so that no step has a rate of 0
-        lr = hold_lr(optimizer, config, number / steps_per_epoch)
+        lr = set_lr(optimizer, scheduler, config, number, steps_per_epoch)
         if number % steps_per_epoch == 0:
             method.start_epoch(net, _companions(net, optimizer, ema), number / steps.stop)
         step = Step(
