@@ -1,46 +1,22 @@
 """scripts/train_standalone.py, finetune.py, train_netaug.py and evaluate.py from the command line."""
 
-import io
 import json
-import runpy
-import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import timm
 import torch
 
-import search.history  # before a script of the name `search` may hide the package  # noqa: F401
 from supernet.data import DataConfig, load_data
 from supernet.evaluation import accuracy
 from supernet.subnet import load_subnet
 
-ROOT = Path(__file__).parents[2]
 SHORT = ["--epochs", "1", "--warmup-epochs", "0", "--batch-size", "8", "--eval-epochs", "0"]
 FEW = ["--holdout", "0.97"]  # 43 images to train on
 
 
-class Result(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def script(name, *arguments):
-    """Run a script as the command line would, but in this process, which has everything imported already."""
-    stdout, stderr = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "scripts")
-        patch.setattr(sys, "argv", [name, *map(str, arguments)])
-        with redirect_stdout(stdout), redirect_stderr(stderr), pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
-    return Result(end.value.code, stdout.getvalue(), stderr.getvalue())
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(script, tmp_path_factory):
     """A supernet's short run, and a subnet of it."""
     folder = tmp_path_factory.mktemp("models")
     for command in (
@@ -52,7 +28,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_a_subnets_architecture_is_trained_from_scratch_with_the_runs_settings(folder, tmp_path):
+def test_a_subnets_architecture_is_trained_from_scratch_with_the_runs_settings(script, folder, tmp_path):
     result = script(
         "train_standalone.py", "--subnet", folder / "subnet", "--run", folder / "run", "--output", tmp_path / "model",
         "--no-onnx",
@@ -74,7 +50,7 @@ def test_a_subnets_architecture_is_trained_from_scratch_with_the_runs_settings(f
     assert "holds a model already" in again.stderr
 
 
-def test_a_timm_student_learns_from_a_subnet_by_several_losses(folder, tmp_path):
+def test_a_timm_student_learns_from_a_subnet_by_several_losses(script, folder, tmp_path):
     result = script(
         "train_standalone.py", "--model", "mobilenetv3_small_050", "--input-size", "32", *SHORT, *FEW, "--no-onnx",
         "--teacher", folder / "subnet", "--kl", "1", "--attention", "1000", "--labels", "0.5", "--layers",
@@ -95,7 +71,7 @@ def test_a_timm_student_learns_from_a_subnet_by_several_losses(folder, tmp_path)
     )
 
 
-def test_a_subnet_is_tuned_gently_and_evaluated_beside_others(folder, tmp_path):
+def test_a_subnet_is_tuned_gently_and_evaluated_beside_others(script, folder, tmp_path):
     tuned = tmp_path / "tuned"
     result = script(
         "finetune.py", "--subnet", folder / "subnet", "--run", folder / "run", "--teacher", folder / "subnet",
@@ -124,7 +100,7 @@ def test_a_subnet_is_tuned_gently_and_evaluated_beside_others(folder, tmp_path):
     assert all(row["latency_ms"] > 0 and 0 <= row["calibration_error"] <= 1 for row in rows.values())
 
 
-def test_a_tiny_model_is_augmented_and_goes_on_where_it_stopped(folder, tmp_path):
+def test_a_tiny_model_is_augmented_and_goes_on_where_it_stopped(script, folder, tmp_path):
     arguments = ["train_netaug.py", "--output", tmp_path / "model", "--no-onnx"]
     few = ["--expansions", "1", "2", "--widths", "1", "1.5", "--calibration-images", "40"]
     result = script(*arguments, "--subnet", folder / "subnet", *SHORT, *FEW, *few)
@@ -149,7 +125,7 @@ def test_a_tiny_model_is_augmented_and_goes_on_where_it_stopped(folder, tmp_path
         (["evaluate.py"], "say which networks to evaluate"),
     ],
 )
-def test_bad_input_ends_in_one_line(arguments, message):
+def test_bad_input_ends_in_one_line(script, arguments, message):
     result = script(*arguments)
     assert result.returncode == 2
     assert message in result.stderr

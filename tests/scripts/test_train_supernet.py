@@ -1,42 +1,17 @@
 """scripts/train_supernet.py and scripts/extract.py from the command line."""
 
-import io
 import json
-import runpy
-import sys
-from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 
-import search.history  # before a script of the name `search` may hide the package  # noqa: F401
 from supernet.subnet import load_subnet
 
-ROOT = Path(__file__).parents[2]
 SHORT = ["--epochs", "1", "--warmup-epochs", "0", "--holdout", "0.97", "--batch-size", "8", "--eval-epochs", "0"]
 
 
-class Result(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def script(name, *arguments):
-    """Run a script as the command line would, but in this process, which has everything imported already."""
-    stdout, stderr = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "scripts")
-        patch.setattr(sys, "argv", [name, *map(str, arguments)])
-        with redirect_stdout(stdout), redirect_stderr(stderr), pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
-    return Result(end.value.code, stdout.getvalue(), stderr.getvalue())
-
-
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(script, tmp_path_factory):
     output = tmp_path_factory.mktemp("scripts") / "run"
     result = script("train_supernet.py", *SHORT, "--output", output)
     assert result.returncode == 0, result.stderr
@@ -44,7 +19,7 @@ def run(tmp_path_factory):
     return output
 
 
-def test_a_trained_subnet_is_extracted(run, tmp_path):
+def test_a_trained_subnet_is_extracted(script, run, tmp_path):
     result = script(
         "extract.py", "--run", run, "--smallest", "--calibration-images", "40", "--output", tmp_path / "out"
     )
@@ -65,7 +40,7 @@ def test_a_trained_subnet_is_extracted(run, tmp_path):
         (["--batch-size", "5000"], "a batch of 5000 is more than the 1150 training images"),
     ],
 )
-def test_bad_input_ends_in_one_line(tmp_path, arguments, message):
+def test_bad_input_ends_in_one_line(script, tmp_path, arguments, message):
     result = script("train_supernet.py", *arguments, "--output", tmp_path / "run")
     assert result.returncode == 2
     assert message in result.stderr
@@ -83,7 +58,7 @@ def test_bad_input_ends_in_one_line(tmp_path, arguments, message):
         (["--history", "nowhere.jsonl"], "nowhere.jsonl"),
     ],
 )
-def test_extraction_of_what_there_is_not_ends_in_one_line(run, tmp_path, arguments, message):
+def test_extraction_of_what_there_is_not_ends_in_one_line(script, run, tmp_path, arguments, message):
     result = script("extract.py", "--run", run, *arguments, "--output", tmp_path / "out")
     assert result.returncode in (1, 2)
     assert message in result.stderr
@@ -91,7 +66,7 @@ def test_extraction_of_what_there_is_not_ends_in_one_line(run, tmp_path, argumen
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_flag_or_a_wrong_value_is_usage(tmp_path):
+def test_an_unknown_flag_or_a_wrong_value_is_usage(script, tmp_path):
     for arguments in (["--epochz", "3"], ["--epochs", "0"], ["--epochs", "many"]):
         result = script("train_supernet.py", *arguments, "--output", tmp_path / "run")
         assert result.returncode == 2
