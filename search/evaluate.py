@@ -48,7 +48,7 @@ class SupernetAccuracy:
         net: Supernet,
         images: Callable[[int], EvaluationImages],
         resolution: Callable[[Arch], int],
-        batch_size: int = 250,
+        batch_size: int = 500,
         memory_bytes: int = 2**31,
     ) -> None:
         self.net = net

@@ -51,7 +51,7 @@ class SearchJob:
     """Held-out images that judge an architecture; all if None."""
     calibration_images: int | None = None
     """Training images for BatchNorm; as in training if None."""
-    batch_size: int = 250
+    batch_size: int = 500
     """Images that a subnet runs on at a time."""
     zero_cost: tuple[str, ...] = ("synflow", "jacob_cov", "snip")
     """Scores of search.training_free.NAMES whose mean rank is the score zero_cost, or vote."""
