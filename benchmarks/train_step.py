@@ -35,7 +35,7 @@ from supernet import Supernet, sampling
 from supernet.families import FAMILIES, Family
 from supernet.sampling import Path as Subnet
 from supernet.sampling import Sandwich
-from supernet.train import TrainConfig, train_step
+from supernet.train import TrainConfig, TrainStep
 
 GLIBC_THRESHOLDS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
@@ -89,9 +89,8 @@ class Step:
 
     def shared(self, paths: list[Subnet]) -> None:
         self.net.zero_grad()
-        train_step(
-            self.net, self.images, self.labels, paths, lambda arch: self.resolution, self.family.build, self.config
-        )
+        train_step = TrainStep(self.net, self.config, lambda arch: self.resolution, self.family.build)
+        train_step(self.images, self.labels, paths)
 
     def plain_models(self, paths: list[Subnet]) -> list[torch.nn.Module]:
         return [self.net.extract(path.arch) for path in paths]

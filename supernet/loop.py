@@ -1,12 +1,15 @@
-"""What every training loop here has in common: settings, optimizer and schedule, checkpoints."""
+"""What every training here has in common: settings, and all of the loop but the gradients."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from timm.optim import create_optimizer_v2
@@ -15,7 +18,13 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from supernet.checkpoint import load_checkpoint
+from supernet import distributed
+from supernet.checkpoint import load_checkpoint, save_checkpoint
+from supernet.data import Data
+from supernet.metrics import Metrics, scalars
+from supernet.randomness import Stream, torch_seed
+
+# N images, C channels, R resolution in pixels
 
 logger = logging.getLogger(__name__)
 
@@ -108,8 +117,175 @@ class StepResult(NamedTuple):
 
     step: int  # counted from 1
     steps: int  # in the whole training
-    losses: list[float] | None  # of each path, every `log_steps` steps
+    losses: list[float] | None  # those in metrics.jsonl, every `log_steps` steps
     lr: float
+
+
+class Stateful(Protocol):
+    """Something that changes in training, and goes on from what it was."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> object: ...
+
+
+class Loop:
+    """Trains `net` by gradients that the caller computes:
+
+        loop = Loop(net, data, config, run_dir, evaluate)
+        for step, images, labels in loop.batches(resolution, num_classes):
+            ...  # a forward and a backward pass
+            loop.update(step, losses, names)
+            loop.finish(step, {"losses": losses})
+        return loop.result
+
+    `evaluate` gives the accuracies, to be noted every `config.eval_epochs`, of the network to use. `kept` is what
+    checkpoints hold besides network, optimizer and moving average, by name. `parts` are the equal parts of its batch
+    that a process runs one after another. Where `distributed.start` joined processes, all of them do this and the
+    first one evaluates, writes and calls `on_step`.
+
+    Writes `run_dir/checkpoints/` and `run_dir/metrics.jsonl`. With `resume` it goes on from the newest readable
+    checkpoint, if any, and ends in the same weights as a run that was never interrupted: bit for bit on one CPU thread,
+    and on several as far as the math library keeps the order of its sums (MKL may not on a busy machine).
+
+    ValueError if the batch does not split into processes and parts, for a device that this machine does not have, and
+    for checkpoints of another network or of other settings.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        data: Data,
+        config: LoopConfig,
+        run_dir: Path,
+        evaluate: Callable[[Any], object],
+        *,
+        kept: Mapping[str, Stateful] = MappingProxyType({}),
+        parts: int = 1,
+        resume: bool = False,
+        on_step: Callable[[StepResult], None] = lambda result: None,
+    ) -> None:
+        self.device = pick_device(config.device)
+        processes = distributed.world_size()
+        if config.batch_size % (processes * parts):
+            raise ValueError(
+                f"a batch of {config.batch_size} does not split into {processes * parts} equal parts, for {processes} "
+                f"processes that do {parts} one after another"
+            )
+        self._memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.net = self.place(net).train()
+        self._data, self._config, self._kept = data, config, kept
+        self._evaluate, self._on_step = evaluate, on_step
+        self.steps_per_epoch = data.steps_per_epoch(config.batch_size)
+        self.optimizer, self._scheduler = make_optimizer(net, config, self.steps_per_epoch)
+        self.ema = ModelEmaV3(net, config.ema_decay) if config.ema_decay else None
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._checkpoints = run_dir / "checkpoints"
+        start = self._restore() if resume else 0
+        self.steps = range(start, config.epochs * self.steps_per_epoch)  # those still to do
+        self._metrics = Metrics(run_dir, start, config.tensorboard) if distributed.rank() == 0 else None
+
+    @property
+    def result(self) -> nn.Module:
+        """The network to use: the moving average if there is one, otherwise `net` itself."""
+        return self.ema.module if self.ema else self.net
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of this step."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """`module`, moved to where and in the memory format in which the training is."""
+        return module.to(self.device, memory_format=self._memory_format)
+
+    def seeded(self, step: int) -> AbstractContextManager[None]:
+        """The context of a step's forward passes: what dropout draws follows from seed, step and process."""
+        return torch_seed(self.device, self._config.seed, Stream.DROPOUT, step, distributed.rank())
+
+    def batches(self, resolution: int, num_classes: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Each step still to do, counted from 0, with this process's images [N, C, R, R] and their labels [N].
+
+        They are on the device, the learning rate is set, and there are no gradients. ValueError for labels beyond
+        `num_classes`.
+        """
+        config = self._config
+        batches = self._data.training_batches(
+            resolution, config.batch_size, config.seed, self.steps, distributed.rank(), distributed.world_size()
+        )
+        for step, (images, labels) in zip(self.steps, batches):
+            if labels.min() < 0 or labels.max() >= num_classes:
+                raise ValueError(f"labels are {labels.min()} to {labels.max()}, but there are {num_classes} classes")
+            set_lr(self.optimizer, self._scheduler, config, step, self.steps_per_epoch)
+            self.optimizer.zero_grad()
+            images = images.to(self.device, memory_format=self._memory_format, non_blocking=True)
+            yield step, images, labels.to(self.device)
+        if self._metrics:
+            self._metrics.close()
+        distributed.wait()
+
+    def update(self, step: int, losses: Tensor, names: Sequence[object]) -> None:
+        """Descend by the gradients, averaged over all processes and clipped.
+
+        `losses` [L] gave them, `names` [L] say of what. TrainingError, naming step and name, if a loss or gradient is
+        not finite: the weights of the step before are not touched.
+        """
+        distributed.average_gradients(self.net.parameters())
+        _check_finite(step, losses, names, clip_gradients(self.net, self._config))
+        self.optimizer.step()
+        if self.ema:
+            self.ema.update(self.net, step)
+
+    def finish(self, step: int, losses: Mapping[str, Any]) -> None:
+        """Write, evaluate and report what is due after a step; `losses` are tensors by name, or mappings of such."""
+        if not self._metrics:
+            return
+        config, done = self._config, step + 1
+        is_last = done == self.steps.stop
+        logged = None
+        if done % config.log_steps == 0 or is_last:
+            values = _numbers(losses)
+            self._metrics.append({"step": done, "epoch": done / self.steps_per_epoch, "lr": self.lr, **values})
+            logged = [value for _, value in scalars(values)]
+        every = config.eval_epochs * self.steps_per_epoch
+        if every and (is_last or done % every == 0):
+            self._metrics.append({"step": done, "accuracy": self._evaluate(self.result)})
+            self.net.train()
+        if done % config.checkpoint_steps == 0 or is_last:
+            state = {
+                "net": self.net.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "ema": self.ema and self.ema.state_dict(),
+                **{name: kept.state_dict() for name, kept in self._kept.items()},
+            }
+            save_checkpoint(self._checkpoints, done, state, config.keep_checkpoints)
+        self._on_step(StepResult(done, self.steps.stop, logged, self.lr))
+
+    def _restore(self) -> int:
+        """Go on from the newest checkpoint, if there is one; the number of steps that are done."""
+        state = load_checkpoint(self._checkpoints)
+        if state is None:
+            return 0
+        own = {name: tensor.shape for name, tensor in self.net.state_dict().items()}
+        for name in own.keys() | state["net"].keys():
+            shape = state["net"][name].shape if name in state["net"] else None
+            if shape != own.get(name):
+                raise ValueError(
+                    f"the checkpoints in {self._checkpoints} are of another network: tensor {name!r} is {shape} there "
+                    f"and {own.get(name)} here"
+                )
+        if bool(state["ema"]) != bool(self.ema):
+            raise ValueError(
+                f"the checkpoints in {self._checkpoints} were made {'without' if self.ema else 'with'} ema_decay"
+            )
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        for name, kept in self._kept.items():
+            kept.load_state_dict(state[name])
+        logger.info("going on from step %d", state["step"])
+        return state["step"]
 
 
 def pick_device(name: str) -> torch.device:
@@ -150,43 +326,19 @@ def make_optimizer(net: nn.Module, config: LoopConfig, steps_per_epoch: int) -> 
 
 def set_lr(
     optimizer: torch.optim.Optimizer, scheduler: Scheduler, config: LoopConfig, step: int, steps_per_epoch: int
-) -> float:
-    """Set and return the learning rate of the step `step`, counted from 0: that in its middle, so that none has a rate
-    of 0. Once it is warm, the schedule `step` falls no further than to `min_lr`."""
+) -> None:
+    """Set the learning rate of the step `step`, counted from 0: that in its middle, so that none has a rate of 0. Once
+    it is warm, the schedule `step` falls no further than to `min_lr`."""
     middle = step + 0.5
     scheduler.step_update(middle)
     if config.sched == "step" and middle / steps_per_epoch >= config.warmup_epochs:
         for group in optimizer.param_groups:
             group["lr"] = max(group["lr"], config.min_lr * config.batch_size / 256)
-    return optimizer.param_groups[0]["lr"]
 
 
-def restore(
-    checkpoints: Path, net: nn.Module, optimizer: torch.optim.Optimizer, ema: ModelEmaV3 | None
-) -> dict[str, Any] | None:
-    """Load the newest checkpoint into the given objects; all that it holds, None if there is none yet.
-
-    ValueError if it is of another network or of other settings.
-    """
-    state = load_checkpoint(checkpoints)
-    if state is None:
-        return None
-    own = {name: tensor.shape for name, tensor in net.state_dict().items()}
-    for name in own.keys() | state["net"].keys():
-        shape = state["net"][name].shape if name in state["net"] else None
-        if shape != own.get(name):
-            raise ValueError(
-                f"the checkpoints in {checkpoints} are of another network: tensor {name!r} is {shape} there "
-                f"and {own.get(name)} here"
-            )
-    if bool(state["ema"]) != bool(ema):
-        raise ValueError(f"the checkpoints in {checkpoints} were made {'without' if ema else 'with'} ema_decay")
-    net.load_state_dict(state["net"])
-    optimizer.load_state_dict(state["optimizer"])
-    if ema:
-        ema.load_state_dict(state["ema"])
-    logger.info("going on from step %d", state["step"])
-    return state
+def autocast(config: LoopConfig, device: torch.device) -> torch.autocast:
+    """The context of a forward pass in the precision that `config` names."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.amp == "bf16")
 
 
 def clip_gradients(net: nn.Module, config: LoopConfig) -> Tensor:
@@ -198,3 +350,19 @@ def clip_gradients(net: nn.Module, config: LoopConfig) -> Tensor:
     elif config.clip is not None:
         torch.nn.utils.clip_grad_value_(parameters, config.clip)
     return norm
+
+
+def _check_finite(step: int, losses: Tensor, names: Sequence[object], norm: Tensor) -> None:
+    finite = torch.isfinite(torch.cat([losses, norm[None]])).tolist()
+    if all(finite):
+        return
+    advice = "lower lr, lengthen warmup_epochs or set clip"
+    for name, loss, is_finite in zip(names, losses.tolist(), finite):
+        if not is_finite:
+            raise TrainingError(f"the loss is {loss} in step {step + 1} for {name}; {advice}")
+    raise TrainingError(f"the gradient's norm is {norm.item()} in step {step + 1}, for one of {names}; {advice}")
+
+
+def _numbers(losses: Mapping[str, Any]) -> dict[str, Any]:
+    """`losses` with numbers, or lists of them, for the tensors."""
+    return {name: _numbers(loss) if isinstance(loss, Mapping) else loss.tolist() for name, loss in losses.items()}

@@ -34,7 +34,7 @@ class Metrics:
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         if self._writer:
-            for name, value in _scalars(line):
+            for name, value in scalars(line):
                 if name != "step":
                     self._writer.add_scalar(name, value, line["step"])
             self._writer.flush()
@@ -44,12 +44,13 @@ class Metrics:
             self._writer.close()
 
 
-def _scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+def scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers in lists and mappings, one after another, such as ("losses/0", 2.5)."""
     for name, value in values.items():
         if isinstance(value, list):
             value = dict(enumerate(value))
         if isinstance(value, Mapping):
-            yield from _scalars(value, f"{prefix}{name}/")
+            yield from scalars(value, f"{prefix}{name}/")
         else:
             yield f"{prefix}{name}", value
 

@@ -12,27 +12,14 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
-from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import nn
 
 from distill.objective import Objective, objective_losses
 from supernet import distributed
-from supernet.checkpoint import save_checkpoint
 from supernet.data import Data, DataConfig, load_data
 from supernet.evaluation import accuracy
 from supernet.families import Family
-from supernet.loop import (
-    LoopConfig,
-    StepResult,
-    TrainingError,
-    clip_gradients,
-    make_optimizer,
-    pick_device,
-    restore,
-    set_lr,
-)
-from supernet.metrics import Metrics
-from supernet.randomness import Stream, torch_seed
+from supernet.loop import Loop, LoopConfig, StepResult, autocast
 from supernet.runs import begin_run, make_family, read_config, with_tuples
 from supernet.space import Arch
 from supernet.subnet import Subnet, SubnetConfig, load_subnet
@@ -174,86 +161,26 @@ def train_model(
 ) -> nn.Module:
     """Train `model` on images [N, C, R, R] and return the network to use: its moving average if there is one.
 
-    A step minimises `distill.objective.objective_losses`, where the frozen `teacher` takes the same images. Writes
-    `run_dir/checkpoints/` and `run_dir/metrics.jsonl`, resumes, and joins processes, as `supernet.train.train` does.
-    Raises TrainingError, naming the step, if a loss or gradient is not finite, and leaves the last checkpoint.
+    A step minimises `distill.objective.objective_losses`, where the frozen `teacher` takes the same images. Writes,
+    resumes, joins processes and raises as `supernet.loop.Loop` does.
     """
-    device = pick_device(config.device)
-    if config.batch_size % distributed.world_size():
-        raise ValueError(f"a batch of {config.batch_size} does not split into {distributed.world_size()} equal parts")
-    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    model.to(device, memory_format=memory_format).train()
-    if teacher is not None:
-        teacher.to(device, memory_format=memory_format).eval()
-    steps_per_epoch = data.steps_per_epoch(config.batch_size)
-    optimizer, scheduler = make_optimizer(model, config, steps_per_epoch)
-    ema = ModelEmaV3(model, config.ema_decay) if config.ema_decay else None
-    run_dir.mkdir(parents=True, exist_ok=True)
-    checkpoints = run_dir / "checkpoints"
-    state = restore(checkpoints, model, optimizer, ema) if resume else None
-    start = state["step"] if state else 0
-    metrics = Metrics(run_dir, start, config.tensorboard) if distributed.rank() == 0 else None
-    steps = range(start, config.epochs * steps_per_epoch)
-    batches = data.training_batches(
-        resolution, config.batch_size, config.seed, steps, distributed.rank(), distributed.world_size()
-    )
 
-    for step, (images, labels) in zip(steps, batches):
-        images = images.to(device, non_blocking=True, memory_format=memory_format)
-        labels = labels.to(device)
-        optimizer.zero_grad()
-        with (
-            torch_seed(device, config.seed, Stream.DROPOUT, step, distributed.rank()),
-            torch.autocast(device.type, torch.bfloat16, enabled=config.amp == "bf16"),
-        ):
+    def evaluate(net: nn.Module) -> float:
+        images, labels = data.images(data.holdout, resolution, config.eval_images)
+        return accuracy(net, zip(images.split(256), labels.split(256)))
+
+    loop = Loop(model, data, config, run_dir, evaluate, resume=resume, on_step=on_step)
+    if teacher is not None:
+        loop.place(teacher).eval()
+    for step, images, labels in loop.batches(resolution, data.num_classes):
+        with loop.seeded(step), autocast(config, loop.device):
             losses = objective_losses(objective, model, images, labels, teacher, config.label_smoothing)
         losses.total.backward()
-        distributed.average_gradients(model.parameters())
-        norm = clip_gradients(model, config)
-        _check_finite(losses.total, norm, step)
-        lr = set_lr(optimizer, scheduler, config, step, steps_per_epoch)
-        optimizer.step()
-        if ema:
-            ema.update(model, step)
-
-        if distributed.rank() != 0:
-            continue
-        done = step + 1
-        is_last = done == steps.stop
-        logged = None
-        if done % config.log_steps == 0 or is_last:
-            parts = {name: loss.item() for name, loss in losses.parts.items()}
-            logged = [losses.total.item(), *parts.values()]
-            metrics.append(
-                {"step": done, "epoch": done / steps_per_epoch, "lr": lr, "loss": logged[0], "losses": parts}
-            )
-        if config.eval_epochs and (is_last or done % (config.eval_epochs * steps_per_epoch) == 0):
-            found = _holdout_accuracy(ema.module if ema else model, data, resolution, config)
-            metrics.append({"step": done, "accuracy": found})
-            model.train()
-        if done % config.checkpoint_steps == 0 or is_last:
-            state = {"net": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema and ema.state_dict()}
-            save_checkpoint(checkpoints, done, state, config.keep_checkpoints)
-        on_step(StepResult(done, steps.stop, logged, lr))
-    if metrics:
-        metrics.close()
-    distributed.wait()
-    return ema.module if ema else model
+        loop.update(step, losses.total[None], [type(model).__name__])
+        loop.finish(step, {"loss": losses.total, "losses": losses.parts})
+    return loop.result
 
 
 def model_settings(config: LoopConfig) -> LoopConfig:
     """The part of a supernet's settings that holds for one model, too."""
     return LoopConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(LoopConfig)})
-
-
-def _holdout_accuracy(model: nn.Module, data: Data, resolution: int, config: LoopConfig) -> float:
-    images, labels = data.images(data.holdout, resolution, config.eval_images)
-    return accuracy(model, zip(images.split(256), labels.split(256)))
-
-
-def _check_finite(loss: Tensor, norm: Tensor, step: int) -> None:
-    if not torch.isfinite(loss + norm):
-        raise TrainingError(
-            f"the loss is {loss.item()} and the gradient's norm {norm.item()} in step {step + 1}; lower lr, lengthen "
-            "warmup_epochs or set clip"
-        )

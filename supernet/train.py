@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path as FilePath
-from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,24 +15,12 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from distill.losses import adaptive_alpha_divergence, kl_divergence
-from supernet import distributed
-from supernet.checkpoint import save_checkpoint
 from supernet.data import Data, resize
 from supernet.evaluation import accuracy, calibrated_subnet
 from supernet.families import Family
-from supernet.loop import (
-    LoopConfig,
-    StepResult,
-    TrainingError,
-    clip_gradients,
-    make_optimizer,
-    pick_device,
-    restore,
-    set_lr,
-)
-from supernet.metrics import Metrics
+from supernet.loop import Loop, LoopConfig, StepResult, autocast
 from supernet.prioritized import PrioritizedPaths
-from supernet.randomness import Stream, generator, torch_seed
+from supernet.randomness import Stream, generator
 from supernet.sampling import Attentive, Fair, Method, Path, Sandwich, Step, Uniform
 from supernet.space import Arch, SearchSpace
 from supernet.supernet import Builder, Supernet
@@ -93,49 +80,62 @@ class Outcome(NamedTuple):
     logits: list[Tensor]  # [N, K] of each path, without gradient
 
 
-def train_step(
-    net: Supernet,
-    images: Tensor,
-    labels: Tensor,
-    paths: Sequence[Path],
-    resolution: Callable[[Arch], int],
-    regularised: Builder,
-    config: TrainConfig,
-    teacher: nn.Module | None = None,
-    share: float = 1.0,
-    calls: Mapping[Arch, Call] = MappingProxyType({}),
-) -> Outcome:
-    """Accumulate the gradients of all `paths` on one batch, `images` [N, C, R, R] and `labels` [N], times `share`.
+@dataclass(frozen=True)
+class TrainStep:
+    """Gives `net` the gradients of a step: `train_step(images, labels, paths)`.
 
-    Where a path of the step teaches, the soft labels are the very logits that gave it its own gradient. `teacher` is
-    the frozen network of those paths that name an external one. `calls` say how architectures are run otherwise than
-    by `functional_call`.
+    `resolution` is that of an architecture's images, `regularised` builds the modules of paths with dropout, `teacher`
+    is the frozen network of those that name an external one. `calls` say how architectures are run otherwise than by
+    `functional_call`.
     """
-    distill = _distillation(config)
-    precision = partial(torch.autocast, images.device.type, torch.bfloat16, enabled=config.amp == "bf16")
-    external = None
-    if any(path.teacher == "external" for path in paths):
-        with torch.no_grad(), precision():
-            external = teacher(images).float()
-    logits: list[Tensor] = []
-    losses = []
-    for path in paths:
-        with torch.set_grad_enabled(path.learns), precision():
-            build = regularised if path.regularised else net.build
-            call = calls.get(path.arch, functional_call)
-            output = net(resize(images, resolution(path.arch)), path.arch, build, accumulate=path.learns, call=call)
-        output = output.float()
-        loss = output.new_zeros(())
-        if path.label_weight:
-            loss = path.label_weight * F.cross_entropy(output, labels, label_smoothing=config.label_smoothing)
-        if path.teacher is not None and path.teacher_weight:
-            soft_labels = external if path.teacher == "external" else logits[path.teacher]
-            loss = loss + path.teacher_weight * distill(output, soft_labels)
-        if path.learns:
-            (share * loss).backward()
-        logits.append(output.detach())
-        losses.append(loss.detach())
-    return Outcome(torch.stack(losses), logits)
+
+    net: Supernet
+    config: TrainConfig
+    resolution: Callable[[Arch], int]
+    regularised: Builder
+    teacher: nn.Module | None = None
+    calls: Mapping[Arch, Call] = field(default_factory=dict)
+
+    def __call__(self, images: Tensor, labels: Tensor, paths: Sequence[Path]) -> Outcome:
+        """Accumulate the gradients of all `paths` on a batch, `images` [N, C, R, R] and `labels` [N]: the mean over
+        `config.accumulation` equal parts of it."""
+        count = self.config.accumulation
+        parts = [self._part(*part, paths) for part in zip(images.chunk(count), labels.chunk(count))]
+        losses = torch.stack([part.losses for part in parts]).mean(0)
+        return Outcome(losses, [torch.cat(logits) for logits in zip(*(part.logits for part in parts))])
+
+    def _part(self, images: Tensor, labels: Tensor, paths: Sequence[Path]) -> Outcome:
+        """The same on one of the parts. A path's soft labels are the very logits that gave its teacher a gradient."""
+        config = self.config
+        distill = _distillation(config)
+        external = None
+        if any(path.teacher == "external" for path in paths):
+            with torch.no_grad(), autocast(config, images.device):
+                external = self.teacher(images).float()
+        logits: list[Tensor] = []
+        losses = []
+        for path in paths:
+            with torch.set_grad_enabled(path.learns):
+                output = self.logits(path.arch, images, regularised=path.regularised, accumulate=path.learns)
+            loss = output.new_zeros(())
+            if path.label_weight:
+                loss = path.label_weight * F.cross_entropy(output, labels, label_smoothing=config.label_smoothing)
+            if path.teacher is not None and path.teacher_weight:
+                soft_labels = external if path.teacher == "external" else logits[path.teacher]
+                loss = loss + path.teacher_weight * distill(output, soft_labels)
+            if path.learns:
+                (loss / config.accumulation).backward()
+            logits.append(output.detach())
+            losses.append(loss.detach())
+        return Outcome(torch.stack(losses), logits)
+
+    def logits(self, arch: Arch, images: Tensor, *, regularised: bool = False, accumulate: bool = False) -> Tensor:
+        """Those [N, K] of the subnet `arch` on `images`, which are resized to its resolution."""
+        build = self.regularised if regularised else self.net.build
+        call = self.calls.get(arch, functional_call)
+        with autocast(self.config, images.device):
+            output = self.net(resize(images, self.resolution(arch)), arch, build, accumulate=accumulate, call=call)
+        return output.float()
 
 
 def train(
@@ -154,135 +154,77 @@ def train(
 
     `method` chooses the subnets of each step, by default the one that `config` names. `teacher` gives the soft labels
     [N, K] of paths with an external teacher; it gets the images of the step, which have the space's largest
-    resolution, and is in eval mode. Where `distributed.start` joined processes, all of them call this and the first
-    one writes and calls `on_step`.
+    resolution, and is in eval mode.
 
-    Writes `run_dir/checkpoints/` and `run_dir/metrics.jsonl`. With `resume` it goes on from the newest readable
-    checkpoint, if any, and ends in the same weights as a run that was never interrupted: bit for bit on one CPU thread,
-    and on several as far as the math library keeps the order of its sums (MKL may not on a busy machine).
-
-    Raises TrainingError, naming step and architecture, if a loss or gradient is not finite: the weights of the step
-    before are not touched and the last checkpoint stays. Raises ValueError if images and network do not fit.
+    Writes, resumes, joins processes and raises as `supernet.loop.Loop` does: TrainingError, naming step and
+    architecture, if a loss or gradient is not finite. ValueError if images and network do not fit.
     """
-    device = pick_device(config.device)
-    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    processes = distributed.world_size()
-    if config.batch_size % (processes * config.accumulation):
-        raise ValueError(
-            f"a batch of {config.batch_size} does not split into {processes * config.accumulation} equal parts, for "
-            f"{processes} processes that do {config.accumulation} one after another"
-        )
-    net.to(device, memory_format=memory_format).train()
-    if teacher is not None:
-        teacher.to(device, memory_format=memory_format).eval()
     method = method or make_method(family, config)
-    regularised = _regularised(family, config)
+    resolution = max(family.resolution(arch) for arch in (net.space.largest, net.space.smallest))
+    loop = Loop(
+        net,
+        data,
+        config,
+        run_dir,
+        _Evaluation(family, method.space, data, config, resolution),
+        kept={"method": method},
+        parts=config.accumulation,
+        resume=resume,
+        on_step=on_step,
+    )
+    if teacher is not None:
+        loop.place(teacher).eval()
     recurring = (method.space.largest, method.space.smallest) if config.compile else ()
     calls = {arch: torch.compile(functional_call, dynamic=False) for arch in recurring}
-    steps_per_epoch = data.steps_per_epoch(config.batch_size)
-    optimizer, scheduler = make_optimizer(net, config, steps_per_epoch)
-    ema = ModelEmaV3(net, config.ema_decay) if config.ema_decay else None
-    run_dir.mkdir(parents=True, exist_ok=True)
-    checkpoints = run_dir / "checkpoints"
-    state = restore(checkpoints, net, optimizer, ema) if resume else None
-    start = 0
-    if state:
-        start = state["step"]
-        method.load_state_dict(state["method"])
-    metrics = Metrics(run_dir, start, config.tensorboard) if distributed.rank() == 0 else None
-    steps = range(start, config.epochs * steps_per_epoch)
-    largest_resolution = max(family.resolution(arch) for arch in (net.space.largest, net.space.smallest))
-    evaluation = None
-    if config.eval_epochs and distributed.rank() == 0 and len(steps):
-        evaluation = _Evaluation.of(family, method.space, data, config, largest_resolution)
-    batches = data.training_batches(
-        largest_resolution, config.batch_size, config.seed, steps, distributed.rank(), processes
-    )
+    train_step = TrainStep(net, config, family.resolution, _regularised(family, config), teacher, calls)
 
-    for number, (images, labels) in zip(steps, batches):
-        _check_images(images, labels, family)
-        images = images.to(device, memory_format=memory_format, non_blocking=True)
-        labels = labels.to(device)
-        lr = set_lr(optimizer, scheduler, config, number, steps_per_epoch)
-        if number % steps_per_epoch == 0:
-            method.start_epoch(net, _companions(net, optimizer, ema), number / steps.stop)
-        step = Step(
-            number,
-            number // steps_per_epoch,
-            number / steps.stop,
-            generator(config.seed, Stream.SUBNETS, number),
-            net,
-            images,
-            labels,
-            partial(_logits, net, family.resolution, config),
-            lr,
-        )
+    for number, images, labels in loop.batches(resolution, family.num_classes):
+        _check_images(images, family)
+        epoch, step_of_epoch = divmod(number, loop.steps_per_epoch)
+        progress = number / loop.steps.stop
+        if step_of_epoch == 0:
+            method.start_epoch(net, _companions(net, loop.optimizer, loop.ema), progress)
+        draw = generator(config.seed, Stream.SUBNETS, number)
+        step = Step(number, epoch, progress, draw, net, images, labels, train_step.logits, loop.lr)
         paths = method.paths(step)
-        optimizer.zero_grad()
-        parts = []
-        with torch_seed(device, config.seed, Stream.DROPOUT, number, distributed.rank()):
-            for part in zip(images.chunk(config.accumulation), labels.chunk(config.accumulation)):
-                share = 1 / config.accumulation
-                outcome = train_step(net, *part, paths, family.resolution, regularised, config, teacher, share, calls)
-                parts.append(outcome)
-        losses = torch.stack([part.losses for part in parts]).mean(0)
-        distributed.average_gradients(net.parameters())
-        norm = clip_gradients(net, config)
-        _check_finite(losses, norm, paths, number)
-        optimizer.step()
-        if ema:
-            ema.update(net, number)
-        method.finish(step, paths, [torch.cat(logits) for logits in zip(*(part.logits for part in parts))])
-
-        if distributed.rank() != 0:
-            continue
-        done = number + 1
-        is_last = done == steps.stop
-        logged = losses.tolist() if done % config.log_steps == 0 or is_last else None
-        if logged:
-            metrics.append({"step": done, "epoch": done / steps_per_epoch, "lr": lr, "losses": logged})
-        if evaluation and (is_last or done % (config.eval_epochs * steps_per_epoch) == 0):
-            metrics.append({"step": done, "accuracy": evaluation.run(ema.module if ema else net)})
-            net.train()
-        if done % config.checkpoint_steps == 0 or is_last:
-            state = {
-                "net": net.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "ema": ema and ema.state_dict(),
-                "method": method.state_dict(),
-            }
-            save_checkpoint(checkpoints, done, state, config.keep_checkpoints)
-        on_step(StepResult(done, steps.stop, logged, lr))
-    if metrics:
-        metrics.close()
-    distributed.wait()
-    return ema.module if ema else net
+        with loop.seeded(number):
+            losses, logits = train_step(images, labels, paths)
+        loop.update(number, losses, [path.arch for path in paths])
+        method.finish(step, paths, logits)
+        loop.finish(number, {"losses": losses})
+    return loop.result
 
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """The largest, the smallest and a few random subnets on held-out images."""
+    """The accuracy of the largest, the smallest and a few random subnets on held-out images."""
 
     family: Family
-    archs: dict[str, Arch]
-    calibration_images: Tensor
-    images: Tensor
-    labels: Tensor
+    space: SearchSpace
+    data: Data
+    config: TrainConfig
+    resolution: int
 
-    @classmethod
-    def of(cls, family: Family, space: SearchSpace, data: Data, config: TrainConfig, resolution: int) -> _Evaluation:
-        draw = generator(config.seed, Stream.EVALUATION)
-        archs = {"largest": space.largest, "smallest": space.smallest}
-        archs |= {f"random_{i}": space.sample(draw) for i in range(config.eval_random)}
-        calibration_images = data.calibration_images(resolution, config.calibration_images, config.seed)
-        return cls(family, archs, calibration_images, *data.images(data.holdout, resolution, config.eval_images))
+    @cached_property
+    def archs(self) -> dict[str, Arch]:
+        draw = generator(self.config.seed, Stream.EVALUATION)
+        random = {f"random_{i}": self.space.sample(draw) for i in range(self.config.eval_random)}
+        return {"largest": self.space.largest, "smallest": self.space.smallest, **random}
 
-    def run(self, net: Supernet) -> dict[str, float]:
+    @cached_property
+    def calibration_images(self) -> Tensor:
+        return self.data.calibration_images(self.resolution, self.config.calibration_images, self.config.seed)
+
+    @cached_property
+    def holdout(self) -> tuple[Tensor, Tensor]:
+        return self.data.images(self.data.holdout, self.resolution, self.config.eval_images)
+
+    def __call__(self, net: Supernet) -> dict[str, float]:
         found = {}
         for name, arch in self.archs.items():
             resolution = self.family.resolution(arch)
             model = calibrated_subnet(net, arch, resolution, self.calibration_images)
-            batches = zip(self.images.split(256), self.labels.split(256))
+            batches = zip(*(tensor.split(256) for tensor in self.holdout))
             found[name] = accuracy(model, ((resize(images, resolution), labels) for images, labels in batches))
         return found
 
@@ -311,13 +253,6 @@ def make_method(family: Family, config: TrainConfig) -> Method:
     return Attentive(space, family.macs, pick, subnets, config.trials, config.macs_step * 1e6)
 
 
-def _logits(
-    net: Supernet, resolution: Callable[[Arch], int], config: TrainConfig, arch: Arch, images: Tensor
-) -> Tensor:
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=config.amp == "bf16"):
-        return net(resize(images, resolution(arch)), arch).float()
-
-
 def _companions(net: Supernet, optimizer: torch.optim.Optimizer, ema: ModelEmaV3 | None) -> list[dict[str, Tensor]]:
     """What belongs to the parameters and is shaped like them: the optimizer's state, and the moving average."""
     found: dict[str, dict[str, Tensor]] = {}
@@ -341,22 +276,7 @@ def _regularised(family: Family, config: TrainConfig) -> Builder:
     return partial(family.build, drop_rate=config.drop_rate, drop_path_rate=config.drop_path_rate)
 
 
-def _check_finite(losses: Tensor, norm: Tensor, paths: Sequence[Path], step: int) -> None:
-    finite = torch.isfinite(torch.cat([losses, norm[None]])).tolist()
-    if all(finite):
-        return
-    advice = "lower lr, lengthen warmup_epochs or set clip"
-    for path, loss, is_finite in zip(paths, losses.tolist(), finite):
-        if not is_finite:
-            raise TrainingError(f"the loss is {loss} in step {step + 1} for {path.arch!r}; {advice}")
-    raise TrainingError(
-        f"the gradient's norm is {norm.item()} in step {step + 1}, for one of {[path.arch for path in paths]}; {advice}"
-    )
-
-
-def _check_images(images: Tensor, labels: Tensor, family: Family) -> None:
-    if labels.min() < 0 or labels.max() >= family.num_classes:
-        raise ValueError(f"labels are {labels.min()} to {labels.max()}, but there are {family.num_classes} classes")
+def _check_images(images: Tensor, family: Family) -> None:
     if images.dim() != 4 or images.shape[1] != family.in_chans or not images.is_floating_point():
         raise ValueError(
             f"a batch of images is {list(images.shape)} of {images.dtype}, but this space takes floating point "

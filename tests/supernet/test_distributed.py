@@ -10,7 +10,7 @@ from supernet.data import DataConfig
 from supernet.families import FAMILIES
 from supernet.runs import Job, run_job
 from supernet.sampling import Path
-from supernet.train import TrainConfig, train_step
+from supernet.train import TrainConfig, TrainStep
 
 TRAIN = TrainConfig(epochs=1, batch_size=8, random_subnets=1, eval_epochs=0, log_steps=1, checkpoint_steps=2)
 JOB = Job(data=DataConfig(holdout=0.97, workers=0), train=TRAIN)  # 5 steps
@@ -59,7 +59,7 @@ def gradients(rank=0, world_size=1):
     labels = torch.randint(10, (12,), generator=draw)[rank::world_size]
     # the last subnet leaves most parameters without a gradient of its own
     paths = [Path(family.space.largest), Path(family.space.smallest, teacher=0, label_weight=0.0)]
-    train_step(net, images, labels, paths, family.resolution, family.build, TrainConfig())
+    TrainStep(net, TrainConfig(), family.resolution, family.build)(images, labels, paths)
     distributed.average_gradients(net.parameters())
     return {name: parameter.grad for name, parameter in net.named_parameters()}
 

@@ -4,12 +4,11 @@ import json
 import pytest
 import torch
 
-import supernet.train as training
 from supernet.families import FAMILIES
 from supernet.progressive import ONCE_FOR_ALL, Phase, kind_of, new_kinds, phase_config, phase_space, sort_channels
 from supernet.recipes import RECIPES
 from supernet.runs import Job, load_run, run_job
-from supernet.train import TrainConfig
+from supernet.train import TrainConfig, TrainStep
 
 PHASES = (
     Phase("largest", 2),
@@ -77,14 +76,15 @@ def test_channels_are_sorted_by_what_follows_them_and_the_largest_subnet_stays_w
 
 def test_phases_train_their_subnets_by_the_frozen_largest_network(tmp_path, monkeypatch):
     seen = []
-    step = training.train_step
+    run_step = TrainStep.__call__
 
-    def spy(net, images, labels, paths, resolution, regularised, config, teacher, *rest):
-        outcome = step(net, images, labels, paths, resolution, regularised, config, teacher, *rest)
+    def spy(step, images, labels, paths):
+        outcome = run_step(step, images, labels, paths)
+        teacher = step.teacher
         seen.append((paths, teacher, teacher and {n: t.clone() for n, t in teacher.state_dict().items()}))
         return outcome
 
-    monkeypatch.setattr(training, "train_step", spy)
+    monkeypatch.setattr(TrainStep, "__call__", spy)
     job = RECIPES["digits"]()
     data = dataclasses.replace(job.data, holdout=0.95)  # 72 images
     train = dataclasses.replace(job.train, method="progressive", epochs=4, batch_size=16, eval_epochs=0, log_steps=1)

@@ -80,7 +80,7 @@ def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_weights(tmp_path):
 def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_last_checkpoint(tmp_path):
     config = dataclasses.replace(CONFIG, lr=1e38, warmup_epochs=0, checkpoint_steps=1)
     model = network()
-    with pytest.raises(TrainingError, match=r"in step \d+; lower lr"):
+    with pytest.raises(TrainingError, match=r"in step \d+ for Sequential; lower lr"):
         train_model(model, 16, load_data(DATA, config.seed), config, tmp_path)
     state = load_checkpoint(tmp_path / "checkpoints")["net"]
     for name, parameter in model.named_parameters():
@@ -159,3 +159,10 @@ def test_a_supernets_settings_hold_for_a_model():
     settings = model_settings(digits().train)
     assert type(settings) is LoopConfig
     assert (settings.epochs, settings.lr, settings.ema_decay) == (36, 0.4, 0.99)
+
+
+def test_labels_beyond_the_classes_are_refused(tmp_path):
+    data = load_data(DATA, CONFIG.seed)
+    few = dataclasses.replace(data, classes=data.classes[:3])
+    with pytest.raises(ValueError, match=r"labels are \d to 9, but there are 3 classes"):
+        train_model(network(), 16, few, dataclasses.replace(CONFIG, batch_size=43), tmp_path)

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import supernet.train as training
 from distill.losses import kl_divergence
 from supernet.checkpoint import load_checkpoint
 from supernet.data import DataConfig, load_data
@@ -21,7 +20,7 @@ from supernet.families import FAMILIES
 from supernet.loop import TrainingError
 from supernet.runs import Job, load_run, run_job
 from supernet.sampling import Path
-from supernet.train import TrainConfig, train, train_step
+from supernet.train import TrainConfig, TrainStep, train
 
 DATA = DataConfig(holdout=0.97, workers=0, hflip=0.0, color_jitter=0.2)  # 43 images to train on, 5 batches
 CONFIG = TrainConfig(
@@ -57,11 +56,12 @@ def test_a_step_adds_the_gradients_of_its_paths_and_teaches_by_the_logits_of_the
     images, labels = batch
     net, reference = family.supernet().train(), family.supernet().train()
     regularised = partial(family.build, drop_rate=0.5, drop_path_rate=0.5)
+    train_step = TrainStep(net, TrainConfig(label_smoothing=0.1), family.resolution, regularised)
     largest, smallest = family.space.largest, family.space.restrict({"resolution": [32]}).smallest
     paths = [Path(largest, regularised=True), Path(smallest, teacher=0, label_weight=0.0)]
 
     torch.manual_seed(0)
-    losses, _ = train_step(net, images, labels, paths, family.resolution, regularised, TrainConfig(label_smoothing=0.1))
+    losses, _ = train_step(images, labels, paths)
 
     torch.manual_seed(0)
     logits = reference(images, largest, regularised)
@@ -81,7 +81,7 @@ def test_dropout_is_on_in_the_largest_subnet_alone(family, batch):
     def losses(seed, paths):
         torch.manual_seed(seed)
         net = family.supernet().train()
-        return train_step(net, images, labels, paths, family.resolution, regularised, TrainConfig()).losses
+        return TrainStep(net, TrainConfig(), family.resolution, regularised)(images, labels, paths).losses
 
     largest = family.space.largest
     assert losses(0, [Path(largest)]) == losses(1, [Path(largest)])
@@ -266,30 +266,29 @@ def test_parts_of_a_batch_one_after_another_give_the_mean_of_their_gradients(fam
     images, labels = torch.randn(8, 3, 32, 32, generator=draw), torch.randint(10, (8,), generator=draw)
     paths = [Path(family.space.largest), Path(family.space.smallest, teacher=0, label_weight=0.0)]
     net, reference = family.supernet().double().train(), family.supernet().double().train()
+    TrainStep(net, TrainConfig(accumulation=2), family.resolution, family.build)(images.double(), labels, paths)
     for part in (slice(0, 4), slice(4, 8)):
-        batch = images[part].double(), labels[part]
-        train_step(net, *batch, paths, family.resolution, family.build, TrainConfig(), share=0.5)
-        train_step(reference, *batch, paths, family.resolution, family.build, TrainConfig())
+        whole = TrainStep(reference, TrainConfig(), family.resolution, family.build)
+        whole(images[part].double(), labels[part], paths)
     for (name, parameter), whole in zip(net.named_parameters(), reference.parameters()):
         torch.testing.assert_close(parameter.grad, whole.grad / 2, rtol=1e-12, atol=1e-15, msg=name)
 
 
-def test_accumulation_splits_every_batch(family, tmp_path, monkeypatch):
-    seen = []
-    step = training.train_step
-
-    def spy(net, images, labels, *arguments):
-        seen.append((len(images), labels.tolist(), arguments[5]))
-        return step(net, images, labels, *arguments)
-
-    monkeypatch.setattr(training, "train_step", spy)
+def test_accumulation_splits_every_batch(family, tmp_path):
     data = load_data(DATA)
     config = dataclasses.replace(CONFIG, epochs=1, accumulation=2, ema_decay=None)
-    train(family, family.supernet(), data, config, tmp_path / "parts")
-    parts, seen[:] = list(seen), []
-    train(family, family.supernet(), data, dataclasses.replace(config, accumulation=1), tmp_path / "whole")
-    assert [(size, share) for size, _, share in parts] == [(4, 0.5)] * 10
-    assert [first + second for (_, first, _), (_, second, _) in zip(parts[::2], parts[1::2])] == [s[1] for s in seen]
+
+    def images_of_the_largest(config, directory):
+        seen = []
+        net = family.supernet()
+        net.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        train(family, net, data, config, directory)
+        return seen[::3]  # a random subnet and the smallest follow
+
+    parts = images_of_the_largest(config, tmp_path / "parts")
+    batches = images_of_the_largest(dataclasses.replace(config, accumulation=1), tmp_path / "whole")
+    assert [len(images) for images in parts] == [4] * 10
+    assert torch.equal(torch.cat(parts), torch.cat(batches))
     with pytest.raises(ValueError, match="a batch of 8 does not split into 3 equal parts"):
         train(family, family.supernet(), data, dataclasses.replace(config, accumulation=3), tmp_path / "thirds")
 
