@@ -42,10 +42,10 @@ from supernet.atomic import write_atomically
 from supernet.data import Data, DataConfig, load_data
 from supernet.evaluation import accuracy
 from supernet.families.timm_models import timm_model
-from supernet.loop import LoopConfig, StepResult, make_optimizer, pick_device
+from supernet.loop import LoopConfig, StepResult, autocast, make_optimizer, pick_device
 from supernet.sampling import Path as Subnet
 from supernet.standalone import train_model
-from supernet.train import TrainConfig, train_step
+from supernet.train import TrainConfig, TrainStep
 
 
 @dataclass(frozen=True)
@@ -342,7 +342,7 @@ def breakdown(budget: Budget, arguments: Arguments) -> dict[str, float]:
     net = initial_supernet(augmentation, create(budget.tiny, budget), 0)
     net = net.to(device, memory_format=torch.channels_last).train()
     method = NetAug(augmentation.space, [inside.channels for inside in augmentation.inside])
-    family = augmentation.family
+    train_step = TrainStep(net, config, augmentation.family.resolution, augmentation.family.build)
     draw = np.random.default_rng(0)
     for _ in range(10 * budget.timed_steps):  # as in a training, where the layers of most networks have been made
         net._subnet(augmentation.space.sample(draw), net.build)
@@ -358,14 +358,12 @@ def breakdown(budget: Budget, arguments: Arguments) -> dict[str, float]:
         optimizers[id(network)].step()
 
     def plain_backward() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.amp == "bf16"):
+        with autocast(config, device):
             losses = objective_losses(Objective(), plain, images, labels, None, config.label_smoothing)
         losses.total.backward()
 
     def in_supernet(paths: list[Subnet]) -> Callable[[], None]:
-        return lambda: step(
-            net, lambda: train_step(net, images, labels, paths, family.resolution, family.build, config)
-        )
+        return lambda: step(net, lambda: train_step(images, labels, paths))
 
     tiny = Subnet(method.tiny, regularised=True)
     times: dict[str, list[float]] = {}
