@@ -3,15 +3,15 @@
     python scripts/sweep.py --run runs/digits --predictors runs/latency/* --limits-ms 0.2 0.3 --seeds 0 1 2
     python scripts/sweep.py --run runs/digits --predictors runs/latency/* --strategies evolution random --asha
     python scripts/sweep.py --run runs/digits --predictors runs/latency/* --resume
-    python scripts/sweep.py ... --address auto --storage s3://bucket/sweeps     # on a cluster, from one of its machines
+    python scripts/sweep.py --run runs/digits --predictors runs/latency/* --address auto --storage s3://bucket/sweeps
 
 Every trial is a whole search. Without `--address`, Ray starts on this machine, with a trial on each `--threads` CPUs.
 A trial whose worker dies is retried, and a sweep that was killed goes on with `--resume`. Writes OUTPUT/trials.csv, one
 row a trial, OUTPUT/trials/ (every evaluation), OUTPUT/front_DEVICE.csv, the best of all trials on a device, and
 OUTPUT/report.html to look at.
 
-On a cluster every machine needs this package installed, the same files at RUN and at the predictors' folders (a network
-file system, or copies), and a `--storage` that all can write to.
+The last line is for a cluster, typed on one of its machines. Every machine needs this package installed, the same files
+at RUN and at the predictors' folders (a network file system, or copies), and a `--storage` that all can write to.
 """
 
 from __future__ import annotations

@@ -1,37 +1,143 @@
-"""Every block of the tutorials runs as it stands there, in order, each page in a folder of its own; tables are real."""
+"""The documentation: blocks run, commands have the flags that scripts take, tables are those of the results.
 
+A page is followed as a reader would, in a new folder or, where its source says so, in that of the page it goes on
+from. Blocks marked `python` and `bash` run as they stand. Those marked `text` are formulas, and commands for what is
+not here, a cluster say: these are parsed by the script that they call, like those in the README and in docstrings.
+"""
+
+import ast
+import glob
 import importlib.util
 import itertools
 import json
-import os
 import re
-import subprocess
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
+import tyro
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
-BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+DOCS = ROOT / "docs"
+README = ROOT / "README.md"
+FIRST = DOCS / "tutorials" / "own_images.md"
+PAGES = [page for page in sorted(DOCS.rglob("*.md")) if "_build" not in page.parts]
+SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.py") if "__main__" in path.read_text())
+GOES_ON_FROM = re.compile(r"^<!-- goes on from (\S+) -->$", flags=re.MULTILINE)
+BLOCK = re.compile(r"^ *```(\S+)\n(.*?)^ *```$", flags=re.DOTALL | re.MULTILINE)
+COMMAND = re.compile(r"^ *(?:python|torchrun --nproc-per-node \d+) scripts/(\w+\.py)( .*)?$")
+SPAN = re.compile(r"`([^`]+)`")
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # timm leaves images to be closed, and Ray its processes
 
 
 def blocks(page):
     """Kind and text of the blocks; Python that follows Python, with nothing run between, goes on with its names."""
-    found = BLOCK.findall(page.read_text())
-    for kind, group in itertools.groupby(found, key=lambda block: block[0]):
+    runs = [block for block in BLOCK.findall(page.read_text()) if block[0] in ("python", "bash")]
+    for kind, group in itertools.groupby(runs, key=lambda block: block[0]):
         yield kind, "\n".join(text for _, text in group)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if BLOCK.search(page.read_text())], ids=lambda page: page.stem)
-def test_the_blocks_of_a_tutorial_run(page, tmp_path):
-    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
-    for kind, text in blocks(page):
-        command = [sys.executable, "-c", text] if kind == "python" else ["bash", "-euc", text]
-        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert result.returncode == 0, f"{text}\n{result.stdout}\n{result.stderr}"
+def commands(text):
+    """Each command in `text` that calls a script: the script, and its arguments as bash makes them."""
+    for line in lines(text):
+        if found := COMMAND.match(line):
+            name, rest = found.groups(default="")
+            words = [sorted(glob.glob(word)) or [word] for word in shlex.split(rest, comments=True)]
+            yield name, list(itertools.chain(*words))
+
+
+def lines(text):
+    joined = re.sub(r"\\\n\s*", "", text).splitlines()
+    return [line for line in joined if line.strip() and not line.strip().startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def follow(script, tmp_path_factory):
+    """Run the blocks of a page, unless that was done before; gives the folder that they ran in."""
+    folders = {}
+
+    def follow(page):
+        if page not in folders:
+            before = GOES_ON_FROM.search(page.read_text())
+            folder = follow((page.parent / before[1]).resolve()) if before else tmp_path_factory.mktemp(page.stem)
+            folders[page] = folder
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(folder)
+                for kind, text in blocks(page):
+                    if kind == "python":
+                        exec(compile(text, page, "exec"), {"__name__": "__main__"})
+                    else:
+                        called = list(commands(text))
+                        assert len(called) == len(lines(text)), f"something else than scripts is called: {text}"
+                        for name, arguments in called:
+                            result = script(name, *arguments)
+                            assert result.returncode == 0, f"{name} {arguments}\n{result.stdout}\n{result.stderr}"
+        return folders[page]
+
+    return follow
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if list(blocks(page))], ids=lambda page: page.stem)
+def test_the_blocks_of_a_page_run(follow, page):
+    follow(page)
+
+
+def test_every_block_runs_or_is_marked_as_one_that_does_not():
+    for page in PAGES:
+        kinds = {kind for kind, _ in BLOCK.findall(page.read_text())}
+        assert kinds <= {"python", "bash", "text", "{toctree}"}, page
+        if page.parent.name == "tutorials" or page.stem == "cluster":
+            assert kinds & {"python", "bash"}, page
+
+
+def test_the_python_of_the_readme_runs(follow, monkeypatch, capsys):
+    monkeypatch.chdir(follow(FIRST))
+    names = {"__name__": "__main__", "image": Image.new("RGB", (40, 30))}
+    capsys.readouterr()
+    for kind, text in BLOCK.findall(README.read_text()):
+        assert kind == "python"
+        exec(compile(text, README, "exec"), names)
+    assert capsys.readouterr().out == "40209024 2142602\n21 architectures\n7538928 MACs\n"
+    assert names["logits"].shape == (1, 10)
+
+
+@pytest.fixture
+def parse(script, monkeypatch):
+    """Run a script until its command line is parsed, which it says by its return code."""
+    cli = tyro.cli
+
+    def parsed(*arguments, **settings):
+        cli(*arguments, **settings)
+        sys.exit("parsed")
+
+    monkeypatch.setattr(tyro, "cli", parsed)
+    return script
+
+
+@pytest.mark.parametrize("path", [README, *PAGES, *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_scripts_accept_the_commands(follow, parse, monkeypatch, path):
+    text = ast.get_docstring(ast.parse(path.read_text())) if path.suffix == ".py" else path.read_text()
+    monkeypatch.chdir(follow(FIRST))  # where the runs and subnets are that commands speak of
+    for name, arguments in commands(text):
+        result = parse(name, *arguments)
+        assert result.returncode == "parsed", f"{name} {arguments}\n{result.stderr}"
+
+
+def test_flags_in_the_text_are_those_of_scripts(script, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    flags = {path.name: set(re.findall(r"--[\w.-]+", script(path.name, "--help").stdout)) for path in SCRIPTS}
+    assert "--evaluations" in flags["search.py"]
+    everywhere = set.union(*flags.values())
+    for page in (README, *PAGES):
+        for span in SPAN.findall(BLOCK.sub("", page.read_text())):
+            named = re.search(r"scripts/(\w+\.py)", span)
+            known = flags[named[1]] if named else everywhere
+            if named or span.startswith("--"):
+                unknown = set(re.findall(r"(?<!\S)--[\w.-]+", span[named.end() if named else 0 :])) - known
+                assert not unknown, f"{page.name}: {span}"
 
 
 @pytest.fixture

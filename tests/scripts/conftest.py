@@ -1,17 +1,10 @@
-"""Running a script in this process, and a supernet that was hardly trained, for all scripts that need one."""
+"""A supernet that was hardly trained, for all scripts that need one."""
 
 import dataclasses
-import io
-import runpy
-import sys
-from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-import search.history  # before a script of the name `search` may hide the package  # noqa: F401
 from predictors import Device, LatencyPredictor
 from supernet.recipes import digits
 from supernet.runs import run_job
@@ -30,26 +23,3 @@ def folder(tmp_path_factory):
     device = Device("phone", "elsewhere")
     LatencyPredictor.fit(family.space, archs, latency, device=device).save(folder / "phone")
     return folder
-
-
-class Result(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture(scope="session")
-def script():
-    """Run a script as the command line would, but in this process, which has everything imported already."""
-    scripts = Path(__file__).parents[2] / "scripts"
-
-    def run(name, *arguments):
-        stdout, stderr = io.StringIO(), io.StringIO()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(scripts)
-            patch.setattr(sys, "argv", [name, *map(str, arguments)])
-            with redirect_stdout(stdout), redirect_stderr(stderr), pytest.raises(SystemExit) as end:
-                runpy.run_path(str(scripts / name), run_name="__main__")
-        return Result(end.value.code, stdout.getvalue(), stderr.getvalue())
-
-    return run
