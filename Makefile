@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint docs clean
+.PHONY: quickstart test lint docs links clean
 
 quickstart: .venv/installed
 	$(BIN)/python scripts/quickstart.py
@@ -16,6 +16,10 @@ lint: .venv/installed
 
 docs: .venv/documented
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build
+
+# Follows every link that leads outside: needs the network, so the tests and .ci/run do without.
+links: .venv/documented
+	$(BIN)/sphinx-build -b linkcheck --quiet docs docs/_build/links
 
 clean:
 	rm -rf .venv docs/_build runs/quickstart

@@ -3,6 +3,7 @@
 In a page, `<!-- results: NAME key key -->` becomes a table of these figures of benchmarks/results/NAME.json, with the
 command and the hardware that they are from, and `<!-- rows: NAME -->` one of its rows. While there is no such file, it
 says so: no figure is written by hand. `<!-- reference: PACKAGE -->` becomes the documentation of its public modules.
+An arXiv identifier becomes a link, on pages and in docstrings; `make links` follows all that lead outside.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import json
 import re
 import sys
 from pathlib import Path
+
+from docutils import nodes
+from sphinx.transforms import SphinxTransform
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -27,12 +31,33 @@ autodoc_default_options = {"members": True, "show-inheritance": False}
 autodoc_typehints = "signature"
 # Docstrings are plain text, not all of it valid reStructuredText; links between pages are checked all the same.
 suppress_warnings = ["docutils", "autodoc", "ref.python", "sphinx_autodoc_typehints"]
+linkcheck_timeout = 20
+linkcheck_retries = 3
+linkcheck_rate_limit_timeout = 120  # seconds at most until a server that asks for patience is asked again
+linkcheck_ignore = [r"https?://(localhost|127\.0\.0\.1)"]
 
 PLACE = re.compile(r"<!-- (results|rows|reference): (\S+)((?: \S+)*) -->")
+PAPER = re.compile(r"(?<=arXiv )(\d{4}\.\d{4,5}(?:v\d+)?)")
 
 
 def setup(app):
     app.connect("source-read", fill)
+    app.add_transform(LinkPapers)
+
+
+class LinkPapers(SphinxTransform):
+    """Make "arXiv 1908.09791" lead there."""
+
+    default_priority = 500
+
+    def apply(self) -> None:
+        for text in list(self.document.findall(nodes.Text)):
+            parts = PAPER.split(text)  # every second one is an identifier
+            if len(parts) > 1 and not isinstance(text.parent, (nodes.reference, nodes.literal, nodes.literal_block)):
+                links = [nodes.reference("", part, refuri=f"https://arxiv.org/abs/{part}") for part in parts[1::2]]
+                parts = [nodes.Text(part) for part in parts]
+                parts[1::2] = links
+                text.parent.replace(text, parts)
 
 
 def fill(app, name: str, source: list[str]) -> None:
