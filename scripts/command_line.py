@@ -1,4 +1,4 @@
-"""What every script does around its work: one clear line for bad input, and progress bars."""
+"""What scripts have in common: one clear line for bad input, progress bars, reports, and whose subnets to measure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from supernet.families import Family
 from supernet.loop import TrainingError
+from supernet.runs import make_family, read_family
 
 # Python looks for modules beside a script first, where search.py would hide the package of that name.
 sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
@@ -45,6 +47,13 @@ def report(folder: Path) -> None:
         console.print(f"There is no report: {error}", highlight=False, markup=False)
     else:
         console.print(f"Open {path} in a browser to look at all of it.", highlight=False, markup=False, soft_wrap=True)
+
+
+def family_of(run: Path | None, name: str | None, num_classes: int) -> Family:
+    """The family of a training run, or else the one of that name."""
+    if (run is None) == (name is None):
+        raise ValueError("say whose subnets: --run, the folder of a training run, or --family, the name of a space")
+    return make_family(name, "{}", num_classes) if run is None else read_family(run)
 
 
 def fail(message: str, code: int) -> NoReturn:

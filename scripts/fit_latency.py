@@ -1,5 +1,6 @@
 """Fit a latency predictor to milliseconds measured anywhere.
 
+    python scripts/fit_latency.py --run runs/mine --measurements manifest.csv --name my-phone
     python scripts/fit_latency.py --family ofa_mobilenet_v3 --measurements manifest.csv --name my-phone
     python scripts/fit_latency.py --family ofa_mobilenet_v3 --measurements ten.csv --name my-phone \\
         --sources runs/latency/xeon-onnxruntime-fp32-1t-b1
@@ -17,18 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from command_line import console, run
+from command_line import console, family_of, run
 
 from predictors import Device, LatencyPredictor, family_costs, suggest
 from predictors.manifest import export_subnets
 from predictors.measurements import read_measurements
-from supernet.families import FAMILIES
 
 
 @dataclass(frozen=True)
 class Arguments:
-    family: str
-    """Search space: one of supernet.families.FAMILIES."""
+    run: Path | None = None
+    """Folder of a training run, whose space the subnets are of."""
+    family: str | None = None
+    """Instead of a run, a search space: one of supernet.families.FAMILIES."""
     measurements: Path | None = None
     """CSV file with the columns arch and latency_ms."""
     name: str = ""
@@ -36,7 +38,7 @@ class Arguments:
     sources: tuple[Path, ...] = ()
     """Folders of predictors of other devices on the same space."""
     num_classes: int = 1000
-    """Classes of the classifier."""
+    """Classes of the classifier of a `family`; a run has its own."""
     runtime: str = "unknown"
     """What ran the subnets, for the record."""
     precision: str = "fp32"
@@ -55,9 +57,7 @@ class Arguments:
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
-    if arguments.family not in FAMILIES:
-        raise ValueError(f"no family {arguments.family!r}; there are {', '.join(FAMILIES)}")
-    family = FAMILIES[arguments.family](num_classes=arguments.num_classes)
+    family = family_of(arguments.run, arguments.family, arguments.num_classes)
     sources = [LatencyPredictor.load(directory, family.space) for directory in arguments.sources]
     sources += family_costs(family)
     if arguments.suggest is not None:

@@ -1,5 +1,6 @@
 """Measure subnets on this machine and fit its latency predictor.
 
+    python scripts/measure_latency.py --run runs/mine
     python scripts/measure_latency.py --family ofa_mobilenet_v3 --subnets 200
     python scripts/measure_latency.py --family ofa_mobilenet_v3 --runtime onnxruntime --precision int8 --threads 2
     python scripts/measure_latency.py --family ofa_mobilenet_v3 --noise-floor
@@ -24,7 +25,7 @@ from typing import Literal
 
 import numpy as np
 import tyro
-from command_line import console, fail, progress_bar, run
+from command_line import console, fail, family_of, progress_bar, run
 from rich.table import Table
 
 from predictors import LatencyPredictor, Protocol, family_costs, measure, prepare, runtimes, stratified, this_device
@@ -33,20 +34,22 @@ from predictors.latency import MINIMUM
 from predictors.manifest import export_subnets
 from predictors.measurements import Measurement, read_measurements
 from predictors.noise import NOISE_SUBNETS, relative_differences
-from supernet.families import FAMILIES, Family
+from supernet.families import Family
 from supernet.space import Arch
 
 
 @dataclass(frozen=True)
 class Arguments:
-    family: str
-    """Search space: one of supernet.families.FAMILIES."""
+    run: Path | None = None
+    """Folder of a training run, the subnets of whose space are measured."""
+    family: str | None = None
+    """Instead of a run, a search space: one of supernet.families.FAMILIES."""
     subnets: int = 200
     """Number of subnets, half of them uniform, half spread over MACs."""
     largest_resolution: int | None = None
     """Only subnets for images of at most so many pixels a side."""
     num_classes: int = 1000
-    """Classes of the classifier."""
+    """Classes of the classifier of a `family`; a run has its own."""
     runtime: str = "onnxruntime"
     """What runs the subnets: torch, torch_compile, onnxruntime, openvino, cuda or cuda_graph."""
     precision: str = "fp32"
@@ -73,7 +76,7 @@ class Arguments:
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
-    family = named_family(arguments.family, arguments.num_classes)
+    family = family_of(arguments.run, arguments.family, arguments.num_classes)
     space = family.space
     if arguments.largest_resolution is not None:
         sizes = space.choices["resolution"].values if "resolution" in space.choices else (family.input_size,)
@@ -137,12 +140,6 @@ def main() -> None:
         f"{len(good)} subnets measured, {len(rows) - len(good)} failed; expected error of a prediction "
         f"{predictor.error_percent:.2f} %. All is in {directory}."
     )
-
-
-def named_family(name: str, num_classes: int) -> Family:
-    if name not in FAMILIES:
-        raise ValueError(f"no family {name!r}; there are {', '.join(FAMILIES)}")
-    return FAMILIES[name](num_classes=num_classes)
 
 
 def claim(directory: Path, device: Device) -> None:

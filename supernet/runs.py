@@ -151,6 +151,12 @@ def load_run(directory: Path) -> Run:
     return Run(family, net.eval(), data, job)
 
 
+def read_family(directory: Path) -> Family:
+    """The family of the run that was begun in `directory`, without its weights and images; ValueError if none was."""
+    config = read_config(directory)
+    return job_from_dict(config["job"]).family(len(config["classes"]))
+
+
 def read_job(directory: Path) -> Job | None:
     """The job of the run that was begun in `directory`, None if there is none."""
     return job_from_dict(read_config(directory)["job"]) if (directory / "config.json").exists() else None

@@ -94,7 +94,10 @@ def test_export_only_writes_onnx_files_and_a_manifest_to_fill_in(tmp_path, monke
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
-        ("measure_latency.py", ["--family", "resnet"], "no family 'resnet'; there are"),
+        ("measure_latency.py", ["--family", "resnet"], "there is no search space 'resnet'; the spaces are"),
+        ("measure_latency.py", [], "say whose subnets: --run"),
+        ("measure_latency.py", [*MEASURE, "--run", "nowhere"], "say whose subnets: --run"),
+        ("measure_latency.py", ["--run", "nowhere"], "nowhere is no directory of a training run"),
         ("measure_latency.py", [*MEASURE, "--runtime", "abacus"], "no runtime 'abacus'; there are torch"),
         ("measure_latency.py", [*MEASURE, "--largest-resolution", "8"], "no resolution of at most 8 pixels"),
         ("predict_latency.py", ["--arch", "{}"], "name a device with --device"),
