@@ -1,8 +1,8 @@
-"""A weighted sum of losses, on labels and on what a teacher answers and computes inside."""
+"""A weighted sum of losses, on labels, on what a teacher answers and computes inside, and on what peers answer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from distill.features import attention_transfer, relational_angle, relational_distance, similarity_preserving
 from distill.layers import recorded, stages
-from distill.losses import adaptive_alpha_divergence, kl_divergence
+from distill.losses import adaptive_alpha_divergence, kl_divergence, mutual_learning
 
 # B batch, K classes
 
@@ -50,16 +50,19 @@ class Objective:
     """Weight of relational distillation of angles (arXiv 1904.05068); the authors take 50."""
     similarity: float = 0.0
     """Weight of similarity-preserving distillation (arXiv 1907.09682); the authors take 3000."""
+    mutual: float = 0.0
+    """Weight of the KL divergence from each peer's predictions, their mean over the peers (arXiv 1706.00384)."""
     layers: tuple[tuple[str, str], ...] = ()
     """Pairs of modules to compare features at, the student's and the teacher's, such as blocks.4 layer3."""
 
     def __post_init__(self):
         object.__setattr__(self, "layers", tuple(tuple(pair) for pair in self.layers))
         weights = {name: getattr(self, name) for name in ("labels", "kl", "adaptive_alpha", *FEATURE_LOSSES)}
-        if wrong := [name for name, weight in weights.items() if not 0 <= weight < float("inf")]:
-            raise ValueError(f"the weight {wrong[0]} is 0 or more, not {weights[wrong[0]]}")
+        for name, weight in (*weights.items(), ("mutual", self.mutual)):
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"the weight {name} is 0 or more, not {weight}")
         if not any(weights.values()):
-            raise ValueError("there is nothing to learn from: one of the losses needs a weight above 0")
+            raise ValueError("there is nothing to learn from: one of the losses besides mutual needs a weight above 0")
         if not self.temperature > 0:
             raise ValueError(f"the temperature is above 0, not {self.temperature}")
 
@@ -99,7 +102,7 @@ def layer_pairs(objective: Objective, student: nn.Module, teacher: nn.Module) ->
 
 class Losses(NamedTuple):
     total: Tensor  # weighted sum, with a gradient
-    parts: dict[str, Tensor]  # of each loss before its weight, detached
+    parts: dict[str, Tensor]  # of each loss before its weight, detached; [N] for N networks
 
 
 def objective_losses(
@@ -113,9 +116,56 @@ def objective_losses(
     """The losses of `student` on `images` [B, C, H, W] with `labels` [B], and their sum by the weights of `objective`.
 
     sum over losses of weight * loss; a loss on features is the sum over the pairs of layers. The teacher runs on the
-    same images, without gradient, in the mode that it is in. ValueError if `objective` needs a teacher and there is
-    none, or if logits or features do not match.
+    same images, without gradient, in the mode that it is in. ValueError if `objective` needs a teacher or peers and
+    there are none, or if logits or features do not match.
     """
+    return cohort_losses(objective, [student], [images], labels, teacher, label_smoothing)
+
+
+def cohort_losses(
+    objective: Objective,
+    students: Sequence[nn.Module],
+    images: Sequence[Tensor],
+    labels: Tensor,
+    teacher: nn.Module | None = None,
+    label_smoothing: float = 0.0,
+) -> Losses:
+    """The losses of N networks that train side by side. Each has those of `objective_losses`, and by its peers
+
+        mutual / (N - 1) * sum over peers of KL(p_peer || p_own)
+
+    The total is the sum over networks. Peers are detached, so that each has the gradient of its own losses: deep mutual
+    learning (Zhang et al., arXiv 1706.00384, equations 5 and 6). The paper's algorithm 1 updates one network after the
+    other and asks each for its predictions again after its update, for the others to learn from. Here all learn from
+    the same forward pass and are updated at once, so that the order favours none and nothing runs twice.
+
+    `images` are those of one batch with `labels` [B], in the size of each network; the teacher runs on all of them.
+    The part mutual is the sum over networks. Raises what `objective_losses` does.
+    """
+    found = [
+        _own_losses(objective, student, own, labels, teacher, label_smoothing) for student, own in zip(students, images)
+    ]
+    losses = {name: torch.stack([own.losses[name] for own in found]) for name in found[0].losses}
+    if objective.mutual:
+        losses["mutual"] = mutual_learning([own.logits for own in found])
+    total = torch.stack([getattr(objective, name) * loss.sum() for name, loss in losses.items()]).sum()
+    return Losses(total, {name: loss.detach().squeeze(0) for name, loss in losses.items()})
+
+
+class _OwnLosses(NamedTuple):
+    losses: dict[str, Tensor]  # each before its weight
+    logits: Tensor  # [B, K]
+
+
+def _own_losses(
+    objective: Objective,
+    student: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    teacher: nn.Module | None,
+    label_smoothing: float,
+) -> _OwnLosses:
+    """What `student` learns without peers."""
     if teacher is None:
         if objective.needs_teacher:
             raise ValueError("these losses need a teacher: give one, or set all weights but labels to 0")
@@ -138,5 +188,4 @@ def objective_losses(
     for name in objective.feature_losses:
         compared = [FEATURE_LOSSES[name](of_student[own], of_teacher[taught]) for own, taught in pairs.of(name)]
         losses[name] = torch.stack(compared).sum()
-    total = torch.stack([getattr(objective, name) * loss for name, loss in losses.items()]).sum()
-    return Losses(total, {name: loss.detach() for name, loss in losses.items()})
+    return _OwnLosses(losses, logits)

@@ -59,7 +59,7 @@ class NetAugJob(ModelJob):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.objective.adaptive_alpha or self.objective.feature_losses:
+        if self.objective.adaptive_alpha or self.objective.feature_losses or self.objective.mutual:
             raise ValueError("network augmentation takes the losses labels and kl; set the other weights to 0")
 
 
@@ -71,7 +71,7 @@ def run_netaug_job(
     on_step: Callable[[StepResult], None] = lambda result: None,
 ) -> Subnet:
     """Train the model that `job` describes, as `supernet.standalone.run_model_job` does, by network augmentation."""
-    data, family, arch, model, teacher = prepare_job(job, directory, resume)
+    data, [(_, family, arch, model)], teacher = prepare_job(job, directory, resume)
     config = job.netaug
     augmentation = augment(
         family, config.r, config.s, arch=arch, widths=config.widths or None, expansions=config.expansions or None

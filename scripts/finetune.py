@@ -7,7 +7,8 @@
 By default with a tenth of the run's or the recipe's learning rate, for a fifth of its epochs, without warm-up. Images
 are prepared as the subnet has it. Where they have other classes, the classifier starts anew. Prints the accuracy on
 the test images before and after; writes the output folder as scripts/extract.py does, and the run in training/ within
-it. Seconds for digits.
+it. With --peers and --mutual other subnets go on beside it, and they learn from each other (train_standalone.py).
+Seconds for digits.
 """
 
 from __future__ import annotations

@@ -118,6 +118,8 @@ def train(arguments: Arguments, run_job: Callable[..., Subnet] = run_model_job) 
     if arguments.subnet is not None:
         _say(f"{arguments.subnet}", _on_test_images(load_subnet(arguments.subnet), arguments.job))
     _say(f"{output}", found)
+    for peer in sorted((output / "training" / "peers").glob("*")):
+        _say(f"{peer}", _on_test_images(load_subnet(peer), arguments.job))
 
 
 def _on_test_images(subnet: Subnet, job: ModelJob) -> Quality | None:

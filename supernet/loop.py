@@ -342,7 +342,10 @@ def autocast(config: LoopConfig, device: torch.device) -> torch.autocast:
 
 
 def clip_gradients(net: nn.Module, config: LoopConfig) -> Tensor:
-    """Clip the gradients; their norm before that."""
+    """Clip the gradients; their norm before that. Of a list of networks each is clipped by itself, and the largest
+    norm given."""
+    if isinstance(net, nn.ModuleList):
+        return torch.stack([clip_gradients(network, config) for network in net]).max()
     parameters = [p for p in net.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
     if config.clip is not None and config.clip_mode == "norm":

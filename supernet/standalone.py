@@ -1,4 +1,4 @@
-"""Training one plain model, on labels and by a teacher: from scratch, or on from the weights that it has.
+"""Training one plain model, on labels, by a teacher and by peers: from scratch, or on from the weights that it has.
 
 With the settings, the images and the loop of a supernet's training, so that the two may be compared.
 """
@@ -6,7 +6,8 @@ With the settings, the images and the loop of a supernet's training, so that the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -14,15 +15,15 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from distill.objective import Objective, objective_losses
+from distill.objective import Objective, cohort_losses
 from supernet import distributed
-from supernet.data import Data, DataConfig, load_data
+from supernet.data import Data, DataConfig, load_data, resize
 from supernet.evaluation import accuracy
 from supernet.families import Family
 from supernet.loop import Loop, LoopConfig, StepResult, autocast
 from supernet.runs import begin_run, make_family, read_config, with_tuples
 from supernet.space import Arch
-from supernet.subnet import Subnet, SubnetConfig, load_subnet
+from supernet.subnet import Subnet, SubnetConfig, load_subnet, read_subnet_config, save_subnet
 from supernet.teacher import load_teacher
 
 # N images, C channels, R resolution in pixels
@@ -48,6 +49,9 @@ class ModelJob:
     """File with the weights of a timm teacher for these classes; by default timm's own, for its own classes."""
     teacher_input_size: int | None = None
     """Pixels a side of a timm teacher's images; by default the model's own."""
+    peers: tuple[str, ...] = ()
+    """Networks that train beside it, to learn from each other by the loss mutual: names of timm's, or folders of
+    subnets."""
     data: DataConfig = field(default_factory=DataConfig)
     train: LoopConfig = field(default_factory=LoopConfig)
     objective: Objective = field(default_factory=Objective)
@@ -57,6 +61,11 @@ class ModelJob:
             raise ValueError(
                 "the losses kl, adaptive_alpha, attention, distance, angle and similarity need a teacher, and a "
                 f"teacher needs one of them: the teacher is {self.teacher}, the losses are {self.objective}"
+            )
+        if bool(self.objective.mutual) != bool(self.peers):
+            raise ValueError(
+                "the loss mutual needs peers, and peers need a weight of it: the peers are "
+                f"{', '.join(self.peers) or 'none'}, the weight is {self.objective.mutual}"
             )
 
 
@@ -68,41 +77,88 @@ def run_model_job(
 ) -> Subnet:
     """Train the model that `job` describes, with its run in `directory`; the model on the CPU, in eval mode.
 
-    With `resume` a run that was begun there goes on, and one that was not begins. ValueError if there is a run
-    already and `resume` is not said, or if it was begun with another job.
+    Its peers are saved in `directory/peers/`, each as a folder like 1-resnet18. With `resume` a run that was begun
+    there goes on, and one that was not begins. ValueError if there is a run already and `resume` is not said, or if it
+    was begun with another job.
     """
-    data, family, arch, model, teacher = prepare_job(job, directory, resume)
-    resolution = family.resolution(arch)
-    model = train_model(
-        model, resolution, data, job.train, directory, job.objective, teacher, resume=resume, on_step=on_step
+    data, members, teacher = prepare_job(job, directory, resume)
+    trained = train_cohort(
+        [member.model for member in members],
+        [member.family.resolution(member.arch) for member in members],
+        data,
+        job.train,
+        directory,
+        job.objective,
+        teacher,
+        resume=resume,
+        on_step=on_step,
     )
-    model = model.to("cpu", memory_format=torch.contiguous_format).eval()
-    return Subnet(model, SubnetConfig.of(job.space, job.space_options, arch, data))
+    own, *peers = [
+        Subnet(
+            model.to("cpu", memory_format=torch.contiguous_format).eval(),
+            SubnetConfig.of(member.job.space, member.job.space_options, member.arch, data),
+        )
+        for model, member in zip(trained, members)
+    ]
+    for index, (name, peer) in enumerate(zip(job.peers, peers), 1):
+        folder = directory / "peers" / f"{index}-{Path(name).name}"
+        if distributed.rank() == 0 and not (folder / "config.json").exists():
+            save_subnet(folder, peer, onnx=False)
+    return own
+
+
+class Member(NamedTuple):
+    """A network to train: that of a job, or one of its peers."""
+
+    job: ModelJob
+    family: Family
+    arch: Arch
+    model: nn.Module  # with the weights to start from
 
 
 class Prepared(NamedTuple):
     """What a job names."""
 
     data: Data
-    family: Family
-    arch: Arch
-    model: nn.Module  # with the weights to start from
+    members: list[Member]  # the peers come last
     teacher: nn.Module | None
 
 
 def prepare_job(job: ModelJob, directory: Path, resume: bool) -> Prepared:
     """Open and make all that `job` names, and begin its run in `directory`; raises what `run_model_job` does."""
     data = load_data(job.data, job.train.seed)
-    family = make_family(job.space, job.space_options, data.num_classes)
-    arch = family.space.largest if job.arch is None else family.space.validate(Arch.from_json(job.arch))
-    model = initial_model(job, family, arch)
+    own = _member(job, data.num_classes)
+    peers = [_member(peer, data.num_classes) for peer in peer_jobs(job, own.family.resolution(own.arch))]
     teacher = None
     if job.teacher is not None:
         teacher = load_teacher(job.teacher, job.data, data.classes, job.teacher_weights, job.teacher_input_size)
     if distributed.rank() == 0:
         begin_run(job, data, directory, resume)
     distributed.wait()
-    return Prepared(data, family, arch, model, teacher)
+    return Prepared(data, [own, *peers], teacher)
+
+
+def _member(job: ModelJob, num_classes: int) -> Member:
+    family = make_family(job.space, job.space_options, num_classes)
+    arch = family.space.largest if job.arch is None else family.space.validate(Arch.from_json(job.arch))
+    return Member(job, family, arch, initial_model(job, family, arch))
+
+
+def peer_jobs(job: ModelJob, resolution: int) -> list[ModelJob]:
+    """What each of the peers of `job` would be trained by alone: with fresh weights by a seed of its own, or, where the
+    model does not start from scratch either, with the weights of a subnet. Models of timm's take the images [N, C, R,
+    R] of the model."""
+    jobs = []
+    for index, name in enumerate(job.peers, 1):
+        train = dataclasses.replace(job.train, seed=job.train.seed + index)
+        if Path(name).is_dir():
+            config = read_subnet_config(Path(name))
+            start = "scratch" if job.start == "scratch" else name
+            peer = ModelJob(config.space, config.space_options, json.dumps(config.arch), start, train=train)
+        else:
+            peer = ModelJob("timm", json.dumps({"name": name, "input_size": resolution}), train=train)
+        jobs.append(peer)
+    return jobs
 
 
 def read_model_job(directory: Path, kind: type[AnyModelJob] = ModelJob) -> AnyModelJob | None:
@@ -112,7 +168,7 @@ def read_model_job(directory: Path, kind: type[AnyModelJob] = ModelJob) -> AnyMo
     values = read_config(directory)["job"]
     parts = {name: type(part) for name, part in vars(kind()).items() if dataclasses.is_dataclass(part)}
     try:
-        return kind(**{n: parts[n](**with_tuples(v)) if n in parts else v for n, v in values.items()})
+        return kind(**{n: parts[n](**with_tuples(v)) if n in parts else v for n, v in with_tuples(values).items()})
     except TypeError as error:
         raise ValueError(f"this job was written by another version: {error}") from error
 
@@ -164,21 +220,63 @@ def train_model(
     A step minimises `distill.objective.objective_losses`, where the frozen `teacher` takes the same images. Writes,
     resumes, joins processes and raises as `supernet.loop.Loop` does.
     """
+    (trained,) = train_cohort(
+        [model], [resolution], data, config, run_dir, objective, teacher, resume=resume, on_step=on_step
+    )
+    return trained
 
-    def evaluate(net: nn.Module) -> float:
-        images, labels = data.images(data.holdout, resolution, config.eval_images)
-        return accuracy(net, zip(images.split(256), labels.split(256)))
 
-    loop = Loop(model, data, config, run_dir, evaluate, resume=resume, on_step=on_step)
+class Cohort(nn.ModuleList):
+    """Networks that train side by side, as one for the optimizer, the moving average and checkpoints."""
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that are not to decay, as timm's models tell theirs."""
+        own = [getattr(network, "no_weight_decay", set)() for network in self]
+        return {f"{index}.{name}" for index, names in enumerate(own) for name in names}
+
+
+def train_cohort(
+    models: Sequence[nn.Module],
+    resolutions: Sequence[int],
+    data: Data,
+    config: LoopConfig,
+    run_dir: Path,
+    objective: Objective = LABELS_ALONE,
+    teacher: nn.Module | None = None,
+    *,
+    resume: bool = False,
+    on_step: Callable[[StepResult], None] = lambda result: None,
+) -> list[nn.Module]:
+    """Train `models` side by side on the same images, each resized to its own of `resolutions`; the networks to use.
+
+    A step minimises `distill.objective.cohort_losses`, by which they teach each other if `objective` says so. One model
+    is trained as `train_model` does. With more, metrics give losses and accuracy of each, in their order; checkpoints
+    hold all of them.
+    """
+    net = Cohort(models) if len(models) > 1 else models[0]
+
+    def members(net: nn.Module) -> list[nn.Module]:
+        return list(net) if isinstance(net, Cohort) else [net]
+
+    def evaluate(net: nn.Module) -> float | list[float]:
+        found = []
+        for model, resolution in zip(members(net), resolutions):
+            images, labels = data.images(data.holdout, resolution, config.eval_images)
+            found.append(accuracy(model, zip(images.split(256), labels.split(256))))
+        return found if isinstance(net, Cohort) else found[0]
+
+    loop = Loop(net, data, config, run_dir, evaluate, resume=resume, on_step=on_step)
     if teacher is not None:
         loop.place(teacher).eval()
-    for step, images, labels in loop.batches(resolution, data.num_classes):
+    name = ", ".join(type(model).__name__ for model in models)
+    for step, images, labels in loop.batches(max(resolutions), data.num_classes):
         with loop.seeded(step), autocast(config, loop.device):
-            losses = objective_losses(objective, model, images, labels, teacher, config.label_smoothing)
+            sized = [resize(images, resolution) for resolution in resolutions]
+            losses = cohort_losses(objective, models, sized, labels, teacher, config.label_smoothing)
         losses.total.backward()
-        loop.update(step, losses.total[None], [type(model).__name__])
+        loop.update(step, losses.total[None], [name])
         loop.finish(step, {"loss": losses.total, "losses": losses.parts})
-    return loop.result
+    return members(loop.result)
 
 
 def model_settings(config: LoopConfig) -> LoopConfig:

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from distill.features import attention_transfer, relational_distance
 from distill.losses import kl_divergence
-from distill.objective import Objective, layer_pairs, objective_losses
+from distill.objective import Objective, cohort_losses, layer_pairs, objective_losses
 
 
 def network(width: int, classes: int = 3) -> nn.Module:
@@ -71,12 +71,44 @@ def test_labels_alone_are_cross_entropy(setting):
     assert torch.equal(found.total, F.cross_entropy(student(images), labels))
 
 
+def test_peers_learn_from_each_other_what_each_would_by_itself():
+    """Equations 5 and 6 of deep mutual learning, for three networks, one of which sees smaller images."""
+    networks = [network(2), network(4), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))]
+    draw = torch.Generator().manual_seed(0)
+    sized = [torch.randn(4, 3, size, size, generator=draw) for size in (8, 8, 5)]
+    labels = torch.tensor([0, 1, 2, 1])
+    logits = [network(images) for network, images in zip(networks, sized)]
+    found = cohort_losses(Objective(labels=2.0, mutual=0.5), networks, sized, labels, label_smoothing=0.1)
+
+    total, on_labels, by_peers = 0.0, [], 0.0
+    for own, network_ in enumerate(networks):
+        on_labels.append(F.cross_entropy(logits[own], labels, label_smoothing=0.1))
+        loss = 2 * on_labels[own]
+        for peer in {0, 1, 2} - {own}:
+            p, q = logits[peer].softmax(1).detach(), logits[own].softmax(1)
+            divergence = (p * (p.log() - q.log())).sum(1).mean()
+            loss = loss + 0.5 / 2 * divergence
+            by_peers += divergence.item() / 2
+        total += loss.item()
+        parameters = list(network_.parameters())
+        ours = torch.autograd.grad(found.total, parameters, retain_graph=True)
+        for gradient, expected in zip(ours, torch.autograd.grad(loss, parameters, retain_graph=True)):
+            torch.testing.assert_close(gradient, expected)
+    assert found.total.item() == pytest.approx(total, rel=1e-6)
+    assert found.parts["labels"].tolist() == [loss.item() for loss in on_labels]
+    assert found.parts["mutual"].item() == pytest.approx(by_peers, rel=1e-5)
+
+
 def test_what_makes_no_sense_is_refused(setting):
     student, _, images, labels = setting
     with pytest.raises(ValueError, match="these losses need a teacher"):
         objective_losses(Objective(kl=1.0), student, images, labels)
+    with pytest.raises(ValueError, match=r"mutual learning needs .* at least two networks, not 1"):
+        objective_losses(Objective(mutual=1.0), student, images, labels)
     with pytest.raises(ValueError, match="nothing to learn from"):
-        Objective(labels=0.0)
+        Objective(labels=0.0, mutual=1.0)
+    with pytest.raises(ValueError, match="the weight mutual is 0 or more, not -1"):
+        Objective(mutual=-1.0)
     with pytest.raises(ValueError, match="the weight angle is 0 or more, not -1"):
         Objective(angle=-1.0)
     other = network(2, classes=5)

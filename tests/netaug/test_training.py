@@ -112,5 +112,7 @@ def test_a_teacher_composes_with_it(tmp_path):
 def test_losses_on_features_are_refused():
     with pytest.raises(ValueError, match="takes the losses labels and kl"):
         NetAugJob(teacher="resnet18", objective=Objective(attention=1.0))
+    with pytest.raises(ValueError, match="takes the losses labels and kl"):
+        NetAugJob(peers=("resnet18",), objective=Objective(mutual=1.0))
     with pytest.raises(ValueError, match=r"not -1.0, 0.5 and 1000"):
         NetAugConfig(weight=-1.0)

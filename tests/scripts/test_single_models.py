@@ -71,6 +71,23 @@ def test_a_timm_student_learns_from_a_subnet_by_several_losses(script, folder, t
     )
 
 
+def test_a_model_and_its_peers_teach_each_other(script, folder, tmp_path):
+    result = script(
+        "train_standalone.py", "--model", "mobilenetv3_small_050", "--input-size", "32", *SHORT, *FEW, "--no-onnx",
+        "--mutual", "1", "--peers", folder / "subnet", "--output", tmp_path / "model",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    timm.create_model("mobilenetv3_small_050", num_classes=10).load_state_dict(
+        load_subnet(tmp_path / "model").model.state_dict()
+    )
+    peer = tmp_path / "model" / "training" / "peers" / "1-subnet"
+    assert load_subnet(peer).config.arch == load_subnet(folder / "subnet").config.arch
+    assert result.stdout.count("of the test images are right") == 2
+    assert f"{peer}: " in result.stdout
+    metrics = (tmp_path / "model" / "training" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(metrics[-1])["losses"].keys() == {"labels", "mutual"}
+
+
 def test_a_subnet_is_tuned_gently_and_evaluated_beside_others(script, folder, tmp_path):
     tuned = tmp_path / "tuned"
     result = script(
@@ -120,6 +137,7 @@ def test_a_tiny_model_is_augmented_and_goes_on_where_it_stopped(script, folder, 
     [
         (["finetune.py", "--output", "out"], "say which subnet to train on"),
         (["train_standalone.py", "--model", "resnet19", "--output", "out"], "timm has no model 'resnet19'"),
+        (["train_standalone.py", "--peers", "resnet19", "--mutual", "1", "--output", "out"], "timm has no model"),
         (["train_standalone.py", "--recipe", "cifar100", "--output", "out"], "there is no recipe 'cifar100'"),
         (["evaluate.py", "--run", "nowhere", "subnet"], "nowhere is no directory of a training run"),
         (["evaluate.py"], "say which networks to evaluate"),

@@ -9,10 +9,19 @@ from torch import nn
 from distill.losses import kl_divergence
 from distill.objective import Objective
 from supernet.checkpoint import load_checkpoint
-from supernet.data import DataConfig, load_data
-from supernet.loop import LoopConfig, TrainingError
+from supernet.data import DataConfig, load_data, resize
+from supernet.loop import LoopConfig, TrainingError, make_optimizer
 from supernet.recipes import digits
-from supernet.standalone import ModelJob, model_settings, run_model_job, train_model
+from supernet.standalone import (
+    Cohort,
+    ModelJob,
+    model_settings,
+    peer_jobs,
+    read_model_job,
+    run_model_job,
+    train_cohort,
+    train_model,
+)
 from supernet.subnet import load_subnet, save_subnet
 
 DATA = DataConfig(holdout=0.97, workers=0, hflip=0.0, color_jitter=0.0)  # 43 images to train on, 5 batches
@@ -153,6 +162,103 @@ def test_a_teacher_and_the_losses_that_need_one_go_together():
         ModelJob(objective=Objective(kl=1.0))
     with pytest.raises(ValueError, match="a teacher needs one of them"):
         ModelJob(teacher="resnet18")
+
+
+def test_a_cohort_takes_the_steps_that_each_network_would_by_itself(tmp_path):
+    """An optimizer each, and a limit of the gradient, which here one of them never reaches and the other does."""
+    config = dataclasses.replace(
+        CONFIG, epochs=1, lr=4.0, weight_decay=0.0, label_smoothing=0.0, eval_epochs=0, clip=1.0
+    )
+    networks, references = ([network(4).train(), network(6).train()] for _ in range(2))
+    for model in networks + references:
+        model[3].p = 0.0
+    data = load_data(DATA, config.seed)
+    train_cohort(networks, [16, 12], data, config, tmp_path, Objective(mutual=2.0))
+
+    optimizers = [torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True) for model in references]
+    norms = [[], []]
+    for line, (images, labels) in zip(metrics(tmp_path), data.training_batches(16, 8, config.seed, range(5))):
+        logits = [references[0](images), references[1](resize(images, 12))]
+        parts = [nn.functional.cross_entropy(own, labels) for own in logits]
+        mutual = [
+            (peer.softmax(1) * (peer.log_softmax(1) - own.log_softmax(1))).sum(1).mean()
+            for own, peer in ((logits[0], logits[1].detach()), (logits[1], logits[0].detach()))
+        ]
+        for model, optimizer, part, taught, found in zip(references, optimizers, parts, mutual, norms):
+            optimizer.param_groups[0]["lr"] = line["lr"]
+            optimizer.zero_grad()
+            (part + 2 * taught).backward()
+            found.append(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip).item())
+        for optimizer in optimizers:
+            optimizer.step()
+        assert line["losses"]["labels"] == pytest.approx([part.item() for part in parts], rel=1e-4)
+        assert line["losses"]["mutual"] == pytest.approx(sum(mutual).item(), rel=1e-3)
+        assert line["loss"] == pytest.approx((sum(parts) + 2 * sum(mutual)).item(), rel=1e-4)
+    assert max(norms[0]) < config.clip < max(norms[1])
+    for model, reference in zip(networks, references):
+        for name, tensor in reference.state_dict().items():
+            torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_cohort_that_is_stopped_and_resumed_ends_in_the_same_weights(trained, tmp_path):
+    config = dataclasses.replace(CONFIG, epochs=1, ema_decay=0.9, drop_rate=0.2)
+    folder = str(trained[1])
+    job = dataclasses.replace(MICRO, arch=None, train=config, peers=(folder, folder), objective=Objective(mutual=1.0))
+    own = run_model_job(job, tmp_path / "whole")
+
+    def stop(result):
+        if result.step == 3:  # a checkpoint is there after 2
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_model_job(job, tmp_path / "parts", on_step=stop)
+    assert not (tmp_path / "parts" / "peers").exists()
+    again = read_model_job(tmp_path / "parts")
+    assert again == job
+    resumed = run_model_job(again, tmp_path / "parts", resume=True)
+    for name, tensor in own.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name
+    files = [f"peers/{index}-{trained[1].name}/model.safetensors" for index in (1, 2)]
+    for name in ("metrics.jsonl", *files):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    first, second = (load_subnet((tmp_path / "whole" / name).parent) for name in files)
+    assert first.config.arch == second.config.arch == {"resolution": 32}
+    assert not torch.equal(first.model.conv_stem.weight, second.model.conv_stem.weight)
+    assert len(metrics(tmp_path / "whole")[-1]["accuracy"]) == 3
+
+
+def test_peers_start_from_weights_as_the_model_does(trained):
+    folder = str(trained[1])
+    mutual = Objective(mutual=1.0)
+    job = dataclasses.replace(MICRO, peers=(folder, "resnet10t"), objective=mutual)
+    assert [(peer.space, peer.start, peer.train.seed) for peer in peer_jobs(job, 24)] == [
+        ("timm", "scratch", 4), ("timm", "scratch", 5),
+    ]  # fmt: skip
+    assert json.loads(peer_jobs(job, 24)[1].space_options) == {"name": "resnet10t", "input_size": 24}
+    tuned = dataclasses.replace(job, start="subnets/mine")
+    assert [peer.start for peer in peer_jobs(tuned, 24)] == [folder, "scratch"]
+
+
+def test_what_must_not_decay_does_not_in_a_cohort():
+    with torch.device("meta"):
+        transformer = timm.create_model("test_vit", num_classes=10)
+    cohort = Cohort([network(), transformer])
+    assert {"1.pos_embed", "1.cls_token"} <= cohort.no_weight_decay()
+    optimizer, _ = make_optimizer(cohort, dataclasses.replace(CONFIG, weight_decay=0.1), 5)
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays[id(transformer.pos_embed)] == 0
+    assert decays[id(transformer.patch_embed.proj.weight)] == decays[id(cohort[0][0].weight)] == 0.1
+
+
+def test_peers_and_the_loss_by_them_go_together(tmp_path):
+    with pytest.raises(ValueError, match=r"the loss mutual needs peers.* the peers are none, the weight is 1\.0"):
+        ModelJob(objective=Objective(mutual=1.0))
+    with pytest.raises(ValueError, match=r"peers need a weight of it: the peers are resnet18, the weight is 0\.0"):
+        ModelJob(peers=("resnet18",))
+    job = dataclasses.replace(MICRO, arch=None, peers=("resnet19",), objective=Objective(mutual=1.0))
+    with pytest.raises(ValueError, match="timm has no model 'resnet19'"):
+        run_model_job(job, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_supernets_settings_hold_for_a_model():
