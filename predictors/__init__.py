@@ -1,6 +1,6 @@
 """Latency: devices and runtimes that measure it, predictors that answer for it."""
 
-from predictors.device import Device, this_device
+from predictors.device import Device, is_this_machine, this_device
 from predictors.latency import LatencyPredictor, Prediction, suggest
 from predictors.measure import Protocol, measure
 from predictors.runtimes import prepare
@@ -13,6 +13,7 @@ __all__ = [
     "Prediction",
     "Protocol",
     "family_costs",
+    "is_this_machine",
     "measure",
     "prepare",
     "stratified",

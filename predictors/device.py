@@ -77,6 +77,15 @@ def this_device(
     )
 
 
+def is_this_machine(device: Device) -> bool:
+    """Whether this machine has the hardware of `device`, whatever its name; no if nobody knows that device's."""
+
+    def lasting(hardware: Mapping[str, str | int | float]) -> dict[str, str | int | float]:
+        return {name: value for name, value in hardware.items() if name != "load_average"}
+
+    return lasting(device.hardware) == lasting(_hardware(device.runtime))
+
+
 def _hardware(runtime: str) -> dict[str, str | int | float]:
     hardware = provenance.hardware()
     governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")

@@ -31,7 +31,7 @@ import tyro
 from command_line import console, progress_bar, report, run
 from rich.table import Table
 
-from predictors import LatencyPredictor, measure, prepare, runtimes, this_device
+from predictors import LatencyPredictor, is_this_machine, measure, prepare, runtimes
 from search.dna import DnaConfig
 from search.guidance import GuidanceConfig
 from search.history import Evaluation
@@ -183,10 +183,7 @@ def measure_front(
     measured: dict[str, dict[Arch, float]] = {}
     for name, predictor in predictors.items():
         device = predictor.device
-        if device is None or device.runtime not in runtimes.RUNTIMES:
-            continue
-        here = this_device(device.runtime, device.precision, device.threads, device.batch_size)
-        if here.name != device.name:
+        if device is None or device.runtime not in runtimes.RUNTIMES or not is_this_machine(device):
             continue
 
         def prepared(arch: Arch, device=device):
