@@ -130,7 +130,7 @@ class Stateful(Protocol):
 
 
 class Loop:
-    """Trains `net` by gradients that the caller computes:
+    """Trains `net` by gradients that the caller computes::
 
         loop = Loop(net, data, config, run_dir, evaluate)
         for step, images, labels in loop.batches(resolution, num_classes):
