@@ -116,7 +116,8 @@ def fisher(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 @_score
 def synflow(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> Tensor:
     """sum |W dR/dW|, R the sum of the outputs for an image of ones with all weights and biases replaced by their
-    magnitudes, in float64 and with normalisation layers passed by (Tanaka et al., arXiv 2006.05467).
+    magnitudes, in float64, with normalisation layers passed by and ReLU6 unbounded, since there R is to be the product
+    of the layers' magnitudes (Tanaka et al., arXiv 2006.05467).
 
     Of `images` only the shape counts. Weights and biases of normalisation layers play no part.
     """
@@ -125,7 +126,7 @@ def synflow(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> T
     weights = {name: weight.detach().abs().requires_grad_() for name, weight in weights.items()}
     rest = {name: tensor.abs() if name in biases else tensor for name, tensor in rest.items()}
     ones = images.new_ones(1, *images.shape[1:], dtype=torch.float64)
-    with _without_norms(model):
+    with _without_norms(model), _Unbounded():
         flow = functional_call(model, {**weights, **rest}, (ones,)).sum()
     gradients = torch.autograd.grad(flow, list(weights.values()), materialize_grads=True)
     return torch.stack([(w.detach() * g).abs().sum() for w, g in zip(weights.values(), gradients)]).sum()
@@ -220,6 +221,15 @@ SCORES: dict[str, Callable[..., float]] = {
 }
 
 
+class _Unbounded(TorchFunctionMode):
+    """While active, ReLU6 is ReLU."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (F.relu6, F.hardtanh):
+            return F.relu(args[0])
+        return func(*args, **(kwargs or {}))
+
+
 class _TwiceDifferentiable(TorchFunctionMode):
     """While active, activations that torch can differentiate only once are computed by others that it can twice."""
 
@@ -235,7 +245,7 @@ def _without_norms(model: nn.Module) -> Iterator[None]:
     norms = [module for module in model.modules() if isinstance(module, _NORMS)]
     try:
         for module in norms:
-            module.forward = getattr(module, "act", None) or _pass_on
+            module.forward = module.act.forward if hasattr(module, "act") else _pass_on
         yield
     finally:
         for module in norms:

@@ -5,6 +5,7 @@ from collections import OrderedDict
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import ConvNormAct
 from torch import nn
 
 from search.zero_cost import (
@@ -151,6 +152,18 @@ def test_synflow_passes_normalisation_by_and_ignores_data(batch):
     bare = nn.Sequential(*(module for name, module in model.named_children() if name != "bn"))
     assert synflow(model, *batch) == pytest.approx(synflow(bare, *batch))
     assert synflow(model, *batch) == synflow(model, 100 * batch[0])
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6])
+def test_synflow_passes_the_normalisation_of_timms_fused_layers_by_and_their_bounds(activation):
+    fused = nn.Sequential(*(ConvNormAct(3, 3, 1, act_layer=activation) for _ in range(2)))
+    plain = nn.Sequential(*(module for layer in fused for module in (layer.conv, nn.ReLU())))
+    for layer in fused:
+        nn.init.constant_(layer.conv.weight, 4.0)
+    modules = dict(fused.named_modules())
+    images = torch.zeros(1, 3, 2, 2)
+    assert synflow(fused, images) == synflow(plain, images) == pytest.approx(2 * 3 * 4 * 12 * 12)
+    assert dict(fused.named_modules()) == modules
 
 
 def test_synflow_does_not_overflow_where_float32_does():
