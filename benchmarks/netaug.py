@@ -124,15 +124,15 @@ def main() -> None:
     runs = [
         Run(model, method, seed)
         for model, methods, count in (
-            (budget.large, CONTROL, budget.control_seeds),
             (budget.tiny, TINY, budget.seeds),
+            (budget.large, CONTROL, budget.control_seeds),
         )
         for seed, method in itertools.product(range(count), methods)
         if method in arguments.only and (not arguments.seeds or seed in arguments.seeds)
     ]
     teacher = Run(budget.large, "baseline", 0)
-    if teacher not in runs and any(run.method.endswith("kd") for run in runs):
-        runs.insert(0, teacher)
+    if any(run.method.endswith("kd") for run in runs):
+        runs = [teacher, *(run for run in runs if run != teacher)]
     results = {run: result_of(run, teacher, budget, output, arguments) for run in track(runs, "Training")}
     rows = rows_of(results)
     where = breakdown(budget, arguments)
