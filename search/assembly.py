@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from search.blocks import Block, all_archs, complete, subspace
+from search.blocks import Block
 from search.blockwise import Blocks, combinations
 from search.problem import Cost, Problem
+from search.scopes import all_archs, complete, subspace
 from supernet.space import Arch, SearchSpace, Value
 
 # K blocks, p paths of a block, a assignments of what blocks have in common, c costs

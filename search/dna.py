@@ -5,6 +5,7 @@ of their paths, and put the best ones together.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,9 +16,12 @@ from torch import Tensor
 from distill.blockwise import BlockTrainer, BlockwiseConfig, Teacher, relative_deviation
 from search import trie
 from search.assembly import assemble
-from search.blocks import Block, Feature, all_archs, cut_blocks
+from search.blocks import Block, cut_blocks
+from search.chains import Chains
+from search.cuts import finer_features, given_cuts, maps_of, matching_cuts
 from search.evaluate import EvaluationImages
 from search.problem import Problem
+from search.scopes import all_archs
 from supernet.atomic import write_atomically
 from supernet.checkpoint import load_checkpoint, save_checkpoint
 from supernet.data import Data
@@ -26,9 +30,11 @@ from supernet.space import Arch, SearchSpace
 
 # N images, K blocks
 
+logger = logging.getLogger(__name__)
+
 OnStep = Callable[[int, int, Mapping[int, float]], None]  # of the steps done, of all steps, the losses of the blocks
 
-CHUNK = 256  # paths whose modules are in memory at a time
+CHUNK = 500  # paths whose pieces are in memory at a time, where they have none in common
 
 
 @dataclass(frozen=True)
@@ -71,9 +77,9 @@ class BlockRating:
     resolution alone are rated: what a smaller one loses is not seen by blocks whose inputs are the teacher's. Choices
     that no block depends on, such as those behind the last cut, make no difference.
 
-    With a `directory`, training goes on where it was stopped, and losses are read if they are there. ValueError if
-    teacher and supernet do not match, if a block has too many paths, if the directory holds another training, or for an
-    architecture that is not rated.
+    With a `directory`, training goes on where it was stopped, and losses are read if they are there and of as many
+    images. ValueError if teacher and supernet do not match, if a block has too many paths, if the directory holds
+    another training, or for an architecture that is not rated.
     """
 
     def __init__(
@@ -93,11 +99,13 @@ class BlockRating:
         self._data, self._images, self._config, self._seed = data, images, config, seed
         self._directory, self._batch_size, self._on_step = directory, batch_size, on_step
         self._device = next(teacher.model.parameters()).device
-        maps = teacher(images(self.resolution).images[:2].to(self._device))
-        if flat := [name for name, y in zip(teacher.points, maps) if y.dim() != 4]:
-            raise ValueError(f"blocks imitate maps [N, C, H, W], and the teacher's features at {flat[0]!r} are none")
-        features = [Feature(name, y.shape[1], tuple(y.shape[2:])) for name, y in zip(teacher.points, maps)]
-        self.blocks = cut_blocks(family, self.space, features, config.cuts, seed)
+        few = images(self.resolution).images[:2].to(self._device)
+        if config.cuts:
+            cuts = given_cuts(family, self.space, maps_of(teacher, few), config.cuts)
+        else:
+            features = maps_of(teacher, few) if config.points else finer_features(teacher, few)
+            cuts = matching_cuts(family, self.space, features, config.max_paths)
+        self.blocks = cut_blocks(family, self.space, cuts, seed)
         self._teacher = Teacher(teacher.model, [block.target.name for block in self.blocks])
         sizes = [block.net.space.size for block in self.blocks]
         if max(sizes) > config.max_paths:
@@ -106,6 +114,10 @@ class BlockRating:
                 f"{', '.join(map(str, sizes))} paths; beyond {config.max_paths} there are too many to rate: cut the "
                 "network into more blocks"
             )
+        rated = set().union(*(block.scope for block in self.blocks))
+        unrated = [name for name in self.space.choices if name not in rated]
+        if len(unrated) > len(rated):
+            logger.warning("no block depends on %s: these choices make no difference", ", ".join(unrated))
         for block in self.blocks:
             block.net.to(self._device, memory_format=torch.channels_last)
         self.losses: list[dict[Arch, float]] = []  # of each block's paths, once they are rated
@@ -131,11 +143,13 @@ class BlockRating:
         if self.losses:
             return
         path = self._directory and self._directory / "ratings.json"
+        images = [len(part) for part in self._images(self.resolution)[:2]]
         if path and path.exists():
             content = json.loads(path.read_text())
             self._check_settings(content["settings"])
-            self.losses = [{Arch(p): loss for p, loss in zip(b["paths"], b["losses"])} for b in content["blocks"]]
-            return
+            if content.get("images", images) == images:
+                self.losses = [{Arch(p): loss for p, loss in zip(b["paths"], b["losses"])} for b in content["blocks"]]
+                return
         self.train()
         self.losses = self.rate()
         if path:
@@ -144,7 +158,8 @@ class BlockRating:
                 for block, losses in zip(self.blocks, self.losses)
             ]
             with write_atomically(path) as temporary:
-                temporary.write_text(json.dumps({"settings": self._settings(), "blocks": blocks}) + "\n")
+                content = {"settings": self._settings(), "images": images, "blocks": blocks}
+                temporary.write_text(json.dumps(content) + "\n")
 
     def train(self) -> None:
         """Train all blocks, going on from the last checkpoint: one is written after every epoch.
@@ -183,6 +198,7 @@ class BlockRating:
         known = [[[batch, *self._teacher(batch)] for batch in part] for part in parts]  # [K + 1] of each batch
         found = []
         for index, block in enumerate(self.blocks):
+            logger.info("rating the %d paths of the block that ends with %s", block.net.space.size, block.name)
             batches = trie.Batches(*([features[index] for features in part] for part in known))
             target = torch.cat([features[index + 1] for features in known[1]])
             found.append(rate_paths(block, batches, target))
@@ -216,15 +232,17 @@ def rate_paths(block: Block, batches: trie.Batches, target: Tensor) -> dict[Arch
     `batches` are the teacher's features before the block, of images to calibrate by and of those that judge, `target`
     [N, ...] its features of the latter behind it.
     """
-    block.net.eval()
-    paths, losses = list(all_archs(block.net.space)), {}
-    remembered = trie.Remembered(2**30)
+    net, losses = block.net.eval(), {}
+    chains, paths, remembered = Chains(net), list(all_archs(net.space)), trie.Remembered(2**30)
     for start in range(0, len(paths), CHUNK):
-        chunk = paths[start : start + CHUNK]
-        for index, output in trie.evaluate(block.net, chunk, lambda _: batches, lambda _: 0, remembered):
+        remembered.begin()
+        root = trie.Node()
+        for index, path in enumerate(paths[start : start + CHUNK], start):
+            trie._insert(root, chains(path), index, 0, remembered)
+        for index, output in trie._run(net, root, batches, remembered):
             if isinstance(output, Exception):
                 raise output
-            losses[chunk[index]] = relative_deviation(output, target).item()
+            losses[paths[index]] = relative_deviation(output, target).item()
     return {path: losses[path] for path in paths}
 
 
