@@ -9,6 +9,7 @@ The coefficients w[c, value] of a new device are expected to be, in part each,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -69,8 +70,9 @@ def own_components(embedding: Embedding) -> list[np.ndarray]:
 
 
 def family_costs(family: Family) -> list[Cost]:
-    """MACs and parameters of a family's architectures: sources that cost nothing."""
-    return [
-        lambda archs: [family.macs(arch) for arch in archs],
-        lambda archs: [family.parameters(arch) for arch in archs],
-    ]
+    """MACs and parameters of a family's architectures, each counted once: sources that cost nothing."""
+    return [_of_all(functools.cache(family.macs)), _of_all(functools.cache(family.parameters))]
+
+
+def _of_all(count: Callable[[Arch], int]) -> Cost:
+    return lambda archs: [count(arch) for arch in archs]

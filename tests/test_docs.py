@@ -1,8 +1,9 @@
 """The documentation: blocks run, commands have the flags that scripts take, tables are those of the results.
 
-A page is followed as a reader would, in a new folder or, where its source says so, in that of the page it goes on
-from. Blocks marked `python` and `bash` run as they stand. Those marked `text` are formulas, and commands for what is
-not here, a cluster say: these are parsed by the script that they call, like those in the README and in docstrings.
+A page is followed as a reader would, with a shell and a Python session, in a new folder or, where its source says so,
+in that of the page it goes on from. Blocks marked `python` and `bash` run as they stand. Those marked `text` are
+formulas, and commands for what is not here, a cluster say: these are parsed by the script that they call, like those
+in the README and in docstrings.
 """
 
 import ast
@@ -19,6 +20,9 @@ import pytest
 import tyro
 from PIL import Image
 
+from search.strategies import GUIDED, STRATEGIES
+from supernet.recipes import RECIPES
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
@@ -34,10 +38,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # timm leaves images to be cl
 
 
 def blocks(page):
-    """Kind and text of the blocks; Python that follows Python, with nothing run between, goes on with its names."""
-    runs = [block for block in BLOCK.findall(page.read_text()) if block[0] in ("python", "bash")]
-    for kind, group in itertools.groupby(runs, key=lambda block: block[0]):
-        yield kind, "\n".join(text for _, text in group)
+    """Kind and text of the blocks that run."""
+    return [block for block in BLOCK.findall(page.read_text()) if block[0] in ("python", "bash")]
 
 
 def commands(text):
@@ -66,9 +68,10 @@ def follow(script, tmp_path_factory):
             folders[page] = folder
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(folder)
+                names = {"__name__": "__main__"}
                 for kind, text in blocks(page):
                     if kind == "python":
-                        exec(compile(text, page, "exec"), {"__name__": "__main__"})
+                        exec(compile(text, page, "exec"), names)
                     else:
                         called = list(commands(text))
                         assert len(called) == len(lines(text)), f"something else than scripts is called: {text}"
@@ -80,7 +83,7 @@ def follow(script, tmp_path_factory):
     return follow
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if list(blocks(page))], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
 def test_the_blocks_of_a_page_run(follow, page):
     follow(page)
 
@@ -105,8 +108,11 @@ def test_the_python_of_the_readme_runs(follow, monkeypatch, capsys):
 
 
 @pytest.fixture
-def parse(script, monkeypatch):
-    """Run a script until its command line is parsed, which it says by its return code."""
+def parse(follow, script, monkeypatch):
+    """Run a script until its command line is parsed, which it says by its return code, where runs and subnets are."""
+    monkeypatch.chdir(follow(FIRST))
+    if not Path("runs/digits").exists():
+        Path("runs/digits").symlink_to("mine")
     cli = tyro.cli
 
     def parsed(*arguments, **settings):
@@ -118,9 +124,8 @@ def parse(script, monkeypatch):
 
 
 @pytest.mark.parametrize("path", [README, *PAGES, *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
-def test_scripts_accept_the_commands(follow, parse, monkeypatch, path):
+def test_scripts_accept_the_commands(parse, path):
     text = ast.get_docstring(ast.parse(path.read_text())) if path.suffix == ".py" else path.read_text()
-    monkeypatch.chdir(follow(FIRST))  # where the runs and subnets are that commands speak of
     for name, arguments in commands(text):
         result = parse(name, *arguments)
         assert result.returncode == "parsed", f"{name} {arguments}\n{result.stderr}"
@@ -138,6 +143,14 @@ def test_flags_in_the_text_are_those_of_scripts(script, monkeypatch):
             if named or span.startswith("--"):
                 unknown = set(re.findall(r"(?<!\S)--[\w.-]+", span[named.end() if named else 0 :])) - known
                 assert not unknown, f"{page.name}: {span}"
+
+
+def test_every_strategy_and_every_recipe_is_described():
+    strategies = (DOCS / "strategies.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", strategies, flags=re.MULTILINE)) == set(STRATEGIES)
+    assert [name for name in GUIDED if f"`{name}`" not in strategies] == []
+    described = "".join(page.read_text() for page in (README, *PAGES))
+    assert [name for name in RECIPES if not re.search(rf"(`|--recipe ){name}\b", described)] == []
 
 
 @pytest.fixture

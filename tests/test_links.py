@@ -11,7 +11,8 @@ PACKAGES = ("supernet", "search", "predictors", "distill", "netaug")
 PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts)]
 MODULES = [path for folder in (*PACKAGES, "scripts", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
 BLOCK = re.compile(r"^ *```.*?^ *```$", flags=re.DOTALL | re.MULTILINE)
-LINK = re.compile(r"\]\(([^)#]+)[^)]*\)")
+LINK = re.compile(r"\]\(([^)#]+)(?:#([^)]+))?\)")
+HEADING = re.compile(r"^#+ (.*)$", flags=re.MULTILINE)
 FILE = re.compile(rf"(?<![\w/.])(?:{'|'.join(PACKAGES)}|scripts|benchmarks|docs|tests)/[\w/]+\.\w+\b")
 NAME = re.compile(rf"`((?:{'|'.join(PACKAGES)})(?:\.\w+)+)(?:\(\))?`")
 PAPER = re.compile(r"\barXiv[:\s]\s*([^\s,;:)|\"'`]+)")
@@ -19,9 +20,12 @@ IDENTIFIER = re.compile(r"\d\d(0[1-9]|1[0-2])\.\d{4,5}(v\d+)?\.?")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_to_files(page):
-    for target in LINK.findall(BLOCK.sub("", page.read_text())):
+def test_links_lead_to_files_and_headings(page):
+    for target, anchor in LINK.findall(BLOCK.sub("", page.read_text())):
         assert "://" in target or (page.parent / target).exists(), target
+        if anchor:
+            headings = HEADING.findall(BLOCK.sub("", (page.parent / target).read_text()))
+            assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
