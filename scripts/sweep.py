@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from command_line import console, progress_bar, report, run
+from command_line import console, fail, progress_bar, report, run
 
 from search.job import SearchJob, load_predictors, make_problem, run_search
 from search.limits import reachable
@@ -87,7 +88,7 @@ def main() -> None:
             progress.update(task, completed=sum(evaluated.values()))
 
         sweep = run_sweep(
-            partial(search, arguments=elsewhere(arguments)),
+            partial(search, arguments=elsewhere(arguments), directory=Path.cwd()),
             trials,
             arguments.storage or str(arguments.run),
             arguments.name,
@@ -103,6 +104,8 @@ def main() -> None:
     for trial in sweep.trials:
         if trial.error:
             console.print(f"failed: {trial.settings}: {trial.error}", highlight=False, markup=False)
+    if all(trial.error for trial in sweep.trials):
+        fail("all searches failed", 1)
     devices = list(dict.fromkeys(str(settings["device"]) for settings in trials))
     write_sweep(sweep, output, {device: device for device in devices})
     write_origin(output, arguments.run, arguments.predictors)
@@ -139,9 +142,15 @@ def elsewhere(arguments: Arguments) -> Arguments:
 
 
 def search(
-    settings: Settings, history: Path, on_generation: Callable[[Generation], None], arguments: Arguments
+    settings: Settings,
+    history: Path,
+    on_generation: Callable[[Generation], None],
+    arguments: Arguments,
+    directory: Path,
 ) -> None:
-    """One trial."""
+    """One trial, in the directory that the sweep was started in, if there is one here: images may be relative to it."""
+    if directory.is_dir():
+        os.chdir(directory)
     trained = load_run(arguments.run)
     device = settings["device"]
     predictors = {device: load_predictors(arguments.predictors, trained.family)[device]}
