@@ -235,14 +235,11 @@ def rate_paths(block: Block, batches: trie.Batches, target: Tensor) -> dict[Arch
     net, losses = block.net.eval(), {}
     chains, paths, remembered = Chains(net), list(all_archs(net.space)), trie.Remembered(2**30)
     for start in range(0, len(paths), CHUNK):
-        remembered.begin()
-        root = trie.Node()
-        for index, path in enumerate(paths[start : start + CHUNK], start):
-            trie._insert(root, chains(path), index, 0, remembered)
-        for index, output in trie._run(net, root, batches, remembered):
+        some = paths[start : start + CHUNK]
+        for index, output in trie.evaluate(net, some, lambda size: batches, lambda path: 0, remembered, chains):
             if isinstance(output, Exception):
                 raise output
-            losses[paths[index]] = relative_deviation(output, target).item()
+            losses[some[index]] = relative_deviation(output, target).item()
     return {path: losses[path] for path in paths}
 
 

@@ -107,6 +107,7 @@ def evaluate(
     batches: Callable[[int], Batches],
     resolution: Callable[[Arch], int],
     remembered: Remembered | None = None,
+    pieces: Callable[[Arch], Sequence[Piece]] | None = None,
 ) -> Iterator[tuple[int, Tensor | Exception]]:
     """For each architecture its index and the logits [N, K] of the evaluation images, in the order of the trie.
 
@@ -115,18 +116,18 @@ def evaluate(
     Instead of logits there is the exception, where extracting or running a subnet raises one.
 
     `batches(resolution)` gives the images at a resolution in pixels, which with the weights are those that `remembered`
-    saw before.
+    saw before. `pieces(arch)` gives what a subnet is cut into, where that is known without building it.
     """
     remembered = remembered or Remembered(0)
     remembered.begin()
     roots: dict[int, Node] = {}
     for index, arch in enumerate(archs):
         try:
-            pieces = cut(net.skeleton(arch), remembered.fingerprints)
+            chain = pieces(arch) if pieces else cut(net.skeleton(arch), remembered.fingerprints)
         except Exception as error:
             yield index, error
         else:
-            _insert(roots.setdefault(resolution(arch), Node()), pieces, index, resolution(arch), remembered)
+            _insert(roots.setdefault(resolution(arch), Node()), chain, index, resolution(arch), remembered)
     for size, root in roots.items():
         yield from _run(net, root, batches(size), remembered)
 
