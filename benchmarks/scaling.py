@@ -5,7 +5,7 @@
 Real evaluations: subnets of `mobilenet_v3_micro` on random images, one thread a worker, with 1 and 2 workers.
 Simulated evaluations, which sleep and so need no cores: 2 to 64 workers, to show where the driver becomes the limit.
 The start of the workers is not counted. Five minutes on 2 cores, most of it to start the processes, each of which takes
-220 MB: `--workers 2 4 8 16 32` for a machine of less than 20 GB. --quick stops at 4.
+300 MB: `--workers 2 4 8 16 32` for a machine of less than 32 GB. --quick stops at 4.
 """
 
 from __future__ import annotations
