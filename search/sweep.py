@@ -123,7 +123,7 @@ def run_sweep(
         # or a driver that is killed forgets what trials did in its last ten seconds; Tune has no argument for it
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "0")
         results = tuner.fit()
-        return Sweep([_finished(result) for result in results], watcher.retried)
+        return Sweep([_finished(*found) for found in zip(watcher.settings, results, strict=True)], watcher.retried)
     finally:
         if started:
             ray.shutdown()
@@ -218,12 +218,16 @@ def _watcher(on_generation: Callable[[Settings, Mapping[str, float]], None] | No
 
         def __init__(self) -> None:
             self.retried: list[str] = []
+            self.settings: list[Settings] = []  # of the trials, which the results of one that never reported lack
 
         def __reduce__(self):
             return _active_watcher, ()  # a sweep that is restored reports to who restores it
 
         def on_trial_recover(self, iteration, trials, trial, **info) -> None:
             self.retried.append(f"retried after its worker died: {trial.config['settings']}")
+
+        def on_experiment_end(self, trials, **info) -> None:
+            self.settings = [trial.config["settings"] for trial in trials]
 
         def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
             if on_generation:
@@ -241,11 +245,11 @@ def _metrics(result: Mapping[str, object]) -> dict[str, float]:
     return {name: value for name, value in result.items() if name in ours or name.startswith("best_")}
 
 
-def _finished(result) -> Trial:
+def _finished(settings: Settings, result) -> Trial:
     search: Mapping[str, object] = {}
     evaluations: list[Evaluation] = []
     if result.checkpoint:
         with result.checkpoint.as_directory() as folder:
             search, evaluations = read_history(Path(folder) / HISTORY)
     error = str(result.error).strip().splitlines()[-1] if result.error else None
-    return Trial(result.config["settings"], _metrics(result.metrics or {}), evaluations, error, search)
+    return Trial(settings, _metrics(result.metrics or {}), evaluations, error, search)

@@ -171,6 +171,17 @@ def test_a_killed_driver_loses_nothing_evaluated(undisturbed, tmp_path):
     assert len(evaluated) <= 3 * 24 + 2
 
 
+def die(settings, history, on_generation):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trial_whose_worker_always_dies_is_a_failed_one(local_ray, tmp_path):
+    (trial,) = run_sweep(die, TRIALS[:1], str(tmp_path), "dead", max_failures=0).trials
+    assert (trial.settings, trial.evaluations) == (TRIALS[0], [])
+    assert "died" in trial.error
+
+
 def test_nothing_to_resume_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="holds no sweep to resume"):
         run_sweep(search, TRIALS, str(tmp_path), "none", resume=True)
