@@ -302,7 +302,8 @@ def _features_and_variances(
             if isinstance(module, _BatchNorm):
                 variances.append(x.var(dim=[0, *range(2, x.dim())], correction=0).mean())
 
-    leaves = (module for module in model.modules() if not any(True for _ in module.children()))
-    with hooks(module.register_forward_pre_hook(before) for module in leaves):
+    # timm's fused normalisation layers have children
+    layers = (m for m in model.modules() if isinstance(m, _BatchNorm) or not any(True for _ in m.children()))
+    with hooks(layer.register_forward_pre_hook(before) for layer in layers):
         functional_call(model, tensors, (images,))
     return features[0], variances

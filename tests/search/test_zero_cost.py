@@ -166,6 +166,15 @@ def test_synflow_passes_the_normalisation_of_timms_fused_layers_by_and_their_bou
     assert dict(fused.named_modules()) == modules
 
 
+def test_zen_score_counts_the_normalisation_of_timms_fused_layers():
+    pool = nn.AdaptiveAvgPool2d(1)
+    layers = [ConvNormAct(3, 3, 3) for _ in range(2)]
+    fused = nn.Sequential(*layers, pool)
+    plain = nn.Sequential(*(m for layer in layers for m in (layer.conv, nn.BatchNorm2d(3), nn.ReLU())), pool)
+    images = torch.zeros(4, 3, 5, 5)
+    assert zen_score(fused, images) == pytest.approx(zen_score(plain, images))
+
+
 def test_synflow_does_not_overflow_where_float32_does():
     model = nn.Sequential(*(nn.Conv2d(1, 1, 1, bias=False) for _ in range(50)))
     for layer in model:
