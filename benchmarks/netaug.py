@@ -10,7 +10,7 @@ with the same weights, a seed at a time, and see the same images. Reported are t
 with the standard error over seeds, that on training images without augmentation (a tiny model underfits: it is hardly
 higher), the gain over the baseline by seed, and the time of a training step over the baseline's, with where it goes.
 
-Goes on where it stopped when started again with the same --output. The budget cpu takes some three hours of one core,
+Goes on where it stopped when started again with the same --output. The budget cpu is meant for 2 cores and a night,
 gpu for a GPU and a few hours; --quick shows within a minute that it works, not how well.
 """
 
@@ -67,7 +67,7 @@ class Budget:
 
 BUDGETS = {
     "quick": Budget("mobilenetv2_035", "mobilenetv2_050", 32, 128, 2, 32, 1, 1, 0, 3),
-    "cpu": Budget("mobilenetv2_035", "mobilenetv2_100", 32, 10000, 20, 128, 3, 1, 1, 15),
+    "cpu": Budget("mobilenetv2_035", "mobilenetv2_100", 64, 10000, 20, 128, 3, 2, 2, 15),
     "gpu": Budget("mobilenetv2_035", "mobilenetv2_140", 96, None, 60, 256, 5, 3, 12, 50, "bf16"),
 }
 TINY = ("baseline", "dropout", "kd", "netaug", "netaug_kd")
