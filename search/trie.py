@@ -22,7 +22,7 @@ from search.pieces import Piece, cut, weights_in
 from supernet.calibration import calibrate
 from supernet.space import Arch
 from supernet.supernet import Supernet
-from supernet.threads import side_by_side
+from supernet.threads import at_a_time, side_by_side
 
 # N images, B batch, K classes
 
@@ -203,8 +203,7 @@ def _outputs(model: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
     def run(batch: Tensor) -> Tensor:
         return model(batch)
 
-    cores = torch.get_num_threads() if batches[0].device.type == "cpu" else 1
-    with side_by_side(min(len(batches), cores)) as pool:
+    with side_by_side(min(len(batches), at_a_time(batches[0].device))) as pool:
         return list(pool.map(run, batches))
 
 
@@ -212,7 +211,8 @@ def _writes_to_input(model: nn.Module, batch: Tensor) -> bool:
     """Whether `model` begins with an operation in place, which would change what others still need."""
     few = batch[:2].clone()
     version = few._version
-    _outputs(model, [few])
+    with torch.inference_mode():
+        model(few)
     return few._version != version
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from supernet.threads import side_by_side
+from supernet.threads import at_a_time, side_by_side
 
 # B batch, C channels
 
@@ -56,8 +56,7 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> list[Tensor]:
     if not batches:
         raise ValueError("BatchNorm recalibration needs at least one batch of images")
     modes = {module: module.training for module in model.modules()}
-    at_a_time = torch.get_num_threads() if batches[0].device.type == "cpu" else 1
-    calibration = _Calibration(len(batches), at_a_time)
+    calibration = _Calibration(len(batches), at_a_time(batches[0].device))
     hooks = [layer.register_forward_pre_hook(calibration.meet) for layer in layers]
     model.eval()
     try:

@@ -9,6 +9,11 @@ from contextlib import contextmanager
 import torch
 
 
+def at_a_time(device: torch.device) -> int:
+    """How many computations a device is best given at a time: on a CPU one for each of torch's cores."""
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
 @contextmanager
 def side_by_side(count: int) -> Iterator[ThreadPoolExecutor]:
     """A pool of `count` threads, among which torch's cores are shared out, to each at least one.
