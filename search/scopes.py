@@ -77,14 +77,6 @@ class Scopes:
         return self._chains[arch]
 
 
-def find_scopes(family: Family, space: SearchSpace, cuts: Sequence[str]) -> list[set[str]]:
-    """For each block the choices that what it computes depends on, checked on random architectures; see `Scopes`."""
-    known = Scopes(family, space)
-    scopes = known.of(cuts)
-    known.check(cuts, scopes)
-    return scopes
-
-
 def parts(model: nn.Module, cuts: Sequence[str]) -> list[list[Piece]]:
     """The pieces of a subnet, in eval mode, up to each cut. ValueError as in `split`."""
     pieces = cut(model)

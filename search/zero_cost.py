@@ -222,7 +222,7 @@ SCORES: dict[str, Callable[..., float]] = {
 
 
 class _Unbounded(TorchFunctionMode):
-    """While active, ReLU6 is ReLU."""
+    """While active, nothing bounds activations from above: ReLU6 and Hardtanh are ReLU."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in (F.relu6, F.hardtanh):

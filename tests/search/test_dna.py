@@ -17,7 +17,7 @@ from search.cuts import Feature, given_cuts, matching_cuts
 from search.dna import BlockRating, DnaConfig
 from search.evaluate import resized
 from search.problem import Problem
-from search.scopes import all_archs, complete, find_scopes, subspace
+from search.scopes import Scopes, all_archs, complete, subspace
 from supernet import Choice, SearchSpace
 from supernet.calibration import calibrate
 from supernet.data import DataConfig, load_data
@@ -96,7 +96,10 @@ def rating(data, images, tmp_path_factory):
 
 
 def test_blocks_depend_on_their_own_choices_and_the_width_between_them():
-    assert find_scopes(FAMILY, SPACE, CUTS) == [
+    scopes = Scopes(FAMILY, SPACE)
+    found = scopes.of(CUTS)
+    scopes.check(CUTS, found)
+    assert found == [
         {"width.0", "depth.0", "kernel_size.1"},
         {"width.0", "kernel_size.2", "width.3"},
     ]
