@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 from search.ntk import condition_number, linear_regions, tangent_kernel
@@ -68,6 +69,40 @@ def test_frozen_kernel_holds_the_statistics_of_the_batch(images):
     expected = gram([torch.autograd.grad(model(image[None]).sum(), weights_of(model)) for image in images])
     torch.testing.assert_close(kernel, expected)
     assert not torch.allclose(kernel, tangent_kernel(model, images, "batch"))
+
+
+class Frozen(nn.Module):
+    """A BatchNorm layer with the statistics of given features."""
+
+    def __init__(self, norm: nn.BatchNorm2d | nn.BatchNorm1d, features: torch.Tensor):
+        super().__init__()
+        self.norm = norm
+        dims = [0, *range(2, features.dim())]
+        self.variance, self.mean = (part.detach() for part in torch.var_mean(features, dims, correction=0))
+
+    def forward(self, x):
+        norm = self.norm
+        x = F.batch_norm(x, self.mean, self.variance, norm.weight, norm.bias, eps=norm.eps)
+        return norm.act(x) if hasattr(norm, "act") else x
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        lambda: [nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU(), nn.Flatten()],
+        lambda: [BatchNormAct2d(4, eps=0.1), nn.Flatten()],
+        lambda: [nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.Flatten()],
+        lambda: [nn.BatchNorm1d(4), nn.ReLU()],
+    ],
+)
+def test_frozen_kernel_of_every_batch_norm(layers, images):
+    torch.manual_seed(0)
+    norm, *rest = layers()
+    pool = nn.Flatten() if isinstance(norm, nn.BatchNorm1d) else nn.Identity()
+    model = nn.Sequential(nn.Conv2d(3, 4, 6), pool, norm, *rest, nn.Linear(4, 2)).double()
+    expected_model = nn.Sequential(*model[:2], Frozen(norm, model[:2](images)), *model[3:]).eval()
+    rows = [torch.autograd.grad(expected_model(image[None]).sum(), weights_of(expected_model)) for image in images]
+    torch.testing.assert_close(tangent_kernel(model, images, "frozen"), gram(rows))
 
 
 def test_both_ways_agree_without_batch_norm(images):
@@ -161,9 +196,6 @@ def test_bad_input_is_named(images):
         tangent_kernel(convolutional(), images, "eval")
     with pytest.raises(ValueError, match="Flatten has no weights"):
         tangent_kernel(nn.Flatten(), images)
-    untracked = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2, track_running_stats=False)).double()
-    with pytest.raises(ValueError, match="'1' keeps no statistics"):
-        tangent_kernel(untracked, images, "frozen")
 
 
 def test_functional_relu_is_not_seen_but_modules_are(images):
