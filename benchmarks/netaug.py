@@ -3,15 +3,16 @@
     python benchmarks/netaug.py [--quick] [--json FILE] [--budget gpu --data ../shared/data --output runs/netaug]
     python benchmarks/netaug.py --budget gpu --only netaug --seeds 1    # a part, for several processes; then all again
 
-Trains a timm model on CIFAR-10, enlarged, for the same number of epochs and several seeds: as it is (baseline), with
-dropout before the classifier, with a teacher (kd), with NetAug (Cai et al., arXiv 2110.08890), and with both. The
-teacher is a larger model from the same budget, on which NetAug should not help: the paper's own control. All begin
-with the same weights, a seed at a time, and see the same images. Reported are the accuracy on the 5,000 test images
-with the standard error over seeds, that on training images without augmentation (a tiny model underfits: it is hardly
-higher), the gain over the baseline by seed, and the time of a training step over the baseline's, with where it goes.
+Trains a tiny network on CIFAR-10 for the same number of epochs and several seeds: as it is (baseline), with dropout
+before the classifier, with a teacher (kd), with NetAug (Cai et al., arXiv 2110.08890), and with both. The teacher is a
+larger network from the same budget, on which NetAug should not help: the paper's own control. All begin with the same
+weights, a seed at a time, and see the same images. Reported are the accuracy on the 5,000 test images with the standard
+error over seeds, that on training images without augmentation (a tiny model underfits: it is hardly higher), the gain
+over the baseline by seed, and the time of a training step over the baseline's, with where it goes.
 
-Goes on where it stopped when started again with the same --output. The budget cpu is meant for 2 cores and a night,
-gpu for a GPU and a few hours; --quick shows within a minute that it works, not how well.
+Goes on where it stopped when started again with the same --output. The budget cpu is meant for 2 cores and two hours,
+the parts shared out between two processes of one thread; gpu for a GPU and a few hours. --quick shows within a minute
+that it works, not how well.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import safetensors.torch
@@ -41,19 +43,39 @@ from supernet import provenance
 from supernet.atomic import write_atomically
 from supernet.data import Data, DataConfig, load_data
 from supernet.evaluation import accuracy
-from supernet.families.timm_models import timm_model
+from supernet.families import FAMILIES, Family
 from supernet.loop import LoopConfig, StepResult, autocast, make_optimizer, pick_device
 from supernet.sampling import Path as Subnet
+from supernet.space import Arch
 from supernet.standalone import train_model
 from supernet.train import TrainConfig, TrainStep
 
 
 @dataclass(frozen=True)
-class Budget:
-    """How much is trained."""
+class Network:
+    """An end of a search space; `timm` is that of a single model of timm's."""
 
-    tiny: str  # timm's name of the model
-    large: str  # of the teacher and control
+    space: str
+    end: Literal["smallest", "largest"] = "smallest"
+    options: Mapping[str, object] = field(default_factory=dict)  # of the space
+
+    def __str__(self) -> str:
+        return self.options["name"] if self.space == "timm" else f"{self.end} of {self.space}"
+
+    def open(self, resolution: int) -> tuple[Family, Arch]:
+        """The space, and the network for images of `resolution` pixels a side."""
+        options = {**self.options, "input_size": resolution} if self.space == "timm" else self.options
+        family = FAMILIES[self.space](num_classes=10, **options)
+        arch = getattr(family.space, self.end)
+        return family, family.space.validate({**arch, "resolution": resolution})
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What is trained, and how much."""
+
+    tiny: Network
+    large: Network  # the teacher and the control
     resolution: int  # pixels a side
     images: int | None  # for training; None for all
     epochs: int
@@ -65,10 +87,12 @@ class Budget:
     amp: str = "none"
 
 
+SMALLEST, LARGEST = Network("mobilenet_v3_micro"), Network("mobilenet_v3_micro", "largest")
+V2_035, V2_140 = (Network("timm", options={"name": f"mobilenetv2_{width}"}) for width in ("035", "140"))
 BUDGETS = {
-    "quick": Budget("mobilenetv2_035", "mobilenetv2_050", 32, 128, 2, 32, 1, 1, 0, 3),
-    "cpu": Budget("mobilenetv2_035", "mobilenetv2_100", 64, 10000, 20, 128, 3, 2, 2, 15),
-    "gpu": Budget("mobilenetv2_035", "mobilenetv2_140", 96, None, 60, 256, 5, 3, 12, 50, "bf16"),
+    "quick": Budget(SMALLEST, LARGEST, 24, 512, 2, 64, 1, 1, 0, 3),
+    "cpu": Budget(SMALLEST, LARGEST, 24, 20000, 25, 128, 3, 1, 0, 15),
+    "gpu": Budget(V2_035, V2_140, 96, None, 60, 256, 5, 3, 12, 50, "bf16"),
 }
 TINY = ("baseline", "dropout", "kd", "netaug", "netaug_kd")
 CONTROL = ("baseline", "netaug")
@@ -104,7 +128,7 @@ class Arguments:
 class Run:
     """One training."""
 
-    model: str
+    model: Literal["tiny", "large"]
     method: str
     seed: int
 
@@ -124,19 +148,19 @@ def main() -> None:
     runs = [
         Run(model, method, seed)
         for model, methods, count in (
-            (budget.tiny, TINY, budget.seeds),
-            (budget.large, CONTROL, budget.control_seeds),
+            ("tiny", TINY, budget.seeds),
+            ("large", CONTROL, budget.control_seeds),
         )
         for seed, method in itertools.product(range(count), methods)
         if method in arguments.only and (not arguments.seeds or seed in arguments.seeds)
     ]
-    teacher = Run(budget.large, "baseline", 0)
+    teacher = Run("large", "baseline", 0)
     if any(run.method.endswith("kd") for run in runs):
         runs = [teacher, *(run for run in runs if run != teacher)]
     results = {run: result_of(run, teacher, budget, output, arguments) for run in track(runs, "Training")}
     rows = rows_of(results)
     where = breakdown(budget, arguments)
-    summary = summary_of(results, budget)
+    summary = summary_of(results)
     device = pick_device(arguments.device)
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     settings = {"name": name, **dataclasses.asdict(budget)}
@@ -161,7 +185,7 @@ def result_of(run: Run, teacher: Run, budget: Budget, output: Path, arguments: A
         data = images_of(budget, arguments)
         taught = None
         if run.method.endswith("kd"):
-            taught = create(teacher.model, budget)
+            taught = create(budget.large, budget)
             taught.load_state_dict(safetensors.torch.load_file(output / teacher.name / "model.safetensors"))
         clock = Clock()
         model = trained(run, taught, budget, data, directory, arguments.device, clock).cpu()
@@ -195,13 +219,16 @@ def images_of(budget: Budget, arguments: Arguments) -> Data:
     data = load_data(config)
     if arguments.quick:
         data = dataclasses.replace(data, test=Subset(data.test, range(0, len(data.test), 10)))
-    return dataclasses.replace(data, train=Subset(data.train, range(budget.images))) if budget.images else data
+    if budget.images:  # so few that they may stay decoded in memory
+        data = dataclasses.replace(data, train=[data.train[index] for index in range(budget.images)])
+    return data
 
 
-def create(model: str, budget: Budget, seed: int = 0, drop_rate: float = 0.0) -> nn.Module:
+def create(network: Network, budget: Budget, seed: int = 0, drop_rate: float = 0.0) -> nn.Module:
+    family, arch = network.open(budget.resolution)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return timm_model(model, 10, input_size=budget.resolution).create(drop_rate=drop_rate)
+        return family.build(arch, drop_rate=drop_rate)
 
 
 def trained(
@@ -214,14 +241,15 @@ def trained(
     clock: Callable[[StepResult], None],
 ) -> nn.Module:
     config = settings(budget, run.seed, device)
-    model = create(run.model, budget, run.seed, 0.2 if run.method == "dropout" else 0.0)
+    network = getattr(budget, run.model)
+    model = create(network, budget, run.seed, 0.2 if run.method == "dropout" else 0.0)
     objective = KD if teacher is not None else Objective()
     if not run.method.startswith("netaug"):
         return train_model(
             model, budget.resolution, data, config, directory, objective, teacher, resume=True, on_step=clock
         )
     return train_netaug(
-        augmentation_of(run.model, budget),
+        augmentation_of(network, budget),
         model,
         data,
         config,
@@ -236,10 +264,9 @@ def trained(
     )
 
 
-def augmentation_of(model: str, budget: Budget) -> Augmentation:
-    return augment(
-        model, widths=AUTHORS.widths, expansions=AUTHORS.expansions, num_classes=10, input_size=budget.resolution
-    )
+def augmentation_of(network: Network, budget: Budget) -> Augmentation:
+    family, arch = network.open(budget.resolution)
+    return augment(family, arch=arch, widths=AUTHORS.widths, expansions=AUTHORS.expansions)
 
 
 def settings(budget: Budget, seed: int, device: str) -> LoopConfig:
@@ -297,12 +324,10 @@ def rows_of(results: dict[Run, dict[str, float]]) -> list[dict[str, object]]:
     return rows
 
 
-def summary_of(results: dict[Run, dict[str, float]], budget: Budget) -> dict[str, float]:
+def summary_of(results: dict[Run, dict[str, float]]) -> dict[str, float]:
     """Accuracies in percent, gains in points by seed with their standard errors, and the ratio of step times."""
-    summary = {
-        f"accuracy_{row['method']}": row["test_accuracy"] for row in rows_of(results) if row["model"] == budget.tiny
-    }
-    for model, suffix, methods in ((budget.tiny, "", TINY[1:]), (budget.large, "_control", CONTROL[1:])):
+    summary = {f"accuracy_{row['method']}": row["test_accuracy"] for row in rows_of(results) if row["model"] == "tiny"}
+    for model, suffix, methods in (("tiny", "", TINY[1:]), ("large", "_control", CONTROL[1:])):
         for method in methods:
             pairs = [
                 (results[run], results[base])
