@@ -164,8 +164,8 @@ def main() -> None:
     device = pick_device(arguments.device)
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     settings = {"name": name, **dataclasses.asdict(budget)}
-    report(rows, summary, arguments.json, budget=settings, step_ms=where, **gpu)
-    print("A step of the tiny model in ms, without loading images: " + json.dumps(where))
+    report(rows, summary, arguments.json, budget=settings, breakdown=where, **gpu)
+    print("Where a step of the tiny model goes: " + json.dumps(where))
 
 
 def same_budget(budget: Budget, output: Path) -> None:
@@ -352,13 +352,16 @@ def mean_and_error(values: list[float]) -> tuple[float, ...]:
 
 
 def breakdown(budget: Budget, arguments: Arguments) -> dict[str, float]:
-    """Where a step's time goes: medians in ms of steps in turn, on one batch of random images.
+    """Where a step's time goes: medians in ms of steps in turn, on one batch of random images, and what explains them.
 
+    loading          a batch of training images, in this process
     plain            the stock model
     tiny_in_supernet it alone, on views of the wider weights
     netaug_wide      both networks, before the middle of the training
     netaug_narrow    both, after it
     sort_channels    once an epoch
+    macs_wide        mean MACs of the wider network over the tiny one's, before the middle of the training
+    macs_narrow      after it
     """
     device = pick_device(arguments.device)
     config = TrainConfig(**dataclasses.asdict(settings(budget, 0, arguments.device)))
@@ -391,9 +394,12 @@ def breakdown(budget: Budget, arguments: Arguments) -> dict[str, float]:
         return lambda: step(net, lambda: train_step(images, labels, paths))
 
     tiny = Subnet(method.tiny, regularised=True)
+    data = images_of(dataclasses.replace(budget, workers=0), arguments)
+    batches = data.training_batches(budget.resolution, budget.batch_size, 0, range(budget.timed_steps + 1))
     times: dict[str, list[float]] = {}
     for _ in range(budget.timed_steps + 1):
         turns = {
+            "loading": lambda: next(batches),
             "plain": lambda: step(plain, plain_backward),
             "tiny_in_supernet": in_supernet([tiny]),
             "netaug_wide": in_supernet([tiny, Subnet(method.space.sample(draw), regularised=True)]),
@@ -402,7 +408,12 @@ def breakdown(budget: Budget, arguments: Arguments) -> dict[str, float]:
         }
         for name, run in turns.items():
             times.setdefault(name, []).append(milliseconds(run, device))
-    return {name: float(np.median(those[1:])) for name, those in times.items()}
+    macs = augmentation.family.macs
+    factors = {
+        name: float(np.mean([macs(space.sample(draw)) for _ in range(20)])) / macs(method.tiny)
+        for name, space in (("macs_wide", method.space), ("macs_narrow", method.narrow))
+    }
+    return {name: float(np.median(those[1:])) for name, those in times.items()} | factors
 
 
 def milliseconds(run: Callable[[], None], device: torch.device) -> float:
