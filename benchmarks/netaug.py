@@ -18,6 +18,7 @@ that it works, not how well.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import itertools
 import json
 import time
@@ -178,30 +179,43 @@ def same_budget(budget: Budget, output: Path) -> None:
 
 
 def result_of(run: Run, teacher: Run, budget: Budget, output: Path, arguments: Arguments) -> dict[str, float]:
-    """Accuracies and step times of `run`, which is trained if it is not there yet; kept in result.json."""
+    """Accuracies and step times of `run`, which is trained if it is not there yet; kept in result.json.
+
+    Waits for another process that trains it.
+    """
     directory = output / run.name
+    directory.mkdir(exist_ok=True)
     path = directory / "result.json"
-    if not path.exists():
-        data = images_of(budget, arguments)
-        taught = None
-        if run.method.endswith("kd"):
-            taught = create(budget.large, budget)
-            taught.load_state_dict(safetensors.torch.load_file(output / teacher.name / "model.safetensors"))
-        clock = Clock()
-        model = trained(run, taught, budget, data, directory, arguments.device, clock).cpu()
-        with write_atomically(directory / "model.safetensors") as temporary:
-            state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-            temporary.write_bytes(safetensors.torch.save(state))
-        model = model.to(pick_device(arguments.device))
-        parts = {"test": data.test, "train": Subset(data.train, range(min(5000, len(data.train))))}
-        result = {
-            f"{name}_accuracy": accuracy(model, data.evaluation_batches(part, budget.resolution))
-            for name, part in parts.items()
-        }
-        result |= clock.step_ms() | {"hardware": provenance.hardware()["cpu"]}
-        with write_atomically(path) as temporary:
-            temporary.write_text(json.dumps(result) + "\n")
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            result = trained_and_judged(run, teacher, budget, output, arguments)
+            with write_atomically(path) as temporary:
+                temporary.write_text(json.dumps(result) + "\n")
     return json.loads(path.read_text())
+
+
+def trained_and_judged(
+    run: Run, teacher: Run, budget: Budget, output: Path, arguments: Arguments
+) -> dict[str, float | str]:
+    directory = output / run.name
+    data = images_of(budget, arguments)
+    taught = None
+    if run.method.endswith("kd"):
+        taught = create(budget.large, budget)
+        taught.load_state_dict(safetensors.torch.load_file(output / teacher.name / "model.safetensors"))
+    clock = Clock()
+    model = trained(run, taught, budget, data, directory, arguments.device, clock).cpu()
+    with write_atomically(directory / "model.safetensors") as temporary:
+        state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        temporary.write_bytes(safetensors.torch.save(state))
+    model = model.to(pick_device(arguments.device))
+    parts = {"test": data.test, "train": Subset(data.train, range(min(5000, len(data.train))))}
+    found = {
+        f"{name}_accuracy": accuracy(model, data.evaluation_batches(part, budget.resolution))
+        for name, part in parts.items()
+    }
+    return found | clock.step_ms() | {"hardware": provenance.hardware()["cpu"]}
 
 
 def images_of(budget: Budget, arguments: Arguments) -> Data:
