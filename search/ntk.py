@@ -5,6 +5,7 @@ arXiv 2102.11535): how well a network trains, and how much it can express, befor
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -12,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from search.activation_patterns import watch_patterns
-from search.traceless import batch_statistics, modes
+from search.traceless import batch_statistics, hooks, modes
 from search.zero_cost import WORST
 
 # B batch, C channels, H height, W width, P weights, N units
@@ -32,7 +34,9 @@ def tangent_kernel(model: nn.Module, images: Tensor, batch_norm: BatchNormMode =
     With `batch_norm="batch"` the statistics of the batch depend on the weights and every image's gradient runs
     through all images, as published: B backward passes of the whole batch. With "frozen" the statistics are those of
     the batch but held fixed, which makes images independent and gives all gradients in one vectorised pass (memory
-    for B P numbers either way). The model is afterwards as it was. ValueError for an unknown `batch_norm`.
+    for B P numbers either way). Images and convolutions run channels last, as in training: where the model calls
+    `view` on them, it has to be `reshape`. The model is afterwards as it was. ValueError for an unknown `batch_norm`,
+    and if a BatchNorm layer cannot be frozen because it does not call `torch.nn.functional.batch_norm`.
     """
     if batch_norm not in ("batch", "frozen"):
         raise ValueError(f"batch_norm is 'batch' or 'frozen', not {batch_norm!r}")
@@ -106,15 +110,38 @@ def _with_frozen_statistics(
     def answer(weights: dict[str, Tensor], image: Tensor) -> Tensor:
         return functional_call(model, {**weights, **rest}, (image[None],)).sum()
 
-    with modes(model, lambda module: False), _FrozenBatchNorm():
+    frozen = _FrozenBatchNorm()
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    before = (layer.register_forward_pre_hook(frozen.enter) for layer in layers)
+    after = (layer.register_forward_hook(frozen.leave) for layer in layers)
+    with modes(model, lambda module: False), hooks(before), hooks(after), frozen:
         return list(vmap(grad(answer), in_dims=(None, 0))(weights, images).values())
 
 
 class _FrozenBatchNorm(TorchFunctionMode):
-    """While active, under vmap, BatchNorm normalises by the moments of all that vmap runs over, held fixed."""
+    """While active, under vmap, BatchNorm layers normalise by the moments of all that vmap runs over, held fixed.
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        return (_frozen_batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
+    `enter` and `leave` are their hooks: others may call `batch_norm` as well, to standardise weights for example.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._layer: nn.Module | None = None  # that has not normalised yet
+
+    def enter(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._layer = layer
+
+    def leave(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if self._layer is not None:
+            raise ValueError(
+                f"a {type(layer).__name__} does not normalise by torch.nn.functional.batch_norm, so that its "
+                "statistics cannot be frozen; take batch_norm='batch'"
+            )
+
+    def __torch_function__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None):
+        if func is F.batch_norm and self._layer is not None:
+            self._layer, func = None, _frozen_batch_norm
+        return func(*args, **(kwargs or {}))
 
 
 def _frozen_batch_norm(
@@ -139,7 +166,7 @@ def _frozen_batch_norm(
 
 
 class _Moments(torch.autograd.Function):
-    """Mean and biased variance [C] of x [B, C, ...], and under vmap of all x together; without a gradient."""
+    """Mean and biased variance [C] of x [B, C, ...], and under vmap of all x together."""
 
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,11 +175,11 @@ class _Moments(torch.autograd.Function):
         return mean.flatten(), (x - mean).square().mean(dims)  # torch.var_mean takes longer
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(*output)
+    def setup_context(ctx: object, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        """Nothing is kept: there is no gradient."""
 
     @staticmethod
-    def vmap(info, in_dims: tuple[int], x: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[None, None]]:
+    def vmap(info: object, in_dims: tuple[int], x: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[None, None]]:
         return _Moments.apply(x.movedim(in_dims[0], 0).flatten(0, 1)), (None, None)
 
 

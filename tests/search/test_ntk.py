@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, StdConv2d
 from torch import nn
 
 from search.ntk import condition_number, linear_regions, tangent_kernel
@@ -74,7 +74,7 @@ def test_frozen_kernel_holds_the_statistics_of_the_batch(images):
 class Frozen(nn.Module):
     """A BatchNorm layer with the statistics of given features."""
 
-    def __init__(self, norm: nn.BatchNorm2d | nn.BatchNorm1d, features: torch.Tensor):
+    def __init__(self, norm: nn.Module, features: torch.Tensor):
         super().__init__()
         self.norm = norm
         dims = [0, *range(2, features.dim())]
@@ -87,22 +87,53 @@ class Frozen(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "layers",
+    ("norm", "unflatten"),
     [
-        lambda: [nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU(), nn.Flatten()],
-        lambda: [BatchNormAct2d(4, eps=0.1), nn.Flatten()],
-        lambda: [nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.Flatten()],
-        lambda: [nn.BatchNorm1d(4), nn.ReLU()],
+        (nn.BatchNorm2d(4, track_running_stats=False), (4, 4, 4)),
+        (BatchNormAct2d(4, eps=0.1), (4, 4, 4)),
+        (nn.BatchNorm2d(4, affine=False), (4, 4, 4)),
+        (nn.BatchNorm1d(64), (64,)),
+        (nn.BatchNorm1d(4), (4, 16)),
+        (nn.BatchNorm3d(4), (4, 2, 2, 4)),
     ],
 )
-def test_frozen_kernel_of_every_batch_norm(layers, images):
+def test_frozen_kernel_of_every_batch_norm(norm, unflatten, images):
     torch.manual_seed(0)
-    norm, *rest = layers()
-    pool = nn.Flatten() if isinstance(norm, nn.BatchNorm1d) else nn.Identity()
-    model = nn.Sequential(nn.Conv2d(3, 4, 6), pool, norm, *rest, nn.Linear(4, 2)).double()
-    expected_model = nn.Sequential(*model[:2], Frozen(norm, model[:2](images)), *model[3:]).eval()
+    shape = nn.Unflatten(1, unflatten)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), shape, norm, nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+    model.double()
+    expected_model = nn.Sequential(*model[:3], Frozen(norm, model[:3](images)), *model[4:]).eval()
     rows = [torch.autograd.grad(expected_model(image[None]).sum(), weights_of(expected_model)) for image in images]
     torch.testing.assert_close(tangent_kernel(model, images, "frozen"), gram(rows))
+
+
+def test_a_layer_that_runs_twice_is_frozen_at_both_places(images):
+    torch.manual_seed(0)
+    norm, conv, head = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3), [nn.Flatten(), nn.Linear(48, 2)]
+    model = nn.Sequential(norm, conv, norm, *head).double()
+    places = [Frozen(norm, images), conv]
+    places.append(Frozen(norm, nn.Sequential(*places)(images)))
+    expected_model = nn.Sequential(*places, *head).eval()
+    weights = [norm.weight, conv.weight, head[-1].weight]
+    rows = [torch.autograd.grad(expected_model(image[None]).sum(), weights) for image in images]
+    torch.testing.assert_close(tangent_kernel(model, images, "frozen"), gram(rows))
+
+
+def test_standardised_weights_are_not_frozen(images):
+    # timm computes them by batch_norm, which is no normalisation of the images
+    torch.manual_seed(0)
+    model = nn.Sequential(StdConv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).double()
+    torch.testing.assert_close(tangent_kernel(model, images, "batch"), tangent_kernel(model, images, "frozen"))
+
+
+def test_a_batch_norm_that_cannot_be_frozen_is_named(images):
+    class Own(nn.BatchNorm2d):
+        def forward(self, x):
+            return x / x.std()
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Own(4), nn.Flatten(), nn.Linear(64, 2)).double()
+    with pytest.raises(ValueError, match="a Own does not normalise by"):
+        tangent_kernel(model, images, "frozen")
 
 
 def test_both_ways_agree_without_batch_norm(images):

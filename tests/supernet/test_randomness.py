@@ -1,0 +1,48 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from supernet.randomness import Stream, global_seeds
+
+
+def draws() -> tuple[float, float, float]:
+    return random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002
+
+
+def test_what_is_drawn_follows_from_the_place_alone():
+    with global_seeds(0, Stream.AUGMENTATION, 1, 2):
+        first = draws()
+    draws()
+    with global_seeds(0, Stream.AUGMENTATION, 1, 2):
+        assert draws() == first
+    for place in ((0, Stream.AUGMENTATION, 1, 3), (0, Stream.DROPOUT, 1, 2), (1, Stream.AUGMENTATION, 1, 2)):
+        with global_seeds(*place):
+            assert not set(draws()) & set(first)
+
+
+def test_outside_everything_goes_on_even_after_an_error():
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    torch.manual_seed(1)
+    expected = [draws() for _ in range(3)]
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    torch.manual_seed(1)
+    found = [draws()]
+    with global_seeds(0, Stream.AUGMENTATION):
+        draws()
+    found.append(draws())
+    with pytest.raises(KeyError), global_seeds(0, Stream.AUGMENTATION):
+        raise KeyError
+    assert [*found, draws()] == expected
+
+
+def test_nesting_is_refused():
+    with (
+        pytest.raises(AssertionError, match="nested"),
+        global_seeds(0, Stream.AUGMENTATION),
+        global_seeds(1, Stream.AUGMENTATION),
+    ):
+        pass
