@@ -8,11 +8,11 @@ before the classifier, with a teacher (kd), with NetAug (Cai et al., arXiv 2110.
 larger network from the same budget, on which NetAug should not help: the paper's own control. All begin with the same
 weights, a seed at a time, and see the same images. Reported are the accuracy on the 5,000 test images with the standard
 error over seeds, that on training images without augmentation (a tiny model underfits: it is hardly higher), the gain
-over the baseline by seed, and the time of a training step over the baseline's, with where it goes.
+over the baseline by seed, and the time of a training step over the baseline's, measured in turn, with where it goes.
 
 Goes on where it stopped when started again with the same --output. The budget cpu is meant for 2 cores and two hours,
-the parts shared out between two processes of one thread; gpu for a GPU and a few hours. --quick shows within a minute
-that it works, not how well.
+shared out between two processes of one thread (OMP_NUM_THREADS=1), of which one is told --only netaug; gpu for a GPU
+and a few hours. --quick shows within a minute that it works, not how well.
 """
 
 from __future__ import annotations
@@ -40,12 +40,11 @@ from distill.objective import Objective, objective_losses
 from netaug.augmentation import Augmentation, augment
 from netaug.method import NetAug
 from netaug.training import NetAugConfig, initial_supernet, train_netaug
-from supernet import provenance
 from supernet.atomic import write_atomically
 from supernet.data import Data, DataConfig, load_data
 from supernet.evaluation import accuracy
 from supernet.families import FAMILIES, Family
-from supernet.loop import LoopConfig, StepResult, autocast, make_optimizer, pick_device
+from supernet.loop import LoopConfig, autocast, make_optimizer, pick_device
 from supernet.sampling import Path as Subnet
 from supernet.space import Arch
 from supernet.standalone import train_model
@@ -59,9 +58,6 @@ class Network:
     space: str
     end: Literal["smallest", "largest"] = "smallest"
     options: Mapping[str, object] = field(default_factory=dict)  # of the space
-
-    def __str__(self) -> str:
-        return self.options["name"] if self.space == "timm" else f"{self.end} of {self.space}"
 
     def open(self, resolution: int) -> tuple[Family, Arch]:
         """The space, and the network for images of `resolution` pixels a side."""
@@ -92,7 +88,7 @@ SMALLEST, LARGEST = Network("mobilenet_v3_micro"), Network("mobilenet_v3_micro",
 V2_035, V2_140 = (Network("timm", options={"name": f"mobilenetv2_{width}"}) for width in ("035", "140"))
 BUDGETS = {
     "quick": Budget(SMALLEST, LARGEST, 24, 512, 2, 64, 1, 1, 0, 3),
-    "cpu": Budget(SMALLEST, LARGEST, 24, 20000, 25, 128, 3, 1, 0, 15),
+    "cpu": Budget(SMALLEST, LARGEST, 24, 20000, 25, 128, 3, 1, 0, 40),
     "gpu": Budget(V2_035, V2_140, 96, None, 60, 256, 5, 3, 12, 50, "bf16"),
 }
 TINY = ("baseline", "dropout", "kd", "netaug", "netaug_kd")
@@ -159,14 +155,17 @@ def main() -> None:
     if any(run.method.endswith("kd") for run in runs):
         runs = [teacher, *(run for run in runs if run != teacher)]
     results = {run: result_of(run, teacher, budget, output, arguments) for run in track(runs, "Training")}
-    rows = rows_of(results)
-    where = breakdown(budget, arguments)
-    summary = summary_of(results)
+    augmentation = augmentation_of(budget.tiny, budget)
+    step_ms, macs_ratio = step_times(budget, augmentation, arguments), macs_ratios(augmentation)
+    summary = summary_of(results) | time_ratios(step_ms)
     device = pick_device(arguments.device)
-    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
-    settings = {"name": name, **dataclasses.asdict(budget)}
-    report(rows, summary, arguments.json, budget=settings, breakdown=where, **gpu)
-    print("Where a step of the tiny model goes: " + json.dumps(where))
+    details = {"budget": {"name": name, **dataclasses.asdict(budget)}, "step_ms": step_ms, "macs_ratio": macs_ratio}
+    if device.type == "cuda":
+        details["gpu"] = torch.cuda.get_device_name(device)
+    report(rows_of(results), summary, arguments.json, **details)
+    print(
+        f"A step of the tiny model in ms: {json.dumps(step_ms)}\nMACs of the other network over its own: {macs_ratio}"
+    )
 
 
 def same_budget(budget: Budget, output: Path) -> None:
@@ -179,7 +178,7 @@ def same_budget(budget: Budget, output: Path) -> None:
 
 
 def result_of(run: Run, teacher: Run, budget: Budget, output: Path, arguments: Arguments) -> dict[str, float]:
-    """Accuracies and step times of `run`, which is trained if it is not there yet; kept in result.json.
+    """Accuracies of `run`, which is trained if it is not there yet; kept in result.json.
 
     Waits for another process that trains it.
     """
@@ -195,27 +194,23 @@ def result_of(run: Run, teacher: Run, budget: Budget, output: Path, arguments: A
     return json.loads(path.read_text())
 
 
-def trained_and_judged(
-    run: Run, teacher: Run, budget: Budget, output: Path, arguments: Arguments
-) -> dict[str, float | str]:
+def trained_and_judged(run: Run, teacher: Run, budget: Budget, output: Path, arguments: Arguments) -> dict[str, float]:
     directory = output / run.name
     data = images_of(budget, arguments)
     taught = None
     if run.method.endswith("kd"):
         taught = create(budget.large, budget)
         taught.load_state_dict(safetensors.torch.load_file(output / teacher.name / "model.safetensors"))
-    clock = Clock()
-    model = trained(run, taught, budget, data, directory, arguments.device, clock).cpu()
+    model = trained(run, taught, budget, data, directory, arguments.device).cpu()
     with write_atomically(directory / "model.safetensors") as temporary:
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         temporary.write_bytes(safetensors.torch.save(state))
     model = model.to(pick_device(arguments.device))
     parts = {"test": data.test, "train": Subset(data.train, range(min(5000, len(data.train))))}
-    found = {
+    return {
         f"{name}_accuracy": accuracy(model, data.evaluation_batches(part, budget.resolution))
         for name, part in parts.items()
     }
-    return found | clock.step_ms() | {"hardware": provenance.hardware()["cpu"]}
 
 
 def images_of(budget: Budget, arguments: Arguments) -> Data:
@@ -252,16 +247,13 @@ def trained(
     data: Data,
     directory: Path,
     device: str,
-    clock: Callable[[StepResult], None],
 ) -> nn.Module:
     config = settings(budget, run.seed, device)
     network = getattr(budget, run.model)
     model = create(network, budget, run.seed, 0.2 if run.method == "dropout" else 0.0)
     objective = KD if teacher is not None else Objective()
     if not run.method.startswith("netaug"):
-        return train_model(
-            model, budget.resolution, data, config, directory, objective, teacher, resume=True, on_step=clock
-        )
+        return train_model(model, budget.resolution, data, config, directory, objective, teacher, resume=True)
     return train_netaug(
         augmentation_of(network, budget),
         model,
@@ -274,7 +266,6 @@ def trained(
         temperature=objective.temperature,
         teacher=teacher,
         resume=True,
-        on_step=clock,
     )
 
 
@@ -299,26 +290,6 @@ def settings(budget: Budget, seed: int, device: str) -> LoopConfig:
     )
 
 
-class Clock:
-    """Milliseconds from step to step, as seen by the training: loading images is a part of them."""
-
-    def __init__(self) -> None:
-        self._last: float | None = None
-        self._halves: dict[bool, list[float]] = {False: [], True: []}
-
-    def __call__(self, result: StepResult) -> None:
-        now = time.perf_counter()
-        if self._last is not None:
-            self._halves[2 * result.step > result.steps].append((now - self._last) * 1e3)
-        self._last = now
-
-    def step_ms(self) -> dict[str, float]:
-        """The medians of both halves, and their mean. A half that was not seen, by a run that was resumed or has a
-        single step, counts as the other; nan if neither was."""
-        medians = [float(np.median(times)) for times in self._halves.values() if times] or [float("nan")]
-        return {"half_1_ms": medians[0], "half_2_ms": medians[-1], "step_ms": float(np.mean(medians))}
-
-
 def rows_of(results: dict[Run, dict[str, float]]) -> list[dict[str, object]]:
     rows = []
     for model, method in dict.fromkeys((run.model, run.method) for run in results):
@@ -332,30 +303,24 @@ def rows_of(results: dict[Run, dict[str, float]]) -> list[dict[str, object]]:
                 "test_accuracy": mean,
                 "standard_error": error[0] if error else "-",
                 "train_accuracy": float(np.mean([100 * result["train_accuracy"] for result in those])),
-                "step_ms": float(np.median([result["step_ms"] for result in those])),
             }
         )
     return rows
 
 
 def summary_of(results: dict[Run, dict[str, float]]) -> dict[str, float]:
-    """Accuracies in percent, gains in points by seed with their standard errors, and the ratio of step times."""
+    """Accuracies in percent, and the means over seeds of what they gain over the baseline's, with standard errors."""
     summary = {f"accuracy_{row['method']}": row["test_accuracy"] for row in rows_of(results) if row["model"] == "tiny"}
     for model, suffix, methods in (("tiny", "", TINY[1:]), ("large", "_control", CONTROL[1:])):
         for method in methods:
-            pairs = [
-                (results[run], results[base])
-                for run in results
+            gains = [
+                100 * (result["test_accuracy"] - results[base]["test_accuracy"])
+                for run, result in results.items()
                 if (run.model, run.method) == (model, method)
                 and (base := dataclasses.replace(run, method="baseline")) in results
             ]
-            if not pairs:
-                continue
-            gains = [100 * (found["test_accuracy"] - base["test_accuracy"]) for found, base in pairs]
-            names = (f"gain_{method}{suffix}", f"gain_{method}{suffix}_error")
-            summary |= dict(zip(names, mean_and_error(gains)))
-            ratios = [found["step_ms"] / base["step_ms"] for found, base in pairs]
-            summary[f"time_ratio_{method}{suffix}"] = float(np.median(ratios))
+            if gains:
+                summary |= zip((f"gain_{method}{suffix}", f"gain_{method}{suffix}_error"), mean_and_error(gains))
     return summary
 
 
@@ -365,22 +330,35 @@ def mean_and_error(values: list[float]) -> tuple[float, ...]:
     return (mean, float(np.std(values, ddof=1) / np.sqrt(len(values)))) if len(values) > 1 else (mean,)
 
 
-def breakdown(budget: Budget, arguments: Arguments) -> dict[str, float]:
-    """Where a step's time goes: medians in ms of steps in turn, on one batch of random images, and what explains them.
+def time_ratios(step_ms: dict[str, float]) -> dict[str, float]:
+    """A step's time over a plain one's, the images being there; of NetAug the mean of both halves of the training, and
+    also where the same process loads them."""
+    netaug = (step_ms["netaug_wide"] + step_ms["netaug_narrow"]) / 2
+    return {
+        "time_ratio_kd": step_ms["kd"] / step_ms["plain"],
+        "time_ratio_netaug": netaug / step_ms["plain"],
+        "time_ratio_netaug_with_loading": (step_ms["loading"] + netaug) / (step_ms["loading"] + step_ms["plain"]),
+    }
 
-    loading          a batch of training images, in this process
+
+def step_times(budget: Budget, augmentation: Augmentation, arguments: Arguments) -> dict[str, float]:
+    """Where the time of a training goes: medians in ms of steps of the tiny model in turn, on random images.
+
+    loading          a batch of training images, by one process
     plain            the stock model
+    kd               it with a teacher
     tiny_in_supernet it alone, on views of the wider weights
     netaug_wide      both networks, before the middle of the training
     netaug_narrow    both, after it
     sort_channels    once an epoch
-    macs_wide        mean MACs of the wider network over the tiny one's, before the middle of the training
-    macs_narrow      after it
     """
     device = pick_device(arguments.device)
     config = TrainConfig(**dataclasses.asdict(settings(budget, 0, arguments.device)))
-    augmentation = augmentation_of(budget.tiny, budget)
-    plain = create(budget.tiny, budget).to(device, memory_format=torch.channels_last).train()
+    plain, teacher = (
+        create(network, budget).to(device, memory_format=torch.channels_last) for network in (budget.tiny, budget.large)
+    )
+    plain.train()
+    teacher.eval()
     net = initial_supernet(augmentation, create(budget.tiny, budget), 0)
     net = net.to(device, memory_format=torch.channels_last).train()
     method = NetAug(augmentation.space, [inside.channels for inside in augmentation.inside])
@@ -399,35 +377,43 @@ def breakdown(budget: Budget, arguments: Arguments) -> dict[str, float]:
         backward()
         optimizers[id(network)].step()
 
-    def plain_backward() -> None:
-        with autocast(config, device):
-            losses = objective_losses(Objective(), plain, images, labels, None, config.label_smoothing)
-        losses.total.backward()
+    def alone(objective: Objective, teacher: nn.Module | None) -> Callable[[], None]:
+        def backward() -> None:
+            with autocast(config, device):
+                losses = objective_losses(objective, plain, images, labels, teacher, config.label_smoothing)
+            losses.total.backward()
 
-    def in_supernet(paths: list[Subnet]) -> Callable[[], None]:
-        return lambda: step(net, lambda: train_step(images, labels, paths))
+        return lambda: step(plain, backward)
 
-    tiny = Subnet(method.tiny, regularised=True)
+    def in_supernet(*paths: Arch) -> Callable[[], None]:
+        subnets = [Subnet(arch, regularised=True) for arch in paths]
+        return lambda: step(net, lambda: train_step(images, labels, subnets))
+
     data = images_of(dataclasses.replace(budget, workers=0), arguments)
     batches = data.training_batches(budget.resolution, budget.batch_size, 0, range(budget.timed_steps + 1))
     times: dict[str, list[float]] = {}
     for _ in range(budget.timed_steps + 1):
         turns = {
             "loading": lambda: next(batches),
-            "plain": lambda: step(plain, plain_backward),
-            "tiny_in_supernet": in_supernet([tiny]),
-            "netaug_wide": in_supernet([tiny, Subnet(method.space.sample(draw), regularised=True)]),
-            "netaug_narrow": in_supernet([tiny, Subnet(method.narrow.sample(draw), regularised=True)]),
+            "plain": alone(Objective(), None),
+            "kd": alone(KD, teacher),
+            "tiny_in_supernet": in_supernet(method.tiny),
+            "netaug_wide": in_supernet(method.tiny, method.space.sample(draw)),
+            "netaug_narrow": in_supernet(method.tiny, method.narrow.sample(draw)),
             "sort_channels": lambda: method.start_epoch(net, [], 0.0),
         }
         for name, run in turns.items():
             times.setdefault(name, []).append(milliseconds(run, device))
-    macs = augmentation.family.macs
-    factors = {
+    return {name: float(np.median(those[1:])) for name, those in times.items()}
+
+
+def macs_ratios(augmentation: Augmentation) -> dict[str, float]:
+    """Mean MACs of the network that a step trains beside the tiny one, over the tiny one's, in both halves."""
+    method, macs, draw = NetAug(augmentation.space), augmentation.family.macs, np.random.default_rng(0)
+    return {
         name: float(np.mean([macs(space.sample(draw)) for _ in range(20)])) / macs(method.tiny)
-        for name, space in (("macs_wide", method.space), ("macs_narrow", method.narrow))
+        for name, space in (("wide", method.space), ("narrow", method.narrow))
     }
-    return {name: float(np.median(those[1:])) for name, those in times.items()} | factors
 
 
 def milliseconds(run: Callable[[], None], device: torch.device) -> float:

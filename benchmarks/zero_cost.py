@@ -151,7 +151,8 @@ def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
     known = Known(arguments.cache)
     if arguments.timed:
         time_scores(tasks[0], scorers, images, 1 if arguments.quick else arguments.timed, known)
-        time_kernels(tasks[0], images, 1 if arguments.quick else arguments.kernels, known)
+        if {"ntk", "ntk_frozen"} & scorers.keys():
+            time_kernels(tasks[0], images, 1 if arguments.quick else arguments.kernels, known)
     score_all(tasks, scorers, images, known, arguments.minutes)
     rows = [row for task in tasks for row in correlations(task, known)]
     summary = agreement(tasks[0], known)
@@ -162,7 +163,7 @@ def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
             "ntk_frozen_speedup_lowest": min(speedups),
             "archs_ntk_frozen_speedup": len(speedups),
         }
-    if arguments.prunings and not arguments.quick:
+    if arguments.prunings and not arguments.quick and {"ntk", "regions"} <= scorers.keys():
         found = [accuracy_pruned(arguments.data, images.pool, seed, known) for seed in range(arguments.prunings)]
         summary["accuracy_pruned"] = float(np.mean(found))
     for row in rows:

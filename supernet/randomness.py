@@ -50,16 +50,18 @@ _INSIDE = np.random.MT19937(0)
 def global_seeds(seed: int, stream: Stream, *place: int) -> Iterator[None]:
     """Like `torch_seed`, for Python's and NumPy's global generators as well, and torch's on the CPU alone.
 
-    For image transforms, which draw from all three. Not to be nested.
+    For image transforms, which draw from all three. Not to be nested. A normal number that NumPy has in store outside,
+    since it draws them in pairs, is lost.
     """
     python_state, numpy_generator = random.getstate(), np.random.get_bit_generator()
+    assert numpy_generator is not _INSIDE, "global_seeds is nested"
     with torch.random.fork_rng(devices=[]):
         value = _torch_seed(seed, stream, *place)
-        random.seed(value)
-        np.random.set_bit_generator(_INSIDE)
-        np.random.seed(value % 2**32)  # noqa: NPY002
-        torch.default_generator.manual_seed(value)
         try:
+            random.seed(value)
+            np.random.set_bit_generator(_INSIDE)
+            np.random.seed(value % 2**32)  # noqa: NPY002
+            torch.default_generator.manual_seed(value)
             yield
         finally:
             random.setstate(python_state)
