@@ -163,9 +163,8 @@ def main() -> None:
     if device.type == "cuda":
         details["gpu"] = torch.cuda.get_device_name(device)
     report(rows_of(results), summary, arguments.json, **details)
-    print(
-        f"A step of the tiny model in ms: {json.dumps(step_ms)}\nMACs of the other network over its own: {macs_ratio}"
-    )
+    print(f"A step of the tiny model in ms: {json.dumps(step_ms)}")
+    print(f"MACs of the network beside it over its own: {json.dumps(macs_ratio)}")
 
 
 def same_budget(budget: Budget, output: Path) -> None:
