@@ -1,6 +1,6 @@
 """How well training-free scores rank networks whose accuracy after training is known.
 
-    python benchmarks/zero_cost.py                  # 200 architectures a space: an hour and a half on one core
+    python benchmarks/zero_cost.py                  # 200 architectures a space: two hours on one core
     python benchmarks/zero_cost.py --quick          # 6 of them, smaller batches: less than a minute
     python benchmarks/zero_cost.py --minutes 4      # in pieces: goes on where the last run with the same cache ended
 
