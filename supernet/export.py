@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.atomic import write_atomically
+from supernet.errors import first_line
 from supernet.extras import require
 
 # N images, C channels, H height, W width, K classes
@@ -89,8 +90,7 @@ def export_program(model: nn.Module, path: str | Path, input_size: Sequence[int]
     try:
         program = torch.export.export(model.eval(), (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{type(model).__name__} cannot be exported by torch.export: {reason}") from error
+        raise ValueError(f"{type(model).__name__} cannot be exported by torch.export: {first_line(error)}") from error
     finally:
         model.train(was_training)
     with write_atomically(path) as temporary, temporary.open("wb") as file:
@@ -158,7 +158,7 @@ def _export_captured(model: nn.Module, images: torch.Tensor, path: Path, dynamic
                 dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic_batch else None,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         raise ValueError(f"{type(model).__name__} cannot be exported to ONNX: {reason}") from error
     finally:
         model.train(was_training)

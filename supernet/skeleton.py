@@ -24,6 +24,40 @@ class _WithoutInitialisation(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class _CopyTo(TorchFunctionMode):
+    """While active, `copy.deepcopy` of a tensor, wherever it hides in a module, lands on a device, without gradient
+    history; values that a tensor on the meta device lacks are zeros."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.__deepcopy__:
+            tensor, memo = args
+            if id(tensor) not in memo:
+                memo[id(tensor)] = self._copy(tensor)
+            return memo[id(tensor)]
+        if func is torch.Tensor.clone:  # by which parameters are copied
+            return self._copy(args[0])
+        return func(*args, **(kwargs or {}))
+
+    def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self._device.type == "meta" or tensor.is_meta:
+            return torch.zeros_like(tensor, device=self._device, requires_grad=False)
+        return tensor.detach().to(self._device, copy=True)
+
+
+def copy_to(module: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of `module` with all its tensors on `device`: parameters, buffers, and those that are mere attributes.
+
+    On the meta device it takes no memory. Unlike `copy.deepcopy(module).to(device)` it does not copy weights to drop
+    them, moves plain attributes too, and takes what is computed from parameters (by torch.nn.utils.weight_norm).
+    """
+    with _CopyTo(device):
+        return copy.deepcopy(module)
+
+
 def build_skeleton(build, arch) -> nn.Module:
     """`build(arch)` with its parameters and persistent buffers on the meta device, uninitialised.
 

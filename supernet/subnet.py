@@ -9,7 +9,6 @@ model.pt2           the same network as a program of torch.export (export_subnet
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -181,7 +180,7 @@ def load_network(
         interpolation=prepared["interpolation"],
         crop_pct=prepared["crop_pct"],
         facts={
-            "macs": count_macs(copy.deepcopy(model), (3, own.input_size, own.input_size)),
+            "macs": count_macs(model, (3, own.input_size, own.input_size)),
             "parameters": count_parameters(model),
         },
     )

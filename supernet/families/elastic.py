@@ -19,8 +19,9 @@ from timm.layers import make_divisible
 from torch import Tensor, nn
 
 from supernet.channels import Channels, Trace, narrow, trace
+from supernet.errors import first_line
 from supernet.families.family import Family
-from supernet.families.timm_models import create_regularised, first_line, timm_model
+from supernet.families.timm_models import create_regularised, timm_model
 from supernet.importance import Importance, order_channels
 from supernet.space import Arch, Choice, SearchSpace
 

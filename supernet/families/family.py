@@ -21,8 +21,9 @@ class Family:
 
     `build(arch, drop_rate=0.0, drop_path_rate=0.0)` gives the plain module; the rates (of dropout before the
     classifier and of stochastic depth) add no tensors. `macs(arch)` counts the multiply-accumulates of convolutions
-    and matrix products for one image at `resolution(arch)`, `parameters(arch)` the trainable parameters, both exactly.
-    Where they are not given, they count in a forward pass of the module that `build` makes, tens of milliseconds each.
+    and matrix products for one image at `resolution(arch)`, `parameters(arch)` the parameters, trainable or frozen:
+    both exactly what `supernet.complexity` counts in the module that `build` makes. Where they are not given, that is
+    how they are found, which takes tens of milliseconds an architecture.
     """
 
     space: SearchSpace

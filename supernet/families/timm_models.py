@@ -18,6 +18,7 @@ from timm.models._hub import load_model_config_from_hf, load_model_config_from_p
 from torch import Tensor, nn
 
 from supernet.complexity import count_macs, count_parameters
+from supernet.errors import first_line
 from supernet.families.family import Family
 from supernet.skeleton import build_skeleton
 from supernet.space import Arch, SearchSpace
@@ -130,11 +131,6 @@ def _one_line(message: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{message}: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error says first, or its type if it says nothing."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _overlay(path: Path, classifier: str | Sequence[str]) -> dict[str, object]:
