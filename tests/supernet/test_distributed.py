@@ -1,9 +1,7 @@
 import dataclasses
-import multiprocessing
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from supernet import distributed
 from supernet.data import DataConfig
@@ -14,40 +12,6 @@ from supernet.train import TrainConfig, TrainStep
 
 TRAIN = TrainConfig(epochs=1, batch_size=8, random_subnets=1, eval_epochs=0, log_steps=1, checkpoint_steps=2)
 JOB = Job(data=DataConfig(holdout=0.97, workers=0), train=TRAIN)  # 5 steps
-
-
-def launch(function, *arguments):
-    """Run `function` in two processes that are joined by gloo, and return what each gave."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["supernet.runs"])
-    with context.Manager() as manager:
-        results, address = manager.dict(), manager.list()
-        processes = [context.Process(target=_join, args=(r, address, results, function, arguments)) for r in (0, 1)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        assert [process.exitcode for process in processes] == [0, 0]
-        return [results[0], results[1]]
-
-
-def _join(rank, address, results, function, arguments):
-    torch.set_num_threads(1)
-    store = _store(rank, address)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    results[rank] = function(*arguments)
-    dist.destroy_process_group()
-
-
-def _store(rank, address):
-    """A store on a port that the first process finds free."""
-    if rank == 0:
-        store = dist.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
-        address.append(store.port)
-        return store
-    while not address:
-        pass
-    return dist.TCPStore("127.0.0.1", address[0], 2, is_master=False)
 
 
 def gradients(rank=0, world_size=1):
@@ -69,10 +33,10 @@ def gradients_of_this_rank():
     return {name: gradient.numpy() for name, gradient in found.items()}
 
 
-def test_two_processes_have_the_gradients_of_one_with_the_joint_batch():
+def test_two_processes_have_the_gradients_of_one_with_the_joint_batch(in_two_processes):
     expected = gradients()
     largest = max(gradient.abs().max() for gradient in expected.values())
-    for found in launch(gradients_of_this_rank):
+    for found in in_two_processes(gradients_of_this_rank):
         assert found.keys() == expected.keys()
         for name, gradient in found.items():
             assert (torch.from_numpy(gradient) - expected[name]).abs().max() < 1e-6 * largest, name
@@ -84,9 +48,9 @@ def train_here(job, directory):
 
 
 @pytest.mark.parametrize("method", ["sandwich", "worst_up"])
-def test_processes_train_the_same_weights_and_one_goes_on_alone(tmp_path, method):
+def test_processes_train_the_same_weights_and_one_goes_on_alone(tmp_path, method, in_two_processes):
     job = dataclasses.replace(JOB, train=dataclasses.replace(TRAIN, method=method, macs_step=1.0))
-    first, second = launch(train_here, job, tmp_path)
+    first, second = in_two_processes(train_here, job, tmp_path)
     for name, weights in first.items():
         assert (weights == second[name]).all(), name
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 5
