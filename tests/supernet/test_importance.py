@@ -1,9 +1,17 @@
+from dataclasses import dataclass
+
 import pytest
 import timm
 import torch
+from torch import nn
 
+from supernet import SearchSpace
 from supernet.channels import trace
+from supernet.data import DataConfig, load_data
+from supernet.families import Family
 from supernet.importance import bn_scale, geometric_median, l1_norm, order_channels
+from supernet.sampling import Uniform
+from supernet.train import TrainConfig, train
 
 
 def test_l1_norm_sums_absolute_values_of_every_filter():
@@ -57,3 +65,40 @@ def test_channels_come_by_falling_importance():
     assert tied.producers == ("layer2.0.conv2.weight", "layer2.0.downsample.0.weight", "layer2.1.conv2.weight")
     total = sum(l1_norm(w) / l1_norm(w).mean() for w in map(model.get_parameter, tied.producers))
     assert (total[:-1] >= total[1:]).all()
+
+
+@dataclass(frozen=True)
+class Reordering(Uniform):
+    """Puts the channels in order before every epoch."""
+
+    def start_epoch(self, net, companions, progress):
+        channels = trace(net.extract(self.space.largest), torch.empty(1, 3, 16, 16)).channels
+        order_channels(net, channels, "l1", companions)
+
+
+@pytest.mark.parametrize("opt", ["sgd", "adamw"])
+def test_the_order_of_the_channels_makes_no_difference_to_training(opt, tmp_path):
+    """The optimizer's state and the moving average go with them, so that the network learns what it did."""
+
+    def build(arch):
+        layers = [nn.Conv2d(3, arch["width"], 3, 2, bias=False), nn.BatchNorm2d(arch["width"]), nn.ReLU()]
+        layers += [nn.Conv2d(arch["width"], 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU()]
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10))
+
+    space = SearchSpace({"width": (12,)})
+    family = Family(space, build, num_classes=10, input_size=16)
+    data = load_data(DataConfig(holdout=0.97, workers=0))  # some 40 images to train on
+    config = TrainConfig(
+        epochs=3, batch_size=8, opt=opt, lr=0.3, momentum=0.9, ema_decay=0.7, warmup_epochs=0.0, eval_epochs=0
+    )
+    images = data.calibration_images(16, 20, 0)
+    found = []
+    for method in (Uniform(space), Reordering(space)):
+        net = family.supernet()
+        before = net.get_parameter("0.weight").clone()
+        average = train(family, net, data, config, tmp_path / type(method).__name__, method=method)
+        with torch.no_grad():
+            found.append((net.eval()(images, space.largest), average.eval()(images, space.largest)))
+    assert not torch.allclose(net.get_parameter("0.weight"), before, atol=0.01)
+    for plain, reordered in zip(*found):
+        assert (plain - reordered).abs().max() < 1e-4 * plain.abs().max()

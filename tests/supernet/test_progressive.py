@@ -132,6 +132,21 @@ def test_phases_train_their_subnets_by_the_frozen_largest_network(tmp_path, monk
     assert [len(json.loads(line)["losses"]) for line in lines] == [3] * 4
 
 
+def test_a_phase_begins_with_the_channels_that_it_makes_fewer_in_the_order_of_their_importance(tmp_path):
+    job = RECIPES["digits"]()
+    data = dataclasses.replace(job.data, holdout=0.95)
+    train = dataclasses.replace(
+        job.train, method="progressive", epochs=2, batch_size=16, eval_epochs=0, lr=1e-30, weight_decay=0.0
+    )
+    phases = (Phase("largest", 1), Phase("narrow", 1, elastic={"expand_ratio": 2}))
+    run = run_job(dataclasses.replace(job, data=data, train=train, phases=phases), tmp_path)  # which learns nothing
+    before = run.family.supernet(train.seed).get_parameter("blocks.1.1.conv_pwl.weight").abs().sum((0, 2, 3))
+    after = run.net.get_parameter("blocks.1.1.conv_pwl.weight").abs().sum((0, 2, 3))
+    torch.testing.assert_close(after, before.sort(descending=True).values)
+    assert not torch.allclose(after, before)
+    assert torch.equal(run.net.conv_stem.weight, run.family.supernet(train.seed).conv_stem.weight)  # no narrower
+
+
 def test_phases_that_do_not_fit_are_refused():
     space = FAMILIES["mobilenet_v3_micro"]().space
     with pytest.raises(ValueError, match="no choices of the kind 'groups'; its kinds are depth, expand_ratio, kernel"):
