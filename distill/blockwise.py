@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill.untouched import untouched
+
 # B batch, C channels, H height, W width, N tokens, K blocks
 
 CONSTANT = 1e-12  # the variance of a target below which it is no target
@@ -105,7 +107,7 @@ class Teacher:
         handles = [modules[point].register_forward_hook(partial(keep, point)) for point in self.points]
         try:
             with torch.no_grad():
-                self.model(images)
+                untouched(self.model, images)
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"the teacher does not take images of {list(images.shape[1:])}: {reason}") from error

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from distill.features import attention_transfer, relational_angle, relational_distance, similarity_preserving
 from distill.layers import recorded, stages
 from distill.losses import adaptive_alpha_divergence, kl_divergence, mutual_learning
+from distill.untouched import untouched
 
 # B batch, K classes
 
@@ -169,15 +170,15 @@ def _own_losses(
     if teacher is None:
         if objective.needs_teacher:
             raise ValueError("these losses need a teacher: give one, or set all weights but labels to 0")
-        logits = student(images).float()
+        logits = untouched(student, images).float()
         answers, of_student, of_teacher, pairs = None, {}, {}, Pairs((), ())
     else:
         pairs = layer_pairs(objective, student, teacher)
         names = {pair for name in objective.feature_losses for pair in pairs.of(name)}
         with recorded(student, {own for own, _ in names}) as of_student:
-            logits = student(images).float()
+            logits = untouched(student, images).float()
         with torch.no_grad(), recorded(teacher, {taught for _, taught in names}) as of_teacher:
-            answers = teacher(images).float()
+            answers = untouched(teacher, images).float()
     losses: dict[str, Tensor] = {}
     if objective.labels:
         losses["labels"] = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from distill.untouched import untouched
 from predictors.device import Device
 from supernet.export import INPUT_NAME, export_onnx, quantise_onnx
 from supernet.extras import require
@@ -50,24 +51,27 @@ def check(device: Device) -> None:
 
 
 def _torch(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
-    images = _images(device, input_size)
+    return _on_threads(_one_run(model, model, _images(device, input_size)), device)
 
+
+def _torch_compile(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
+    # modules of one class share their code, which is compiled eight times at most; an exported graph has its own
+    images = _images(device, input_size)
+    graph = torch.export.export(model, (images,)).module()
+    return _on_threads(_one_run(graph, torch.compile(graph, dynamic=False), images), device)
+
+
+def _on_threads(run_once: Callable[[], object], device: Device) -> Timer:
     @torch.inference_mode()
     def run(count: int) -> np.ndarray:
         before = torch.get_num_threads()
         torch.set_num_threads(device.threads)
         try:
-            return _time(lambda: model(images), count)
+            return _time(run_once, count)
         finally:
             torch.set_num_threads(before)
 
     return run
-
-
-def _torch_compile(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
-    # modules of one class share their code, which is compiled eight times at most; an exported graph has its own
-    graph = torch.export.export(model, (_images(device, input_size),)).module()
-    return _torch(torch.compile(graph, dynamic=False), device, input_size)
 
 
 def _onnxruntime(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
@@ -99,27 +103,29 @@ def _openvino(model: nn.Module, device: Device, input_size: Sequence[int]) -> Ti
 
 
 def _cuda(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
-    model, images = model.cuda(), _images(device, input_size).cuda()
+    model = model.cuda()
+    run_once = _one_run(model, model, _images(device, input_size).cuda())
 
     @torch.inference_mode()
     def run(count: int) -> np.ndarray:
-        return _time_cuda(lambda: model(images), count)
+        return _time_cuda(run_once, count)
 
     return run
 
 
 def _cuda_graph(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
     model, images = model.cuda(), _images(device, input_size).cuda()
+    run_once = _one_run(model, model, images)
     graph = torch.cuda.CUDAGraph()
     with torch.inference_mode():
         side_stream = torch.cuda.Stream()
         side_stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side_stream):  # what is set up lazily must be there before the capture
             for _ in range(3):
-                model(images)
+                run_once()
         torch.cuda.current_stream().wait_stream(side_stream)
         with torch.cuda.graph(graph):
-            model(images)
+            run_once()
 
     def run(count: int) -> np.ndarray:
         images.device  # the graph reads these images, which must live as long as it does  # noqa: B018
@@ -141,6 +147,19 @@ MODULES = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvin
 
 def _images(device: Device, input_size: Sequence[int]) -> torch.Tensor:
     return torch.rand(device.batch_size, *input_size, generator=torch.Generator().manual_seed(0))
+
+
+def _one_run(model: nn.Module, run: Callable[[torch.Tensor], object], images: torch.Tensor) -> Callable[[], object]:
+    """What is timed: `run`, which computes what `model` does, on `images`.
+
+    A model that works on its input in place would make other numbers of the images in every run, up to infinity. It
+    alone gets a copy each time, as whoever keeps the images has to make one.
+    """
+    tried = images.clone()
+    before = tried._version
+    with torch.inference_mode():
+        model(tried)
+    return (lambda: run(images)) if tried._version == before else (lambda: untouched(run, images))
 
 
 def _time(run: Callable[[], object], count: int) -> np.ndarray:

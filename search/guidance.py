@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from distill.blockwise import Teacher
 from distill.rdm import dissimilarity, teacher_guidance
+from distill.untouched import untouched
 from search.evaluate import EvaluationImages, accuracy
 from search.pieces import cut
 from supernet.calibration import calibrate
@@ -99,7 +100,7 @@ class TeacherGuided:
         """P: the accuracy of a calibrated candidate; NaN if a logit is not finite."""
         _, images, labels = self._images(self._resolution(arch))
         with torch.no_grad():
-            logits = torch.cat([model(batch.to(_device(model))) for batch in images.split(self._batch_size)])
+            logits = torch.cat([untouched(model, batch.to(_device(model))) for batch in images.split(self._batch_size)])
         return accuracy(logits, labels)
 
     def guidance(self, model: nn.Module, arch: Arch) -> float:

@@ -16,6 +16,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from distill.untouched import untouched
 from search.activation_patterns import watch_patterns
 from search.traceless import batch_statistics, hooks, modes
 from search.zero_cost import WORST
@@ -88,7 +89,7 @@ def linear_regions(model: nn.Module, images: Tensor, batch_size: int = 1000) -> 
         for batch in images.split(batch_size):
             units: list[Tensor] = []
             with watch_patterns(model, units.append):
-                functional_call(model, tensors, (batch,))
+                untouched(lambda own: functional_call(model, tensors, (own,)), batch)
             rows.append(np.packbits(torch.cat(units, dim=1).cpu().numpy(), axis=1))
     return float(len(np.unique(np.concatenate(rows), axis=0)))
 

@@ -145,12 +145,12 @@ def _run(
     net: Supernet, root: Node, batches: Batches, remembered: Remembered
 ) -> Iterator[tuple[int, Tensor | Exception]]:
     """The outputs of all architectures below `root`, or what running them raised."""
-    waiting = [(root, batches)]
+    images, waiting = batches, [(root, batches)]
     while waiting:
         node, batches = waiting.pop()
         node = _joined(node)
         try:
-            shared = (bool(waiting) and waiting[-1][1] is batches) or remembered.holds(batches)
+            shared = batches is images or (bool(waiting) and waiting[-1][1] is batches) or remembered.holds(batches)
             batches = _forward(net, node, batches, shared, remembered)
         except Exception as error:
             yield from ((index, error) for index in _all_ends(node))

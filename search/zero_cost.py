@@ -26,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
+from distill.untouched import untouched
 from search.activation_patterns import watch_patterns
 from search.traceless import batch_statistics, hooks
 
@@ -47,7 +48,7 @@ def _score(function: Callable[..., Tensor]) -> Callable[..., float]:
         if images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)  # twice as fast on CPUs
         with batch_statistics(model):
-            value = float(function(model, images, labels, **settings))
+            value = float(untouched(lambda own: function(model, own, labels, **settings), images))
         if math.isfinite(value):
             return value
         logger.warning("%s is %s: the network overflows or is dead, it gets the worst score", function.__name__, value)
@@ -141,7 +142,7 @@ def jacob_cov(model: nn.Module, images: Tensor, labels: Tensor | None = None) ->
     """
     weights, rest = _copies(model)
     inputs = images.detach().clone().requires_grad_()
-    outputs = functional_call(model, {**weights, **rest}, (inputs,))
+    outputs = untouched(lambda own: functional_call(model, {**weights, **rest}, (own,)), inputs)
     (jacobian,) = torch.autograd.grad(outputs.sum(), inputs)
     correlation = torch.corrcoef(jacobian.flatten(1).double())
     if not correlation.isfinite().all():
@@ -305,5 +306,5 @@ def _features_and_variances(
     # timm's fused normalisation layers have children
     layers = (m for m in model.modules() if isinstance(m, _BatchNorm) or not any(True for _ in m.children()))
     with hooks(layer.register_forward_pre_hook(before) for layer in layers):
-        functional_call(model, tensors, (images,))
+        untouched(lambda own: functional_call(model, tensors, (own,)), images)
     return features[0], variances

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from distill.untouched import untouched
 from supernet.threads import at_a_time, side_by_side
 
 # B batch, C channels
@@ -106,7 +107,7 @@ class _Calibration:
         self._index.value = index
         try:
             with self._turn, torch.no_grad():
-                return model(batch)
+                return untouched(model, batch)
         except BaseException:
             self._barrier.abort()
             raise

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from distill.untouched import untouched
 from supernet.calibration import calibrate
 from supernet.data import resize
 from supernet.space import Arch
@@ -31,7 +32,7 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> floa
     correct = count = 0
     with torch.inference_mode():
         for images, labels in batches:
-            correct += (model(images.to(device)).argmax(1).cpu() == labels).sum().item()
+            correct += (untouched(model, images.to(device)).argmax(1).cpu() == labels).sum().item()
             count += len(labels)
     return correct / count
 
@@ -53,7 +54,7 @@ def quality(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Quali
     hits, confidences = [], []
     with torch.inference_mode():
         for images, labels in batches:
-            probabilities = model(images.to(device)).double().softmax(dim=1)
+            probabilities = untouched(model, images.to(device)).double().softmax(dim=1)
             confidences.append(probabilities.amax(dim=1).cpu())
             best = probabilities.topk(min(5, probabilities.shape[1])).indices
             hits.append(best.cpu() == labels[:, None])

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from distill.untouched import untouched
 from supernet.atomic import write_atomically
 from supernet.errors import first_line
 from supernet.extras import require
@@ -107,7 +108,7 @@ class Agreement(NamedTuple):
 def agreement(model: nn.Module, run: Callable[[Tensor], Tensor], images: Tensor) -> Agreement:
     """How `run`, a function of images [N, C, H, W] to logits [N, K], agrees with `model` in eval mode on `images`."""
     with torch.inference_mode():
-        expected, found = model.eval()(images), run(images)
+        expected, found = untouched(model.eval(), images), untouched(run, images)
     same = (expected.argmax(dim=1) == found.argmax(dim=1)).double().mean().item()
     return Agreement(same, (expected - found).abs().max().item())
 

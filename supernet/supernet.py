@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from distill.untouched import untouched
 from supernet.nesting import check_shape, check_structure, covering_archs, is_kernel
 from supernet.skeleton import Assembler, build_skeleton
 from supernet.slicing import Rule, rule_for, take
@@ -92,7 +93,8 @@ class Supernet(nn.Module):
         accumulate: bool = False,
         call: Callable[[nn.Module, Mapping[str, Tensor], tuple[Tensor]], Tensor] = functional_call,
     ) -> Tensor:
-        """The output of the subnet `arch` on images `x` [B, C, H, W], which are used as they are, not resized.
+        """The output of the subnet `arch` on images `x` [B, C, H, W], which are used as they are, not resized, and stay
+        as they are, even if the plain module works on its input in place.
 
         `build` may name another builder of modules with the same tensors, such as one with dropout. `accumulate` is
         for training with `backward()`: gradients are added to the shared tensors' `.grad` by the way, which takes less
@@ -107,7 +109,7 @@ class Supernet(nn.Module):
         shared = self._tensors()
         module.train(self.training)
         tensors = {p.name: take(shared[p.name], p.shape, p.rule, accumulate) for p in parts}
-        return call(module, tensors, (x,))
+        return untouched(lambda images: call(module, tensors, (images,)), x)
 
     def extract(self, arch: Mapping[str, Value]) -> nn.Module:
         """The subnet as a plain module with its own copy of the weights, in this network's mode and on its device.

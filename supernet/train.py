@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from distill.losses import adaptive_alpha_divergence, kl_divergence
+from distill.untouched import untouched
 from supernet.data import Data, resize
 from supernet.evaluation import accuracy, calibrated_subnet
 from supernet.families import Family
@@ -111,7 +112,7 @@ class TrainStep:
         external = None
         if any(path.teacher == "external" for path in paths):
             with torch.no_grad(), autocast(config, images.device):
-                external = self.teacher(images).float()
+                external = untouched(self.teacher, images).float()
         logits: list[Tensor] = []
         losses = []
         for path in paths:

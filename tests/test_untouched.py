@@ -1,0 +1,217 @@
+"""Whoever gives one tensor to several networks gives each the same images, even where these normalise them in place."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from distill.blockwise import BlockTrainer, BlockwiseConfig, Teacher
+from distill.objective import Objective, cohort_losses
+from distill.untouched import untouched
+from predictors import Device, runtimes
+from search import trie
+from search.evaluate import EvaluationImages, SupernetAccuracy
+from search.guidance import FromSupernet, GuidanceConfig, TeacherGuided
+from search.ntk import linear_regions, tangent_kernel
+from search.te_nas import Settings, condition_numbers
+from search.training_free import Batch, score_architecture
+from search.zero_cost import SCORES
+from supernet import SearchSpace, Supernet
+from supernet.calibration import calibrate
+from supernet.evaluation import accuracy, calibrated_subnet, quality
+from supernet.export import agreement
+from supernet.families import Family
+from supernet.prioritized import Entry, PrioritizedPaths
+from supernet.sampling import Path, Step
+from supernet.train import TrainConfig, TrainStep
+
+SPACE = SearchSpace({"width": (2, 4)})
+LARGEST, SMALLEST = SPACE.largest, SPACE.smallest
+
+
+class Network(nn.Module):
+    """A network that normalises its images, in place or not."""
+
+    def __init__(self, width: int, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.conv, self.bn, self.act = nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU()
+        self.fc = nn.Linear(width, 5)
+
+    def forward(self, x):
+        x = x.sub_(0.5).div_(0.25) if self.in_place else (x - 0.5) / 0.25
+        return self.fc(self.act(self.bn(self.conv(x))).mean((2, 3)))
+
+
+class Block(nn.Module):
+    """Begins with an activation, as the part of a network behind a cut may."""
+
+    def __init__(self, width: int, in_place: bool) -> None:
+        super().__init__()
+        self.act, self.conv = nn.ReLU(inplace=in_place), nn.Conv2d(3, 3, width - 1, padding="same")
+
+    def forward(self, x):
+        return self.conv(self.act(x))
+
+
+def build(in_place, arch, drop_rate=0.0, drop_path_rate=0.0):
+    return Network(arch["width"], in_place)
+
+
+def supernet(in_place):
+    return Supernet(SPACE, partial(build, in_place))
+
+
+def network(in_place):
+    return supernet(in_place).eval().extract(LARGEST)
+
+
+def evaluation_images(images, labels):
+    return lambda resolution: EvaluationImages(images[:4], images[4:], labels[4:])
+
+
+def train_step(in_place, images, labels):
+    net = supernet(in_place).train()
+    step = TrainStep(net, TrainConfig(), lambda arch: 8, net.build, network(in_place))
+    losses, _ = step(images, labels, [Path(LARGEST, "external"), Path(SMALLEST, 0), Path(LARGEST, 1)])
+    return [losses, *(parameter.grad for parameter in net.parameters())]
+
+
+def step_of(in_place, images, labels):
+    net = supernet(in_place).train()
+    own = TrainStep(net, TrainConfig(), lambda arch: 8, net.build)
+    return Step(0, 0, 0.0, np.random.default_rng(0), net, images, labels, own.logits, 0.1)
+
+
+def losses_of_a_step(in_place, images, labels):
+    return step_of(in_place, images, labels).losses([LARGEST, SMALLEST, LARGEST])
+
+
+def cream(in_place, images, labels):
+    method = PrioritizedPaths(SPACE, lambda arch: 1, 5, lambda a, b: (a - b).square().sum(), images=4)
+    method.board = [Entry(LARGEST, 0.9, 1, images[4:], torch.eye(4, 5))]
+    method.weight = torch.linspace(-1, 1, 20)
+    method.paths(step_of(in_place, images, labels))
+    return [method.weight, method.bias]
+
+
+def cohort(in_place, images, labels):
+    students = [network(in_place).train() for _ in range(2)]
+    total = cohort_losses(
+        Objective(kl=1.0, mutual=1.0, attention=1.0, layers=(("conv", "conv"),)),
+        students,
+        [images, images],
+        labels,
+        network(in_place),
+    ).total
+    return [total.detach(), *torch.autograd.grad(total, list(students[1].parameters()))]
+
+
+def evaluation(in_place, images, labels):
+    net, batches = supernet(in_place).eval(), [(images, labels)]
+    models = [calibrated_subnet(net, LARGEST, 8, images, batch_size=4) for _ in range(2)]
+    calibrate(models[0], images.split(4))
+    return [
+        *models[0].state_dict().values(),
+        *(accuracy(model, batches) for model in models),
+        *quality(models[1], batches),
+    ]
+
+
+def supernet_accuracy(in_place, images, labels):
+    score = SupernetAccuracy(supernet(in_place).eval(), evaluation_images(images, labels), lambda arch: 8, 2)
+    return [score([LARGEST])[0], *score([SMALLEST, LARGEST])]
+
+
+def logits_of_the_trie(in_place, images, labels):
+    net, found = supernet(in_place).eval(), []
+    batches = trie.Batches(list(images[:4].split(2)), list(images[4:].split(2)))
+    for archs in ([LARGEST], [SMALLEST, LARGEST]):
+        found += [logits for _, logits in trie.evaluate(net, archs, lambda size: batches, lambda arch: 8)]
+    return found
+
+
+def guidance(in_place, images, labels):
+    candidate, teacher = FromSupernet(supernet(in_place).eval()), Teacher(network(in_place), ("conv", "act"))
+    score = TeacherGuided(
+        candidate, evaluation_images(images, labels), lambda arch: 8, teacher, 8, GuidanceConfig(images=4)
+    )
+    return score([LARGEST, SMALLEST, LARGEST])
+
+
+def blocks(in_place, images, labels):
+    nets = {index: Supernet(SPACE, lambda arch: Block(arch["width"], in_place)) for index in range(2)}
+    trainer = BlockTrainer(nets, BlockwiseConfig(), 10)
+    features = [image - 0.5 for image in images[:6].split(2)]
+    losses = [trainer.step(features, step) for step in range(2)]
+    return [*features, *(loss for found in losses for loss in found.values())]
+
+
+def zero_cost(in_place, images, labels):
+    images.copy_(images.contiguous(memory_format=torch.channels_last))
+    model = network(in_place)
+    return [score(model, images, labels) for score in SCORES.values()]
+
+
+def tangent(in_place, images, labels):
+    model = network(in_place)
+    kernels = [tangent_kernel(model, images, mode) for mode in ("batch", "frozen")]
+    conditions = condition_numbers(network(in_place), images, Settings(repeats=2, ntk_images=4), 0)
+    return [*kernels, torch.from_numpy(conditions), linear_regions(model, images, 4), linear_regions(model, images, 4)]
+
+
+def training_free(in_place, images, labels):
+    family = Family(SPACE, partial(build, in_place), num_classes=5, input_size=8)
+    names, batch = ("grad_norm", "jacob_cov", "naswot", "ntk"), Batch(images, labels, 4)
+    return [value for arch in (LARGEST, SMALLEST) for value in score_architecture(family, names, arch, batch).values()]
+
+
+def exported(in_place, images, labels):
+    found = agreement(network(in_place), network(in_place), images)
+    assert found == (1.0, 0.0)
+    return found
+
+
+def timing(in_place, images, labels):
+    seen = []
+
+    def run(own):
+        seen.append(own.clone())
+        return network(in_place)(own)
+
+    once = runtimes._one_run(network(in_place), run, images)
+    for _ in range(3):
+        once()
+    return seen
+
+
+PLACES = [
+    train_step, losses_of_a_step, cream, cohort, evaluation, supernet_accuracy, logits_of_the_trie, guidance, blocks,
+    zero_cost, tangent, training_free, exported, timing,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES, ids=[place.__name__ for place in PLACES])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_network_that_works_in_place_changes_nothing_for_the_next_one(place, memory_format):
+    kept = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(memory_format=memory_format)
+    labels, found = torch.arange(8) % 5, {}
+    for in_place in (False, True):
+        images = kept.clone()
+        found[in_place] = place(in_place, images, labels)
+        assert torch.equal(images, kept)
+    for expected, value in zip(found[False], found[True], strict=True):
+        torch.testing.assert_close(torch.as_tensor(value), torch.as_tensor(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_flow_to_the_images():
+    images = torch.rand(2, 3, requires_grad=True)
+    untouched(lambda x: x.mul_(2), images).sum().backward()
+    assert torch.equal(images.grad, torch.full((2, 3), 2.0))
+
+
+def test_a_timed_device_runs_a_network_that_works_in_place():
+    timer = runtimes.prepare(network(True).eval(), Device("here", "torch"), (3, 8, 8))
+    assert timer(2).shape == (2,)
