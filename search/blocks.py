@@ -22,6 +22,7 @@ from search.pieces import Piece
 from search.scopes import complete, parts, subspace
 from supernet.families import Family
 from supernet.nesting import covering_archs
+from supernet.randomness import Stream, part_seed
 from supernet.slicing import Rule
 from supernet.space import Arch, SearchSpace
 from supernet.supernet import Builder, Supernet
@@ -71,7 +72,7 @@ def cut_blocks(family: Family, space: SearchSpace, cuts: Sequence[Cut], seed: in
         before = cuts[index - 1].target.channels if index else None
         build = _BlockBuilder(family.build, space, family.in_chans, names, index, before, target.channels)
         build = build.with_adapters(paths)
-        net = Supernet(paths, build, _rules(family, build(paths.largest)), seed=seed + index)
+        net = Supernet(paths, build, _rules(family, build(paths.largest)), seed=part_seed(seed, Stream.BLOCK, index))
         blocks.append(Block(name, target, scope, net))
     return blocks
 

@@ -26,6 +26,7 @@ from supernet.atomic import write_atomically
 from supernet.checkpoint import load_checkpoint, save_checkpoint
 from supernet.data import Data
 from supernet.families import Family
+from supernet.randomness import Stream, part_seed
 from supernet.space import Arch, SearchSpace
 
 # N images, K blocks
@@ -173,11 +174,8 @@ class BlockRating:
             self._check_settings(json.loads(state["settings"]))
         steps = range(state["step"] if state else 0, config.epochs * epoch)
         nets = {index: block.net for index, block in enumerate(self.blocks)}
-        team = (
-            _Workers(nets, config, epoch, self._seed)
-            if config.workers
-            else BlockTrainer(nets, config, epoch, self._seed)
-        )
+        seed = part_seed(self._seed, Stream.PATHS)
+        team = (_Workers if config.workers else BlockTrainer)(nets, config, epoch, seed)
         if state:
             team.load(state["blocks"])
         batches = self._data.training_batches(self.resolution, config.batch_size, self._seed, steps)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import IterableDataset, Subset
@@ -30,6 +29,7 @@ from search.te_nas import Proxies, prunable, search_by_pruning
 from search.teachers import load_teacher
 from search.training_free import Batch, TrainingFreeScore
 from supernet.data import Data, DataConfig, load_data
+from supernet.randomness import Stream, generator
 from supernet.runs import Job, Run
 from supernet.space import Arch
 
@@ -118,7 +118,7 @@ def training_batch(data: Data, resolution: int, size: int, seed: int) -> Batch:
     if isinstance(data.train, IterableDataset):
         images, labels = data.images(data.train, resolution, POOL * size)
     else:
-        chosen = np.random.default_rng([seed, 1]).permutation(len(data.train))[: POOL * size]
+        chosen = generator(seed, Stream.SCORES).permutation(len(data.train))[: POOL * size]
         images, labels = data.images(Subset(data.train, chosen.tolist()), resolution)
     return Batch(images, labels, size)
 

@@ -11,7 +11,6 @@ images, with 3 repeats each. A condition number that is not a number is the wors
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,9 +20,8 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
+from search.initialisation import built, initialise, seeded_generator
 from search.mixture import Builder, Candidates, check_operations, mix
 from search.ntk import BatchNormMode, condition_number, linear_regions
 from supernet.space import Arch, SearchSpace
@@ -77,8 +75,8 @@ def measure(proxies: Proxies, arch: Arch, images: Tensor, settings: Settings = P
     A draw gives layers of the same name and shape the same weights, whatever the architecture.
     """
     return Measurement(
-        float(condition_numbers(proxies.ntk(arch), images, settings, seed).mean()),
-        float(region_counts(proxies.regions(arch), proxies.patch, images, settings, seed).mean()),
+        float(condition_numbers(built(proxies.ntk, arch, seed), images, settings, seed).mean()),
+        float(region_counts(built(proxies.regions, arch, seed), proxies.patch, images, settings, seed).mean()),
     )
 
 
@@ -155,7 +153,10 @@ def change_by_cutting(
 
     @lru_cache(maxsize=2)  # the supernet of a round is asked for with every cut
     def measurements(candidates: tuple[tuple[str, tuple[str, ...]], ...]) -> np.ndarray:
-        ntk_network, region_network = (mix(space, build, dict(candidates)) for build in (proxies.ntk, proxies.regions))
+        ntk_network, region_network = (
+            built(lambda candidates, build=build: mix(space, build, candidates), dict(candidates), seed)
+            for build in (proxies.ntk, proxies.regions)
+        )
         conditions = condition_numbers(ntk_network, images, settings, seed)
         return np.array([conditions, region_counts(region_network, proxies.patch, images, settings, seed)])
 
@@ -170,13 +171,13 @@ def change_by_cutting(
 def condition_numbers(network: nn.Module, images: Tensor, settings: Settings, seed: int) -> np.ndarray:
     """The condition number in each draw [repeats], with fan-out initialisation, where the images are.
 
-    The network stays there, with the last weights.
+    Deterministic from `seed` for a network of `search.initialisation.built`; it stays there, with the last weights.
     """
-    network.to(images.device)
     values = []
     for draw in range(settings.repeats):
-        initialise(network, "fan_out", seed, draw)
-        chosen = torch.randperm(len(images), generator=_generator(seed, draw))[: settings.ntk_images]
+        initialise(network.cpu(), "fan_out", seed, draw)
+        network.to(images.device)
+        chosen = torch.randperm(len(images), generator=seeded_generator(seed, draw))[: settings.ntk_images]
         values.append(condition_number(network, images[chosen], settings.batch_norm))
     return np.array(values)
 
@@ -186,32 +187,15 @@ def region_counts(
 ) -> np.ndarray:
     """The number of linear regions in each draw [repeats], with fan-in initialisation, where the images are.
 
-    The network stays there, with the last weights.
+    Deterministic from `seed` for a network of `search.initialisation.built`; it stays there, with the last weights.
     """
-    network.to(images.device)
     values = []
     for draw in range(settings.repeats):
-        initialise(network, "fan_in", seed, draw)
-        patches = random_patches(images, patch, settings.region_images, _generator(seed, draw))
+        initialise(network.cpu(), "fan_in", seed, draw)
+        network.to(images.device)
+        patches = random_patches(images, patch, settings.region_images, seeded_generator(seed, draw))
         values.append(linear_regions(network, patches, settings.region_batch))
     return np.array(values)
-
-
-def initialise(model: nn.Module, mode: str, *seed: int) -> None:
-    """Kaiming's normal initialisation for ReLU of convolutions and linear layers, by `mode` fan_in or fan_out; biases
-    0, BatchNorm's scales 1. What a layer gets depends on `seed` and its name alone."""
-    for name, module in model.named_modules():
-        if isinstance(module, _ConvNd | nn.Linear):
-            weight = torch.empty(module.weight.shape)
-            generator = _generator(*seed, zlib.crc32(name.encode()))
-            nn.init.kaiming_normal_(weight, mode=mode, nonlinearity="relu", generator=generator)
-            with torch.no_grad():
-                module.weight.copy_(weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, _BatchNorm) and module.affine:
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
 
 
 def random_patches(images: Tensor, shape: tuple[int, int, int], count: int, generator: torch.Generator) -> Tensor:
@@ -236,7 +220,3 @@ def random_patches(images: Tensor, shape: tuple[int, int, int], count: int, gene
 
 def _without(candidates: Candidates, name: str, operation: str) -> Candidates:
     return {**candidates, name: tuple(left for left in candidates[name] if left != operation)}
-
-
-def _generator(*seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint32)[0]))

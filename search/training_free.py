@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search import te_nas, zero_cost
 from search.ensemble import majority_vote, mean_rank
+from search.initialisation import built
 from supernet.families.family import Family
 from supernet.space import Arch
 
@@ -70,10 +70,11 @@ def score_architecture(
         first, labels = images[: batch.size], batch.labels[: batch.size]
         scores |= {name: zero_cost.SCORES[name](model, first, labels) for name in networks}
     if "ntk" in names:
-        network = proxies.ntk(arch) if proxies else family.build(arch)
+        network = built(proxies.ntk if proxies else family.build, arch, seed)
         scores["ntk"] = -te_nas.condition_numbers(network, images, settings, seed).mean()
     if "regions" in names:
-        scores["regions"] = te_nas.region_counts(proxies.regions(arch), proxies.patch, images, settings, seed).mean()
+        network = built(proxies.regions, arch, seed)
+        scores["regions"] = te_nas.region_counts(network, proxies.patch, images, settings, seed).mean()
     scores |= {"macs": family.macs(arch), "parameters": family.parameters(arch)}
     return {name: float(scores[name]) for name in names}
 
@@ -143,9 +144,7 @@ def _rows(
 
 def build_untrained(family: Family, arch: Arch, seed: int) -> nn.Module:
     """The plain module of `arch` with the weights that its builder draws from `seed`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return family.build(arch)
+    return built(family.build, arch, seed)
 
 
 def check_names(names: Sequence[str], proxies: te_nas.Proxies | None) -> None:

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
@@ -82,7 +83,7 @@ def snip(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 def grasp(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """-sum W (H g), H the Hessian of L: how much the gradient's flow depends on each connection (arXiv 2002.07376)."""
     weights, rest = _copies(model)
-    with _TwiceDifferentiable():
+    with _TwiceDifferentiable(), sdpa_kernel(SDPBackend.MATH):  # fused attention has one derivative alone
         loss = F.cross_entropy(functional_call(model, {**weights, **rest}, (images,)), labels)
     gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True, materialize_grads=True)
     flow = torch.stack([(g.detach() * g).sum() for g in gradients]).sum()

@@ -16,6 +16,7 @@ from supernet.channels import trace
 from supernet.families.family import Family
 from supernet.importance import order_channels
 from supernet.loop import LoopConfig
+from supernet.randomness import Stream, part_seed
 from supernet.skeleton import build_skeleton
 from supernet.space import SearchSpace
 from supernet.supernet import Supernet
@@ -66,15 +67,14 @@ ONCE_FOR_ALL = (
 
 
 def phase_config(config: Config, phases: Sequence[Phase], index: int) -> Config:
-    """The settings of one phase of a training: its part of the epochs, its learning rate, and a seed of its own, which
-    crops the images otherwise than the phase before it did."""
+    """The settings of one phase of a training: its part of the epochs, its learning rate, and a seed of its own, by
+    which order, crops and subnets are drawn otherwise than in the phase before it."""
     phase = phases[index]
     scale = config.epochs / sum(p.epochs for p in phases)
     epochs = max(1, round(scale * phase.epochs))
     warmup_epochs = min(scale * phase.warmup_epochs, epochs)
-    return replace(
-        config, epochs=epochs, warmup_epochs=warmup_epochs, lr=config.lr * phase.lr, seed=config.seed + index
-    )
+    seed = part_seed(config.seed, Stream.PHASE, index)
+    return replace(config, epochs=epochs, warmup_epochs=warmup_epochs, lr=config.lr * phase.lr, seed=seed)
 
 
 def phase_space(space: SearchSpace, phases: Sequence[Phase], index: int) -> SearchSpace:

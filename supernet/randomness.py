@@ -23,6 +23,24 @@ class Stream(IntEnum):
     SPLIT = 4
     CALIBRATION = 5
     EVALUATION = 6
+    PHASE = 7
+    PEER = 8
+    BLOCK = 9
+    PATHS = 10
+    SCORES = 11
+    WEIGHTS = 12
+
+
+VERSION = 2
+"""How draws follow from a seed; until version 1 phases, peers and blocks had the seeds that follow the training's."""
+
+
+def part_seed(seed: int, stream: Stream, *place: int) -> int:
+    """The seed of a part of a training that has streams of its own, such as the third phase: below 2^63.
+
+    Phases of trainings with neighbouring seeds have nothing in common, as they would by the seed `seed + index`.
+    """
+    return int(np.random.SeedSequence([seed, stream, *place]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def generator(seed: int, stream: Stream, *place: int) -> np.random.Generator:
@@ -38,7 +56,7 @@ def torch_seed(device: torch.device, seed: int, stream: Stream, *place: int) -> 
     For what takes no generator: dropout and stochastic depth.
     """
     with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
-        torch.manual_seed(_torch_seed(seed, stream, *place))
+        torch.manual_seed(part_seed(seed, stream, *place))
         yield
 
 
@@ -56,7 +74,7 @@ def global_seeds(seed: int, stream: Stream, *place: int) -> Iterator[None]:
     python_state, numpy_generator = random.getstate(), np.random.get_bit_generator()
     assert numpy_generator is not _INSIDE, "global_seeds is nested"
     with torch.random.fork_rng(devices=[]):
-        value = _torch_seed(seed, stream, *place)
+        value = part_seed(seed, stream, *place)
         try:
             random.seed(value)
             np.random.set_bit_generator(_INSIDE)
@@ -66,7 +84,3 @@ def global_seeds(seed: int, stream: Stream, *place: int) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_bit_generator(numpy_generator)
-
-
-def _torch_seed(seed: int, stream: Stream, *place: int) -> int:
-    return int(np.random.SeedSequence([seed, stream, *place]).generate_state(1, np.uint64)[0] >> 1)

@@ -21,6 +21,7 @@ from supernet.data import Data, DataConfig, load_data, resize
 from supernet.evaluation import accuracy
 from supernet.families import Family
 from supernet.loop import Loop, LoopConfig, StepResult, autocast
+from supernet.randomness import Stream, part_seed
 from supernet.runs import begin_run, make_family, read_config, with_tuples
 from supernet.space import Arch
 from supernet.subnet import Subnet, SubnetConfig, load_subnet, read_subnet_config, save_subnet
@@ -150,7 +151,7 @@ def peer_jobs(job: ModelJob, resolution: int) -> list[ModelJob]:
     R] of the model."""
     jobs = []
     for index, name in enumerate(job.peers, 1):
-        train = dataclasses.replace(job.train, seed=job.train.seed + index)
+        train = dataclasses.replace(job.train, seed=part_seed(job.train.seed, Stream.PEER, index))
         if Path(name).is_dir():
             config = read_subnet_config(Path(name))
             start = "scratch" if job.start == "scratch" else name

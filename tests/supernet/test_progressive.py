@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,7 +26,10 @@ def test_the_published_phases():
     # the authors' rates are for 64 images: 0.03, 0.0025, 0.0075, 0.0025, 0.0075
     assert [c.lr / 4 for c in configs] == pytest.approx([2.6 / 32, 0.03, 0.0025, 0.0075, 0.0025, 0.0075])
     assert [phase.subnets for phase in ONCE_FOR_ALL] == [1, 1, 2, 2, 4, 4]
-    assert len({c.seed for c in configs}) == 6
+    # no phase of a training draws what a phase of one with another seed, or an ordinary training, does
+    neighbour = replace(config, seed=config.seed + 1)
+    seeds = [phase_config(c, ONCE_FOR_ALL, index).seed for c in (config, neighbour) for index in range(6)]
+    assert len({*seeds, *range(10)}) == 22
 
 
 def test_the_published_phases_sample_from_ever_larger_spaces():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from supernet.randomness import Stream, global_seeds
+from supernet.randomness import Stream, global_seeds, part_seed
 
 
 def draws() -> tuple[float, float, float]:
@@ -46,3 +46,15 @@ def test_nesting_is_refused():
         global_seeds(1, Stream.AUGMENTATION),
     ):
         pass
+
+
+def test_parts_of_trainings_with_neighbouring_seeds_have_no_seed_in_common():
+    seeds = {
+        part_seed(seed, stream, index)
+        for seed in range(10)
+        for stream in (Stream.PHASE, Stream.PEER, Stream.BLOCK)
+        for index in range(10)
+    }
+    assert len(seeds | set(range(20))) == 320
+    assert max(seeds) < 2**63  # torch.manual_seed takes it
+    assert part_seed(3, Stream.PHASE, 1) == part_seed(3, Stream.PHASE, 1)

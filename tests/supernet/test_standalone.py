@@ -12,6 +12,7 @@ from supernet.checkpoint import load_checkpoint
 from supernet.data import DataConfig, load_data, resize
 from supernet.evaluation import accuracy
 from supernet.loop import LoopConfig, TrainingError, make_optimizer
+from supernet.randomness import Stream, part_seed
 from supernet.recipes import digits
 from supernet.standalone import (
     Cohort,
@@ -236,7 +237,7 @@ def test_peers_start_from_weights_as_the_model_does(trained):
     mutual = Objective(mutual=1.0)
     job = dataclasses.replace(MICRO, peers=(folder, "resnet10t"), objective=mutual)
     assert [(peer.space, peer.start, peer.train.seed) for peer in peer_jobs(job, 24)] == [
-        ("timm", "scratch", 4), ("timm", "scratch", 5),
+        ("timm", "scratch", part_seed(3, Stream.PEER, 1)), ("timm", "scratch", part_seed(3, Stream.PEER, 2)),
     ]  # fmt: skip
     assert json.loads(peer_jobs(job, 24)[1].space_options) == {"name": "resnet10t", "input_size": 24}
     tuned = dataclasses.replace(job, start="subnets/mine")
