@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from distill.untouched import untouched
 from search.pieces import Piece, cut, weights_in
 from supernet.calibration import calibrate
 from supernet.space import Arch
@@ -63,9 +64,6 @@ class Remembered:
         if (before, key) not in self._prefixes:
             self._prefixes[before, key] = next(self._numbers)
         return self._prefixes[before, key]
-
-    def holds(self, batches: Batches) -> bool:
-        return any(known is batches for known in self._batches.values())
 
     def get(self, prefix: int) -> Batches | None:
         if prefix in self._batches:
@@ -145,13 +143,12 @@ def _run(
     net: Supernet, root: Node, batches: Batches, remembered: Remembered
 ) -> Iterator[tuple[int, Tensor | Exception]]:
     """The outputs of all architectures below `root`, or what running them raised."""
-    images, waiting = batches, [(root, batches)]
+    waiting = [(root, batches)]
     while waiting:
         node, batches = waiting.pop()
         node = _joined(node)
         try:
-            shared = batches is images or (bool(waiting) and waiting[-1][1] is batches) or remembered.holds(batches)
-            batches = _forward(net, node, batches, shared, remembered)
+            batches = _forward(net, node, batches, remembered)
         except Exception as error:
             yield from ((index, error) for index in _all_ends(node))
             continue
@@ -172,19 +169,17 @@ def _joined(node: Node) -> Node:
     return Node(pieces, prefixes, node.children, node.ends)
 
 
-def _forward(net: Supernet, node: Node, batches: Batches, shared: bool, remembered: Remembered) -> Batches:
+def _forward(net: Supernet, node: Node, batches: Batches, remembered: Remembered) -> Batches:
     """What the node's pieces make of its input; their BatchNorm is calibrated on the way."""
     pieces = list(node.pieces)
     for count in range(len(pieces), 0, -1):
         known = remembered.get(node.prefixes[count - 1])
         if known and (known.calibration or not any(map(_has_batch_norm, [*pieces[count:], *_below(node)]))):
-            pieces, batches, shared = pieces[count:], known, True
+            pieces, batches = pieces[count:], known
             break
     if not pieces:
         return batches
     with weights_in(pieces, net.tensor_of) as model:
-        if shared and _writes_to_input(model, batches.evaluation[0]):
-            batches = Batches(*([batch.clone() for batch in part] for part in batches))
         calibration: list[Tensor] = []
         if _has_batch_norm(model):
             calibration = calibrate(model, batches.calibration)
@@ -197,23 +192,17 @@ def _forward(net: Supernet, node: Node, batches: Batches, shared: bool, remember
 
 
 def _outputs(model: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
-    """On a CPU a batch a core: sharing out every operation of a small network among the cores takes longer."""
+    """On a CPU a batch a core: sharing out every operation of a small network among the cores takes longer.
+
+    Other paths, and later populations, may start from the same batches.
+    """
 
     @torch.inference_mode()
     def run(batch: Tensor) -> Tensor:
-        return model(batch)
+        return untouched(model, batch)
 
     with side_by_side(min(len(batches), at_a_time(batches[0].device))) as pool:
         return list(pool.map(run, batches))
-
-
-def _writes_to_input(model: nn.Module, batch: Tensor) -> bool:
-    """Whether `model` begins with an operation in place, which would change what others still need."""
-    few = batch[:2].clone()
-    version = few._version
-    with torch.inference_mode():
-        model(few)
-    return few._version != version
 
 
 def _has_batch_norm(model: nn.Module) -> bool:
