@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
+from supernet.slicing import Unit
 from supernet.space import Arch, SearchSpace, Value
 
 
@@ -72,6 +73,19 @@ def check_shape(
     else:
         return
     raise ValueError(f"tensor {name!r} is {list(shape)} in {arch!r} but {list(shared)} in {shared_arch!r}{remedy}")
+
+
+def check_unit(name: str, shared: Unit | None, unit: Unit | None, shared_arch: Arch, arch: Arch) -> None:
+    """ValueError unless the heads or groups of the layer that has the tensor `name` in `arch` are as large as those in
+    `shared_arch`, where that tensor is larger; a single one may be smaller."""
+    if shared is None or unit is None or shared.size == unit.size or shared.count == unit.count == 1:
+        return
+    sizes, shared_sizes = (" x ".join(map(str, u.size)) for u in (unit, shared))
+    raise ValueError(
+        f"the layer of tensor {name!r} has {unit.kind}s of {sizes} channels in {arch!r} but of {shared_sizes} in "
+        f"{shared_arch!r}, of which they are no part: vary the number of {unit.kind}s alone, or give slicing rules by "
+        "name"
+    )
 
 
 def check_structure(space: SearchSpace, module_of: Callable[[Arch], nn.Module], example: Tensor | None = None) -> None:

@@ -2,14 +2,17 @@
 
 A *rule* takes a shared tensor and the shape that a subnet wants, and returns the part of the tensor that the subnet
 uses, differentiably. `rule_for` gives the rule of a layer by what the layer means; a family overrides it by name
-where slicing by leading channels is not what the layer means. Forward and extraction both go through `take`.
+where that cannot be seen from the layer. Forward and extraction both go through `take`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from timm.layers import Attention, AttentionRope
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -41,23 +44,83 @@ def _centred_index(whole: torch.Size, part: torch.Size) -> Index:
 _INDICES = {leading: _leading_index, centred: _centred_index}  # the rules that are mere indexing
 
 
-def blocks(count: int, rule: Rule = leading) -> Rule:
-    """The rule for a tensor of `count` equal blocks along its first dimension, each sliced by `rule` on its own.
+@dataclass(frozen=True)
+class Blocks:
+    """The rule that `blocks` describes."""
 
-    A fused `qkv` weight is three such blocks; so are the groups of a convolution with a fixed number of them.
+    count: int
+    rule: Rule = leading
+    dim: int = 0
+
+    def __call__(self, tensor: Tensor, shape: torch.Size) -> Tensor:
+        part = torch.Size(size // self.count if dim == self.dim else size for dim, size in enumerate(shape))
+        return torch.cat([self.rule(block, part) for block in tensor.chunk(self.count, self.dim)], self.dim)
+
+
+def blocks(count: int, rule: Rule = leading, dim: int = 0) -> Rule:
+    """The rule for a tensor of `count` equal blocks along its dimension `dim`, each sliced by `rule` on its own.
+
+    A fused `qkv` weight is three such blocks of rows; so are the two halves of a gated layer. What comes after a
+    concatenation of equal parts has blocks of columns, `dim=1`.
     """
-
-    def slice_blocks(tensor: Tensor, shape: torch.Size) -> Tensor:
-        part = torch.Size((shape[0] // count, *shape[1:]))
-        return torch.cat([rule(block, part) for block in tensor.chunk(count)])
-
-    return slice_blocks
+    return Blocks(count, rule, dim)
 
 
-def rule_for(module: nn.Module, tensor_name: str) -> Rule:
-    """The rule for the tensor `tensor_name` of a layer like `module`: convolution kernels shrink about their centre,
-    everything else keeps leading entries."""
-    return centred if isinstance(module, _ConvNd) and tensor_name == "weight" else leading
+_GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}  # blocks of rows of their weights and biases
+
+
+def rule_for(module: nn.Module, name: str) -> Rule:
+    """The rule for the tensor `name` of the plain `module`.
+
+    Convolution kernels shrink about their centre. Of a fused query-key-value weight (`nn.MultiheadAttention`, timm's
+    `Attention`) each of the three blocks of rows keeps its leading heads. Recurrent layers and cells keep the leading
+    states of every gate, and, where their inputs come from both directions, the leading ones of each. Everything else
+    keeps leading entries. What that means for groups and heads, see `unit`.
+    """
+    owner, _, tensor_name = name.rpartition(".")
+    layer = module.get_submodule(owner)
+    if isinstance(layer, _ConvNd) and tensor_name == "weight":
+        return centred
+    if tensor_name in ("in_proj_weight", "in_proj_bias") or _is_fused(module, owner):
+        return blocks(3)
+    if tensor_name.startswith("weight_hr"):  # the projection of an LSTM's output
+        return leading
+    gates = next((gates for kind, gates in _GATES.items() if isinstance(layer, kind)), 1)
+    inner = tensor_name.startswith("weight_ih_l") and not tensor_name.startswith("weight_ih_l0")
+    columns = blocks(2, dim=1) if inner and layer.bidirectional else leading
+    return columns if gates == 1 else blocks(gates, columns)
+
+
+class Unit(NamedTuple):
+    """What the rows of a layer come in: attention heads, or groups of a convolution."""
+
+    kind: str
+    count: int
+    size: tuple[int, ...]  # channels of a head; outputs and inputs of a group
+
+
+def unit(module: nn.Module, owner: str) -> Unit | None:
+    """The heads or groups of the layer `owner` of `module`, None for other layers.
+
+    Where there are several, a smaller layer has fewer of them, each as large as before: its leading rows are then the
+    leading heads or groups. Smaller heads would be pieces of larger ones, and smaller groups would see the channels of
+    others.
+    """
+    layer = module.get_submodule(owner)
+    attention = layer if isinstance(layer, nn.MultiheadAttention) else None
+    if _is_fused(module, owner):
+        attention = module.get_submodule(owner.rpartition(".")[0])
+    if attention is not None:
+        return Unit("head", attention.num_heads, (attention.head_dim,))
+    if isinstance(layer, _ConvNd):
+        return Unit("group", layer.groups, (layer.out_channels // layer.groups, layer.in_channels // layer.groups))
+    return None
+
+
+def _is_fused(module: nn.Module, owner: str) -> bool:
+    """Whether the layer `owner` gives queries, keys and values of timm's attention."""
+    parent, _, layer_name = owner.rpartition(".")
+    return layer_name == "qkv" and isinstance(module.get_submodule(parent), Attention | AttentionRope)
 
 
 def take(tensor: Tensor, shape: torch.Size, rule: Rule, accumulate: bool = False) -> Tensor:
@@ -72,6 +135,8 @@ def take(tensor: Tensor, shape: torch.Size, rule: Rule, accumulate: bool = False
     """
     if tensor.shape == shape:
         return tensor
+    if isinstance(rule, Blocks) and rule.rule is leading and tensor.shape[rule.dim] == shape[rule.dim]:
+        rule = leading  # of blocks that stay whole
     if accumulate and tensor.requires_grad and tensor.is_leaf and rule in _INDICES:
         return _Accumulating.apply(tensor, _INDICES[rule](tensor.shape, shape))
     return _dense(rule(tensor, shape))

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from distill.untouched import untouched
-from supernet.nesting import check_shape, check_structure, covering_archs, is_kernel
+from supernet.nesting import check_shape, check_structure, check_unit, covering_archs, is_kernel
 from supernet.skeleton import Assembler, build_skeleton
-from supernet.slicing import Rule, rule_for, take
+from supernet.slicing import Rule, Unit, rule_for, take, unit
 from supernet.space import Arch, SearchSpace, Value
 
 # B batch, C channels, H height, W width, K classes
@@ -162,15 +162,17 @@ class Supernet(nn.Module):
                 "supernet.nesting.covering_archs(space) has it; make the choice that brings it an unordered one"
             )
         owner, _, tensor_name = name.rpartition(".")
-        layer = module.get_submodule(owner)
-        kernel = is_kernel(layer, tensor_name)
-        check_shape(name, shared[name].shape, tensor.shape, kernel, self._sources[name], arch)
-        return _Part(name, tensor.shape, self._rule(name, layer, tensor_name))
+        kernel = is_kernel(module.get_submodule(owner), tensor_name)
+        source, shared_unit = self._sources[name]
+        check_shape(name, shared[name].shape, tensor.shape, kernel, source, arch)
+        if tensor.shape != shared[name].shape and self._matching(name) is None:
+            check_unit(name, shared_unit, unit(module, owner), source, arch)
+        return _Part(name, tensor.shape, self._rule(name, module))
 
-    def _rule(self, name: str, layer: nn.Module, tensor_name: str) -> Rule:
+    def _rule(self, name: str, module: nn.Module) -> Rule:
         pattern = self._matching(name)
         if pattern is None:
-            return rule_for(layer, tensor_name)
+            return rule_for(module, name)
         rule = self._rules[pattern]
         return self.get_submodule(rule_name(name)) if isinstance(rule, nn.Module) else rule
 
@@ -179,16 +181,17 @@ class Supernet(nn.Module):
 
     def _share(self, modules: Mapping[Arch, nn.Module]) -> None:
         """Register the union of the modules' tensors, each at its largest shape, with the weights it has there."""
-        largest: dict[str, tuple[Arch, Tensor]] = {}
+        largest: dict[str, Tensor] = {}
+        self._sources: dict[str, tuple[Arch, Unit | None]] = {}  # of every tensor, to check the others against
         for arch, module in modules.items():
             if tied := _tied_name(module):
                 raise ValueError(f"parameter {tied!r} is tied to another; a supernet stores every tensor by itself")
             for name, tensor in module.state_dict(keep_vars=True).items():
-                if name not in largest or tensor.numel() > largest[name][1].numel():
-                    largest[name] = arch, tensor
-        for name, (_, tensor) in largest.items():
+                if name not in largest or tensor.numel() > largest[name].numel():
+                    largest[name] = tensor
+                    self._sources[name] = arch, unit(module, name.rpartition(".")[0])
+        for name, tensor in largest.items():
             self._register(name, tensor)
-        self._sources = {name: arch for name, (arch, _) in largest.items()}  # for the messages of `check_shape`
         for pattern in self._rules:
             matching = [name for name in largest if self._matching(name) == pattern]
             if not matching:
