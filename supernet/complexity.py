@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from supernet.errors import first_line
-from supernet.skeleton import copy_to
+from supernet.skeleton import without_data
 
 # B batch, H heads, Q queries, S keys, D channels of queries and keys, E of values, O outputs, T time steps
 
@@ -37,15 +37,7 @@ def count_macs(module: nn.Module, input_size: Sequence[int]) -> int:
     module: families with a formula of their own are much faster. What is merged for deployment (the branches of RepVGG,
     say) counts unmerged. ValueError if `module` does not run on such an image.
     """
-    try:
-        return _count(module, input_size, torch.device("meta"))
-    except (RuntimeError, TypeError, ValueError, AssertionError) as unfollowed:  # what code raises that needs values
-        try:
-            return _count(module, input_size, torch.device("cpu"))
-        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-            raise ValueError(
-                f"{type(module).__name__} does not run on an image of {list(input_size)}: {first_line(error)}"
-            ) from unfollowed
+    return without_data(module, partial(_count, input_size))
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -53,13 +45,11 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _count(module: nn.Module, input_size: Sequence[int], device: torch.device) -> int:
-    copied = copy_to(module, device).requires_grad_(False).eval()
-    dtypes = [parameter.dtype for parameter in copied.parameters() if parameter.is_floating_point()]
+def _count(input_size: Sequence[int], module: nn.Module, device: torch.device) -> int:
+    dtypes = [parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()]
     image = torch.zeros(1, *input_size, dtype=dtypes[0] if dtypes else None, device=device)
-    # what the forward pass makes lands on the device as well
-    with torch.no_grad(), device, FlopCounterMode(display=False, custom_mapping=_flops()) as counter:
-        copied(image)
+    with FlopCounterMode(display=False, custom_mapping=_flops()) as counter:
+        module(image)
     return counter.get_total_flops() // 2
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
+from supernet.skeleton import without_data
 from supernet.slicing import Unit
 from supernet.space import Arch, SearchSpace, Value
 
@@ -93,9 +94,11 @@ def check_structure(space: SearchSpace, module_of: Callable[[Arch], nn.Module], 
 
     Between architectures that differ in ordered choices alone, a module's switches must stay as they are: attributes
     that are true or false, and children or tensors that are there or None, such as a residual connection or a bias.
-    With an `example` of the input, the modules are run on the meta device too, and those with the same children must
-    also call the same functions, which finds `if x.shape == y.shape: y = y + x`.
+    With an `example` of the input, the smallest module and three random ones are run without data too, a fraction of a
+    second each, and those with the same children must also call the same functions, which finds
+    `if x.shape == y.shape: y = y + x`.
     """
+    runs = set(probing_archs(space, 3)) if example is not None else set()
     types: dict[str, tuple[type, Arch]] = {}
     calls: dict[Arch, dict[str, list[str]]] = {}
     for arch in [*covering_archs(space), *probing_archs(space)]:
@@ -117,7 +120,7 @@ def check_structure(space: SearchSpace, module_of: Callable[[Arch], nn.Module], 
         for name, child in module.named_modules():
             if name in larger_modules:
                 _check_switches(name, child, larger_modules[name], arch, larger_arch)
-        if example is not None:
+        if arch in runs:
             if larger_arch not in calls:
                 calls[larger_arch] = function_calls(larger, example)
             _check_calls(module, larger, calls[larger_arch], arch, larger_arch, example)
@@ -164,8 +167,11 @@ def _check_calls(
 
 def function_calls(module: nn.Module, example: Tensor) -> dict[str, list[str]]:
     """The torch functions that every submodule which runs calls itself, in order, in eval mode on an input like
-    `example`. Runs on the meta device, without memory."""
-    module, example = copy.deepcopy(module).to("meta").eval(), example.to("meta")
+    `example`; see `skeleton.without_data` for how."""
+    return without_data(module, partial(_function_calls, example))
+
+
+def _function_calls(example: Tensor, module: nn.Module, device: torch.device) -> dict[str, list[str]]:
     calls: dict[str, list[str]] = {}
     running: list[str] = []
 
@@ -182,8 +188,9 @@ def function_calls(module: nn.Module, example: Tensor) -> dict[str, list[str]]:
             calls[running[-1]].append(func.__name__)
             return func(*args, **(kwargs or {}))
 
-    with torch.no_grad(), Recorder():
-        module(example)
+    images = torch.zeros_like(example, device=device)
+    with Recorder():
+        module(images)
     return calls
 
 

@@ -1,15 +1,19 @@
-"""Building a subnet without paying for its weights."""
+"""Building and running a subnet without paying for its weights."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from supernet.errors import first_line
 from supernet.space import Arch
+
+T = TypeVar("T")
 
 
 class _WithoutInitialisation(TorchFunctionMode):
@@ -56,6 +60,26 @@ def copy_to(module: nn.Module, device: torch.device) -> nn.Module:
     """
     with _CopyTo(device):
         return copy.deepcopy(module)
+
+
+def without_data(module: nn.Module, use: Callable[[nn.Module, torch.device], T]) -> T:
+    """`use(copy, device)`, which runs a copy of `module`, in eval mode and without gradients, on inputs that it makes.
+
+    On the meta device, which takes neither memory nor time; on the CPU if that fails, since code may ask for values.
+    ValueError, in one line, if that fails, too.
+    """
+
+    def used(device: torch.device) -> T:
+        with torch.no_grad(), device:  # what a forward pass makes lands there as well
+            return use(copy_to(module, device).requires_grad_(False).eval(), device)
+
+    try:
+        return used(torch.device("meta"))
+    except Exception as unfollowed:  # the code is not ours
+        try:
+            return used(torch.device("cpu"))
+        except Exception as error:
+            raise ValueError(f"{type(module).__name__} does not run: {first_line(error)}") from unfollowed
 
 
 def build_skeleton(build, arch) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from operator import attrgetter
 from typing import NamedTuple
@@ -80,6 +80,7 @@ class Supernet(nn.Module):
             torch.manual_seed(seed)
             covering = {arch: build(arch) for arch in covering_archs(space)}
         self._share(covering)
+        self._no_weight_decay = {name for module in covering.values() for name in _no_weight_decay(module)}
         self._parts: dict[tuple[str, torch.Size], _Part] = {}
         self._assemble = Assembler(build, pieces, space.largest) if pieces else None
         check_structure(space, lambda arch: self._subnet(arch, build).module, example)
@@ -136,6 +137,14 @@ class Supernet(nn.Module):
         """
         part = self._parts[name, shape]
         return take(attrgetter(name)(self), shape, part.rule).detach().clone()
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that are not to decay, positions and class tokens say, as timm's models tell theirs.
+
+        timm's optimizers ask for them. (What they ask besides, `group_matcher` for a learning rate by layer, is not
+        answered: layers are as the plain modules have them.)
+        """
+        return set(self._no_weight_decay)
 
     def _make_subnet(self, arch: Arch, build: Builder) -> _Subnet:
         assemble = self._assemble if build is self.build else None
@@ -236,6 +245,10 @@ class Supernet(nn.Module):
     def __setstate__(self, state):
         super().__setstate__(state)
         self._subnet = _cached(self._make_subnet)
+
+
+def _no_weight_decay(module: nn.Module) -> Iterable[str]:
+    return module.no_weight_decay() if hasattr(module, "no_weight_decay") else ()
 
 
 def _tied_name(module: nn.Module) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from supernet.complexity import count_macs, count_parameters
@@ -60,9 +61,12 @@ class Family:
     def supernet(self, seed: int = 0, *, pretrained: bool = True) -> Supernet:
         """A supernet of this family, with its pretrained weights if it has any, or else initialised from `seed`.
 
-        With `pretrained` false they are not loaded, for a supernet whose weights come from elsewhere.
+        With `pretrained` false they are not loaded, for a supernet whose weights come from elsewhere. ValueError if its
+        subnets do not nest, or do not run on images of this family.
         """
-        net = Supernet(self.space, self.build, self.rules, seed=seed, pieces=self.pieces)
+        size = self.resolution(self.space.largest)
+        example = torch.empty(1, self.in_chans, size, size, device="meta")
+        net = Supernet(self.space, self.build, self.rules, seed=seed, example=example, pieces=self.pieces)
         if pretrained and self.weights is not None:
             net.load_state_dict(self.weights())
         return net

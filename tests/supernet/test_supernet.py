@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from timm.models.mobilenetv3 import _gen_mobilenet_v3
+from timm.optim import create_optimizer_v2
 from torch import nn
 
 from supernet import Choice, SearchSpace, Supernet
@@ -195,3 +196,16 @@ def test_a_users_own_model_becomes_a_supernet_trains_and_is_taken_out():
     for arch in (SPACE.largest, SPACE.smallest):
         model = net.extract(arch)  # in training mode, as its statistics are not its own yet
         assert (model(x).argmax(1) == labels).float().mean() > 0.9
+
+
+def test_what_a_plain_model_keeps_from_decaying_does_not_decay_in_a_supernet():
+    space = SearchSpace({"depth": (1, 2)})
+    options = {"img_size": 32, "patch_size": 16, "embed_dim": 64, "num_heads": 1, "num_classes": 4}
+    net = Supernet(space, lambda arch: timm.models.VisionTransformer(depth=arch["depth"], **options))
+    assert Supernet(SPACE, build).no_weight_decay() == set()
+    for network in (net, copy.deepcopy(net)):
+        groups = create_optimizer_v2(network, "sgd", 0.1, 1e-4).param_groups
+        ids = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
+        without = {name for name, parameter in network.named_parameters() if id(parameter) in ids}
+        assert {"pos_embed", "cls_token", "blocks.1.norm1.weight"} <= without
+        assert not {"blocks.1.mlp.fc1.weight", "head.weight"} & without

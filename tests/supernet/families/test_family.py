@@ -45,3 +45,40 @@ def test_costs_that_are_not_given_are_counted():
 def test_images_without_a_size_are_refused():
     with pytest.raises(ValueError, match="say the images' input_size"):
         Family(SearchSpace({"width": (8, 16)}), nn.Identity, num_classes=10)
+
+
+class Shrinking(nn.Module):
+    """A residual that is added where the shapes happen to be equal, and a forward pass that may ask for values."""
+
+    def __init__(self, width: int, asks: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 1)
+        self.head = nn.Linear(width, 4)
+        self.asks = asks
+
+    def forward(self, x):
+        y = self.conv(x)
+        if self.asks and x.abs().max().item() < 0:
+            return y
+        return self.head((y + x if y.shape == x.shape else y).mean((2, 3)))
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_residual_that_comes_and_goes_is_refused(asks):
+    def family(*widths):
+        return Family(SearchSpace({"width": widths}), lambda arch: Shrinking(arch["width"], asks), 4, input_size=8)
+
+    with pytest.raises(ValueError, match=r"module '' calls add in one of .*let the builder pin it"):
+        family(2, 3).supernet()
+    family(1, 2).supernet()
+
+
+def test_a_model_that_does_not_take_the_familys_images_is_refused_in_one_line():
+    two_inputs = nn.Bilinear(8, 8, 4)
+    for build, why in (
+        (lambda arch: nn.Conv2d(4, 4, 1), "4 channels"),
+        (lambda arch: two_inputs, "missing 1 required"),
+    ):
+        with pytest.raises(ValueError, match=f"does not run: .*{why}") as error:
+            Family(SearchSpace({"resolution": (8,), "width": (1, 2)}), build, 4).supernet()
+        assert "\n" not in str(error.value)
