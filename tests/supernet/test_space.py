@@ -139,6 +139,20 @@ def test_a_child_takes_every_choice_from_a_parent():
     assert children == {space.validate({**deep, "depth": depth, "width": w}) for depth in (1, 3) for w in (0.5, 1.0)}
 
 
+def test_a_choice_that_no_parent_had_is_drawn_uniformly():
+    space = SearchSpace({"a": (0, 1), "b": (0, 1), "both": Choice((1, 2, 3, 4), when={"a": (1,), "b": (1,)})})
+    generator = np.random.default_rng(0)
+    parents = Arch({"a": 0, "b": 1}), Arch({"a": 1, "b": 0})
+    for children in (
+        [space.mutate(parents[0], generator, 0.5) for _ in range(8000)],
+        [space.crossover(*parents, generator) for _ in range(8000)],
+    ):
+        counts = Counter(child["both"] for child in children if "both" in child)
+        assert abs(counts.total() - 2000) < 4 * (8000 * 3 / 16) ** 0.5
+        share = counts.total() / 4
+        assert all(abs(counts[value] - share) < 4 * (share * 3 / 4) ** 0.5 for value in (1, 2, 3, 4))
+
+
 def test_largest_and_smallest_are_the_last_and_first_values():
     space = dependent_space()
     assert dict(space.largest) == {"depth": 3, "kernel.1": 5, "kernel.2": 7, "operation": "conv", "width": 1.0}
@@ -217,6 +231,8 @@ def test_spaces_are_values_too():
     assert space.fingerprint != space.restrict({"depth": (1, 2)}).fingerprint
     assert list(json.loads(space.to_json())) == list(space.choices)
     assert pickle.loads(pickle.dumps(space)) == space
+    when = {"depth": (3,), "kernel.1": (5,)}  # the conditions are the same in any order
+    assert SearchSpace({**space.choices, "operation": Choice(("pool", "conv"), when)}) == space
 
 
 def test_a_pickled_architecture_is_equal_in_another_process():
