@@ -16,7 +16,7 @@ from supernet import SearchSpace
 from supernet.checkpoint import load_checkpoint
 from supernet.data import DataConfig, load_data
 from supernet.families import Family
-from supernet.loop import LoopConfig
+from supernet.loop import Loop, LoopConfig
 from supernet.sampling import Uniform
 from supernet.standalone import train_model
 from supernet.train import TrainConfig, train
@@ -231,3 +231,26 @@ def test_five_steps_of_two_processes_are_those_written_out(in_two_processes, tmp
         factors = [factor.tobytes() for own in found for factor in own.factors]
         assert len(set(factors)) == len(factors) == 2 * STEPS
         assert all((found[0].before[key] == found[1].before[key]).all() for key in found[0].before)
+
+
+@pytest.mark.parametrize("ema_decay", [0.5, None])
+def test_the_network_to_use_is_evaluated_when_due_and_training_goes_on_in_train_mode(ema_decay, tmp_path):
+    config = dataclasses.replace(CONFIGS["value"], epochs=3, eval_epochs=2, ema_decay=ema_decay, log_steps=100)
+    evaluated = []
+
+    def evaluate(model):
+        evaluated.append(model.eval())  # as whoever evaluates does
+        return len(evaluated)
+
+    loop = Loop(network(nn.Identity()), images_of(config), config, tmp_path, evaluate)
+    for step, images, labels in loop.batches(RESOLUTION, num_classes=10):
+        assert all(module.training for module in loop.net.modules())
+        loss = F.cross_entropy(loop.net(images), labels)
+        loss.backward()
+        loop.update(step, loss[None], ["all"])
+        loop.finish(step, {"losses": loss[None]})
+    assert len(evaluated) == 2
+    assert all(model is loop.result for model in evaluated)
+    assert (loop.result is loop.net) == (ema_decay is None)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["accuracy"]) for line in lines if "accuracy" in line] == [(10, 1), (15, 2)]

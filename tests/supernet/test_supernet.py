@@ -90,6 +90,21 @@ def test_the_state_dict_holds_the_union_of_all_tensors_at_their_largest():
     assert {n: t.shape for n, t in net.state_dict().items()} == {n: t.shape for n, t in largest.state_dict().items()}
 
 
+def test_a_tensor_is_stored_as_large_as_the_operation_that_has_it_largest():
+    space = SearchSpace({"operation": ("wide", "narrow"), "width": (2, 4)})
+
+    def build(arch):
+        width = arch["width"] * (3 if arch["operation"] == "wide" else 1)
+        return nn.Sequential(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 5))
+
+    net = Supernet(space, build)
+    assert net.state_dict()["0.weight"].shape == (12, 3, 3, 3)
+    for operation, width in (("wide", 12), ("narrow", 4)):
+        model = net.extract({"operation": operation, "width": 4})
+        assert torch.equal(model[0].weight, net.get_parameter("0.weight")[:width])
+        assert torch.equal(model[3].weight, net.get_parameter("3.weight")[:, :width])
+
+
 def test_operations_with_names_of_their_own_are_all_stored():
     layers = {"conv": nn.Linear, "wide": nn.Bilinear}
     space = SearchSpace({"operation": ("conv", "wide"), "width": (1, 2)})
