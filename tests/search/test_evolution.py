@@ -5,7 +5,7 @@ import pytest
 
 from search.evolution import Evolution, EvolutionSettings
 from search.problem import Problem
-from search.single_objective import SingleObjectiveEvolution, SingleObjectiveSettings
+from search.single_objective import SingleObjectiveEvolution, SingleObjectiveSettings, once_for_all, spos
 from supernet import SearchSpace
 from supernet.space import Arch
 
@@ -94,3 +94,19 @@ def test_the_next_parents_are_the_best_of_parents_and_children():
     assert set(evolution.population) < {SPACE.smallest, ONES, TWOS}
     evolution.tell([threes], np.array([[0.9]]))  # and now an end of the front
     assert set(evolution.population) == {SPACE.smallest, threes}
+
+
+def test_the_first_generation_has_both_ends_of_the_space_and_random_architectures():
+    first = Evolution(Problem(SPACE, ["quality"]), 0, EvolutionSettings(10, 3)).ask()
+    assert first[:2] == [SPACE.smallest, SPACE.largest]
+    assert len(set(first)) == 10
+    shares = np.bincount(SPACE.encode(first[2:]).ravel(), minlength=4) / (8 * CHOICES)
+    assert shares == pytest.approx([0.25] * 4, abs=0.08)
+
+
+def test_the_published_generations():
+    # a quarter are parents, half of a generation are mutants
+    assert once_for_all(100) == SingleObjectiveSettings(100, 25, 50, 50, 0.1)
+    assert once_for_all(7) == SingleObjectiveSettings(7, 1, 3, 4, 0.1)
+    # 50 candidates, of which the best 10 have 25 mutants and 25 children of two
+    assert spos() == SingleObjectiveSettings(50, 10, 25, 25, 0.1)

@@ -39,6 +39,14 @@ def test_an_unfinished_line_is_dropped(tmp_path, kept):
     assert widths == ([1, 3] if kept < 0 else [3])
 
 
+def test_a_line_is_in_the_file_as_soon_as_it_is_appended(tmp_path):
+    path = tmp_path / "history.jsonl"
+    with History(path, SETTINGS) as history:
+        for width in (1, 2):
+            history.append(evaluation(width))
+            assert read_history(path)[1][-1] == evaluation(width)
+
+
 def test_another_search_is_named(tmp_path):
     path = tmp_path / "history.jsonl"
     History(path, SETTINGS).close()

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from search.evolution import Evolution, EvolutionSettings
-from search.history import History
+from search.history import Evaluation, History
 from search.limits import minimise, neighbours, reachable
 from search.pareto import front
 from search.problem import Problem
-from search.run import evaluate_here, run
+from search.run import Outcome, evaluate_here, run
 from search.strategies import STRATEGIES, make_strategy
 from supernet import Choice, SearchSpace
 
@@ -121,6 +121,70 @@ def test_a_killed_search_resumes_to_the_same_result(tmp_path, name, lost):
     assert resumed.evaluations == whole.evaluations
     assert resumed.generations == whole.generations
     assert known.isdisjoint(again)
+
+
+class Scripted:
+    """Asks for the same generations whatever it is told, and keeps what it is told."""
+
+    def __init__(self, generations):
+        self.generations, self.told, self.notes = iter(generations), [], {}
+
+    def ask(self):
+        return next(self.generations, [])
+
+    def tell(self, archs, scores):
+        self.told.append((list(archs), scores.tolist()))
+        self.notes = {"told": float(len(self.told))}
+
+
+def test_every_generation_is_recorded_told_and_summed_up(tmp_path):
+    """Two scores, evaluated last to first; a failure of one of them, one of the past, a budget within a generation."""
+    archs = [
+        SPACE.validate({"depth": 1, "width": width, "act": act}) for act in ("relu", "swish") for width in (4, 8, 12)
+    ]
+    scores = {arch: row for arch, row in zip(archs, [(1, 9), (3, 4), (2, np.nan), (5, 5), (4, 8), (0, 0)])}
+    p = Problem(SPACE, ["a", "b"], {"macs": macs}, objectives=["a", "macs"], reference={"a": -1.0, "macs": 400.0})
+    evaluated, seen = [], []
+
+    def evaluate(fresh):
+        evaluated.extend(fresh)
+        for index in reversed(range(len(fresh))):
+            yield Outcome(index, dict(zip("ab", scores[fresh[index]])))
+
+    history = History(tmp_path / "history.jsonl", p.describe())
+    known = Evaluation(archs[1], {"a": 3, "b": 4}, {"macs": 64.0}, 0)
+    history.append(known)
+    strategy = Scripted([archs[:3], archs[3:5], archs[5:]])
+    result = run(p, strategy, evaluate, 4, history=history, on_evaluation=lambda e, n: seen.append((e.arch, n)))
+    history.close()
+
+    assert evaluated == [archs[0], archs[2], archs[3]]
+    assert [e.arch for e in result.evaluations] == archs[:4]
+    assert [e.generation for e in result.evaluations] == [0, 0, 0, 1]
+    assert [dict(e.scores) for e in result.evaluations] == [{"a": 1, "b": 9}, {"a": 3, "b": 4}, {}, {"a": 5, "b": 5}]
+    assert [e.error for e in result.evaluations] == [None, None, "b is nan", None]
+    assert [e.costs["macs"] for e in result.evaluations] == [16.0, 64.0, 144.0, 16.0]
+    assert seen == [(archs[2], 2), (archs[0], 3), (archs[3], 4)]  # beside the one of the past
+    assert [told for told, _ in strategy.told] == [archs[:3], archs[3:4]]
+    assert strategy.told[0][1][:2] == [[1, 9], [3, 4]]
+    assert np.isnan(strategy.told[0][1][2]).all()
+    first, second = result.generations
+    assert (first.index, first.evaluated, first.failed, dict(first.notes)) == (0, 3, 1, {"told": 1.0})
+    assert (second.index, second.evaluated, second.failed, dict(second.notes)) == (1, 4, 1, {"told": 2.0})
+    assert dict(first.best) == {"a": 3, "b": 9}
+    assert dict(second.best) == {"a": 5, "b": 9}
+    # from a score of -1 up, and from a cost of 400 down in parts of it
+    assert first.hypervolume == pytest.approx(2 * (1 - 16 / 400) + 2 * (1 - 64 / 400))
+    assert second.hypervolume == pytest.approx(6 * (1 - 16 / 400))
+    assert [e.arch for e in result.front] == [archs[3]]
+
+
+def test_values_belong_to_their_architectures_with_several_scores():
+    archs = everything()[:5]
+    evaluator = evaluate_here({"quality": quality, "macs": macs, "again": quality})
+    found = {outcome.index: outcome.scores for outcome in evaluator(archs)}
+    for index, arch in enumerate(archs):
+        assert found[index] == {"quality": quality([arch])[0], "macs": macs([arch])[0], "again": quality([arch])[0]}
 
 
 def test_failures_are_recorded_with_their_reason():
