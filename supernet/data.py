@@ -7,6 +7,7 @@ search. The *test* part is for the chosen subnet alone.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, default_collate
 
 from supernet.randomness import Stream, generator, global_seeds
+from supernet.splits import hold_out, warn_of_small_classes
+
+logger = logging.getLogger(__name__)
 
 # N images, C channels, R resolution in pixels
 
@@ -49,6 +53,9 @@ class DataConfig:
     """Name of a split to judge subnets by instead; needed where images cannot be picked by index (wds/NAME, ...)."""
     num_classes: int | None = None
     """Number of classes, where the dataset does not tell (wds/NAME)."""
+    rules: int = 2
+    """Version of the rules by which images are found and held out. By the former ones, 1, which runs from before go
+    by, they are held out regardless of their classes."""
     workers: int = 4
     """Processes that load images; 0 loads in the training process."""
     scale: tuple[float, float] = (0.08, 1.0)
@@ -73,6 +80,8 @@ class DataConfig:
     """Standard deviation of each channel, divided by."""
 
     def __post_init__(self):
+        if self.rules not in (1, 2):
+            raise ValueError(f"rules are 2, or 1, the former ones, not {self.rules}")
         if not 0 < self.holdout < 1:
             raise ValueError(f"holdout is a part of the training images, between 0 and 1, not {self.holdout}")
         if not 0 < self.crop_pct <= 1:
@@ -209,9 +218,8 @@ def load_data(config: DataConfig, seed: int = 0) -> Data:
     elif isinstance(train, IterableDataset):
         raise ValueError(f"dataset {config.dataset!r} is a stream: name a split to judge subnets by with holdout_split")
     else:
-        order = generator(seed, Stream.SPLIT).permutation(len(train)).tolist()
-        count = max(1, round(config.holdout * len(train)))
-        train, holdout = Subset(train, order[count:]), Subset(train, order[:count])
+        split = hold_out(_strata(train, config, classes), config.holdout, generator(seed, Stream.SPLIT))
+        train, holdout = Subset(train, split.train), Subset(train, split.holdout)
     return Data(train, holdout, test, classes, config)
 
 
@@ -239,13 +247,13 @@ class Digits(Dataset):
         chosen = order[~is_test if split in TRAIN_NAMES else is_test]
         self.names = [f"digit {index}" for index in chosen]
         self._pixels = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
-        self._labels = digits.target[chosen].tolist()
+        self.targets = digits.target[chosen].tolist()
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self._pixels[index]).convert("RGB"), self._labels[index]
+        return Image.fromarray(self._pixels[index]).convert("RGB"), self.targets[index]
 
 
 def _training_transform(config: DataConfig, resolution: int) -> Callable[[Image.Image], Tensor]:
@@ -305,6 +313,34 @@ def _classes(dataset: Dataset, config: DataConfig) -> tuple[str, ...]:
             raise ValueError(f"dataset {config.dataset!r} does not tell its classes: give their number as num_classes")
         return tuple(map(str, range(config.num_classes)))
     return tuple(map(str, sorted(names, key=names.get) if isinstance(names, dict) else names))
+
+
+def _strata(dataset: Dataset, config: DataConfig, classes: Sequence[str]) -> np.ndarray:
+    """Labels of the training images to hold out by [N]; all the same where they are held out regardless of them."""
+    labels = None if config.rules == 1 else _labels(dataset)
+    if labels is None:
+        if config.rules != 1:
+            logger.warning(
+                "dataset %r does not tell its labels: images are held out regardless of their classes", config.dataset
+            )
+        return np.zeros(len(dataset), dtype=int)
+    warn_of_small_classes(labels, classes)
+    return labels
+
+
+def _labels(dataset: Dataset) -> np.ndarray | None:
+    """Labels of all images [N], if they are known without reading these."""
+    reader = getattr(dataset, "reader", None)
+    if hasattr(reader, "samples"):  # of timm's folders and tar files
+        labels = getattr(reader, "targets", None)
+        labels = [label for _, label in reader.samples] if labels is None else labels
+    elif hasattr(reader, "iter_targets"):  # of hfds/NAME
+        labels = list(reader.iter_targets())
+    else:
+        labels = getattr(dataset, "targets", None)  # of torch/NAME and the digits
+    labels = None if labels is None else np.asarray(labels)
+    usable = labels is not None and labels.shape == (len(dataset),) and np.issubdtype(labels.dtype, np.integer)
+    return labels if usable else None
 
 
 def _images(dataset: Dataset, root: str | None) -> set[str]:

@@ -165,6 +165,7 @@ def read_job(directory: Path) -> Job | None:
 def job_from_dict(values: dict[str, Any]) -> Job:
     """The job that `dataclasses.asdict` and JSON made these values of."""
     parts = {"data": DataConfig, "train": TrainConfig}
+    values = _with_rules(values)
     try:
         phases = tuple(Phase(**phase) for phase in values.get("phases", ()))
         return Job(
@@ -207,7 +208,12 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{directory} is no directory of a training run: {error}") from error
     if not isinstance(config, dict) or not {"job", "classes", "images"} <= config.keys():
         raise ValueError(f"{directory} is no directory of a training run: {path} has no job, classes and images")
-    return config
+    return config | {"job": _with_rules(config["job"])}
+
+
+def _with_rules(job: dict[str, Any]) -> dict[str, Any]:
+    """Values of a job; one from before there were rules for its images goes by the first."""
+    return job | {"data": {"rules": 1} | job.get("data", {})}
 
 
 def _counts(data: Data) -> dict[str, int]:
