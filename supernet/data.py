@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_dataset, create_transform
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, default_collate
 
+from supernet.datasets import Digits, open_dataset
+from supernet.images import evaluation_transform, to_rgb
 from supernet.randomness import Stream, generator, global_seeds
 from supernet.splits import hold_out, warn_of_small_classes
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 # N images, C channels, R resolution in pixels
 
-TRAIN_NAMES = ("train", "training")
+__all__ = ["Data", "DataConfig", "Digits", "load_data", "resize"]
 
 
 @dataclass(frozen=True)
@@ -164,16 +164,11 @@ class Data:
         return self._loader(_Transformed(part, transform), batch_size=batch_size)
 
     def evaluation_transform(self, resolution: int) -> Callable[[Image.Image], Tensor]:
-        return create_transform(
-            resolution,
-            interpolation=self.config.interpolation,
-            crop_pct=self.config.crop_pct,
-            mean=self.config.mean,
-            std=self.config.std,
-        )
+        config = self.config
+        return evaluation_transform(resolution, config.interpolation, config.crop_pct, config.mean, config.std)
 
     def _loader(self, dataset: Dataset, **options) -> DataLoader:
-        return DataLoader(
+        return _Loader(
             dataset,
             num_workers=self.config.workers,
             pin_memory=torch.cuda.is_available(),
@@ -194,7 +189,18 @@ def load_data(config: DataConfig, seed: int = 0) -> Data:
         places[config.holdout_split] = config.root
     if len(places) < 2 + bool(config.holdout_split) and not config.test_root:
         raise ValueError(f"the splits to train on, to judge by and to test on must differ: {', '.join(places)}")
-    parts = {split: _open(config, split, root, seed) for split, root in places.items()}
+    parts = {
+        split: open_dataset(
+            config.dataset, root, split, is_training=split == config.train_split, seed=seed, rules=config.rules
+        )
+        for split, root in places.items()
+    }
+    for (split, part), (other_split, other) in itertools.combinations(parts.items(), 2):
+        if common := set(part.names or ()) & set(other.names or ()):
+            raise ValueError(
+                f"{len(common)} images are in both splits {split!r} and {other_split!r}, such as {min(common)}: name "
+                "folders or splits that have none in common (test_split, test_root, holdout_split)"
+            )
     train, test = parts[config.train_split], parts[config.test_split]
     classes = _classes(train, config)
     for split, part in parts.items():
@@ -203,12 +209,17 @@ def load_data(config: DataConfig, seed: int = 0) -> Data:
                 f"splits {config.train_split!r} and {split!r} have different classes; in one of them only: "
                 f"{', '.join(odd[:5])}"
             )
-    for (split, part), (other_split, other) in itertools.combinations(parts.items(), 2):
-        if common := _images(part, places[split]) & _images(other, places[other_split]):
+        labels = np.zeros(1, dtype=int) if part.targets is None else np.asarray(part.targets)
+        if labels.min() < 0 or labels.max() >= len(classes):
             raise ValueError(
-                f"{len(common)} images are in both splits {split!r} and {other_split!r}, such as {min(common)}: name "
-                "folders or splits that have none in common (test_split, test_root, holdout_split)"
+                f"labels of split {split!r} are {labels.min()} to {labels.max()}, but there are {len(classes)} "
+                "classes: name a split whose images all have a label"
             )
+    if len(classes) < 2:
+        raise ValueError(
+            f"there is one class only, {classes[0]}: put the images of each class into a folder of its own, beneath "
+            "train/ and val/"
+        )
     try:
         _training_transform(config, 32)
     except (AssertionError, ValueError, KeyError, IndexError) as error:
@@ -230,32 +241,6 @@ def resize(images: Tensor, resolution: int) -> Tensor:
     return F.interpolate(images, size=(resolution, resolution), mode="bicubic", antialias=True)
 
 
-class Digits(Dataset):
-    """scikit-learn's 1,797 handwritten digits, 8x8 pixels in 17 shades of grey (UCI, Alpaydin & Kaynak 1998).
-
-    Every fifth of a fixed permutation is for testing.
-    """
-
-    classes = tuple("0123456789")
-
-    def __init__(self, split: str):
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        order = np.random.default_rng(0).permutation(len(digits.target))
-        is_test = np.arange(len(order)) % 5 == 0
-        chosen = order[~is_test if split in TRAIN_NAMES else is_test]
-        self.names = [f"digit {index}" for index in chosen]
-        self._pixels = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
-        self.targets = digits.target[chosen].tolist()
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self._pixels[index]).convert("RGB"), self.targets[index]
-
-
 def _training_transform(config: DataConfig, resolution: int) -> Callable[[Image.Image], Tensor]:
     return create_transform(
         resolution,
@@ -272,84 +257,35 @@ def _training_transform(config: DataConfig, resolution: int) -> Callable[[Image.
     )
 
 
-def _open(config: DataConfig, split: str, root: str | None, seed: int) -> Dataset:
-    if config.dataset == "digits":
-        return Digits(split)
-    is_local = "/" not in config.dataset
-    if is_local and config.dataset not in ("", "folder"):
-        raise ValueError(
-            f"there is no dataset {config.dataset!r}: it is digits, folder (with root), or one of timm's kinds with "
-            "its name, such as torch/cifar10, hfds/NAME or wds/NAME"
-        )
-    if is_local and (root is None or not Path(root).exists()):
-        raise ValueError(f"no images at root {root!r}: give an existing folder or tar file")
-    where = f"split {split!r} of dataset {config.dataset!r} at {root!r}"
-    try:
-        dataset = create_dataset(
-            "" if is_local else config.dataset,
-            root=root,
-            split=split,
-            is_training=split == config.train_split,
-            seed=seed,
-        )
-    except (ImportError, NameError) as error:  # timm leaves a name undefined where a reader's package is missing
-        raise ValueError(f"dataset {config.dataset!r} needs another package: {error}") from error
-    except (RuntimeError, AssertionError, FileNotFoundError, ValueError) as error:
-        message = str(error).splitlines()[0] if str(error) else "it is not where it should be"
-        raise ValueError(f"{where} cannot be read: {message}") from error
-    if len(dataset) == 0:
-        raise ValueError(f"{where} has no images")
-    return dataset
-
-
 def _classes(dataset: Dataset, config: DataConfig) -> tuple[str, ...]:
     """Names of the classes in the order of their labels."""
-    names = getattr(dataset, "classes", None)
-    if names is None:
-        reader = getattr(dataset, "reader", None)
-        names = getattr(reader, "class_to_idx", getattr(reader, "class_name_to_idx", None))  # of folders, of tar files
-    if not names:
-        if config.num_classes is None:
-            raise ValueError(f"dataset {config.dataset!r} does not tell its classes: give their number as num_classes")
-        return tuple(map(str, range(config.num_classes)))
-    return tuple(map(str, sorted(names, key=names.get) if isinstance(names, dict) else names))
+    if dataset.classes:
+        return dataset.classes
+    if config.num_classes is None:
+        raise ValueError(f"dataset {config.dataset!r} does not tell its classes: give their number as num_classes")
+    return tuple(map(str, range(config.num_classes)))
 
 
 def _strata(dataset: Dataset, config: DataConfig, classes: Sequence[str]) -> np.ndarray:
     """Labels of the training images to hold out by [N]; all the same where they are held out regardless of them."""
-    labels = None if config.rules == 1 else _labels(dataset)
-    if labels is None:
-        if config.rules != 1:
-            logger.warning(
-                "dataset %r does not tell its labels: images are held out regardless of their classes", config.dataset
-            )
-        return np.zeros(len(dataset), dtype=int)
-    warn_of_small_classes(labels, classes)
-    return labels
+    if config.rules > 1 and dataset.targets is not None:
+        labels = np.asarray(dataset.targets)
+        warn_of_small_classes(labels, classes)
+        return labels
+    if config.rules > 1:
+        logger.warning("dataset %r does not tell its labels: they are not looked at in holding out", config.dataset)
+    return np.zeros(len(dataset), dtype=int)
 
 
-def _labels(dataset: Dataset) -> np.ndarray | None:
-    """Labels of all images [N], if they are known without reading these."""
-    reader = getattr(dataset, "reader", None)
-    if hasattr(reader, "samples"):  # of timm's folders and tar files
-        labels = getattr(reader, "targets", None)
-        labels = [label for _, label in reader.samples] if labels is None else labels
-    elif hasattr(reader, "iter_targets"):  # of hfds/NAME
-        labels = list(reader.iter_targets())
-    else:
-        labels = getattr(dataset, "targets", None)  # of torch/NAME and the digits
-    labels = None if labels is None else np.asarray(labels)
-    usable = labels is not None and labels.shape == (len(dataset),) and np.issubdtype(labels.dtype, np.integer)
-    return labels if usable else None
+class _Loader(DataLoader):
+    """Batches; of a ValueError in a process that loads images, for bad input, the one line that says which."""
 
-
-def _images(dataset: Dataset, root: str | None) -> set[str]:
-    """Names of the images of a folder, a tar file or the digits; empty where images have none."""
-    if isinstance(dataset, Digits):
-        return set(dataset.names)
-    if not hasattr(getattr(dataset, "reader", None), "samples"):
-        return set()
-    return {os.path.join(os.path.abspath(root), name) for name in dataset.filenames(absolute=True)}
+    def __iter__(self) -> Iterator:
+        try:
+            yield from super().__iter__()
+        except ValueError as error:
+            lines = str(error).strip().splitlines() or [""]
+            raise ValueError(lines[-1].removeprefix("ValueError: ")) from error
 
 
 def _collate(samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
@@ -366,7 +302,7 @@ class _Transformed(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self._dataset[index]
-        return self._transform(image.convert("RGB")), label
+        return self._transform(image), label
 
 
 class _Augmented(Dataset):
@@ -378,7 +314,7 @@ class _Augmented(Dataset):
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int]:
         image, label = self._dataset[place[1]]
         with global_seeds(self._seed, Stream.AUGMENTATION, *place):
-            return self._transform(image.convert("RGB")), label
+            return self._transform(to_rgb(image)), label
 
 
 class _Stream(IterableDataset):
@@ -389,7 +325,7 @@ class _Stream(IterableDataset):
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         if self._seed is None:
-            yield from ((self._transform(image.convert("RGB")), label) for image, label in self._dataset)
+            yield from ((self._transform(image), label) for image, label in self._dataset)
             return
         worker = torch.utils.data.get_worker_info()
         epoch = 0
@@ -397,7 +333,7 @@ class _Stream(IterableDataset):
             self._dataset.set_epoch(epoch)
             for index, (image, label) in enumerate(self._dataset):
                 with global_seeds(self._seed, Stream.AUGMENTATION, epoch, index, worker.id if worker else 0):
-                    sample = self._transform(image.convert("RGB")), label
+                    sample = self._transform(to_rgb(image)), label
                 yield sample
             epoch += 1
 

@@ -73,7 +73,7 @@ def unreadable(name: str, error: Exception) -> ValueError:
 def evaluation_transform(
     resolution: int, interpolation: str, crop_pct: float, mean: Sequence[float], std: Sequence[float]
 ) -> Compose:
-    """What turns any PIL image into a network's input [C, R, R]: by `to_rgb`, resized, cropped centrally, normalised."""
+    """What turns any PIL image into a network's input [C, R, R]: `to_rgb`, then resized, cropped, normalised."""
     transform = create_transform(resolution, interpolation=interpolation, crop_pct=crop_pct, mean=mean, std=std)
     return Compose([to_rgb, *transform.transforms])
 

@@ -20,7 +20,9 @@ def file_of(image, suffix="PNG", **options):
 def photograph(seed=0):
     """Something smooth, and nowhere symmetric."""
     draw = np.random.default_rng(seed)
-    return Image.fromarray(draw.integers(256, size=(3, 2, 3), dtype=np.uint8)).resize((40, 60), Image.Resampling.BICUBIC)
+    return Image.fromarray(draw.integers(256, size=(3, 2, 3), dtype=np.uint8)).resize(
+        (40, 60), Image.Resampling.BICUBIC
+    )
 
 
 def with_orientation(image, value):
@@ -196,7 +198,7 @@ def test_a_broken_file_is_named(tmp_path, content, reason):
 
 def test_a_missing_file_and_a_bomb_are_named(tmp_path, monkeypatch):
     path = tmp_path / "large.png"
-    with pytest.raises(ValueError, match="large.png' cannot be read as an image: the file is not there"):
+    with pytest.raises(ValueError, match=r"large.png' cannot be read as an image: the file is not there"):
         read_image(path)
     Image.new("1", (300, 100)).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
