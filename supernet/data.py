@@ -184,26 +184,26 @@ def load_data(config: DataConfig, seed: int = 0) -> Data:
     Raises ValueError, naming what is missing, if the dataset, its package or a split is not there, if the splits have
     different classes, or if train and test are the same images.
     """
-    places = {config.train_split: config.root, config.test_split: config.test_root or config.root}
+    places = [(config.train_split, config.root), (config.test_split, config.test_root or config.root)]
     if config.holdout_split:
-        places[config.holdout_split] = config.root
-    if len(places) < 2 + bool(config.holdout_split) and not config.test_root:
-        raise ValueError(f"the splits to train on, to judge by and to test on must differ: {', '.join(places)}")
-    parts = {
-        split: open_dataset(
-            config.dataset, root, split, is_training=split == config.train_split, seed=seed, rules=config.rules
-        )
-        for split, root in places.items()
-    }
-    for (split, part), (other_split, other) in itertools.combinations(parts.items(), 2):
+        places.append((config.holdout_split, config.root))
+    if len(set(places)) < len(places):
+        names = ", ".join(split for split, _ in places)
+        raise ValueError(f"the splits to train on, to test on and to judge by must differ: {names}")
+    parts = [
+        open_dataset(config.dataset, root, split, is_training=not index, seed=seed, rules=config.rules)
+        for index, (split, root) in enumerate(places)
+    ]
+    named = list(zip((split for split, _ in places), parts))
+    for (split, part), (other_split, other) in itertools.combinations(named, 2):
         if common := set(part.names or ()) & set(other.names or ()):
             raise ValueError(
                 f"{len(common)} images are in both splits {split!r} and {other_split!r}, such as {min(common)}: name "
                 "folders or splits that have none in common (test_split, test_root, holdout_split)"
             )
-    train, test = parts[config.train_split], parts[config.test_split]
+    train, test, *judges = parts
     classes = _classes(train, config)
-    for split, part in parts.items():
+    for split, part in named:
         if odd := sorted(set(classes) ^ set(_classes(part, config))):
             raise ValueError(
                 f"splits {config.train_split!r} and {split!r} have different classes; in one of them only: "
@@ -224,8 +224,8 @@ def load_data(config: DataConfig, seed: int = 0) -> Data:
         _training_transform(config, 32)
     except (AssertionError, ValueError, KeyError, IndexError) as error:
         raise ValueError(f"timm knows no augmentation policy {config.auto_augment!r}: {error}") from error
-    if config.holdout_split:
-        holdout = parts[config.holdout_split]
+    if judges:
+        (holdout,) = judges
     elif isinstance(train, IterableDataset):
         raise ValueError(f"dataset {config.dataset!r} is a stream: name a split to judge subnets by with holdout_split")
     else:

@@ -1,14 +1,14 @@
 import dataclasses
-import gc
 import io
 import json
+import logging
 import random
 import tarfile
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from supernet.data import DataConfig, Digits, _Order, load_data, resize
 
@@ -108,7 +108,6 @@ def test_calibration_images_are_training_images_prepared_as_for_evaluation(digit
     assert all(image.numpy().tobytes() in training for image in images)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # timm leaves files to be closed
 def test_folders_are_read_and_split(folder):
     data = load_data(DataConfig("folder", str(folder), holdout=0.34, workers=0))
     assert data.classes == ("cat", "dog")
@@ -120,7 +119,6 @@ def test_folders_are_read_and_split(folder):
     assert images.shape == (4, 3, 16, 16)
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_tar_files_are_read(folder):
     for split in ("train", "val"):
         with tarfile.open(folder / f"{split}.tar", "w") as tar:
@@ -131,8 +129,85 @@ def test_tar_files_are_read(folder):
     assert data.classes == ("cat", "dog")
     assert (len(data.train), len(data.holdout)) == (4, 2)
     assert data.images(data.test, 16)[1].tolist() == [0, 0, 1, 1]
-    del data
-    gc.collect()  # timm leaves the files open until then
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_is_named_in_one_line_and_not_replaced(folder, workers):
+    (folder / "train" / "cat" / "traincat1.png").write_bytes(b"no image")
+    data = load_data(DataConfig("folder", str(folder), workers=workers))
+    data = dataclasses.replace(data, train=data.train.dataset)
+    message = r"^'.*train/cat/traincat1\.png' cannot be read as an image: [^\n]*; repair, convert or remove it$"
+    with pytest.raises(ValueError, match=message):
+        list(data.training_batches(16, 3, seed=0, steps=range(2)))
+    with pytest.raises(ValueError, match=message):
+        data.images(data.train, 16)
+
+
+def test_an_error_of_a_process_that_loads_images_is_one_line(digits):
+    arrays = dataclasses.replace(digits, config=DataConfig(workers=1), test=[(np.zeros((8, 8)), 0)] * 3)
+    with pytest.raises(ValueError, match=r"^an image is ndarray and not a PIL image: leave transforms[^\n]*$"):
+        arrays.images(arrays.test, 16)
+
+
+def test_a_rare_class_is_held_out_with_every_seed(folder, caplog):
+    for index in range(30):
+        Image.new("RGB", (4, 4)).save(folder / "train" / "cat" / f"{index}.webp")
+    with caplog.at_level(logging.WARNING):
+        for seed in range(10):
+            data = load_data(DataConfig("folder", str(folder), holdout=0.1), seed)
+            held_out = [data.train.dataset.targets[index] for index in data.holdout.indices]
+            assert sorted(held_out) == [0, 0, 0, 1]
+    assert caplog.messages == []
+    for index in (1, 2):
+        (folder / "train" / "dog" / f"traindog{index}.png").unlink()
+    with caplog.at_level(logging.WARNING):
+        data = load_data(DataConfig("folder", str(folder), holdout=0.1))
+    assert [data.train.dataset.targets[index] for index in data.holdout.indices] == [0] * 3
+    assert caplog.messages == ["1 of 2 classes have one training image, so that none is held out: dog"]
+
+
+def test_images_are_prepared_alike_for_training_and_evaluation(folder):
+    """An image that a camera has turned, and 16 bits of grey, are what their plain copies are."""
+    grey = np.linspace(0, 255, 20 * 30).reshape(20, 30).astype(np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for split in ("train", "val"):
+        Image.fromarray(np.rot90(grey)).save(folder / split / "cat" / "zturned.png", exif=exif)
+        Image.fromarray(grey.astype(np.uint16) << 8).save(folder / split / "cat" / "zz16bits.png")
+        Image.fromarray(grey).convert("RGB").save(folder / split / "cat" / "zzz.png")
+    config = DataConfig("folder", str(folder), holdout=0.2, workers=0, scale=(1, 1), hflip=0, color_jitter=0)
+    data = load_data(dataclasses.replace(config, ratio=(1, 1)))
+    images, _ = data.images(data.test, 16)
+    assert torch.equal(images[2], images[4])
+    assert torch.equal(images[3], images[4])
+    train = dataclasses.replace(data, train=torch.utils.data.Subset(data.train.dataset, [3, 4, 5]))
+    images, _ = next(train.training_batches(16, 3, seed=0, steps=range(1)))
+    assert torch.equal(images[0], images[1])
+    assert torch.equal(images[0], images[2])
+
+
+def test_one_class_and_images_without_a_class_are_refused(folder):
+    with pytest.raises(
+        ValueError, match=r"split 'train' of .* cannot be read: 3 images lie directly in .*train/cat, such"
+    ):
+        load_data(DataConfig("folder", str(folder / "train" / "cat"), str(folder / "val" / "cat")))
+    for split in ("train", "val"):
+        for path in (folder / split / "dog").iterdir():
+            path.unlink()
+        (folder / split / "dog").rmdir()
+    with pytest.raises(ValueError, match="there is one class only, cat: put the images of each class into a folder"):
+        load_data(DataConfig("folder", str(folder)))
+
+
+def test_labels_that_no_class_has_are_refused(monkeypatch):
+    class Unlabelled(Digits):
+        def __init__(self, split):
+            super().__init__(split)
+            self.targets = self.targets if split == "train" else [-1] * len(self)
+
+    monkeypatch.setattr("supernet.datasets.Digits", Unlabelled)
+    with pytest.raises(ValueError, match="labels of split 'validation' are -1 to -1, but there are 10 classes"):
+        load_data(DIGITS)
 
 
 def test_resizing_keeps_the_size_it_has():
@@ -222,6 +297,15 @@ def test_a_folder_that_contains_the_other_split_is_refused(folder):
 def test_splits_that_share_digits_are_refused(config):
     with pytest.raises(ValueError, match=r"must differ|are in both splits"):
         load_data(config)
+
+
+def test_splits_of_one_name_at_two_roots_stay_apart(folder):
+    (folder / "val").rename(folder / "test")
+    (folder / "other").mkdir()
+    (folder / "test").rename(folder / "other" / "train")
+    config = DataConfig("folder", str(folder), str(folder / "other"), test_split="train", holdout=0.34)
+    data = load_data(config)
+    assert (len(data.train), len(data.holdout), len(data.test)) == (4, 2, 4)
 
 
 def test_judging_by_the_test_images_is_refused(folder):

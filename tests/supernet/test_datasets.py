@@ -73,7 +73,9 @@ def test_an_image_without_a_name_is_told_by_its_index():
             return Image.new("L", (2, 2)), None
 
     images = Indexed(Broken(), "split 'test'", None, None)
-    with pytest.raises(ValueError, match=r"^\"image 1 of split 'test'\" cannot be read as an image: disk on fire; repair"):
+    with pytest.raises(
+        ValueError, match=r"^\"image 1 of split 'test'\" cannot be read as an image: disk on fire; repair"
+    ):
         images[1]
     with pytest.raises(ValueError, match=r"^image 0 of split 'test' has no label"):
         images[0]
@@ -98,7 +100,9 @@ def test_a_table_tells_its_labels_and_names_what_is_broken(tmp_path):
     assert (images.classes, images.targets.tolist()) == (("cat", "dog"), [0, 1, 0, 1])
     assert seen(images[index] for index in range(3)) == [("RGB", 1, 0), ("RGB", 2, 1), ("RGB", 255, 0)]
     assert images[2][0].size == (4, 2)
-    with pytest.raises(ValueError, match=r"image 3 of split 'train' of dataset 'hfds/.* cannot be read as an image: it is"):
+    with pytest.raises(
+        ValueError, match=r"image 3 of split 'train' of dataset 'hfds/.* cannot be read as an image: it is"
+    ):
         images[3]
 
 
