@@ -30,7 +30,6 @@ import tyro
 from report import report
 from rich.progress import track
 from scipy.stats import kendalltau, spearmanr
-from timm.data import create_dataset, create_transform
 from torch import Tensor
 
 from search import zero_cost
@@ -40,6 +39,8 @@ from search.proxies import PROXIES
 from search.te_nas import PUBLISHED, Proxies, Settings, condition_numbers, region_counts, search_by_pruning
 from search.training_free import build_untrained
 from supernet.families import FAMILIES, Family, nas_bench_201, nas_bench_macro
+from supernet.folders import open_folder
+from supernet.images import evaluation_transform
 from supernet.space import Arch
 
 # n architectures, N images
@@ -191,13 +192,13 @@ def read_task(
 
 def read_images(data: Path, batch: int, pool: int) -> Images:
     """Random training images as evaluation sees them."""
-    dataset = create_dataset("", root=str(data / "cifar10" / "train.tar"))
-    dataset.transform = create_transform(32, crop_pct=1.0, mean=CIFAR10_MEAN, std=CIFAR10_STD)
+    dataset = open_folder(str(data / "cifar10" / "train.tar"), "train")
+    transform = evaluation_transform(32, "bilinear", 1.0, CIFAR10_MEAN, CIFAR10_STD)
 
     def draw(count: int) -> tuple[Tensor, Tensor]:
         chosen = np.random.default_rng([0, 1]).choice(len(dataset), count, replace=False)
         images, labels = zip(*(dataset[index] for index in chosen))
-        return torch.stack(images), torch.tensor(labels)
+        return torch.stack([transform(image) for image in images]), torch.tensor(labels)
 
     return Images(*draw(batch), draw(pool)[0])
 

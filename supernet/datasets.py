@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from timm.data import create_dataset
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from supernet.folders import ImageFolder, open_folder, open_former_folder
 from supernet.images import read_image, to_rgb, unreadable
@@ -69,6 +70,19 @@ def open_dataset(
     if isinstance(dataset, IterableDataset):
         return ImageStream(dataset, where)
     return _of_reader(dataset.reader, where) if hasattr(dataset, "reader") else _of_torch(dataset, where)
+
+
+def broken_images(part: Dataset, workers: int = 0) -> Iterator[str | None]:
+    """What the error of each image of a part says, or None; of a stream, up to the first. So many `workers` read."""
+    if isinstance(part, IterableDataset):
+        try:
+            for _ in part:
+                yield None
+        except ValueError as error:
+            yield str(error)
+        return
+    for errors in DataLoader(_Errors(part), 16, num_workers=workers, collate_fn=list, generator=torch.Generator()):
+        yield from errors
 
 
 class Digits(Dataset):
@@ -152,6 +166,23 @@ class ImageStream(IterableDataset):
                 yield image, label
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise unreadable(f"image {count} of {self._where}", error) from error
+
+
+class _Errors(Dataset):
+    """What reading each image says."""
+
+    def __init__(self, part: Dataset) -> None:
+        self._part = part
+
+    def __len__(self) -> int:
+        return len(self._part)
+
+    def __getitem__(self, index: int) -> str | None:
+        try:
+            self._part[index]
+        except ValueError as error:
+            return str(error)
+        return None
 
 
 def _of_torch(dataset: Any, where: str) -> Indexed:

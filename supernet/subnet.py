@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
+from PIL import Image
 from safetensors import SafetensorError
-from timm.data import create_transform
 from torch import Tensor, nn
 
 from supernet import provenance
@@ -37,6 +37,7 @@ from supernet.export import (
     quantise_onnx,
 )
 from supernet.families.timm_models import timm_model
+from supernet.images import evaluation_transform
 from supernet.runs import Run, make_family
 from supernet.space import Arch
 
@@ -80,15 +81,10 @@ class SubnetConfig:
         family = make_family(self.space, self.space_options, len(self.classes))
         return family.build(family.space.validate(self.arch))
 
-    def transform(self):
-        """What turns a PIL image into the module's input [C, H, W]."""
-        return create_transform(
-            self.input_size[-1],
-            interpolation=self.interpolation,
-            crop_pct=self.crop_pct,
-            mean=self.mean,
-            std=self.std,
-        )
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """What turns any PIL image into the module's input [C, H, W], as in training and evaluation
+        (`supernet.images`)."""
+        return evaluation_transform(self.input_size[-1], self.interpolation, self.crop_pct, self.mean, self.std)
 
 
 class Subnet(NamedTuple):

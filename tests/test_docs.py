@@ -105,6 +105,10 @@ def test_the_python_of_the_readme_runs(follow, monkeypatch, capsys):
         exec(compile(text, README, "exec"), names)
     assert capsys.readouterr().out == "40209024 2142602\n21 architectures\n7538928 MACs\n"
     assert names["logits"].shape == (1, 10)
+    (inference,) = (text for _, text in BLOCK.findall(README.read_text()) if "config.transform()" in text)
+    for mode in ("1", "L", "LA", "P", "RGBA", "CMYK", "I;16"):
+        names["image"] = Image.new(mode, (40, 30))
+        exec(compile(inference, README, "exec"), names)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from supernet.datasets import Digits, Indexed, open_dataset
+from supernet.datasets import Digits, Indexed, broken_images, open_dataset
 
 
 def png(image):
@@ -81,6 +81,16 @@ def test_an_image_without_a_name_is_told_by_its_index():
         images[0]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_all_broken_images_are_found(folder, workers):
+    (folder / "train" / "b" / "1.png").write_bytes(b"")
+    (folder / "train" / "a" / "10.png").write_bytes((folder / "train" / "a" / "2.png").read_bytes()[:45])
+    first, second, third = broken_images(open_dataset("folder", str(folder), "train"), workers)
+    assert first is None
+    assert "a/10.png' cannot be read" in second
+    assert "b/1.png' cannot be read" in third
+
+
 @pytest.mark.filterwarnings("ignore")  # those of other packages about themselves
 def test_a_table_tells_its_labels_and_names_what_is_broken(tmp_path):
     datasets = pytest.importorskip("datasets")
@@ -121,5 +131,9 @@ def test_a_stream_names_what_is_broken(tmp_path):
     images, found = open_dataset("wds/name", str(tmp_path), "train"), []
     with pytest.raises(ValueError, match=r"train-0.tar/2' cannot be read as an image: it is in no format that Pillow"):
         found.extend(images)
+    assert [label for _, label in found] == [0, 0]
+    first, second, third = broken_images(open_dataset("wds/name", str(tmp_path), "train"))
+    assert (first, second) == (None, None)
+    assert "train-0.tar/2' cannot be read" in third
     del images
     gc.collect()  # webdataset leaves the file open until then
