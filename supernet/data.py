@@ -55,7 +55,8 @@ class DataConfig:
     """Number of classes, where the dataset does not tell (wds/NAME)."""
     rules: int = 2
     """Version of the rules by which images are found and held out. By the former ones, 1, which runs from before go
-    by, they are held out regardless of their classes."""
+    by, files .png, .jpg and .jpeg alone are images, their innermost folder is their class, and they are held out
+    regardless of it."""
     workers: int = 4
     """Processes that load images; 0 loads in the training process."""
     scale: tuple[float, float] = (0.08, 1.0)
@@ -182,7 +183,7 @@ def load_data(config: DataConfig, seed: int = 0) -> Data:
     """Open the dataset that `config` names and hold out a part of its training images, chosen by `seed`.
 
     Raises ValueError, naming what is missing, if the dataset, its package or a split is not there, if the splits have
-    different classes, or if train and test are the same images.
+    different classes, fewer than two, or images in common, or if there are labels of no class.
     """
     places = [(config.train_split, config.root), (config.test_split, config.test_root or config.root)]
     if config.holdout_split:
@@ -194,9 +195,10 @@ def load_data(config: DataConfig, seed: int = 0) -> Data:
         open_dataset(config.dataset, root, split, is_training=not index, seed=seed, rules=config.rules)
         for index, (split, root) in enumerate(places)
     ]
-    named = list(zip((split for split, _ in places), parts))
-    for (split, part), (other_split, other) in itertools.combinations(named, 2):
-        if common := set(part.names or ()) & set(other.names or ()):
+    named = [(split, part) for (split, _), part in zip(places, parts)]
+    images = [(split, set(part.names or ())) for split, part in named]
+    for (split, names), (other_split, other_names) in itertools.combinations(images, 2):
+        if common := names & other_names:
             raise ValueError(
                 f"{len(common)} images are in both splits {split!r} and {other_split!r}, such as {min(common)}: name "
                 "folders or splits that have none in common (test_split, test_root, holdout_split)"
@@ -209,17 +211,8 @@ def load_data(config: DataConfig, seed: int = 0) -> Data:
                 f"splits {config.train_split!r} and {split!r} have different classes; in one of them only: "
                 f"{', '.join(odd[:5])}"
             )
-        labels = np.zeros(1, dtype=int) if part.targets is None else np.asarray(part.targets)
-        if labels.min() < 0 or labels.max() >= len(classes):
-            raise ValueError(
-                f"labels of split {split!r} are {labels.min()} to {labels.max()}, but there are {len(classes)} "
-                "classes: name a split whose images all have a label"
-            )
-    if len(classes) < 2:
-        raise ValueError(
-            f"there is one class only, {classes[0]}: put the images of each class into a folder of its own, beneath "
-            "train/ and val/"
-        )
+    if config.rules > 1:
+        _check_labels(named, classes)
     try:
         _training_transform(config, 32)
     except (AssertionError, ValueError, KeyError, IndexError) as error:
@@ -264,6 +257,22 @@ def _classes(dataset: Dataset, config: DataConfig) -> tuple[str, ...]:
     if config.num_classes is None:
         raise ValueError(f"dataset {config.dataset!r} does not tell its classes: give their number as num_classes")
     return tuple(map(str, range(config.num_classes)))
+
+
+def _check_labels(parts: Sequence[tuple[str, Dataset]], classes: Sequence[str]) -> None:
+    """ValueError if there is nothing to tell apart, or if labels of a split are of no class."""
+    if len(classes) < 2:
+        raise ValueError(
+            f"there is one class only, {classes[0]}: put the images of each class into a folder of its own, directly "
+            "beneath train/ and val/"
+        )
+    for split, part in parts:
+        labels = np.zeros(1, dtype=int) if part.targets is None else np.asarray(part.targets)
+        if labels.min() < 0 or labels.max() >= len(classes):
+            raise ValueError(
+                f"labels of split {split!r} are {labels.min()} to {labels.max()}, but there are {len(classes)} "
+                "classes: name a split whose images all have a label"
+            )
 
 
 def _strata(dataset: Dataset, config: DataConfig, classes: Sequence[str]) -> np.ndarray:
