@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from supernet.channels import Channels, Trace, narrow, trace
 from supernet.errors import first_line
 from supernet.families.family import Family
+from supernet.families.kept_sizes import keep_sizes
 from supernet.families.timm_models import create_regularised, timm_model
 from supernet.importance import Importance, order_channels
 from supernet.space import Arch, Choice, SearchSpace
@@ -158,7 +159,10 @@ def _needs(found: Trace, layer: str) -> list[tuple[str, int]]:
 def _build(
     found: Trace, create: Callable[..., nn.Module], arch: Arch, drop_rate: float = 0.0, drop_path_rate: float = 0.0
 ) -> nn.Module:
-    model = create_regularised(create, drop_rate, drop_path_rate)
+    return keep_sizes(create_regularised(create, drop_rate, drop_path_rate), partial(_reduce, found, arch))
+
+
+def _reduce(found: Trace, arch: Arch, model: nn.Module) -> nn.Module:
     for stage in found.removable:
         if (length := arch.get(_join(stage, "depth"))) is not None:
             del model.get_submodule(stage)[length:]
