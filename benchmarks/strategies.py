@@ -52,7 +52,6 @@ from search.te_nas import PUBLISHED
 from search.training_free import score_architecture
 from supernet import Arch, Supernet
 from supernet.atomic import write_atomically
-from supernet.calibration import calibrate
 from supernet.data import Data, DataConfig, load_data
 from supernet.families import FAMILIES, Family
 from supernet.families.nas_bench_macro import to_string
@@ -272,9 +271,8 @@ def make_strategies(bench: Bench) -> tuple[dict[str, Strategy], BlockRating]:
     )
     with timed(bench, "teacher"):
         alone = dataclasses.replace(config, epochs=arguments.teacher_epochs)
-        model = TrainedBriefly(family, bench.data, alone, arguments.output / "teacher")(family.space.largest).eval()
-    device = next(model.parameters()).device
-    calibrate(model, [batch.to(device) for batch in bench.images(family.input_size).calibration.split(250)])
+        briefly = TrainedBriefly(family, bench.data, alone, arguments.output / "teacher")
+        model = briefly(family.space.largest, bench.images(family.input_size).calibration.split(250))
     teacher = Teacher(model, POINTS)
     with timed(bench, "supernet"):
         net: Supernet = train(

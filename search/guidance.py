@@ -5,7 +5,7 @@ training plus how much a network tells images apart in the way that a teacher do
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,8 +18,8 @@ from distill.rdm import dissimilarity, teacher_guidance
 from distill.untouched import untouched
 from search.evaluate import EvaluationImages, accuracy
 from search.pieces import cut
-from supernet.calibration import calibrate
 from supernet.data import Data
+from supernet.evaluation import calibrated
 from supernet.families import Family
 from supernet.space import Arch
 from supernet.supernet import Supernet
@@ -27,7 +27,7 @@ from supernet.train import TrainConfig, train
 
 # N images, n images that are told apart, C channels, R resolution in pixels
 
-Candidate = Callable[[Arch], nn.Module]  # a plain module with weights, whose BatchNorm is yet to be calibrated
+Candidate = Callable[[Arch, Iterable[Tensor]], nn.Module]  # a plain module, BatchNorm calibrated on batches of images
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,9 @@ class TeacherGuided:
     """The score P + weight * TG of a candidate: its accuracy plus `distill.rdm.teacher_guidance`, higher is better.
 
     The candidate's layers are all places in it that carry everything on (`search.pieces`); the teacher's are its
-    points. `candidate(arch)` gives the network, `images(resolution)` those to calibrate BatchNorm by and to judge by,
-    of which the first `config.images` are told apart; the teacher sees them at `teacher_resolution`.
+    points. `candidate(arch, batches)` gives the network, its BatchNorm calibrated on these batches of images,
+    `images(resolution)` those to calibrate by and to judge by, of which the first `config.images` are told apart; the
+    teacher sees them at `teacher_resolution`.
     """
 
     def __init__(
@@ -91,10 +92,8 @@ class TeacherGuided:
 
     def calibrated(self, arch: Arch) -> nn.Module:
         """The candidate with BatchNorm statistics of its own, in eval mode."""
-        model = self._candidate(arch).eval()
         calibration = self._images(self._resolution(arch)).calibration
-        calibrate(model, [batch.to(_device(model)) for batch in calibration.split(self._batch_size)])
-        return model
+        return self._candidate(arch, calibration.split(self._batch_size)).eval()
 
     def performance(self, model: nn.Module, arch: Arch) -> float:
         """P: the accuracy of a calibrated candidate; NaN if a logit is not finite."""
@@ -135,14 +134,18 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+def _on(net: Supernet, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    return (batch.to(_device(net)) for batch in batches)
+
+
 class FromSupernet:
     """Candidates that are subnets of a trained supernet."""
 
     def __init__(self, net: Supernet) -> None:
         self._net = net
 
-    def __call__(self, arch: Arch) -> nn.Module:
-        return self._net.extract(arch)
+    def __call__(self, arch: Arch, batches: Iterable[Tensor]) -> nn.Module:
+        return calibrated(self._net, arch, _on(self._net, batches))
 
 
 class TrainedBriefly:
@@ -154,14 +157,14 @@ class TrainedBriefly:
     def __init__(self, family: Family, data: Data, config: TrainConfig, directory: Path) -> None:
         self._family, self._data, self._config, self._directory = family, data, config, directory
 
-    def __call__(self, arch: Arch) -> nn.Module:
+    def __call__(self, arch: Arch, batches: Iterable[Tensor]) -> nn.Module:
         alone = self._family.space.restrict({name: [value] for name, value in arch.items()})
         family = dataclasses.replace(self._family, space=alone)
         name = "-".join(map(str, self._family.space.encode([arch])[0]))
         net = train(
             family, family.supernet(self._config.seed), self._data, self._config, self._directory / name, resume=True
         )
-        return net.extract(arch)
+        return calibrated(net, arch, _on(net, batches))
 
 
 def brief_training(config: GuidanceConfig, device: str, seed: int) -> TrainConfig:

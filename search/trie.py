@@ -16,11 +16,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.untouched import untouched
 from search.pieces import Piece, cut, weights_in
-from supernet.calibration import calibrate
+from supernet.calibration import calibrate, keeps_statistics
 from supernet.space import Arch
 from supernet.supernet import Supernet
 from supernet.threads import at_a_time, side_by_side
@@ -110,7 +109,8 @@ def evaluate(
     """For each architecture its index and the logits [N, K] of the evaluation images, in the order of the trie.
 
     Each subnet's BatchNorm statistics are those of the calibration images. The same batches go through the same
-    operations as in `calibrate(net.extract(arch), ...)`, so the logits are those of the extracted, calibrated subnet.
+    operations as in `supernet.evaluation.calibrated`, so the logits are those of the extracted, calibrated subnet; the
+    one that the supernet's statistics are right for runs by itself, as it is.
     Instead of logits there is the exception, where extracting or running a subnet raises one.
 
     `batches(resolution)` gives the images at a resolution in pixels, which with the weights are those that `remembered`
@@ -120,10 +120,17 @@ def evaluate(
     remembered.begin()
     roots: dict[int, Node] = {}
     for index, arch in enumerate(archs):
+        alone = arch == net.statistics_of
         try:
-            chain = pieces(arch) if pieces else cut(net.skeleton(arch), remembered.fingerprints)
+            if alone:
+                logits = torch.cat(_outputs(net.extract(arch).eval(), batches(resolution(arch)).evaluation))
+            else:
+                chain = pieces(arch) if pieces else cut(net.skeleton(arch), remembered.fingerprints)
         except Exception as error:
             yield index, error
+            continue
+        if alone:
+            yield index, logits
         else:
             _insert(roots.setdefault(resolution(arch), Node()), chain, index, resolution(arch), remembered)
     for size, root in roots.items():
@@ -206,7 +213,7 @@ def _outputs(model: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _has_batch_norm(model: nn.Module) -> bool:
-    return any(isinstance(module, _BatchNorm) for module in model.modules())
+    return any(map(keeps_statistics, model.modules()))
 
 
 def _below(node: Node) -> Iterator[Piece]:

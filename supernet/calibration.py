@@ -1,13 +1,13 @@
 """BatchNorm recalibration: giving a subnet statistics of its own.
 
-A supernet's running statistics mix all its subnets, so that an extracted subnet is useless until its BatchNorm layers
-have seen images (BigNAS, arXiv 2003.11142, section 3.5; Once-for-All does the same).
+A trained supernet's running statistics mix all its subnets, so that an extracted subnet is useless until its BatchNorm
+layers have seen images (BigNAS, arXiv 2003.11142, section 3.5; Once-for-All does the same).
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -48,16 +48,19 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> list[Tensor]:
     activations of all images at one depth are in memory at once (one image of 224 pixels in a MobileNetV3 takes about
     10 MB, of 64 pixels 1 MB).
 
-    ValueError if there are no images, or so few that a layer sees a single value a channel.
+    BatchNorm layers without running statistics are left alone, and those that no image reaches keep what they have.
+
+    ValueError if there are no images, or so few that a layer sees a single value a channel, and if batches take
+    different ways through the network, so that a layer sees some of them only.
     """
-    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    layers = {layer: name for name, layer in model.named_modules() if keeps_statistics(layer)}
     if not layers:
         return []
     batches = list(batches)
     if not batches:
         raise ValueError("BatchNorm recalibration needs at least one batch of images")
     modes = {module: module.training for module in model.modules()}
-    calibration = _Calibration(len(batches), at_a_time(batches[0].device))
+    calibration = _Calibration(layers, len(batches), at_a_time(batches[0].device))
     hooks = [layer.register_forward_pre_hook(calibration.meet) for layer in layers]
     model.eval()
     try:
@@ -74,6 +77,11 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> list[Tensor]:
             hook.remove()
         for module, training in modes.items():
             module.training = training
+
+
+def keeps_statistics(module: nn.Module) -> bool:
+    """Whether `module` is a BatchNorm layer with running statistics, as calibration replaces them."""
+    return isinstance(module, _BatchNorm) and module.running_mean is not None
 
 
 def _moments(layer: _BatchNorm, x: Tensor) -> _Moments:
@@ -94,11 +102,12 @@ def _moments(layer: _BatchNorm, x: Tensor) -> _Moments:
 
 
 class _Calibration:
-    """The meeting of all batches at each BatchNorm layer."""
+    """The meeting of all batches at each BatchNorm layer, and at the end of the network."""
 
-    def __init__(self, batches: int, at_a_time: int):
+    def __init__(self, names: Mapping[_BatchNorm, str], batches: int, at_a_time: int):
         self.counts: dict[_BatchNorm, int] = {}
-        self._moments: list[_Moments] = [None] * batches
+        self._names = names
+        self._moments: list[_Moments | None] = [None] * batches  # None at the end of the network
         self._index = threading.local()
         self._turn = threading.Semaphore(at_a_time)
         self._barrier = threading.Barrier(batches, action=self._pool)
@@ -107,14 +116,19 @@ class _Calibration:
         self._index.value = index
         try:
             with self._turn, torch.no_grad():
-                return untouched(model, batch)
+                output = untouched(model, batch)
+                self._hand_in(None)
+                return output
         except BaseException:
             self._barrier.abort()
             raise
 
     def meet(self, layer: _BatchNorm, args: tuple[Tensor]) -> None:
         """Before `layer` runs: hand in this batch's moments, and wait until the layer has those of all batches."""
-        self._moments[self._index.value] = _moments(layer, args[0])
+        self._hand_in(_moments(layer, args[0]))
+
+    def _hand_in(self, moments: _Moments | None) -> None:
+        self._moments[self._index.value] = moments
         self._turn.release()
         try:
             self._barrier.wait()
@@ -123,8 +137,16 @@ class _Calibration:
 
     def _pool(self) -> None:
         """Pooled moments: mean = sum n_i mean_i / n and variance = sum n_i (variance_i + (mean_i - mean)^2) / n."""
-        layer = self._moments[0].layer
-        assert all(moments.layer is layer for moments in self._moments), "batches take different ways"
+        reached = {moments and moments.layer for moments in self._moments}
+        if len(reached) > 1:
+            name = next(self._names[layer] for layer in reached if layer)
+            raise ValueError(
+                f"batches of images take different ways through the network, and not all reach the BatchNorm layer "
+                f"{name!r}: recalibrate on a single batch"
+            )
+        (layer,) = reached
+        if layer is None:
+            return
         counts = torch.tensor([moments.count for moments in self._moments], dtype=torch.float64)
         weights = (counts / counts.sum()).to(self._moments[0].mean.device)
         means = torch.stack([moments.mean for moments in self._moments])

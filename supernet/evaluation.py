@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from distill.untouched import untouched
 from supernet.calibration import calibrate
 from supernet.data import resize
-from supernet.space import Arch
 from supernet.supernet import Supernet
 
 # N images, C channels, R resolution in pixels
@@ -38,12 +37,23 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> floa
 
 
 def calibrated_subnet(
-    net: Supernet, arch: Arch, resolution: int, calibration_images: Tensor, batch_size: int = 256
+    net: Supernet, arch: Mapping[str, Any], resolution: int, calibration_images: Tensor, batch_size: int = 256
 ) -> nn.Module:
-    """The subnet `arch` as a plain module in eval mode, BatchNorm recalibrated on images resized to `resolution`."""
+    """The subnet `arch` as a plain module in eval mode, with BatchNorm statistics of its own (see `calibrated`): those
+    of the calibration images, resized to `resolution`."""
+    device = next(net.parameters()).device
+    return calibrated(net, arch, (resize(part.to(device), resolution) for part in calibration_images.split(batch_size)))
+
+
+def calibrated(net: Supernet, arch: Mapping[str, Any], batches: Iterable[Tensor]) -> nn.Module:
+    """The subnet `arch` as a plain module in eval mode, its BatchNorm recalibrated on batches of images [N, C, R, R].
+
+    If the supernet's own statistics are right for it (`Supernet.statistics_of`) it keeps them: those of many images in
+    training are better than any of a few (`benchmarks/calibration.py`).
+    """
     model = net.extract(arch).eval()
-    device = next(model.parameters()).device
-    calibrate(model, [resize(part.to(device), resolution) for part in calibration_images.split(batch_size)])
+    if net.statistics_of != net.space.validate(arch):
+        calibrate(model, batches)
     return model
 
 

@@ -57,9 +57,13 @@ class Supernet(nn.Module):
     the shape alone matters, a few subnets are also run on the meta device, to find connections that come and go with
     the sizes inside a `forward`.
 
-    BatchNorm's running statistics are shared like all tensors and mean nothing for a single subnet: extract it and
-    give it its own with `supernet.calibration.calibrate`.
+    BatchNorm's running statistics are shared like all tensors. Once subnets have been trained, they are a mixture that
+    means nothing for any of them: extract one and give it its own with `supernet.evaluation.calibrated_subnet`. Until
+    then they may be right for one architecture, `statistics_of`: the largest of a family's pretrained supernet. It is
+    None where they are right for none, and becomes None when weights are loaded and when a subnet runs in train mode.
     """
+
+    statistics_of: Arch | None = None
 
     def __init__(
         self,
@@ -108,9 +112,15 @@ class Supernet(nn.Module):
             raise ValueError(f"the images are {x.dtype} and the weights {weights.dtype}: convert (and normalise) them")
         module, parts = self._subnet(self.space.validate(arch), build or self.build)
         shared = self._tensors()
+        if self.training:
+            self.statistics_of = None
         module.train(self.training)
         tensors = {p.name: take(shared[p.name], p.shape, p.rule, accumulate) for p in parts}
         return untouched(lambda images: call(module, tensors, (images,)), x)
+
+    def load_state_dict(self, *args, **kwargs):
+        self.statistics_of = None
+        return super().load_state_dict(*args, **kwargs)
 
     def extract(self, arch: Mapping[str, Value]) -> nn.Module:
         """The subnet as a plain module with its own copy of the weights, in this network's mode and on its device.

@@ -161,6 +161,7 @@ def train(
     architecture, if a loss or gradient is not finite. ValueError if images and network do not fit.
     """
     method = method or make_method(family, config)
+    net.statistics_of = None  # before the moving average copies it
     resolution = max(family.resolution(arch) for arch in (net.space.largest, net.space.smallest))
     loop = Loop(
         net,

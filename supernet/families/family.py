@@ -69,6 +69,7 @@ class Family:
         net = Supernet(self.space, self.build, self.rules, seed=seed, example=example, pieces=self.pieces)
         if pretrained and self.weights is not None:
             net.load_state_dict(self.weights())
+            net.statistics_of = self.space.largest
         return net
 
 

@@ -67,11 +67,12 @@ def test_candidates_that_train_by_themselves(family, images, tmp_path):
     training = brief_training(GuidanceConfig(epochs=1, batch_size=16), "cpu", seed=3)
     candidate = TrainedBriefly(family, data, training, tmp_path)
     arch = family.space.smallest
-    model = candidate(arch)
+    batches = images(24).calibration.split(8)
+    model = candidate(arch, batches)
     untrained = family.supernet(3).extract(arch)
     assert model.state_dict().keys() == untrained.state_dict().keys()
     assert not torch.equal(model.classifier.weight, untrained.classifier.weight)
-    again = TrainedBriefly(family, data, training, tmp_path)(arch)  # from its checkpoint
+    again = TrainedBriefly(family, data, training, tmp_path)(arch, batches)  # from its checkpoint
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
     assert len(list(tmp_path.iterdir())) == 1
 

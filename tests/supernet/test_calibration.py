@@ -104,3 +104,60 @@ def test_torch_keeps_its_threads(images):
             assert pool.submit(torch.get_num_threads).result() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_layers_without_running_statistics_are_left_alone(images):
+    plain, counted = nn.BatchNorm2d(3, track_running_stats=False), nn.BatchNorm2d(3)
+    calibrate(nn.Sequential(plain, counted), [images])
+    assert plain.running_mean is None
+    normalised = (images - images.mean((0, 2, 3), keepdim=True)) / images.std((0, 2, 3), keepdim=True)
+    torch.testing.assert_close(counted.running_mean, torch.zeros(3), rtol=0, atol=1e-5)
+    torch.testing.assert_close(counted.running_var, normalised.var((0, 2, 3)), rtol=1e-3, atol=0)
+    assert calibrate(nn.BatchNorm2d(3, track_running_stats=False), []) == []
+
+
+class Branches(nn.Module):
+    """Takes images that are brighter than others another way."""
+
+    def __init__(self):
+        super().__init__()
+        self.bright, self.dark = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.bright(x) if x.mean() > 0.5 else self.dark(x)
+
+
+def test_layers_that_no_image_reaches_keep_what_they_have(images):
+    model = Branches().eval()
+    calibrate(model, [0.5 + images / 2, 0.4 + images / 2])
+    assert torch.equal(model.dark.running_mean, torch.zeros(3))
+    assert torch.equal(model.dark.running_var, torch.ones(3))
+    torch.testing.assert_close(model.bright.running_mean, 0.45 + images.mean((0, 2, 3)) / 2)
+
+
+def test_batches_that_go_different_ways_are_refused(images):
+    with pytest.raises(ValueError, match=r"different ways through the network, and not all reach .*'(dark|bright)'"):
+        calibrate(Branches(), [0.5 + images / 2, images / 2])
+    passing_by = Branches()
+    passing_by.dark = nn.Identity()
+    with pytest.raises(ValueError, match="not all reach the BatchNorm layer 'bright'"):  # waits for none that is done
+        calibrate(passing_by, [0.5 + images / 2, images / 2])
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.BatchNorm1d(3), (20, 3)),
+        (nn.BatchNorm1d(3), (20, 3, 7)),
+        (nn.BatchNorm3d(3), (20, 3, 2, 3, 4)),
+        (nn.BatchNorm2d(3, momentum=None), (20, 3, 4, 4)),
+        (nn.BatchNorm2d(3, affine=False), (20, 3, 4, 4)),
+        (nn.SyncBatchNorm(3), (20, 3, 4, 4)),
+    ],
+)
+def test_all_kinds_of_batch_norm(layer, shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    calibrate(layer, x.split(7))
+    dims = [0, *range(2, x.dim())]
+    torch.testing.assert_close(layer.running_mean, x.mean(dims), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(layer.running_var, x.var(dims), rtol=1e-5, atol=0)

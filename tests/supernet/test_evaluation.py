@@ -1,8 +1,16 @@
+import copy
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
 
-from supernet.evaluation import expected_calibration_error, quality
+from search.evaluate import SupernetAccuracy, accuracy, resized
+from search.guidance import FromSupernet
+from supernet.data import DataConfig, load_data
+from supernet.evaluation import calibrated_subnet, expected_calibration_error, quality
+from supernet.families import from_model
+from supernet.train import TrainConfig, train
 
 
 class Table(nn.Module):
@@ -52,3 +60,96 @@ def test_a_network_that_always_says_the_same_is_right_by_chance_alone():
 def test_no_images_are_an_error():
     with pytest.raises(ValueError, match="no images"):
         quality(Table([[1.0]]), [])
+
+
+# Whose statistics a supernet has
+
+
+def small(width=8):
+    conv, head = nn.Conv2d(3, width, 3, bias=False), nn.Conv2d(width, 16, 3, bias=False)
+    layers = OrderedDict(conv=conv, bn=nn.BatchNorm2d(width), act=nn.ReLU(), head=head, bn2=nn.BatchNorm2d(16))
+    return nn.Sequential(layers | OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), fc=nn.Linear(16, 10)))
+
+
+def published():
+    """`small` with weights and statistics that some training has left."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = small()
+        for layer in (model.bn, model.bn2):
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2)
+    return model
+
+
+@pytest.fixture
+def pretrained():
+    return from_model(small, torch.empty(1, 3, 8, 8, device="meta"), (0.5, 1.0), pretrained=published)
+
+
+@pytest.fixture
+def images():
+    return torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def keeps_its_statistics(net, arch, images):
+    """Whether the calibrated subnet has the supernet's."""
+    found, own = calibrated_subnet(net, arch, 8, images).state_dict(), net.extract(arch).state_dict()
+    equal = {torch.equal(found[name], own[name]) for name in own if "running" in name}
+    assert len(equal) == 1  # all or none
+    return equal.pop()
+
+
+def test_the_pretrained_network_itself_keeps_its_statistics(pretrained, images):
+    net, largest = pretrained.supernet(), pretrained.space.largest
+    assert net.statistics_of == largest
+    model = calibrated_subnet(net, largest, 8, images)
+    torch.testing.assert_close(model(images), published().eval()(images))  # the channels are in another order
+    assert not model.training
+    assert keeps_its_statistics(net, dict(largest), images)
+    assert not keeps_its_statistics(net, pretrained.space.smallest, images)
+    assert keeps_its_statistics(copy.deepcopy(net), largest, images)
+
+
+def test_the_search_judges_it_as_it_is_taken_out(pretrained, images):
+    net, labels = pretrained.supernet(), torch.arange(12) % 10
+    archs = [pretrained.space.largest, pretrained.space.smallest, pretrained.space.largest]
+    found = SupernetAccuracy(net, resized(images, images, labels), pretrained.resolution, batch_size=5)(archs)
+    expected = [accuracy(calibrated_subnet(net, arch, 8, images)(images), labels) for arch in archs]
+    assert found == expected
+    guided = FromSupernet(net)(archs[0], images.split(5))
+    assert torch.equal(guided(images), net.extract(archs[0]).eval()(images))
+
+
+def train_one_step_by_hand(net, family, tmp_path):
+    net.train()(torch.zeros(4, 3, 8, 8), family.space.smallest)
+
+
+def load_weights(net, family, tmp_path):
+    net.load_state_dict(net.state_dict())
+
+
+def train_with_a_moving_average(net, family, tmp_path):
+    data = load_data(DataConfig(workers=0, color_jitter=0.0))
+    config = TrainConfig(epochs=1, warmup_epochs=0, batch_size=256, ema_decay=0.9, eval_epochs=0)
+    return train(family, net, data, config, tmp_path)
+
+
+@pytest.mark.parametrize("change", [train_one_step_by_hand, load_weights, train_with_a_moving_average])
+def test_a_supernet_that_was_trained_on_is_recalibrated(pretrained, images, tmp_path, change):
+    net = pretrained.supernet()
+    net = change(net, pretrained, tmp_path) or net
+    assert net.statistics_of is None
+    assert not keeps_its_statistics(net.eval(), pretrained.space.largest, images)
+
+
+def test_a_supernet_that_began_from_nothing_is_recalibrated(pretrained, images):
+    net = pretrained.supernet(pretrained=False)
+    assert net.statistics_of is None
+    assert not keeps_its_statistics(net, pretrained.space.largest, images)
+
+
+def test_evaluation_and_gradients_in_eval_mode_leave_the_statistics_right(pretrained, images):
+    net = pretrained.supernet().eval()
+    net(images, pretrained.space.smallest).sum().backward()
+    assert net.statistics_of == pretrained.space.largest
