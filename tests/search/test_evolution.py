@@ -84,6 +84,12 @@ def test_a_generation_of_one_objective_has_mutants_and_children_of_two():
     assert share.std() == pytest.approx(0.5 / CHOICES**0.5, rel=0.2)
 
 
+def test_failed_architectures_are_nobodys_parents():
+    evolution = SingleObjectiveEvolution(Problem(SPACE, ["quality"]), 0, SingleObjectiveSettings(parents=3))
+    evolution.tell([SPACE.smallest, ONES, TWOS], np.array([[np.nan], [0.1], [np.inf]]))
+    assert evolution.parents == [ONES]
+
+
 def test_the_next_parents_are_the_best_of_parents_and_children():
     problem = Problem(SPACE, ["quality"], {"size": lambda archs: [float(sum(arch.values())) + 1 for arch in archs]})
     evolution = Evolution(problem, 0, EvolutionSettings(2))

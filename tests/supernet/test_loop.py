@@ -26,7 +26,8 @@ CONFIGS = {
     # here the gradient of each process is longer than the limit, and so is their mean
     "norm": LoopConfig(
         epochs=1, batch_size=BATCH, lr=8.0, momentum=0.5, weight_decay=0.1, warmup_epochs=0.4, min_lr=0.32,
-        label_smoothing=0.2, drop_rate=0.5, clip=0.1, ema_decay=0.7, amp="bf16", eval_epochs=0, log_steps=1, seed=3,
+        label_smoothing=0.2, drop_rate=0.5, drop_path_rate=0.1, clip=0.1, ema_decay=0.7, amp="bf16", eval_epochs=0,
+        log_steps=1, seed=3,
     ),
     "value": LoopConfig(
         epochs=1, batch_size=BATCH, lr=2.0, momentum=0.8, weight_decay=0.01, sched="poly", decay_rate=2.0,
@@ -69,13 +70,14 @@ class Trained(NamedTuple):
     after: dict
     average: dict
     factors: list  # of dropout, step by step
+    regularisation: set  # rates of dropout and stochastic depth
     formats: set  # whether images and kernels are channels-last and which precision the classifier answers in
 
 
 def trained(driver, config, directory):
     """Train the network in this process."""
     data = images_of(config)
-    factors, formats = [], set()
+    factors, regularisation, formats = [], set(), set()
 
     def dropout(rate):
         layer = nn.Dropout(rate)
@@ -87,6 +89,7 @@ def trained(driver, config, directory):
         formats.add((*is_last, output.dtype))
 
     def build(arch, drop_rate=0.0, drop_path_rate=0.0):
+        regularisation.add((drop_rate, drop_path_rate))
         model = network(dropout(drop_rate))
         model.stem.register_forward_hook(look)
         return model
@@ -94,7 +97,7 @@ def trained(driver, config, directory):
     if driver == "model":
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            net = build(None, config.drop_rate)
+            net = build(None, config.drop_rate, config.drop_path_rate)
         before = arrays(net)
         average = train_model(net, RESOLUTION, data, config, directory)
     else:
@@ -104,7 +107,7 @@ def trained(driver, config, directory):
         before = arrays(net)
         settings = TrainConfig(**vars(config))
         average = train(family, net, data, settings, directory, method=Uniform(space, regularised=True))
-    return Trained(before, arrays(net), arrays(average), [f.numpy() for f in factors], formats)
+    return Trained(before, arrays(net), arrays(average), [f.numpy() for f in factors], regularisation, formats)
 
 
 def images_of(config):
@@ -200,6 +203,7 @@ def check(config, found, directory):
             assert (own.after[name] == tensor.numpy()).all(), name
         for name, tensor in average.state_dict().items():
             assert (own.average[name] == tensor.numpy()).all(), name
+        assert own.regularisation - {(0.0, 0.0)} == {(config.drop_rate, config.drop_path_rate)}
         assert own.formats == {(config.channels_last,) * 2 + (torch.bfloat16 if config.amp == "bf16" else torch.float,)}
     state = load_checkpoint(directory / "checkpoints")
     buffers = [entry["momentum_buffer"] for entry in state["optimizer"]["state"].values()]

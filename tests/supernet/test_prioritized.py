@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from distill.losses import kl_divergence
+from supernet import distributed
 from supernet.data import DataConfig, resize
 from supernet.families import FAMILIES
 from supernet.prioritized import Entry, PrioritizedPaths
@@ -145,6 +146,43 @@ def test_matching_descends_the_loss_after_a_step_of_distillation():
     assert scale == 1.0  # the descent was not clipped
     np.testing.assert_allclose(moved.numpy(), numeric, rtol=1e-4, atol=1e-9)
     assert np.abs(numeric).max() > 1e-5
+
+
+def on_a_board(**options):
+    """Paths of a board of one, and a step that goes with them."""
+    paths, step = method(images=4, **options), double_step()
+    soft = torch.rand(4, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).mul(5).softmax(1)
+    paths.board = [Entry(ARCHS[1], 0.9, 1, step.images[4:], soft)]
+    return paths
+
+
+def test_matching_learns_every_so_many_steps():
+    paths = on_a_board(update_steps=3)
+    learned = []
+    for number in range(5):
+        before = paths.weight.clone()
+        paths.paths(double_step(number))
+        learned.append(not torch.equal(paths.weight.double(), before.double()))
+    assert learned == [True, False, False, True, False]
+
+
+def test_a_steep_descent_of_matching_is_clipped(monkeypatch):
+    paths = on_a_board(update_steps=1, lr=1e-3)
+    monkeypatch.setattr(distributed, "average", lambda values: values * 1e8)
+    paths.paths(double_step())
+    assert torch.cat([paths.weight, paths.bias[None]]).norm().item() == pytest.approx(1e-3)
+
+
+def test_the_board_and_the_teacher_are_the_same_in_every_process(monkeypatch):
+    paths, step = method(images=2), double_step()
+    for arch, accuracy in zip(ARCHS, (0.9, 0.8, 0.7)):
+        paths.board.append(Entry(arch, accuracy, 1, step.images[:2], torch.full((2, 10), 0.1, dtype=torch.float64)))
+    monkeypatch.setattr(distributed, "average", lambda values: torch.tensor([0.0, 0.0, 1.5]))
+    teacher, matching, _ = paths.match(step, ARCHS[4])
+    assert (teacher.arch, matching.item()) == (ARCHS[2], pytest.approx(1 / (1 + math.exp(-1.5))))
+    monkeypatch.setattr(distributed, "average", lambda values: torch.tensor(0.85))
+    paths.finish(double_step(epoch=20), [Path(ARCHS[3])], [torch.zeros(8, 10)])
+    assert [entry.arch for entry in paths.board] == [ARCHS[0], ARCHS[3], ARCHS[1], ARCHS[2]]
 
 
 def test_a_resumed_run_has_its_board(tmp_path):

@@ -3,13 +3,16 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
-from supernet.data import DataConfig
-from supernet.families import FAMILIES
+from supernet import distributed
+from supernet.data import DataConfig, load_data
+from supernet.families import FAMILIES, Family
 from supernet.runs import Job, run_job
 from supernet.sampling import Attentive, Fair, Sandwich, Step, Uniform
 from supernet.space import Choice, SearchSpace
-from supernet.train import TrainConfig
+from supernet.train import TrainConfig, train
 
 SPACE = SearchSpace(
     {
@@ -42,6 +45,20 @@ def test_a_sandwich_is_the_largest_on_labels_and_the_others_on_its_logits(numpy_
 def test_uniform_paths_learn_from_labels_alone(numpy_generator):
     paths = Uniform(SPACE, subnets=4).paths(step(numpy_generator))
     assert [(path.teacher, path.regularised) for path in paths] == [(None, False)] * 4
+
+
+def test_uniform_paths_may_learn_from_a_teacher_and_have_dropout(numpy_generator):
+    paths = Uniform(SPACE, subnets=2, teacher_weight=0.25, regularised=True).paths(step(numpy_generator))
+    assert [(p.teacher, p.label_weight, p.teacher_weight, p.regularised) for p in paths] == [
+        ("external", 1.0, 0.25, True)
+    ] * 2
+
+
+def test_subnets_are_judged_by_the_images_of_all_processes(numpy_generator, monkeypatch):
+    monkeypatch.setattr(distributed, "average", lambda values: values + torch.tensor([0.0, 0.5]))  # of the others
+    here = step(numpy_generator, lambda arch, images: torch.zeros(2, 4))
+    loss = F.cross_entropy(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64)).item()
+    assert here.losses([SPACE.largest, SPACE.smallest]) == pytest.approx([loss, loss + 0.5])
 
 
 def test_fair_paths_train_every_value_equally_often(numpy_generator):
@@ -89,6 +106,58 @@ def test_attentive_sampling_makes_do_with_fewer_candidates(numpy_generator):
     method = Attentive(SPACE, lambda arch: 10**9 * arch["width"], "best", trials=40)
     widths = {arch["width"] for arch in method.candidates(numpy_generator)}
     assert len(widths) == 1
+
+
+class Watching(Uniform):
+    """Uniform paths that learn from a teacher, and all that a method gets to see."""
+
+    def __init__(self, space):
+        super().__init__(space, subnets=2, teacher_weight=1.0)
+        self.__dict__.update(epochs=[], steps=[], chosen=[], finished=[])
+
+    def start_epoch(self, net, companions, progress):
+        self.epochs.append((len(self.steps), progress))
+
+    def paths(self, step):
+        self.steps.append((step.number, step.epoch, step.progress, step.lr, step.images.clone(), step.labels))
+        self.chosen.append(super().paths(step))
+        return self.chosen[-1]
+
+    def finish(self, step, paths, logits):
+        self.finished.append((step.number, paths, [tuple(part.shape) for part in logits]))
+
+
+def test_a_method_sees_every_step_and_the_beginning_of_every_epoch(tmp_path):
+    def build(arch):
+        return nn.Sequential(
+            nn.Conv2d(3, arch["width"], 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(arch["width"], 10)
+        )
+
+    space = SearchSpace({"width": tuple(range(2, 34)), "resolution": (8, 12)})
+    family = Family(space, build, num_classes=10, input_size=12)
+    data = load_data(DataConfig(holdout=0.97, workers=0))
+    config = TrainConfig(epochs=3, batch_size=8, eval_epochs=0)
+    each = data.steps_per_epoch(8)
+    seen = []
+    teacher = nn.Sequential(build(space.largest), nn.Dropout(0.5)).train()
+    teacher.register_forward_hook(lambda module, args, output: seen.append((args[0], module[1].training)))
+    method, again = Watching(space), Watching(space)
+    train(family, family.supernet(), data, config, tmp_path / "first", method=method, teacher=teacher)
+    assert method.epochs == [(epoch * each, pytest.approx(epoch / 3)) for epoch in range(3)]
+    assert [step[:2] for step in method.steps] == [(number, number // each) for number in range(3 * each)]
+    assert [step[2] for step in method.steps] == pytest.approx([number / (3 * each) for number in range(3 * each)])
+    assert len({step[3] for step in method.steps}) == 3 * each  # a rate of its own
+    assert [(number, paths) for number, paths, _ in method.finished] == list(enumerate(method.chosen))
+    assert {tuple(shapes) for *_, shapes in method.finished} == {((8, 10), (8, 10))}
+    # every step draws anew, and the same when all is done again
+    assert len({tuple(path.arch for path in paths) for paths in method.chosen}) == 3 * each
+    train(family, family.supernet(), data, config, tmp_path / "second", method=again, teacher=teacher)
+    assert again.chosen == method.chosen
+    # the teacher takes the images of each step as they are, without dropout
+    assert len(seen) == 6 * each
+    assert all(torch.equal(images, step[4]) for (images, _), step in zip(seen, method.steps))
+    assert all(step[4].shape == (8, 3, 12, 12) for step in method.steps)
+    assert not any(training for _, training in seen)
 
 
 @pytest.mark.parametrize(

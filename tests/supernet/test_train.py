@@ -58,7 +58,11 @@ def test_a_step_adds_the_gradients_of_its_paths_and_teaches_by_the_logits_of_the
     regularised = partial(family.build, drop_rate=0.5, drop_path_rate=0.5)
     train_step = TrainStep(net, TrainConfig(label_smoothing=0.1), family.resolution, regularised)
     largest, smallest = family.space.largest, family.space.restrict({"resolution": [32]}).smallest
-    paths = [Path(largest, regularised=True), Path(smallest, teacher=0, label_weight=0.0)]
+    paths = [
+        Path(largest, regularised=True),
+        Path(smallest, teacher=0, label_weight=0.0),
+        Path(smallest, teacher=0, label_weight=0.3, teacher_weight=0.6),
+    ]
 
     torch.manual_seed(0)
     losses, _ = train_step(images, labels, paths)
@@ -69,7 +73,10 @@ def test_a_step_adds_the_gradients_of_its_paths_and_teaches_by_the_logits_of_the
     first.backward()
     second = kl_divergence(reference(images, smallest), logits.detach())
     second.backward()
-    assert losses.tolist() == [first.item(), second.item()]
+    own = reference(images, smallest)
+    third = 0.3 * F.cross_entropy(own, labels, label_smoothing=0.1) + 0.6 * kl_divergence(own, logits.detach())
+    third.backward()
+    assert losses.tolist() == [first.item(), second.item(), third.item()]
     for (name, parameter), expected in zip(net.named_parameters(), reference.parameters()):
         assert torch.equal(parameter.grad, expected.grad), name
 
