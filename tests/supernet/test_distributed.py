@@ -28,39 +28,51 @@ def gradients(rank=0, world_size=1):
     return {name: parameter.grad for name, parameter in net.named_parameters()}
 
 
-def gradients_of_this_rank():
+METHODS = ("sandwich", "worst_up")
+
+
+def train_here(method, directory):
+    job = dataclasses.replace(JOB, train=dataclasses.replace(TRAIN, method=method, macs_step=1.0))
+    run = run_job(job, directory / method, resume=True)
+    return {name: tensor.detach().numpy() for name, tensor in run.net.named_parameters()}
+
+
+def all_of_this_rank(directory):
     found = gradients(distributed.rank(), distributed.world_size())
-    return {name: gradient.numpy() for name, gradient in found.items()}
+    trained = {method: train_here(method, directory) for method in METHODS}
+    return {name: gradient.numpy() for name, gradient in found.items()}, trained
 
 
-def test_two_processes_have_the_gradients_of_one_with_the_joint_batch(in_two_processes):
+@pytest.fixture(scope="module")
+def processes(in_two_processes, tmp_path_factory):
+    """What each of two processes has, and where their runs are."""
+    directory = tmp_path_factory.mktemp("distributed")
+    return in_two_processes(all_of_this_rank, directory), directory
+
+
+def test_two_processes_have_the_gradients_of_one_with_the_joint_batch(processes):
     expected = gradients()
     largest = max(gradient.abs().max() for gradient in expected.values())
-    for found in in_two_processes(gradients_of_this_rank):
+    for found, _ in processes[0]:
         assert found.keys() == expected.keys()
         for name, gradient in found.items():
             assert (torch.from_numpy(gradient) - expected[name]).abs().max() < 1e-6 * largest, name
 
 
-def train_here(job, directory):
-    run = run_job(job, directory, resume=True)
-    return {name: tensor.detach().numpy() for name, tensor in run.net.named_parameters()}
-
-
-@pytest.mark.parametrize("method", ["sandwich", "worst_up"])
-def test_processes_train_the_same_weights_and_one_goes_on_alone(tmp_path, method, in_two_processes):
-    job = dataclasses.replace(JOB, train=dataclasses.replace(TRAIN, method=method, macs_step=1.0))
-    first, second = in_two_processes(train_here, job, tmp_path)
+@pytest.mark.parametrize("method", METHODS)
+def test_processes_train_the_same_weights_and_one_goes_on_alone(processes, method):
+    first, second = (trained[method] for _, trained in processes[0])
     for name, weights in first.items():
         assert (weights == second[name]).all(), name
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 5
+    run_dir = processes[1] / method
+    assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 5
 
-    newest = max((tmp_path / "checkpoints").iterdir())
+    newest = max((run_dir / "checkpoints").iterdir())
     newest.unlink()
-    (tmp_path / "supernet.safetensors").unlink()
-    alone = train_here(job, tmp_path)
+    (run_dir / "supernet.safetensors").unlink()
+    alone = train_here(method, processes[1])
     assert alone.keys() == first.keys()
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 5
+    assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 5
 
 
 def test_a_batch_that_does_not_split_is_refused(tmp_path, monkeypatch):
