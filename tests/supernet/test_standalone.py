@@ -43,10 +43,11 @@ def metrics(directory):
 
 def test_the_loop_is_nesterovs_on_the_weighted_losses(tmp_path):
     config = dataclasses.replace(CONFIG, epochs=1, weight_decay=0.0, label_smoothing=0.0, eval_epochs=0)
-    model, reference, teacher = network().train(), network().train(), network(6).eval()
+    model, reference, teacher = network().train(), network().train(), network(6).train()
     model[3].p = reference[3].p = 0.0
     data = load_data(DATA, config.seed)
     train_model(model, 16, data, config, tmp_path, Objective(labels=0.5, kl=2.0, temperature=3.0), teacher)
+    assert not any(module.training for module in teacher.modules())
 
     optimizer = torch.optim.SGD(reference.parameters(), momentum=0.9, nesterov=True)
     lines = metrics(tmp_path)

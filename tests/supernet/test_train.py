@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from distill.losses import kl_divergence
 from supernet.checkpoint import load_checkpoint
-from supernet.data import DataConfig, load_data
+from supernet.data import DataConfig, load_data, resize
+from supernet.evaluation import accuracy, calibrated_subnet
 from supernet.families import FAMILIES
 from supernet.loop import TrainingError
 from supernet.runs import Job, load_run, run_job
@@ -137,6 +138,24 @@ def test_a_run_that_is_killed_and_resumed_ends_in_the_same_weights(tmp_path):
 def _train_on_one_thread(job, directory):
     torch.set_num_threads(1)
     run_job(job, directory, resume=True)
+
+
+def test_subnets_are_evaluated_with_statistics_and_a_resolution_of_their_own(family, tmp_path):
+    data = load_data(DATA)
+    config = dataclasses.replace(
+        CONFIG, epochs=1, lr=4.0, warmup_epochs=0, eval_epochs=1, eval_images=200, eval_random=2, calibration_images=30
+    )
+    net = train(family, family.supernet(), data, config, tmp_path)
+    found = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["accuracy"]
+    assert list(found) == ["largest", "smallest", "random_0", "random_1"]
+    images, labels = data.images(data.holdout, 32, 200)
+    few = data.calibration_images(32, 30, config.seed)
+    for name, arch in (("largest", family.space.largest), ("smallest", family.space.smallest)):
+        size = family.resolution(arch)
+        model = calibrated_subnet(net, arch, size, few)
+        assert found[name] == accuracy(model, [(resize(images, size), labels)])
+        assert found[name] != accuracy(net.extract(arch), [(resize(images, size), labels)])
+    assert {family.resolution(arch) for arch in (family.space.largest, family.space.smallest)} == {24, 32}
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run_dir, caplog):
