@@ -18,6 +18,7 @@ from torch import nn
 
 from distill.untouched import untouched
 from predictors.device import Device
+from supernet.deployment import deployed
 from supernet.export import INPUT_NAME, export_onnx, quantise_onnx
 from supernet.extras import require
 
@@ -28,12 +29,12 @@ Runtime = Callable[[nn.Module, Device, Sequence[int]], Timer]
 
 
 def prepare(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
-    """A timer of `model`, in eval mode, on images [C, H, W] = `input_size` of random values.
+    """A timer of `model`, as `supernet.deployment.deployed`, on images [C, H, W] = `input_size` of random values.
 
     ValueError if the runtime does not suit (see `check`) or the model does not convert.
     """
     check(device)
-    return RUNTIMES[device.runtime](model.eval(), device, input_size)
+    return RUNTIMES[device.runtime](deployed(model), device, input_size)
 
 
 def check(device: Device) -> None:

@@ -26,6 +26,7 @@ from supernet.atomic import write_atomically
 from supernet.checkpoint import load_checkpoint, save_checkpoint
 from supernet.data import Data
 from supernet.families import Family
+from supernet.memory_format import channels_last
 from supernet.randomness import Stream, part_seed
 from supernet.space import Arch, SearchSpace
 
@@ -120,7 +121,7 @@ class BlockRating:
         if len(unrated) > len(rated):
             logger.warning("no block depends on %s: these choices make no difference", ", ".join(unrated))
         for block in self.blocks:
-            block.net.to(self._device, memory_format=torch.channels_last)
+            channels_last(block.net.to(self._device))
         self.losses: list[dict[Arch, float]] = []  # of each block's paths, once they are rated
 
     def __call__(self, archs: Sequence[Arch]) -> list[float]:

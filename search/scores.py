@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from torch import nn
 from torch.utils.data import IterableDataset, Subset
 
@@ -29,6 +28,7 @@ from search.te_nas import Proxies, prunable, search_by_pruning
 from search.teachers import load_teacher
 from search.training_free import Batch, TrainingFreeScore
 from supernet.data import Data, DataConfig, load_data
+from supernet.memory_format import channels_last
 from supernet.randomness import Stream, generator
 from supernet.runs import Job, Run
 from supernet.space import Arch
@@ -80,7 +80,7 @@ def untrained_run(space: str, options: str, config: DataConfig) -> Run:
 
 def accuracy_score(job: SearchJob, trained: Run) -> SupernetAccuracy:
     """The accuracy of a run's subnets on its held-out images."""
-    net = trained.net.to(memory_format=torch.channels_last)
+    net = channels_last(trained.net)
     return SupernetAccuracy(net, run_images(job, trained), trained.family.resolution, job.batch_size)
 
 
@@ -157,7 +157,7 @@ def _rdm(job: SearchJob, run: Run, directory: Path | None) -> Judge:
         training = brief_training(config, run.job.train.device, job.seed)
         candidate: Candidate = TrainedBriefly(family, run.data, training, directory / "candidates")
     else:
-        candidate = FromSupernet(run.net.to(memory_format=torch.channels_last))
+        candidate = FromSupernet(channels_last(run.net))
     images = run_images(job, run)
     score = TeacherGuided(candidate, images, family.resolution, teacher, resolution, config, job.batch_size)
     return Judge(score)

@@ -24,6 +24,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from supernet.channel_rules import FIXED, Labels, rule_for
+from supernet.plain import count_classes
 from supernet.slicing import leading
 
 # B batch
@@ -66,6 +67,7 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
     tracer = Tracer(model)
     with torch.no_grad(), tracer:
         output = model(example)
+    count_classes(output)
     tracer.fix(tracer.labels(output))
     return tracer.result()
 

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from supernet.plain import floating_dtype
 from supernet.skeleton import without_data
 
 # B batch, H heads, Q queries, S keys, D channels of queries and keys, E of values, O outputs, T time steps
@@ -46,8 +47,7 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def _count(input_size: Sequence[int], module: nn.Module, device: torch.device) -> int:
-    dtypes = [parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()]
-    image = torch.zeros(1, *input_size, dtype=dtypes[0] if dtypes else None, device=device)
+    image = torch.zeros(1, *input_size, dtype=floating_dtype(module), device=device)
     with FlopCounterMode(display=False, custom_mapping=_flops()) as counter:
         module(image)
     return counter.get_total_flops() // 2

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from distill.untouched import untouched
 from supernet.atomic import write_atomically
+from supernet.deployment import deployed
 from supernet.errors import first_line
 from supernet.extras import require
 
@@ -34,10 +35,11 @@ def export_onnx(
     batch_size: int = 1,
     dynamic_batch: bool = False,
 ) -> None:
-    """Write `model`, in eval mode and with BatchNorm folded into convolutions, to `path` as ONNX of opset 18.
+    """Write `model`, as `deployed`, in eval mode and with BatchNorm folded into convolutions, to `path` as ONNX of
+    opset 18.
 
     The graph takes `images` [batch, *input_size] in float32 and gives `logits`. The batch is `batch_size`, or any with
-    `dynamic_batch`. The model keeps its mode; control flow that depends on the image size is fixed at `input_size`.
+    `dynamic_batch`. The model stays as it is; control flow that depends on the image size is fixed at `input_size`.
 
     Torch's exporter by tracing is tried first: a tenth of a second for a small network, where the exporter through
     `torch.export` needs several. The latter takes over where tracing fails, such as in timm's EVA.
@@ -49,6 +51,7 @@ def export_onnx(
     parameter = next(model.parameters(), torch.empty(0))
     # a traced batch of 1 could be taken for a dimension to broadcast
     images = torch.zeros(max(batch_size, 2) if dynamic_batch else batch_size, *input_size, device=parameter.device)
+    model = deployed(model)
     with write_atomically(path) as temporary:
         try:
             _export_traced(model, images, temporary, dynamic_batch)
@@ -83,17 +86,14 @@ def quantise_onnx(source: str | Path, path: str | Path, images: Tensor, batch_si
 
 
 def export_program(model: nn.Module, path: str | Path, input_size: Sequence[int] = (3, 224, 224)) -> None:
-    """Write `model` in eval mode to `path` by `torch.export`, with any batch size; `torch.export.load` reads it, for
-    AOTInductor and ExecuTorch. The model keeps its mode. ValueError if it cannot be exported."""
+    """Write `model`, as `deployed`, to `path` by `torch.export`, with any batch size; `torch.export.load` reads it, for
+    AOTInductor and ExecuTorch. The model stays as it is. ValueError if it cannot be exported."""
     parameter = next(model.parameters(), torch.empty(0))
     images = torch.zeros(2, *input_size, device=parameter.device)  # a batch of 1 would be taken for a constant
-    was_training = model.training
     try:
-        program = torch.export.export(model.eval(), (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        program = torch.export.export(deployed(model), (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
         raise ValueError(f"{type(model).__name__} cannot be exported by torch.export: {first_line(error)}") from error
-    finally:
-        model.train(was_training)
     with write_atomically(path) as temporary, temporary.open("wb") as file:
         torch.export.save(program, file)
 
@@ -142,12 +142,11 @@ def _export_traced(model: nn.Module, images: torch.Tensor, path: Path, dynamic_b
 
 def _export_captured(model: nn.Module, images: torch.Tensor, path: Path, dynamic_batch: bool) -> None:
     require("onnxscript")
-    was_training = model.training
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, about its own internals
             torch.onnx.export(
-                model.eval(),
+                model,
                 (images,),
                 str(path),
                 dynamo=True,
@@ -161,5 +160,3 @@ def _export_captured(model: nn.Module, images: torch.Tensor, path: Path, dynamic
     except torch.onnx.errors.OnnxExporterError as error:
         reason = first_line(error.__cause__ or error)
         raise ValueError(f"{type(model).__name__} cannot be exported to ONNX: {reason}") from error
-    finally:
-        model.train(was_training)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from supernet import distributed
 from supernet.checkpoint import load_checkpoint, save_checkpoint
 from supernet.data import Data
+from supernet.memory_format import channels_last
 from supernet.metrics import Metrics, scalars
 from supernet.randomness import Stream, torch_seed
 
@@ -197,6 +198,8 @@ class Loop:
 
     def place(self, module: nn.Module) -> nn.Module:
         """`module`, moved to where and in the memory format in which the training is."""
+        if self._memory_format == torch.channels_last:
+            return channels_last(module.to(self.device))
         return module.to(self.device, memory_format=self._memory_format)
 
     def seeded(self, step: int) -> AbstractContextManager[None]:

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode
 
+from supernet.plain import floating_dtype
 from supernet.skeleton import without_data
-from supernet.slicing import Unit
+from supernet.slicing import Unit, layer_of
 from supernet.space import Arch, SearchSpace, Value
 
 
@@ -99,15 +101,16 @@ def check_structure(space: SearchSpace, module_of: Callable[[Arch], nn.Module], 
     `if x.shape == y.shape: y = y + x`.
     """
     runs = set(probing_archs(space, 3)) if example is not None else set()
-    types: dict[str, tuple[type, Arch]] = {}
+    types: dict[str, tuple[type, Arch]] = {}  # without what parametrisations add
     calls: dict[Arch, dict[str, list[str]]] = {}
     for arch in [*covering_archs(space), *probing_archs(space)]:
         module = module_of(arch)
         for name, child in module.named_modules():
-            other, other_arch = types.setdefault(name, (type(child), arch))
-            if type(child) is not other:
+            kind = type_before_parametrizations(child)
+            other, other_arch = types.setdefault(name, (kind, arch))
+            if kind is not other:
                 raise ValueError(
-                    f"module {name!r} is a {type(child).__name__} in {arch!r} but a {other.__name__} in "
+                    f"module {name!r} is a {kind.__name__} in {arch!r} but a {other.__name__} in "
                     f"{other_arch!r}: give operations of different types different names"
                 )
         larger_arch = space.validate(
@@ -188,11 +191,14 @@ def _function_calls(example: Tensor, module: nn.Module, device: torch.device) ->
             calls[running[-1]].append(func.__name__)
             return func(*args, **(kwargs or {}))
 
-    images = torch.zeros_like(example, device=device)
+    dtype = floating_dtype(module) if example.is_floating_point() else example.dtype
+    images = torch.zeros(example.shape, dtype=dtype, device=device)
     with Recorder():
         module(images)
     return calls
 
 
-def is_kernel(module: nn.Module, tensor_name: str) -> bool:
-    return isinstance(module, _ConvNd) and tensor_name == "weight"
+def is_kernel(module: nn.Module, name: str) -> bool:
+    """Whether the tensor `name` of `module` is, or is made into, the weight of a convolution."""
+    layer, tensor_name = layer_of(module, name)
+    return isinstance(layer, _ConvNd) and tensor_name == "weight"

@@ -11,6 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from supernet.errors import first_line
+from supernet.plain import plain
 from supernet.space import Arch
 
 T = TypeVar("T")
@@ -70,7 +71,7 @@ def without_data(module: nn.Module, use: Callable[[nn.Module, torch.device], T])
     """
 
     def used(device: torch.device) -> T:
-        with torch.no_grad(), device:  # what a forward pass makes lands there as well
+        with torch.random.fork_rng(()), torch.no_grad(), device:  # what a forward pass makes lands there as well
             return use(copy_to(module, device).requires_grad_(False).eval(), device)
 
     try:
@@ -82,13 +83,18 @@ def without_data(module: nn.Module, use: Callable[[nn.Module, torch.device], T])
             raise ValueError(f"{type(module).__name__} does not run: {first_line(error)}") from unfollowed
 
 
+def build_uninitialised(build, arch) -> nn.Module:
+    """The plain module of `build(arch)`, with whatever values are in memory for those that it initialises in place."""
+    with _WithoutInitialisation():
+        return plain(build(arch))
+
+
 def build_skeleton(build, arch) -> nn.Module:
-    """`build(arch)` with its parameters and persistent buffers on the meta device, uninitialised.
+    """The plain module of `build(arch)`, with its parameters and persistent buffers on the meta device, uninitialised.
 
     Buffers outside the state dict (masks, index tables) are real: they are constants of the architecture.
     """
-    with _WithoutInitialisation():
-        module = build(arch)
+    module = build_uninitialised(build, arch)
     persistent = module.state_dict(keep_vars=True)
     on_meta = {id(t): nn.Parameter(t.to("meta"), t.requires_grad) for t in module.parameters()}
     for child_name, child in module.named_modules():

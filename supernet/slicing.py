@@ -77,11 +77,10 @@ def rule_for(module: nn.Module, name: str) -> Rule:
     states of every gate, and, where their inputs come from both directions, the leading ones of each. Everything else
     keeps leading entries. What that means for groups and heads, see `unit`.
     """
-    owner, _, tensor_name = name.rpartition(".")
-    layer = module.get_submodule(owner)
+    layer, tensor_name = layer_of(module, name)
     if isinstance(layer, _ConvNd) and tensor_name == "weight":
         return centred
-    if tensor_name in ("in_proj_weight", "in_proj_bias") or _is_fused(module, owner):
+    if tensor_name in ("in_proj_weight", "in_proj_bias") or _fused_attention(module, name):
         return blocks(3)
     if tensor_name.startswith("weight_hr"):  # the projection of an LSTM's output
         return leading
@@ -99,17 +98,15 @@ class Unit(NamedTuple):
     size: tuple[int, ...]  # channels of a head; outputs and inputs of a group
 
 
-def unit(module: nn.Module, owner: str) -> Unit | None:
-    """The heads or groups of the layer `owner` of `module`, None for other layers.
+def unit(module: nn.Module, name: str) -> Unit | None:
+    """The heads or groups of the layer that the tensor `name` of `module` belongs to, None for other layers.
 
     Where there are several, a smaller layer has fewer of them, each as large as before: its leading rows are then the
     leading heads or groups. Smaller heads would be pieces of larger ones, and smaller groups would see the channels of
     others.
     """
-    layer = module.get_submodule(owner)
-    attention = layer if isinstance(layer, nn.MultiheadAttention) else None
-    if _is_fused(module, owner):
-        attention = module.get_submodule(owner.rpartition(".")[0])
+    layer, _ = layer_of(module, name)
+    attention = layer if isinstance(layer, nn.MultiheadAttention) else _fused_attention(module, name)
     if attention is not None:
         return Unit("head", attention.num_heads, (attention.head_dim,))
     if isinstance(layer, _ConvNd):
@@ -117,10 +114,22 @@ def unit(module: nn.Module, owner: str) -> Unit | None:
     return None
 
 
-def _is_fused(module: nn.Module, owner: str) -> bool:
-    """Whether the layer `owner` gives queries, keys and values of timm's attention."""
-    parent, _, layer_name = owner.rpartition(".")
-    return layer_name == "qkv" and isinstance(module.get_submodule(parent), Attention | AttentionRope)
+def layer_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The layer that the tensor `name` of `module` belongs to, and what it is there: for tensors of a parametrisation
+    (`torch.nn.utils.parametrizations`, or the older `weight_norm` and `spectral_norm`) the one that it makes."""
+    *path, tensor_name = name.split(".")
+    if "parametrizations" in path:
+        at = path.index("parametrizations")
+        return module.get_submodule(".".join(path[:at])), path[at + 1]
+    layer = module.get_submodule(".".join(path))
+    return layer, "weight" if isinstance(layer, _ConvNd) and tensor_name != "bias" else tensor_name
+
+
+def _fused_attention(module: nn.Module, name: str) -> Attention | AttentionRope | None:
+    """timm's attention, if the tensor `name` is of the layer that gives its queries, keys and values."""
+    *path, layer_name, _ = ["", *name.split(".")]
+    parent = module.get_submodule(".".join(path).removeprefix(".")) if layer_name == "qkv" else None
+    return parent if isinstance(parent, Attention | AttentionRope) else None
 
 
 def take(tensor: Tensor, shape: torch.Size, rule: Rule, accumulate: bool = False) -> Tensor:

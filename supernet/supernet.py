@@ -15,7 +15,8 @@ from torch.func import functional_call
 
 from distill.untouched import untouched
 from supernet.nesting import check_shape, check_structure, check_unit, covering_archs, is_kernel
-from supernet.skeleton import Assembler, build_skeleton
+from supernet.plain import floating_dtype, plain
+from supernet.skeleton import Assembler, build_skeleton, build_uninitialised
 from supernet.slicing import Rule, Unit, rule_for, take, unit
 from supernet.space import Arch, SearchSpace, Value
 
@@ -52,6 +53,8 @@ class Supernet(nn.Module):
     `slicing.rule_for`. A rule that is a module has weights of its own: every tensor it matches gets a copy, under
     `slicing_rules`.
 
+    Around the plain modules may be DataParallel, DistributedDataParallel or torch.compile, which are taken off.
+
     The weights start as `build` initialises them, drawn from `seed`. ValueError, naming the tensor, the architectures
     and both shapes, if the modules of the space do not nest (see `nesting`). With an `example` of the images, of which
     the shape alone matters, a few subnets are also run on the meta device, to find connections that come and go with
@@ -82,7 +85,8 @@ class Supernet(nn.Module):
         self._subnet = _cached(self._make_subnet)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            covering = {arch: build(arch) for arch in covering_archs(space)}
+            covering = {arch: plain(build(arch)) for arch in covering_archs(space)}
+        _check_new(covering[space.largest], build_uninitialised(build, space.largest))
         self._share(covering)
         self._no_weight_decay = {name for module in covering.values() for name in _no_weight_decay(module)}
         self._parts: dict[tuple[str, torch.Size], _Part] = {}
@@ -107,9 +111,9 @@ class Supernet(nn.Module):
         `torch.compile(functional_call)` for a subnet that recurs.
         ValueError if `arch` is not of this space, or if the images are of another type than the weights.
         """
-        weights = next(self.parameters())
-        if x.dtype != weights.dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
-            raise ValueError(f"the images are {x.dtype} and the weights {weights.dtype}: convert (and normalise) them")
+        dtype = floating_dtype(self)
+        if x.dtype != dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+            raise ValueError(f"the images are {x.dtype} and the weights {dtype}: convert (and normalise) them")
         module, parts = self._subnet(self.space.validate(arch), build or self.build)
         shared = self._tensors()
         if self.training:
@@ -180,12 +184,11 @@ class Supernet(nn.Module):
                 f"{arch!r} has a tensor {name!r} that the supernet lacks: no architecture of "
                 "supernet.nesting.covering_archs(space) has it; make the choice that brings it an unordered one"
             )
-        owner, _, tensor_name = name.rpartition(".")
-        kernel = is_kernel(module.get_submodule(owner), tensor_name)
+        kernel = is_kernel(module, name)
         source, shared_unit = self._sources[name]
         check_shape(name, shared[name].shape, tensor.shape, kernel, source, arch)
         if tensor.shape != shared[name].shape and self._matching(name) is None:
-            check_unit(name, shared_unit, unit(module, owner), source, arch)
+            check_unit(name, shared_unit, unit(module, name), source, arch)
         return _Part(name, tensor.shape, self._rule(name, module))
 
     def _rule(self, name: str, module: nn.Module) -> Rule:
@@ -208,7 +211,7 @@ class Supernet(nn.Module):
             for name, tensor in module.state_dict(keep_vars=True).items():
                 if name not in largest or tensor.numel() > largest[name].numel():
                     largest[name] = tensor
-                    self._sources[name] = arch, unit(module, name.rpartition(".")[0])
+                    self._sources[name] = arch, unit(module, name)
         for name, tensor in largest.items():
             self._register(name, tensor)
         for pattern in self._rules:
@@ -255,6 +258,14 @@ class Supernet(nn.Module):
     def __setstate__(self, state):
         super().__setstate__(state)
         self._subnet = _cached(self._make_subnet)
+
+
+def _check_new(module: nn.Module, again: nn.Module) -> None:
+    if {*map(id, module.parameters())} & {*map(id, again.parameters())}:
+        raise ValueError(
+            f"`build` gives the same {type(module).__name__} twice: it has to make a new one every time, by "
+            "copy.deepcopy for example"
+        )
 
 
 def _no_weight_decay(module: nn.Module) -> Iterable[str]:

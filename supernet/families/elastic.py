@@ -24,6 +24,8 @@ from supernet.families.family import Family
 from supernet.families.kept_sizes import keep_sizes
 from supernet.families.timm_models import create_regularised, timm_model
 from supernet.importance import Importance, order_channels
+from supernet.plain import count_classes, plain
+from supernet.skeleton import copy_to
 from supernet.space import Arch, Choice, SearchSpace
 
 
@@ -84,15 +86,16 @@ def from_model(
     for fractions, what in ((width, "width"), (depth, "depth")):
         if not fractions or list(fractions) != sorted(set(fractions)) or fractions[0] <= 0 or fractions[-1] != 1:
             raise ValueError(f"fractions of the {what} rise to 1, such as (0.5, 0.75, 1.0), not {fractions}")
+    create = partial(_plain, create)
     with torch.device("meta"):
-        model = create()
+        model = copy_to(create(), torch.device("meta"))
     found = trace(model, example)
     lengths = {name: len(model.get_submodule(name)) for name in found.removable}
     space = _space(found, lengths, width, depth)
     build = partial(_build, found, create)
     try:
         with torch.device("meta"):
-            output = build(space.smallest).eval()(example.to("meta"))
+            output = copy_to(build(space.smallest), torch.device("meta")).eval()(example.to("meta"))
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"{type(model).__name__} does not run with fewer channels or blocks ({first_line(error)}), as its forward "
@@ -105,11 +108,15 @@ def from_model(
         build=build,
         macs=partial(_total, terms((layer.weight or layer.module, layer.macs) for layer in found.layers)),
         parameters=partial(_total, terms((name, 1) for name, _ in model.named_parameters())),
-        num_classes=output.shape[-1],
+        num_classes=count_classes(output),
         in_chans=example.shape[1],
         input_size=example.shape[-1],
         weights=pretrained and partial(_weights, pretrained, elastic, importance),
     )
+
+
+def _plain(create: Callable[..., nn.Module], **options: float) -> nn.Module:
+    return plain(create(**options))
 
 
 def _weights(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from supernet.complexity import count_macs, count_parameters
-from supernet.skeleton import build_skeleton
+from supernet.plain import count_classes, floating_dtype
+from supernet.skeleton import build_skeleton, without_data
 from supernet.slicing import Rule
 from supernet.space import Arch, SearchSpace
 from supernet.supernet import Supernet
@@ -62,15 +64,24 @@ class Family:
         """A supernet of this family, with its pretrained weights if it has any, or else initialised from `seed`.
 
         With `pretrained` false they are not loaded, for a supernet whose weights come from elsewhere. ValueError if its
-        subnets do not nest, or do not run on images of this family.
+        subnets do not nest, do not run on images of this family, or give anything but its logits, in training too.
         """
         size = self.resolution(self.space.largest)
         example = torch.empty(1, self.in_chans, size, size, device="meta")
         net = Supernet(self.space, self.build, self.rules, seed=seed, example=example, pieces=self.pieces)
+        without_data(net.skeleton(self.space.largest), partial(_check_output, size, self))
         if pretrained and self.weights is not None:
             net.load_state_dict(self.weights())
             net.statistics_of = self.space.largest
         return net
+
+
+def _check_output(size: int, family: Family, module: nn.Module, device: torch.device) -> None:
+    """ValueError unless `module` gives logits of the family's classes, in eval mode and in train mode."""
+    images = torch.zeros(2, family.in_chans, size, size, dtype=floating_dtype(module), device=device)
+    for mode in (module.eval(), module.train()):
+        if (classes := count_classes(mode(images))) != family.num_classes:
+            raise ValueError(f"it gives logits of {classes} classes, and its family says {family.num_classes}")
 
 
 class Description(NamedTuple):

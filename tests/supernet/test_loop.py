@@ -104,6 +104,8 @@ def trained(driver, config, directory):
         space = SearchSpace({"width": (12,)})
         family = Family(space, build, num_classes=10, input_size=RESOLUTION)
         net = family.supernet()
+        for noted in (factors, formats):  # while the modules were tried without data
+            noted.clear()
         before = arrays(net)
         settings = TrainConfig(**vars(config))
         average = train(family, net, data, settings, directory, method=Uniform(space, regularised=True))

@@ -1,6 +1,10 @@
+import copy
 import itertools
+from functools import partial
+from typing import NamedTuple
 
 import pytest
+import torch
 from torch import nn
 
 from supernet.families import FAMILIES, Family, describe
@@ -74,11 +78,62 @@ def test_a_residual_that_comes_and_goes_is_refused(asks):
 
 
 def test_a_model_that_does_not_take_the_familys_images_is_refused_in_one_line():
-    two_inputs = nn.Bilinear(8, 8, 4)
-    for build, why in (
-        (lambda arch: nn.Conv2d(4, 4, 1), "4 channels"),
-        (lambda arch: two_inputs, "missing 1 required"),
-    ):
+    for layer, why in ((nn.Conv2d(4, 4, 1), "4 channels"), (nn.Bilinear(8, 8, 4), "missing 1 required")):
+        family = Family(SearchSpace({"resolution": (8,), "width": (1, 2)}), partial(copied, layer), 4)
         with pytest.raises(ValueError, match=f"does not run: .*{why}") as error:
-            Family(SearchSpace({"resolution": (8,), "width": (1, 2)}), build, 4).supernet()
+            family.supernet()
         assert "\n" not in str(error.value)
+
+
+def copied(module, arch, **options):
+    return copy.deepcopy(module)
+
+
+class Gives(nn.Module):
+    """Logits of 4 classes, in a form of their own."""
+
+    def __init__(self, form, form_in_training=None) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.form, self.form_in_training = form, form_in_training or form
+
+    def forward(self, x):
+        y = self.conv(x)
+        return (self.form_in_training if self.training else self.form)(y, y.mean((2, 3)))
+
+
+class Outputs(NamedTuple):
+    logits: torch.Tensor
+    auxiliary: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            Gives(lambda y, logits: {"out": logits, "map": y}),
+            r"gives a dict of 'out': a tensor \[2, 4\], 'map': a tensor",
+        ),
+        (Gives(lambda y, logits: (logits, y)), r"gives a tuple of a tensor \[2, 4\], a tensor .* instead of logits"),
+        (Gives(lambda y, logits: y), r"gives a tensor \[2, 4, 8, 8\] instead of logits \[B, K\]: wrap it"),
+        (
+            Gives(lambda y, logits: logits, lambda y, logits: Outputs(logits, logits)),
+            r"gives a Outputs of .*\(and make it without auxiliary heads\)",
+        ),
+        (Gives(lambda y, logits: logits[:, :3]), "gives logits of 3 classes, and its family says 4"),
+    ],
+)
+def test_what_gives_no_logits_is_refused_by_what_it_gives(model, message):
+    family = Family(SearchSpace({"resolution": (8,)}), partial(copied, model), 4)
+    with pytest.raises(ValueError, match=message) as error:
+        family.supernet()
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_in_double_precision_is_a_family_too():
+    model = Gives(lambda y, logits: logits).double()
+    family = Family(SearchSpace({"resolution": (8,)}), partial(copied, model), 4)
+    net = family.supernet()
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(net(images, family.space.largest), model(images))
+    assert family.macs(family.space.largest) == 64 * 3 * 4
