@@ -7,6 +7,7 @@ timm's own datasets would go on with the next one, even if that is held out or f
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from timm.data import create_dataset
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from supernet.folders import ImageFolder, open_folder, open_former_folder
-from supernet.images import read_image, to_rgb, unreadable
+from supernet.images import image_suffixes, read_image, to_rgb, unreadable
 
 # N images
 
@@ -51,14 +52,7 @@ def open_dataset(
         if rules > 1 and name.lower() in TORCH_FOLDERS and root is not None:
             return open_folder(root, split)
         dataset = create_dataset(
-            name,
-            root=root,
-            split=split,
-            is_training=is_training,
-            seed=seed,
-            input_img_mode="RGB"
-            if name.lower().startswith("tfds/")
-            else "",  # as they are, where timm gives PIL images
+            name, root=root, split=split, is_training=is_training, seed=seed, **_as_they_are(name.lower())
         )
     except (ImportError, NameError) as error:  # timm leaves a name undefined where a reader's package is missing
         raise ValueError(f"dataset {name!r} needs another package: {error}") from error
@@ -132,7 +126,9 @@ class Indexed(Dataset):
         return len(self._samples)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        name = self.names[index] if self.names else f"image {index} of {self._where}"
+        if index >= len(self):
+            raise IndexError(f"there is no image {index}")  # which ends a `for` over the images
+        name = repr(self.names[index]) if self.names else f"image {index} of {self._where}"
         try:
             image, label = self._samples[index]
         except Exception as error:  # what decoders raise for broken bytes is of any type
@@ -164,7 +160,7 @@ class ImageStream(IterableDataset):
             for image, label in self._dataset:
                 count += 1
                 yield image, label
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, tarfile.TarError, Image.DecompressionBombError) as error:
             raise unreadable(f"image {count} of {self._where}", error) from error
 
 
@@ -183,6 +179,17 @@ class _Errors(Dataset):
         except ValueError as error:
             return str(error)
         return None
+
+
+def _as_they_are(name: str) -> dict[str, str]:
+    """Options of timm's for images of all formats, not yet converted, where these are PIL images."""
+    if name.startswith("tfds/"):
+        return {}
+    if not name.startswith("wds/"):
+        return {"input_img_mode": ""}
+    first = ["jpg", "png", "webp"]  # which timm looks for
+    others = sorted({suffix[1:] for suffix in image_suffixes()} - set(first))
+    return {"input_img_mode": "", "input_key": ";".join(first + others)}
 
 
 def _of_torch(dataset: Any, where: str) -> Indexed:
@@ -237,7 +244,7 @@ class _Named:
         try:
             return self._function(sample)
         except Exception as error:
-            raise unreadable(f"{sample.get('__url__')}/{sample.get('__key__')}", error) from error
+            raise unreadable(repr(f"{sample.get('__url__')}/{sample.get('__key__')}"), error) from error
 
 
 def _raise(error: Exception) -> bool:

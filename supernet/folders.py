@@ -61,11 +61,12 @@ class ImageFolder(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         file = self.files[index]
+        name = repr(file.name)
         try:
             content = io.BytesIO(file.read())
         except OSError as error:
-            raise unreadable(file.name, error) from error
-        return read_image(content, file.name), self.targets[index]
+            raise unreadable(name, error) from error
+        return read_image(content, name), self.targets[index]
 
 
 def open_folder(root: str, split: str) -> ImageFolder:

@@ -33,11 +33,11 @@ NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # which Pillo
 def to_rgb(image: Image.Image) -> Image.Image:
     """`image` as it is meant to be seen, upright and in mode RGB; itself if it is that already.
 
-    It is turned as its EXIF orientation says. What is transparent lies on white. Of 16 bits of grey the upper 8 are
-    taken, as Pillow does of 16 bits of colour. Grey, palette and CMYK are converted by Pillow, without colour profiles;
-    of an animation or a file of many pages it is the first. ValueError for floating-point and other numbers without a
-    known range, for colours that Pillow does not convert, for pixels that cannot be decoded, and for what is no PIL
-    image.
+    It is turned as its EXIF orientation says. What is transparent lies on white. Of 16 or 12 bits of grey the upper 8
+    are taken, as Pillow does of 16 bits of colour. Grey, palette and CMYK are converted by Pillow, without colour
+    profiles. Of an animation or a file of many pages it is the first. ValueError for floating-point and other numbers
+    without a known range, for colours that Pillow does not convert, for pixels that cannot be decoded, and for what is
+    no PIL image.
     """
     if not isinstance(image, Image.Image):
         raise ValueError(
@@ -47,16 +47,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
     try:
         return _upright(image)
     except Exception as error:  # what a decoder raises for broken bytes is of any type
-        raise unreadable(getattr(image, "filename", "") or "an image", error) from error
+        filename = getattr(image, "filename", "")
+        raise unreadable(repr(filename) if filename else "an image", error) from error
 
 
 def read_image(file: str | os.PathLike | BinaryIO, name: str | None = None) -> Image.Image:
-    """The image in `file` by `to_rgb`; ValueError, by its name (by default that of `file`), if it cannot be read."""
+    """The image in `file` by `to_rgb`; ValueError, by its `name` or else the file's, if it cannot be read."""
     try:
         with Image.open(file) as image:
             return _upright(image)
     except Exception as error:
-        raise unreadable(str(file) if name is None else name, error) from error
+        raise unreadable(name or repr(str(file)), error) from error
 
 
 def unreadable(name: str, error: Exception) -> ValueError:
@@ -66,8 +67,9 @@ def unreadable(name: str, error: Exception) -> ValueError:
     elif isinstance(error, Image.UnidentifiedImageError):
         reason = "it is in no format that Pillow knows"
     else:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return ValueError(f"{name!r} cannot be read as an image: {reason}; repair, convert or remove it")
+        said = next((said for said in error.args if isinstance(said, str)), str(error))
+        reason = (said.splitlines() or [type(error).__name__])[0]
+    return ValueError(f"{name} cannot be read as an image: {reason}; repair, convert or remove it")
 
 
 def evaluation_transform(
@@ -107,7 +109,8 @@ def _in_colour(image: Image.Image) -> Image.Image:
     if mode == "RGB" and not image.has_transparency_data:
         return image
     if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):  # where I stands for 16 bits
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        bits = getattr(image, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, (16,))[0]  # TIFF also has 12
+        return Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8)).convert("RGB")
     if mode in ("I", "F"):
         raise ValueError(
             f"its pixels are {'integers of 32 bits' if mode == 'I' else 'floating-point numbers'}, whose range is not "

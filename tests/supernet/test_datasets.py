@@ -1,6 +1,7 @@
 import gc
 import io
 import json
+import struct
 import tarfile
 
 import numpy as np
@@ -8,12 +9,17 @@ import pytest
 from PIL import ExifTags, Image
 
 from supernet.datasets import Digits, Indexed, broken_images, open_dataset
+from supernet.images import to_rgb
 
 
 def png(image):
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
+
+
+def photograph():
+    return Image.fromarray(np.random.default_rng(0).integers(256, size=(60, 60, 3), dtype=np.uint8))
 
 
 def grey(shade):
@@ -73,9 +79,7 @@ def test_an_image_without_a_name_is_told_by_its_index():
             return Image.new("L", (2, 2)), None
 
     images = Indexed(Broken(), "split 'test'", None, None)
-    with pytest.raises(
-        ValueError, match=r"^\"image 1 of split 'test'\" cannot be read as an image: disk on fire; repair"
-    ):
+    with pytest.raises(ValueError, match=r"^image 1 of split 'test' cannot be read as an image: disk on fire; repair"):
         images[1]
     with pytest.raises(ValueError, match=r"^image 0 of split 'test' has no label"):
         images[0]
@@ -116,24 +120,54 @@ def test_a_table_tells_its_labels_and_names_what_is_broken(tmp_path):
         images[3]
 
 
+def write_stream(folder, contents):
+    with tarfile.open(folder / "train-0.tar", "w") as tar:
+        for index, (suffix, content) in enumerate(contents):
+            for kind, part in ((suffix, content), ("cls", b"0")):
+                member = tarfile.TarInfo(f"{index}.{kind}")
+                member.size = len(part)
+                tar.addfile(member, io.BytesIO(part))
+    count = len(contents)
+    splits = {"train": {"name": "train", "num_samples": count, "filenames": ["train-0.tar"], "shard_lengths": [count]}}
+    (folder / "_info.json").write_text(json.dumps({"splits": splits}))
+    return open_dataset("wds/name", str(folder), "train")
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_stream_names_what_is_broken(tmp_path):
     pytest.importorskip("webdataset")
-    contents = [png(grey(1)), png(Image.fromarray(np.full((2, 2), 2 << 8, np.uint16))), b"broken", png(grey(3))]
-    with tarfile.open(tmp_path / "train-0.tar", "w") as tar:
-        for index, content in enumerate(contents):
-            for suffix, part in (("png", content), ("cls", b"0")):
-                member = tarfile.TarInfo(f"{index}.{suffix}")
-                member.size = len(part)
-                tar.addfile(member, io.BytesIO(part))
-    splits = {"train": {"name": "train", "num_samples": 4, "filenames": ["train-0.tar"], "shard_lengths": [4]}}
-    (tmp_path / "_info.json").write_text(json.dumps({"splits": splits}))
-    images, found = open_dataset("wds/name", str(tmp_path), "train"), []
+    deep = Image.fromarray(np.full((2, 2), 2 << 8, np.uint16))
+    contents = [("png", png(grey(1))), ("tif", png(deep)), ("jpeg", b"broken"), ("png", png(grey(3)))]
+    found = []
     with pytest.raises(ValueError, match=r"train-0.tar/2' cannot be read as an image: it is in no format that Pillow"):
-        found.extend(images)
-    assert [label for _, label in found] == [0, 0]
+        found.extend(write_stream(tmp_path, contents))
+    assert seen((to_rgb(image), label) for image, label in found) == [("RGB", 1, 0), ("RGB", 2, 0)]
     first, second, third = broken_images(open_dataset("wds/name", str(tmp_path), "train"))
     assert (first, second) == (None, None)
     assert "train-0.tar/2' cannot be read" in third
-    del images
     gc.collect()  # webdataset leaves the file open until then
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stream_that_is_cut_off_is_refused(tmp_path):
+    pytest.importorskip("webdataset")
+    images = write_stream(tmp_path, [("png", png(grey(1))), ("png", png(photograph()))])
+    path = tmp_path / "train-0.tar"
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(ValueError, match=r"^image \d of split 'train' .* cannot be read as an image: unexpected end"):
+        list(images)
+    gc.collect()
+
+
+def test_numbers_of_torchvision_tell_their_labels(tmp_path):
+    """MNIST's files: a header of big-endian integers, then bytes."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split in ("train", "t10k"):
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, 3) + bytes([7, 0, 7]))
+        pixels = np.arange(3, dtype=np.uint8).repeat(28 * 28).tobytes()
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, 3, 28, 28) + pixels)
+    images = open_dataset("torch/mnist", str(tmp_path), "train")
+    assert images.targets.tolist() == [7, 0, 7]
+    assert len(images.classes) == 10
+    assert seen(images) == [("RGB", 0, 7), ("RGB", 1, 0), ("RGB", 2, 7)]

@@ -1,4 +1,5 @@
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -107,6 +108,16 @@ def test_16_bits_of_grey_keep_their_upper_8():
         assert np.array_equal(to_rgb(big_endian), expected)
 
 
+def test_12_bits_of_grey_keep_their_upper_8():
+    entries = {256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 3}  # width, height, bits, ...
+    fields = b"".join(struct.pack("<HHIHxx", tag, 3, 1, value) for tag, value in entries.items())
+    pixels = (0xABC << 12 | 0x123).to_bytes(3, "big") + b"\0"
+    file = io.BytesIO(
+        struct.pack("<2sHI", b"II", 42, 12) + pixels + struct.pack("<H", len(entries)) + fields + b"\0" * 4
+    )
+    assert [to_rgb(Image.open(file)).getpixel((x, 0)) for x in (0, 1)] == [(0xAB,) * 3, (0x12,) * 3]
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV"])
 def test_other_modes_have_the_colours_that_pillow_sees(mode):
     image = photograph().convert(mode)
@@ -161,7 +172,7 @@ def test_an_animation_is_its_first_picture():
     ],
 )
 def test_numbers_without_a_known_range_are_refused(image, reason):
-    with pytest.raises(ValueError, match=f"'an image' cannot be read as an image: {reason}"):
+    with pytest.raises(ValueError, match=f"an image cannot be read as an image: {reason}"):
         to_rgb(image)
 
 
