@@ -224,6 +224,8 @@ def test_limits_out_of_reach_are_named_before_anything_is_evaluated():
     with pytest.raises(ValueError, match=rf"macs <= 15.5; the smallest reachable value is {smallest:g}$"):
         run(p, make_strategy("random", p, 0), never, 10)
     costs = {"up": lambda archs: [a["width"] for a in archs], "down": lambda archs: [20 - a["width"] for a in archs]}
+    with pytest.raises(ValueError, match=r"macs <= 15.5; the smallest reachable value is"):
+        run(p, Scripted([[SPACE.smallest]]), never, 10)  # whatever asks
     p = Problem(SPACE, ["quality"], costs, {"up": 8, "down": 8})
     with pytest.raises(ValueError, match="no architecture meets all of them; the nearest has up = "):
         run(p, make_strategy("random", p, 0), never, 10)
