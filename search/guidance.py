@@ -161,9 +161,8 @@ class TrainedBriefly:
         alone = self._family.space.restrict({name: [value] for name, value in arch.items()})
         family = dataclasses.replace(self._family, space=alone)
         name = "-".join(map(str, self._family.space.encode([arch])[0]))
-        net = train(
-            family, family.supernet(self._config.seed), self._data, self._config, self._directory / name, resume=True
-        )
+        start = family.supernet(self._config.seed, classes=self._data.classes)
+        net = train(family, start, self._data, self._config, self._directory / name, resume=True)
         return calibrated(net, arch, _on(net, batches))
 
 

@@ -25,13 +25,13 @@ from search.problem import Problem, Score
 from search.proxies import PROXIES
 from search.strategies import ACCURACY
 from search.te_nas import Proxies, prunable, search_by_pruning
-from search.teachers import load_teacher
 from search.training_free import Batch, TrainingFreeScore
 from supernet.data import Data, DataConfig, load_data
 from supernet.memory_format import channels_last
 from supernet.randomness import Stream, generator
 from supernet.runs import Job, Run
 from supernet.space import Arch
+from supernet.teacher import load_teacher
 
 if TYPE_CHECKING:
     from search.job import SearchJob
@@ -181,9 +181,8 @@ def _log_blocks(done: int, steps: int, losses: Mapping[int, float]) -> None:
 def _teacher(job: SearchJob, run: Run) -> nn.Module:
     if job.teacher is None:
         raise ValueError(f"the score {job.judged_by} needs a teacher: name a model of timm's, or a folder")
-    family = run.family
-    size = family.resolution(family.space.largest)
-    return load_teacher(job.teacher, family.num_classes, (family.in_chans, size, size))
+    size = run.family.resolution(run.family.space.largest)
+    return load_teacher(job.teacher, run.data.config, run.data.classes, input_size=size)
 
 
 def _training_free(job: SearchJob, run: Run, names: tuple[str, ...], batch: Batch) -> TrainingFreeScore:

@@ -4,5 +4,9 @@ from __future__ import annotations
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, or its type if it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """What an error says first, up to the end of the line that it announces with a colon, or its type if it says
+    nothing."""
+    if isinstance(error, KeyError):  # which says the key alone
+        return f"there is no {error}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])

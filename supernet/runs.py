@@ -25,12 +25,15 @@ from safetensors import SafetensorError
 from supernet import distributed, provenance
 from supernet.atomic import write_atomically
 from supernet.data import Data, DataConfig, load_data
+from supernet.errors import first_line
 from supernet.families import FAMILIES, Family
+from supernet.families.timm_models import self_contained
 from supernet.loop import StepResult
 from supernet.progressive import Phase, new_kinds, phase_config, phase_space, sort_channels
 from supernet.sampling import Uniform
 from supernet.supernet import Supernet
 from supernet.train import TrainConfig, train
+from supernet.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def _train(
     job: Job, family: Family, data: Data, directory: Path, resume: bool, on_step: Callable[[StepResult], None]
 ) -> Supernet:
     """Train at once, or phase by phase, each in a folder of its own."""
-    net = family.supernet(job.train.seed)
+    net = family.supernet(job.train.seed, classes=data.classes)
     if not job.phases:
         return train(family, net, data, job.train, directory, resume=resume, on_step=on_step)
     configs = [phase_config(job.train, job.phases, index) for index in range(len(job.phases))]
@@ -136,16 +139,17 @@ def _in_all(on_step: Callable[[StepResult], None], before: int, total: int, resu
 def load_run(directory: Path) -> Run:
     """A finished run; ValueError, naming the file, if there is none or it cannot be read."""
     config = read_config(directory)
-    job = job_from_dict(config["job"])
+    job = _finished_job(config)
     family = job.family(len(config["classes"]))
     net = family.supernet(pretrained=False)
     path = directory / "supernet.safetensors"
     if not path.exists():
         raise ValueError(f"{path} is missing: the run is not finished; go on with it with --resume")
     try:
-        net.load_state_dict(safetensors.torch.load_file(path))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        weights = safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
+    load_weights(net, weights, str(path))
     data = load_data(job.data, job.train.seed)
     _check_same_data(config, data, directory)
     return Run(family, net.eval(), data, job)
@@ -154,7 +158,13 @@ def load_run(directory: Path) -> Run:
 def read_family(directory: Path) -> Family:
     """The family of the run that was begun in `directory`, without its weights and images; ValueError if none was."""
     config = read_config(directory)
-    return job_from_dict(config["job"]).family(len(config["classes"]))
+    return _finished_job(config).family(len(config["classes"]))
+
+
+def _finished_job(config: dict[str, Any]) -> Job:
+    """The job of a run, with options of its space that need nothing outside of the run's folder, where it has them."""
+    job = job_from_dict(config["job"])
+    return dataclasses.replace(job, space_options=config.get("space_options", job.space_options))
 
 
 def read_job(directory: Path) -> Job | None:
@@ -188,6 +198,7 @@ def begin_run(job: object, data: Data, directory: Path, resume: bool) -> None:
         return
     content = {
         "job": dataclasses.asdict(job),
+        "space_options": self_contained(job.space, job.space_options),
         "classes": data.classes,
         "images": _counts(data),
         "versions": provenance.versions(),

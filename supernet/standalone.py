@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distill.objective import Objective, cohort_losses
 from supernet import distributed
@@ -23,9 +23,11 @@ from supernet.families import Family
 from supernet.loop import Loop, LoopConfig, StepResult, autocast
 from supernet.randomness import Stream, part_seed
 from supernet.runs import begin_run, make_family, read_config, with_tuples
+from supernet.skeleton import build_skeleton
 from supernet.space import Arch
 from supernet.subnet import Subnet, SubnetConfig, load_subnet, read_subnet_config, save_subnet
 from supernet.teacher import load_teacher
+from supernet.weights import load_weights
 
 # N images, C channels, R resolution in pixels
 
@@ -43,7 +45,8 @@ class ModelJob:
     arch: str | None = None
     """The architecture as a JSON object; by default the largest."""
     start: str = "scratch"
-    """Weights to start from: scratch, pretrained (those that the space's options name), or the folder of a subnet."""
+    """Weights to start from: scratch, pretrained (those that the space's options name), or the folder of a subnet. A
+    classifier for other classes starts anew."""
     teacher: str | None = None
     """Network to learn from: the folder of a subnet, or a name of timm's."""
     teacher_weights: str | None = None
@@ -128,21 +131,29 @@ class Prepared(NamedTuple):
 def prepare_job(job: ModelJob, directory: Path, resume: bool) -> Prepared:
     """Open and make all that `job` names, and begin its run in `directory`; raises what `run_model_job` does."""
     data = load_data(job.data, job.train.seed)
-    own = _member(job, data.num_classes)
-    peers = [_member(peer, data.num_classes) for peer in peer_jobs(job, own.family.resolution(own.arch))]
+    own = _member(job, data.classes)
+    peers = [_member(peer, data.classes) for peer in peer_jobs(job, own.family.resolution(own.arch))]
     teacher = None
     if job.teacher is not None:
-        teacher = load_teacher(job.teacher, job.data, data.classes, job.teacher_weights, job.teacher_input_size)
+        objective = job.objective
+        teacher = load_teacher(
+            job.teacher,
+            job.data,
+            data.classes,
+            job.teacher_weights,
+            job.teacher_input_size,
+            by_logits=bool(objective.kl or objective.adaptive_alpha),
+        )
     if distributed.rank() == 0:
         begin_run(job, data, directory, resume)
     distributed.wait()
     return Prepared(data, [own, *peers], teacher)
 
 
-def _member(job: ModelJob, num_classes: int) -> Member:
-    family = make_family(job.space, job.space_options, num_classes)
+def _member(job: ModelJob, classes: Sequence[str]) -> Member:
+    family = make_family(job.space, job.space_options, len(classes))
     arch = family.space.largest if job.arch is None else family.space.validate(Arch.from_json(job.arch))
-    return Member(job, family, arch, initial_model(job, family, arch))
+    return Member(job, family, arch, initial_model(job, family, arch, classes))
 
 
 def peer_jobs(job: ModelJob, resolution: int) -> list[ModelJob]:
@@ -174,10 +185,13 @@ def read_model_job(directory: Path, kind: type[AnyModelJob] = ModelJob) -> AnyMo
         raise ValueError(f"this job was written by another version: {error}") from error
 
 
-def initial_model(job: ModelJob, family: Family, arch: Arch) -> nn.Module:
-    """The plain module of `arch` with the weights that `job` starts from; fresh ones are drawn from its seed.
+def initial_model(job: ModelJob, family: Family, arch: Arch, classes: Sequence[str]) -> nn.Module:
+    """The plain module of `arch` with the weights that `job` starts from, to tell `classes` apart; fresh ones are drawn
+    from its seed.
 
-    From a subnet of other classes, all weights are taken but those of the classifier. ValueError if they do not fit.
+    From a subnet of other classes, compared by name, all weights are taken but those of the classifier, which starts
+    anew; if the same classes have another order, its rows are put into that order. A pretrained classifier is taken as
+    `Family.supernet` does. ValueError if the weights do not fit.
     """
     with torch.random.fork_rng():
         torch.manual_seed(job.train.seed)
@@ -187,21 +201,40 @@ def initial_model(job: ModelJob, family: Family, arch: Arch) -> nn.Module:
     if job.start == "pretrained":
         if family.weights is None:
             raise ValueError(f"the space {job.space!r} with options {job.space_options} has no pretrained weights")
-        weights = family.supernet(job.train.seed).extract(arch).state_dict()
+        weights = family.supernet(job.train.seed, classes=classes).extract(arch).state_dict()
     else:
-        weights = load_subnet(job.start).model.state_dict()
-    own = model.state_dict()
-    fresh = {
-        name: own[name]
-        for name, tensor in weights.items()
-        if name in own and tensor.shape != own[name].shape and own[name].shape[:1] == (family.num_classes,)
-    }
-    try:
-        model.load_state_dict({**weights, **fresh})
-    except RuntimeError as error:
-        lines = str(error).splitlines()
-        raise ValueError(f"the weights of {job.start} do not fit the model: {lines[-1].strip()}") from error
+        subnet = load_subnet(job.start)
+        weights = subnet.model.state_dict()
+        if subnet.config.classes != tuple(classes):
+            fresh = model.state_dict()
+            for name, dim in _classifier(job, arch, len(classes)).items():
+                weights[name] = _for_classes(weights.get(name), fresh[name], dim, subnet.config.classes, classes)
+    load_weights(model, weights, f"the weights of {job.start}")
     return model
+
+
+def _classifier(job: ModelJob, arch: Arch, num_classes: int) -> dict[str, int]:
+    """The tensors of the subnet `arch` whose size is the number of classes, and in which dimension."""
+    shapes = [
+        {name: tensor.shape for name, tensor in build_skeleton(family.build, arch).state_dict().items()}
+        for family in (make_family(job.space, job.space_options, num_classes + more) for more in (0, 1))
+    ]
+    return {
+        name: dim
+        for name, shape in shapes[0].items()
+        for dim, (size, one_more) in enumerate(zip(shape, shapes[1][name]))
+        if one_more == size + 1 == num_classes + 1
+    }
+
+
+def _for_classes(
+    trained: Tensor | None, fresh: Tensor, dim: int, trained_for: Sequence[str], classes: Sequence[str]
+) -> Tensor:
+    """A classifier's tensor for `classes`: that for `trained_for` in their order, or else the fresh one."""
+    if trained is None or sorted(trained_for) != sorted(classes):
+        return fresh
+    order = torch.tensor([tuple(trained_for).index(name) for name in classes])
+    return trained.index_select(dim, order)
 
 
 def train_model(

@@ -5,12 +5,15 @@ model.safetensors   weights, under the names of the plain module
 model.onnx          the same network for other runtimes, BatchNorm folded into the convolutions
 model.int8.onnx     that in int8, calibrated on images (export_subnet)
 model.pt2           the same network as a program of torch.export (export_subnet)
+
+Nothing outside of the directory is needed, and it may be moved.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +29,7 @@ from supernet import provenance
 from supernet.atomic import write_atomically
 from supernet.complexity import count_macs, count_parameters
 from supernet.data import Data, DataConfig
+from supernet.errors import first_line
 from supernet.evaluation import calibrated_subnet
 from supernet.export import (
     Agreement,
@@ -36,10 +40,13 @@ from supernet.export import (
     program_runner,
     quantise_onnx,
 )
-from supernet.families.timm_models import timm_model
+from supernet.families.timm_models import TimmModel, self_contained, timm_model
 from supernet.images import evaluation_transform
 from supernet.runs import Run, make_family
 from supernet.space import Arch
+from supernet.weights import load_weights
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,11 @@ class SubnetConfig:
 
     @classmethod
     def of(cls, space: str, space_options: str, arch: Arch, data: Data) -> SubnetConfig:
-        """That of the architecture `arch` of a space, for the classes and images of `data`."""
+        """That of the architecture `arch` of a space, for the classes and images of `data`.
+
+        Options that name a folder, a file or a model of the hub are replaced by what these say.
+        """
+        space_options = self_contained(space, space_options)
         family = make_family(space, space_options, data.num_classes)
         resolution = family.resolution(arch)
         return cls(
@@ -133,9 +144,10 @@ def load_subnet(directory: str | Path) -> Subnet:
     model = config.build()
     path = directory / "model.safetensors"
     try:
-        model.load_state_dict(safetensors.torch.load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        weights = safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
+    load_weights(model, weights, str(path))
     return Subnet(model.eval(), config)
 
 
@@ -149,8 +161,10 @@ def load_network(
     """The subnet saved in the folder `name`, or else the timm model of that name, in eval mode.
 
     Of a timm model, `weights` is a file, trained for `classes` on images prepared as `data` says; without it the model
-    has timm's pretrained weights, with its own classes (numbered) and preparation of images. Its images are
-    `input_size` pixels a side, by default its own size. ValueError if it cannot be read.
+    has timm's pretrained weights, with its own classes and preparation of images. These classes are given by name: by
+    those of `classes` where they are the same (`timm_weights.own_classes`), or are as many and nothing says, which the
+    log tells; by number where nothing says and they are not as many. Its images are `input_size` pixels a side, by
+    default its own size. ValueError if it cannot be read, or if the file has no classifier for these classes.
     """
     if Path(name).is_dir():
         if weights is not None:
@@ -160,14 +174,14 @@ def load_network(
     options: dict[str, Any] = {"name": str(name)} | ({} if input_size is None else {"input_size": input_size})
     if weights is None:
         model = own.load()
-        classes = tuple(map(str, range(model.num_classes)))
+        classes = _classes(own, classes)
         prepared = own.config
     else:
-        model = timm_model(str(name), len(classes), input_size=input_size).load(weights)
+        model = timm_model(str(name), len(classes), input_size=input_size).load(weights, classifier=True)
         prepared = dataclasses.asdict(data)
     config = SubnetConfig(
         space="timm",
-        space_options=json.dumps(options),
+        space_options=self_contained("timm", json.dumps(options)),
         arch={"resolution": own.input_size},
         classes=tuple(classes),
         input_size=(3, own.input_size, own.input_size),
@@ -181,6 +195,19 @@ def load_network(
         },
     )
     return Subnet(model.eval(), config)
+
+
+def _classes(model: TimmModel, wanted: Sequence[str]) -> tuple[str, ...]:
+    """The names of the classes that a timm model's own weights tell apart, as `load_network` gives them."""
+    known = model.classes(True, wanted)
+    if known:
+        return known
+    if known is None and model.num_classes == len(wanted):
+        logger.warning(
+            "nothing says which classes %s tells apart: they are taken to be those of the images", model.name
+        )
+        return tuple(wanted)
+    return tuple(map(str, range(model.num_classes)))
 
 
 def read_subnet_config(directory: Path) -> SubnetConfig:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from supernet.data import DataConfig, resize
-from supernet.subnet import load_network
+from supernet.runs import load_run
+from supernet.subnet import load_network, take_out
 
 # N images, C channels, R resolution in pixels
 
@@ -20,16 +23,34 @@ def load_teacher(
     classes: Sequence[str],
     weights: str | Path | None = None,
     input_size: int | None = None,
+    *,
+    by_logits: bool = True,
 ) -> nn.Module:
     """A frozen network in eval mode that takes images [N, C, R, R] normalised as `data` says.
 
-    It is that of `supernet.subnet.load_network` with the same arguments, resizes and normalises images to what it was
-    trained with, and may teach by its logits only if it has the same classes.
+    It is the largest subnet of the finished training run in the folder `name`, its BatchNorm recalibrated, or else
+    that of `supernet.subnet.load_network` with the same arguments. It resizes and normalises images to what it was
+    trained with, which all that it computes inside follows from.
+
+    ValueError if it tells other classes apart than `classes`, or the same in another order, unless `by_logits` is
+    false, and it teaches by what it computes inside; and if what is in a folder is for images of another size than
+    `input_size`, where that is said.
     """
-    model, config = load_network(name, data, classes, weights, input_size)
-    if len(config.classes) == len(classes) and Path(name).is_dir() and config.classes != tuple(classes):
-        raise ValueError(f"the teacher in {name} tells other classes apart: {', '.join(config.classes[:5])}, ...")
-    return prepared(model, data, config.input_size[-1], config.mean, config.std)
+    if (Path(name) / "supernet.safetensors").exists():
+        if weights is not None:
+            raise ValueError(f"the run in {name} has weights of its own; leave out {weights}")
+        run = load_run(Path(name))
+        model, config = take_out(run, run.family.space.largest)
+    else:
+        model, config = load_network(name, data, classes, weights, input_size)
+    if by_logits and config.classes != tuple(classes):
+        raise ValueError(
+            f"the teacher {name} tells other classes apart: {_few(config.classes)} ({len(config.classes)}), where the "
+            f"images have, in this order, {_few(classes)} ({len(classes)})"
+        )
+    if input_size not in (None, config.input_size[-1]):
+        raise ValueError(f"the teacher {name} is for images of {config.input_size[-1]} pixels, not {input_size}")
+    return prepared(model.eval(), data, config.input_size[-1], config.mean, config.std)
 
 
 def prepared(
@@ -37,15 +58,26 @@ def prepared(
 ) -> nn.Module:
     """`model`, frozen, to take images normalised as `data` says: (x * data.std + data.mean - mean) / std, resized to
     `resolution`."""
-    own_mean, own_std, other_mean, other_std = (
-        torch.tensor(v).view(-1, 1, 1) for v in (mean, std, data.mean, data.std)
-    )
-    scale, shift = other_std / own_std, (other_mean - own_mean) / own_std
-    same = torch.equal(scale, torch.ones_like(scale)) and torch.equal(shift, torch.zeros_like(shift))
-
-    def prepare(module: nn.Module, args: tuple[Tensor]) -> Tensor:
-        images = resize(args[0], resolution)
-        return images if same else images * scale.to(images) + shift.to(images)
-
-    model.register_forward_pre_hook(prepare)
+    scale = tuple(other / own for other, own in zip(data.std, std, strict=True))
+    shift = tuple((other - own) / by for other, own, by in zip(data.mean, mean, std, strict=True))
+    model.register_forward_pre_hook(partial(_before, resolution, scale, shift))
     return model.requires_grad_(False)
+
+
+def _before(
+    resolution: int, scale: tuple[float, ...], shift: tuple[float, ...], module: nn.Module, args: tuple[Tensor]
+) -> Tensor:
+    return _prepare(args[0], resolution, scale, shift)
+
+
+@torch.fx.wrap  # one step for those that cut a network into its steps
+def _prepare(images: Tensor, resolution: int, scale: tuple[float, ...], shift: tuple[float, ...]) -> Tensor:
+    images = resize(images, resolution)
+    if set(scale) == {1.0} and set(shift) == {0.0}:
+        return images
+    factors, terms = (images.new_tensor(values).view(-1, 1, 1) for values in (scale, shift))
+    return images * factors + terms
+
+
+def _few(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")

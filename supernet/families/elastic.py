@@ -11,8 +11,9 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import make_divisible
@@ -39,22 +40,24 @@ def from_timm(
     num_classes: int | None = None,
     in_chans: int = 3,
     input_size: int | None = None,
+    saved_config: Mapping[str, Any] | None = None,
 ) -> Family:
     """The family of the timm model `name` at fractions of its width and depth; the largest subnet is the model itself.
 
     `name` is what `timm.create_model` takes: a name, with or without the tag of its weights, `hf-hub:ID`, or
     `local-dir:PATH`. `pretrained` starts the supernet from its weights, or from those in a file; timm's loader adapts
     them to `num_classes` (the model's own if None) and `in_chans`. They are loaded when the supernet is made, not
-    before, and their channels are ordered by `importance`, which leaves what the model computes unchanged. Images are
-    `input_size` pixels a side (the model's own if None).
+    before, and their channels are ordered by `importance`, which leaves what the model computes unchanged. All but the
+    classifier have to be of this model, see `timm_weights.load_pretrained`. Images are `input_size` pixels a side (the
+    model's own if None). `saved_config` stands in for an ID or PATH in what is saved (`timm_models.self_contained`).
 
     Tested on MobileNetV2, V3 and V4, EfficientNet, ResNet, ConvNeXt and ViT; other models often work too. Attention
     keeps its heads, and layers whose channels are concatenated or grouped keep their width.
 
     ValueError for a name that timm does not know, a missing file, and a model with nothing to vary.
     """
-    model = timm_model(name, num_classes, in_chans, input_size)
-    return from_model(
+    model = timm_model(name, num_classes, in_chans, input_size, saved_config)
+    family = from_model(
         model.create,
         torch.empty(1, in_chans, model.input_size, model.input_size, device="meta"),
         width,
@@ -62,6 +65,7 @@ def from_timm(
         pretrained=partial(model.load, pretrained) if pretrained else None,
         importance=importance,
     )
+    return replace(family, weights_classes=partial(model.classes, pretrained))
 
 
 def from_model(
@@ -120,9 +124,9 @@ def _plain(create: Callable[..., nn.Module], **options: float) -> nn.Module:
 
 
 def _weights(
-    pretrained: Callable[[], nn.Module], channels: Iterable[Channels], importance: Importance
+    pretrained: Callable[..., nn.Module], channels: Iterable[Channels], importance: Importance, **options: bool
 ) -> Mapping[str, Tensor]:
-    return order_channels(pretrained(), channels, importance).state_dict()
+    return order_channels(pretrained(**options), channels, importance).state_dict()
 
 
 def _space(found: Trace, lengths: Mapping[str, int], width: Sequence[float], depth: Sequence[float]) -> SearchSpace:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from supernet.slicing import Rule
 from supernet.space import Arch, SearchSpace
 from supernet.supernet import Supernet
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Family:
@@ -27,6 +30,10 @@ class Family:
     and matrix products for one image at `resolution(arch)`, `parameters(arch)` the parameters, trainable or frozen:
     both exactly what `supernet.complexity` counts in the module that `build` makes. Where they are not given, that is
     how they are found, which takes tens of milliseconds an architecture.
+
+    `weights()` loads pretrained ones of the largest subnet. Where `weights_classes` is given, it also takes
+    `classifier=False`, which lets the classifier start anew, and `weights_classes(classes)` gives the names of the
+    classes that theirs tells apart: `classes` itself if it is these, None if nothing says.
     """
 
     space: SearchSpace
@@ -39,7 +46,8 @@ class Family:
     rules: Mapping[str, Rule] = field(default_factory=dict)
     paper: str = ""
     pieces: Callable[[Arch], Mapping[str, Hashable]] | None = None  # what `Supernet` may build once and use again
-    weights: Callable[[], Mapping[str, Tensor]] | None = None  # loads those of the largest subnet, to start from
+    weights: Callable[..., Mapping[str, Tensor]] | None = None  # loads those of the largest subnet, to start from
+    weights_classes: Callable[[Sequence[str]], tuple[str, ...] | None] | None = None  # that `weights` tell apart
 
     def __post_init__(self):
         if self.input_size is None and "resolution" not in self.space.choices:
@@ -60,20 +68,38 @@ class Family:
         """Height and width in pixels of the images that `arch` is meant for."""
         return arch.get("resolution", self.input_size)
 
-    def supernet(self, seed: int = 0, *, pretrained: bool = True) -> Supernet:
+    def supernet(self, seed: int = 0, *, pretrained: bool = True, classes: Sequence[str] | None = None) -> Supernet:
         """A supernet of this family, with its pretrained weights if it has any, or else initialised from `seed`.
 
-        With `pretrained` false they are not loaded, for a supernet whose weights come from elsewhere. ValueError if its
-        subnets do not nest, do not run on images of this family, or give anything but its logits, in training too.
+        With `pretrained` false they are not loaded, for a supernet whose weights come from elsewhere. `classes` are the
+        names of those that it is to tell apart: a pretrained classifier that is known to be for others, however many,
+        starts anew. ValueError if its subnets do not nest, do not run on images of this family, or give anything but
+        its logits, in training too.
         """
         size = self.resolution(self.space.largest)
         example = torch.empty(1, self.in_chans, size, size, device="meta")
         net = Supernet(self.space, self.build, self.rules, seed=seed, example=example, pieces=self.pieces)
         without_data(net.skeleton(self.space.largest), partial(_check_output, size, self))
         if pretrained and self.weights is not None:
-            net.load_state_dict(self.weights())
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)  # a classifier that starts anew
+                net.load_state_dict(self.weights(**self._classifier(classes)))
             net.statistics_of = self.space.largest
         return net
+
+    def _classifier(self, classes: Sequence[str] | None) -> dict[str, bool]:
+        """The argument of `weights` that lets a classifier for other classes start anew."""
+        if classes is None or self.weights_classes is None:
+            return {}
+        known = self.weights_classes(classes)
+        if known is None:
+            logger.warning("the pretrained classifier, if it has as many classes, is taken to be for these images'")
+            return {}
+        if known == tuple(classes):
+            return {}
+        if len(known) == len(classes):
+            logger.warning("the pretrained classifier tells other classes apart (%s, ...): it starts anew", known[0])
+        return {"classifier": False}
 
 
 def _check_output(size: int, family: Family, module: nn.Module, device: torch.device) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import re
 
-import torch
 from torch import Tensor
 
 from supernet.supernet import Supernet, rule_name
+from supernet.weights import read_weights, without_prefix
 
 _log = logging.getLogger(__name__)
 
@@ -49,13 +48,9 @@ def load_ofa_checkpoint(net: Supernet, path: str | os.PathLike) -> None:
 
     ValueError if the file is not such a checkpoint, or is one of another width or number of classes.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ValueError(f"cannot read the checkpoint {str(path)!r}: {error.strerror}") from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"cannot read the checkpoint {str(path)!r}: it is no torch file of tensors alone") from error
-    weights = content.get("state_dict", content) if isinstance(content, dict) else {}
+    weights = read_weights(path)
+    known = {end for name in weights for end in _ends(name) if _is_known(end)}
+    weights = without_prefix(weights, known, f"{str(path)!r}")
     found = {timm_name(name): tensor for name, tensor in weights.items()}
     expected = net.state_dict()
     transforms = [name for name in found if name.startswith("slicing_rules.") and name not in expected]
@@ -78,6 +73,19 @@ def _check(name: str, found: Tensor | None, expected: Tensor, path: str | os.Pat
             f"{str(path)!r} has {list(found.shape)} for {name!r}, but this supernet {list(expected.shape)}: "
             "make it with the width multiplier and the number of classes of the checkpoint"
         )
+
+
+def _ends(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
+
+
+def _is_known(name: str) -> bool:
+    try:
+        timm_name(name)
+    except ValueError:
+        return False
+    return True
 
 
 def timm_name(name: str) -> str:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
-import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 import torch
-from timm.models import load_state_dict, parse_model_name
-from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
+from timm.models import filter_pretrained_cfg, parse_model_name
 from torch import Tensor, nn
 
 from supernet.complexity import count_macs, count_parameters
-from supernet.errors import first_line
 from supernet.families.family import Family
+from supernet.families.timm_weights import load_pretrained, own_classes, read_source
 from supernet.skeleton import build_skeleton
 from supernet.space import Arch, SearchSpace
+
+SPACES = ("timm", "from_timm")  # whose models have names of timm's
+LABELS = ("label_names", "label_descriptions")  # of timm's configurations: long, and no matter to a model
 
 
 class TimmModel(NamedTuple):
@@ -30,35 +30,52 @@ class TimmModel(NamedTuple):
     name: str
     create: Callable[..., nn.Module]  # takes timm's other options, such as drop_rate
     input_size: int  # pixels a side
-    config: Mapping[str, object]  # timm's `pretrained_cfg`: how images are prepared, among other things
+    num_classes: int
+    config: Mapping[str, Any]  # timm's `pretrained_cfg`: how images are prepared, where weights are, among other things
 
-    def load(self, weights: bool | str | os.PathLike = True) -> nn.Module:
-        """The model with timm's weights, or with those in a file, adapted by timm to the number of classes.
+    def load(self, weights: bool | str | os.PathLike = True, *, classifier: bool | None = None) -> nn.Module:
+        """The model with timm's weights, or with those in a file, adapted by timm to images and number of classes.
 
-        ValueError, in one line, if they cannot be read.
+        All tensors have to be there but those of the classifier, which starts anew where there is none for as many
+        classes; with `classifier` true it has to be there as well, with false it starts anew in any case. ValueError,
+        in one line, if weights cannot be read or do not fit.
         """
-        file = None if isinstance(weights, bool) else Path(weights)
-        with _one_line(f"cannot load weights of {self.name!r} from {'its source' if file is None else file}"):
-            overlay = None if file is None else _overlay(file, self.config["classifier"])
-            options = self.create.keywords
-            return timm.create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        return load_pretrained(self.create, self.name, self.config, self.num_classes, weights, classifier)
+
+    def classes(self, weights: bool | str | os.PathLike, wanted: Sequence[str] = ()) -> tuple[str, ...] | None:
+        """The names of the classes that the classifier in `weights` tells apart, None if nothing says: see
+        `timm_weights.own_classes`. A file says nothing."""
+        return own_classes(self.config, wanted) if isinstance(weights, bool) else None
+
+    def self_contained(self) -> dict[str, Any]:
+        """The options `name` and `saved_config` of `timm_model` that give this model without its folder or network."""
+        cfg = {key: value for key, value in self.config.items() if key not in LABELS}
+        args = {
+            key: value for key, value in self.create.keywords.items() if key not in ("pretrained_cfg", "num_classes")
+        }
+        saved = {"model_args": args, "pretrained_cfg": filter_pretrained_cfg(cfg, remove_source=True)}
+        return {"name": self.create.args[0], "saved_config": json.loads(json.dumps(saved))}
 
 
 def timm_model(
-    name: str, num_classes: int | None = None, in_chans: int = 3, input_size: int | None = None
+    name: str,
+    num_classes: int | None = None,
+    in_chans: int = 3,
+    input_size: int | None = None,
+    saved_config: Mapping[str, Any] | None = None,
 ) -> TimmModel:
     """The model that `timm.create_model` makes of `name`: a name, with or without the tag of its weights, `hf-hub:ID`,
     or `local-dir:PATH`; with its own number of classes and size of images where they are None.
 
+    `saved_config` is what such an ID or PATH says beside the name, as `TimmModel.self_contained` gives it.
     ValueError for a name that timm does not know.
     """
     source, known = parse_model_name(name)
     options: dict[str, object] = {}
     if source:
-        load_config = {"hf-hub": load_model_config_from_hf, "local-dir": load_model_config_from_path}[source]
-        with _one_line(f"cannot read the configuration of {name!r}"):
-            _, known, saved = load_config(known)
-        options.update(saved or {})
+        known, options = read_source(source, known, name)
+    elif saved_config is not None:
+        options = {"pretrained_cfg": dict(saved_config["pretrained_cfg"]), **saved_config["model_args"]}
     if not timm.is_model(known):
         similar = difflib.get_close_matches(known, timm.list_models(), n=3)
         raise ValueError(f"timm has no model {known!r}; similar ones: {', '.join(similar) or 'none'}")
@@ -66,12 +83,30 @@ def timm_model(
         options["num_classes"] = num_classes
     options["in_chans"] = in_chans
     with torch.device("meta"):
-        config = timm.create_model(known, **options).pretrained_cfg
+        model = timm.create_model(known, **options)
+    config = model.pretrained_cfg
     if input_size is None:
         input_size = config["input_size"][-1]
     elif config.get("fixed_input_size"):  # a transformer's positions are as many as its patches
         options["img_size"] = input_size
-    return TimmModel(name, partial(timm.create_model, known, **options), input_size, config)
+    return TimmModel(name, partial(timm.create_model, known, **options), input_size, model.num_classes, config)
+
+
+def self_contained(space: str, options: str) -> str:
+    """The `options` of a `space`, a JSON object, so that a saved network needs no folder, file or network for them.
+
+    Where a timm model's `name` is a folder or an ID, it is replaced by what that says; `pretrained`, which names
+    weights to start from, is left out if it is a file or belongs to such a name: the saved network has its own.
+    """
+    if space not in SPACES:
+        return options
+    given, options = options, json.loads(options)
+    has_source = ":" in str(options.get("name", ""))
+    if has_source:
+        options |= timm_model(options["name"]).self_contained()
+    if has_source or not isinstance(options.get("pretrained", True), bool):
+        options.pop("pretrained", None)
+    return given if options == json.loads(given) else json.dumps(options)
 
 
 def just_timm(
@@ -81,12 +116,13 @@ def just_timm(
     num_classes: int | None = None,
     in_chans: int = 3,
     input_size: int | None = None,
+    saved_config: Mapping[str, Any] | None = None,
 ) -> Family:
     """The family whose one architecture is the timm model `name` as it is, whatever that is made of.
 
     The options are those of `from_timm`. So a model can be trained, measured, exported and saved like a subnet.
     """
-    model = timm_model(name, num_classes, in_chans, input_size)
+    model = timm_model(name, num_classes, in_chans, input_size, saved_config)
 
     skeleton = build_skeleton(partial(_build, model), None)
     macs = count_macs(skeleton, (in_chans, model.input_size, model.input_size))
@@ -98,6 +134,7 @@ def just_timm(
         macs=partial(_constant, macs),
         parameters=partial(_constant, count_parameters(skeleton)),
         weights=partial(_weights, model, pretrained) if pretrained else None,
+        weights_classes=partial(model.classes, pretrained),
     )
 
 
@@ -116,30 +153,9 @@ def _build(model: TimmModel, arch: Arch | None, drop_rate: float = 0.0, drop_pat
     return create_regularised(model.create, drop_rate, drop_path_rate)
 
 
-def _weights(model: TimmModel, weights: bool | str | os.PathLike) -> Mapping[str, Tensor]:
-    return model.load(weights).state_dict()
+def _weights(model: TimmModel, weights: bool | str | os.PathLike, **options: bool) -> Mapping[str, Tensor]:
+    return model.load(weights, **options).state_dict()
 
 
 def _constant(value: int, arch: Arch) -> int:
     return value
-
-
-@contextmanager
-def _one_line(message: str) -> Iterator[None]:
-    """A ValueError with `message` for what goes wrong in reading a file or a download."""
-    try:
-        yield
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{message}: {first_line(error)}") from error
-
-
-def _overlay(path: Path, classifier: str | Sequence[str]) -> dict[str, object]:
-    """What makes timm's loader take the weights in this file, whose classifier has the given name."""
-    if not path.is_file():
-        raise ValueError(f"there is no file of weights {str(path)!r}; for a directory, the name is 'local-dir:{path}'")
-    if path.suffix == ".npz":
-        return {"file": str(path), "custom_load": True}
-    weights = load_state_dict(str(path))
-    overlay: dict[str, object] = {"state_dict": weights, "custom_load": False}
-    head = weights.get(f"{classifier if isinstance(classifier, str) else classifier[0]}.weight")
-    return overlay if head is None else {**overlay, "num_classes": len(head)}  # others are dropped by timm

@@ -73,15 +73,18 @@ def test_kernel_transforms_find_theirs(tmp_path, family):
 
 def test_what_is_no_such_checkpoint_is_refused(tmp_path, family):
     net, path = family.supernet(), tmp_path / "ofa.pth"
-    with pytest.raises(ValueError, match=r"cannot read the checkpoint '.*ofa\.pth'"):
+    with pytest.raises(ValueError, match=r"there is no file of weights '.*ofa\.pth'"):
         load_ofa_checkpoint(net, path)
     path.write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match=r"ofa\.pth': it is no torch file of tensors alone"):
+    with pytest.raises(ValueError, match=r"cannot read the weights in '.*ofa\.pth'"):
         load_ofa_checkpoint(net, path)
     torch.save({"layer1.weight": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match=r"'layer1\.weight' is no tensor of Once-for-All's MobileNetV3"):
         load_ofa_checkpoint(net, path)
     torch.save({}, path)
+    with pytest.raises(ValueError, match=r"ofa\.pth' holds no tensors by name"):
+        load_ofa_checkpoint(net, path)
+    torch.save({"first_conv.bn.weight": torch.zeros(16)}, path)
     with pytest.raises(ValueError, match=r"has nothing for 'conv_stem\.weight'"):
         load_ofa_checkpoint(net, path)
     checkpoint(FAMILIES["ofa_mobilenet_v3"](num_classes=7), path, transforms=False)
