@@ -5,10 +5,11 @@
     python scripts/evaluate.py mobilenetv3_large_100 resnet50 --recipe alphanet --root imagenet/ --json figures.json
 
 A network is the folder of a saved subnet, NAME=FILE for a timm model with weights for these classes, or NAME for one
-with timm's pretrained weights and classes. Each gets the test images at its own size, prepared as it was trained: a
-subnet knows how, a timm model too, and what is in a FILE is prepared by the flags. Top-1, top-5 and the expected
-calibration error (15 bins) are from 0 to 1; a latency is the median of 50 runs on one image, the networks taking turns.
-Seconds for digits.
+with timm's pretrained weights and classes. One that tells other classes apart, by name or in their order, is refused,
+and so is a FILE that is not of the model or has no classifier for as many classes. Each network gets the test images at
+its own size, prepared as it was trained: a subnet knows how, a timm model too, and what is in a FILE is prepared by the
+flags. Top-1, top-5 and the expected calibration error (15 bins) are from 0 to 1; a latency is the median of 50 runs on
+one image, the networks taking turns. Seconds for digits.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from supernet.atomic import write_atomically
 from supernet.data import Data, DataConfig, load_data
 from supernet.evaluation import quality
 from supernet.loop import pick_device
-from supernet.subnet import Subnet, load_network
+from supernet.subnet import Subnet, check_classes, load_network
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,7 @@ def opened(name: str, data: Data, input_size: int | None) -> Subnet:
     """The network that `name` stands for; ValueError if it does not tell the classes of the data apart."""
     model, _, weights = (name, "", "") if Path(name).is_dir() else name.partition("=")
     subnet = load_network(model, data.config, data.classes, weights or None, input_size)
-    if len(subnet.config.classes) != data.num_classes:
-        raise ValueError(f"{name} has {len(subnet.config.classes)} classes and the dataset {data.num_classes}")
-    if Path(model).is_dir() and subnet.config.classes != data.classes:
-        raise ValueError(
-            f"{name} tells other classes apart than the dataset: {', '.join(subnet.config.classes[:5])}, ..."
-        )
+    check_classes(name, subnet.config.classes, data.classes)
     return subnet
 
 

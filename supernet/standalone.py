@@ -209,7 +209,7 @@ def initial_model(job: ModelJob, family: Family, arch: Arch, classes: Sequence[s
             fresh = model.state_dict()
             for name, dim in _classifier(job, arch, len(classes)).items():
                 weights[name] = _for_classes(weights.get(name), fresh[name], dim, subnet.config.classes, classes)
-    load_weights(model, weights, f"the weights of {job.start}")
+    load_weights(model, weights, job.start)
     return model
 
 

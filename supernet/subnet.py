@@ -197,6 +197,19 @@ def load_network(
     return Subnet(model.eval(), config)
 
 
+def check_classes(what: str, own: Sequence[str], classes: Sequence[str]) -> None:
+    """ValueError unless the classes that `what` tells apart, `own`, are those of the images, in the same order."""
+    if tuple(own) != tuple(classes):
+        raise ValueError(
+            f"{what} tells other classes apart: {_few(own)} ({len(own)}), where the images have, in this order, "
+            f"{_few(classes)} ({len(classes)})"
+        )
+
+
+def _few(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+
+
 def _classes(model: TimmModel, wanted: Sequence[str]) -> tuple[str, ...]:
     """The names of the classes that a timm model's own weights tell apart, as `load_network` gives them."""
     known = model.classes(True, wanted)

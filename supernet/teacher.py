@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from supernet.data import DataConfig, resize
 from supernet.runs import load_run
-from supernet.subnet import load_network, take_out
+from supernet.subnet import check_classes, load_network, take_out
 
 # N images, C channels, R resolution in pixels
 
@@ -43,11 +43,8 @@ def load_teacher(
         model, config = take_out(run, run.family.space.largest)
     else:
         model, config = load_network(name, data, classes, weights, input_size)
-    if by_logits and config.classes != tuple(classes):
-        raise ValueError(
-            f"the teacher {name} tells other classes apart: {_few(config.classes)} ({len(config.classes)}), where the "
-            f"images have, in this order, {_few(classes)} ({len(classes)})"
-        )
+    if by_logits:
+        check_classes(f"the teacher {name}", config.classes, classes)
     if input_size not in (None, config.input_size[-1]):
         raise ValueError(f"the teacher {name} is for images of {config.input_size[-1]} pixels, not {input_size}")
     return prepared(model.eval(), data, config.input_size[-1], config.mean, config.std)
@@ -77,7 +74,3 @@ def _prepare(images: Tensor, resolution: int, scale: tuple[float, ...], shift: t
         return images
     factors, terms = (images.new_tensor(values).view(-1, 1, 1) for values in (scale, shift))
     return images * factors + terms
-
-
-def _few(classes: Sequence[str]) -> str:
-    return ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")

@@ -72,7 +72,7 @@ def test_a_space_is_searched_without_a_run(call, tmp_path):
         ([*SPACE, "--strategy", "evolution"], "the score accuracy needs a trained supernet"),
         ([*SPACE, "--strategy", "te_nas"], "say where the results go with --output"),
         (["--run", "RUN", "--strategy", "dna"], "the score dna needs a teacher"),
-        (["--run", "RUN", "--strategy", "rdm", "--teacher", "resnet18x"], "there is no teacher 'resnet18x'"),
+        (["--run", "RUN", "--strategy", "rdm", "--teacher", "resnet18x"], "timm has no model 'resnet18x'"),
         (["--run", "RUN", "--score", "dna", "--strategy", "te_nas"], "te_nas goes by the score of its own name"),
     ],
 )

@@ -4,27 +4,32 @@ import json
 import pytest
 import timm
 import torch
+from timm.models import save_for_hf
 from torch import nn
 
 from distill.losses import kl_divergence
 from distill.objective import Objective
+from netaug.training import NetAugJob
 from supernet.checkpoint import load_checkpoint
-from supernet.data import DataConfig, load_data, resize
+from supernet.data import Data, DataConfig, load_data, resize
 from supernet.evaluation import accuracy
 from supernet.loop import LoopConfig, TrainingError, make_optimizer
 from supernet.randomness import Stream, part_seed
 from supernet.recipes import digits
+from supernet.runs import make_family
 from supernet.standalone import (
     Cohort,
     ModelJob,
+    initial_model,
     model_settings,
     peer_jobs,
+    prepare_job,
     read_model_job,
     run_model_job,
     train_cohort,
     train_model,
 )
-from supernet.subnet import load_subnet, save_subnet
+from supernet.subnet import Subnet, SubnetConfig, load_subnet, save_subnet
 
 DATA = DataConfig(holdout=0.97, workers=0, hflip=0.0, color_jitter=0.0)  # 43 images to train on, 5 batches
 CONFIG = LoopConfig(epochs=2, batch_size=8, eval_epochs=1, eval_images=20, log_steps=1, checkpoint_steps=2, seed=3)
@@ -154,10 +159,70 @@ def test_a_subnet_of_other_classes_starts_with_a_fresh_classifier(trained, tmp_p
     assert subnet.model.classifier.weight.shape == (10, 1024)
 
 
+def started(space, options, classes, tmp_path):
+    """A saved subnet for `classes`, and the model that starts from it for others."""
+    family = make_family(space, options, len(classes))
+    config = SubnetConfig.of(space, options, family.space.smallest, Data(None, None, None, classes, DataConfig()))
+    subnet = Subnet(family.build(family.space.smallest), config)
+    save_subnet(tmp_path / "start", subnet, onnx=False)
+
+    def start(others):
+        job = ModelJob(space, options, json.dumps(config.arch), str(tmp_path / "start"), train=CONFIG)
+        family = make_family(space, options, len(others))
+        return initial_model(job, family, family.space.smallest, others).state_dict()
+
+    return subnet.model.state_dict(), start
+
+
+@pytest.mark.parametrize(
+    ("space", "options", "classifier"),
+    [
+        ("timm", '{"name": "test_resnet", "input_size": 32}', ("fc.weight", "fc.bias")),
+        ("from_timm", '{"name": "test_resnet", "input_size": 32}', ("fc.weight", "fc.bias")),
+        ("mobilenet_v3_micro", "{}", ("classifier.weight", "classifier.bias")),
+    ],
+)
+def test_classes_are_compared_by_name_and_order(tmp_path, space, options, classifier):
+    before, start = started(space, options, ("cat", "dog", "owl"), tmp_path)
+    kept, reordered = start(("cat", "dog", "owl")), start(("owl", "cat", "dog"))
+    others, more = start(("car", "bus", "van")), start(("cat", "dog", "owl", "bee"))
+    for name, tensor in before.items():
+        assert torch.equal(kept[name], tensor)
+        assert torch.equal(reordered[name], tensor[[2, 0, 1]] if name in classifier else tensor)
+        if name not in classifier or tensor.any():  # a bias may start at 0
+            assert torch.equal(others[name], tensor) == (name not in classifier)
+        assert (name in classifier) == (more[name].shape != tensor.shape)
+
+
+def test_peers_and_augmented_models_start_from_subnets_by_the_names_of_classes_too(tmp_path):
+    before, _ = started("timm", '{"name": "test_resnet", "input_size": 32}', tuple("9876543210"), tmp_path)
+    subnet = str(tmp_path / "start")
+    options = '{"name": "test_resnet", "input_size": 32}'
+    job = ModelJob("timm", options, None, subnet, peers=(subnet,), data=DATA, objective=Objective(mutual=1.0))
+    for member in prepare_job(job, tmp_path / "run", resume=False).members:
+        assert torch.equal(member.model.fc.weight, before["fc.weight"].flip(0))
+    job = NetAugJob("timm", options, None, subnet, data=DATA)
+    (member,) = prepare_job(job, tmp_path / "augmented", resume=False).members
+    assert torch.equal(member.model.fc.weight, before["fc.weight"].flip(0))
+
+
+def test_a_pretrained_classifier_is_kept_for_its_own_classes_alone(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=2)
+    save_for_hf(model, tmp_path, {"label_names": ["cat", "dog"]}, safe_serialization=True)
+    options = json.dumps({"name": f"local-dir:{tmp_path}", "pretrained": True, "input_size": 32})
+    job = ModelJob("timm", options, start="pretrained", train=CONFIG)
+    for classes, is_kept in ((("cat", "dog"), True), (("dog", "cat"), False), (("car", "bus"), False)):
+        family = make_family("timm", options, 2)
+        found = initial_model(job, family, family.space.largest, classes)
+        assert torch.equal(found.conv1[0].weight, model.conv1[0].weight)
+        assert torch.equal(found.fc.weight, model.fc.weight) == is_kept
+
+
 def test_weights_of_another_network_are_refused(trained, tmp_path):
     job, directory = trained
     job = dataclasses.replace(job, space_options='{"name": "resnet10t", "input_size": 32}', start=str(directory))
-    with pytest.raises(ValueError, match="do not fit the model"):
+    with pytest.raises(ValueError, match=r"does not fit ResNet: its tensor 'bn1\.weight' is \[16\], not \[64\]"):
         run_model_job(job, tmp_path / "run")
 
 

@@ -1,13 +1,27 @@
 import json
+import shutil
 import sys
 
 import pytest
+import safetensors.torch
+import timm
 import torch
+from timm.models import save_for_hf
 
-from supernet.data import load_data
+from supernet.data import Data, DataConfig, load_data
+from supernet.families.timm_models import self_contained
 from supernet.recipes import digits
-from supernet.runs import Run
-from supernet.subnet import export_subnet, load_subnet, onnx_difference, save_subnet, take_out
+from supernet.runs import Job, Run, load_run, make_family, read_family, run_job
+from supernet.subnet import (
+    Subnet,
+    SubnetConfig,
+    export_subnet,
+    load_subnet,
+    onnx_difference,
+    save_subnet,
+    take_out,
+)
+from supernet.train import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -94,4 +108,72 @@ def test_damaged_files_are_named(saved, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"space": "unknown"}))
     with pytest.raises(ValueError, match="there is no search space 'unknown'"):
+        load_subnet(tmp_path)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A folder of timm's, whose configuration says more than a name would."""
+    torch.manual_seed(0)
+    options = {"channels": (8, 16, 24, 32), "global_pool": "max"}
+    model = timm.create_model("test_resnet", num_classes=10, **options)
+    model.pretrained_cfg["mean"] = (0.1, 0.2, 0.3)
+    save_for_hf(model, tmp_path / "source", model_args=options, safe_serialization=True)
+    return tmp_path / "source", model
+
+
+@pytest.mark.parametrize("space", ["timm", "from_timm"])
+def test_what_a_subnet_needs_is_in_its_folder(source, tmp_path, space):
+    folder, _ = source
+    options = json.dumps({"name": f"local-dir:{folder}", "pretrained": True, "input_size": 32})
+    family = make_family(space, options, 10)
+    arch = family.space.smallest
+    data = Data(None, None, None, tuple("0123456789"), DataConfig())
+    subnet = Subnet(family.supernet().extract(arch).eval(), SubnetConfig.of(space, options, arch, data))
+    save_subnet(tmp_path / "subnet", subnet, onnx=False)
+    shutil.rmtree(folder)
+    moved = (tmp_path / "subnet").rename(tmp_path / "moved")
+    loaded = load_subnet(moved)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded.model(images), subnet.model(images))
+    assert loaded.config == subnet.config
+    assert str(tmp_path) not in (moved / "config.json").read_text()
+    with pytest.raises(ValueError, match="cannot read the configuration of 'local-dir:"):
+        make_family(space, options, 10)
+
+
+def test_options_without_a_folder_or_a_file_stay_as_they_are(tmp_path):
+    for space, options in (
+        ("timm", '{"name":  "resnet18.a1_in1k", "pretrained": true}'),
+        ("mobilenet_v3_micro", '{"name": "local-dir:x"}'),
+    ):
+        assert self_contained(space, options) == options
+    options = json.dumps({"name": "resnet18", "pretrained": str(tmp_path / "weights.pth"), "width": [1.0]})
+    assert json.loads(self_contained("from_timm", options)) == {"name": "resnet18", "width": [1.0]}
+
+
+def test_a_finished_run_needs_neither_the_folder_nor_the_file_that_it_started_from(source, tmp_path):
+    folder, model = source
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    data = DataConfig(holdout=0.97, workers=0)
+    train = TrainConfig(epochs=1, batch_size=8, eval_epochs=0)
+    options = {"name": f"local-dir:{folder}", "pretrained": str(tmp_path / "weights.pth"), "input_size": 32}
+    run_job(Job("from_timm", json.dumps(options), data, train), tmp_path / "run")
+    shutil.rmtree(folder)
+    (tmp_path / "weights.pth").unlink()
+    run = load_run(tmp_path / "run")
+    arch = run.family.space.smallest
+    subnet = take_out(run, arch, calibration_images=20)
+    save_subnet(tmp_path / "subnet", subnet, onnx=False)
+    assert load_subnet(tmp_path / "subnet").config.arch == dict(arch)
+    assert read_family(tmp_path / "run").macs(arch) == run.family.macs(arch)
+
+
+def test_a_damaged_subnet_says_what_is_missing(saved, tmp_path):
+    save_subnet(tmp_path, saved[1], onnx=False)
+    weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    name = "conv_stem.weight"
+    del weights[name]
+    safetensors.torch.save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"model\.safetensors does not fit .* are missing, the first '{name}'"):
         load_subnet(tmp_path)

@@ -1,13 +1,24 @@
+import copy
+import dataclasses
 import json
 
 import pytest
 import timm
 import torch
+from timm.data import ImageNetInfo
 from torch import nn
 
-from supernet.data import Data, DataConfig
-from supernet.subnet import Subnet, SubnetConfig, save_subnet
+from distill.blockwise import Teacher
+from search import scores
+from search.cuts import finer_features
+from search.job import SearchJob
+from search.pieces import cut
+from supernet.data import Data, DataConfig, resize
+from supernet.families.timm_models import TimmModel
+from supernet.runs import Job, load_run, run_job
+from supernet.subnet import Subnet, SubnetConfig, save_subnet, take_out
 from supernet.teacher import load_teacher, prepared
+from supernet.train import TrainConfig
 
 
 def test_images_arrive_in_the_teachers_normalisation_and_size():
@@ -46,5 +57,58 @@ def test_a_saved_teacher_of_as_many_other_classes_is_refused(tmp_path):
     config = SubnetConfig.of("timm", options, {"resolution": 32}, data)
     save_subnet(tmp_path, Subnet(config.build(), config), onnx=False)
     load_teacher(tmp_path, DataConfig(), ("cat", "dog"))
-    with pytest.raises(ValueError, match="tells other classes apart: cat, dog"):
-        load_teacher(tmp_path, DataConfig(), ("dog", "cat"))
+    for others in (("dog", "cat"), ("car", "bus"), ("cat", "dog", "owl")):
+        with pytest.raises(ValueError, match=r"tells other classes apart: cat, dog \(2\), where .* order, "):
+            load_teacher(tmp_path, DataConfig(), others)
+        load_teacher(tmp_path, DataConfig(), others, by_logits=False)
+    with pytest.raises(ValueError, match="is for images of 32 pixels, not 64"):
+        load_teacher(tmp_path, DataConfig(), ("cat", "dog"), input_size=64)
+
+
+def test_timms_own_classes_are_known_by_name(monkeypatch):
+    monkeypatch.setattr(TimmModel, "load", lambda self, *args, **options: self.create())  # without the download
+    names = tuple(ImageNetInfo().label_names())
+    load_teacher("test_resnet", DataConfig(), names)
+    for others in (names[::-1], [f"product {index}" for index in range(1000)], "abcd"):
+        with pytest.raises(ValueError, match="the teacher test_resnet tells other classes apart: n01440764, "):
+            load_teacher("test_resnet", DataConfig(), others)
+        load_teacher("test_resnet", DataConfig(), others, by_logits=False)
+
+
+def test_features_are_those_of_the_teachers_own_images():
+    """What DNA and P+TG compare, also where a network is cut into its steps."""
+    torch.manual_seed(0)
+    model, data = timm.create_model("resnet10t", num_classes=4).eval(), DataConfig(mean=(0.5,) * 3, std=(0.25,) * 3)
+    pixels, own = torch.rand(2, 3, 48, 48), ((0.1, 0.2, 0.3), (0.9, 0.8, 0.7))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in own)
+    points = ("layer1", "layer3")
+    expected = Teacher(copy.deepcopy(model), points)(resize((pixels - mean) / std, 32))
+    teacher = Teacher(prepared(model, data, 32, *own), points)
+    images = (pixels - 0.5) / 0.25
+    for found, feature in zip(teacher(images), expected):
+        torch.testing.assert_close(found, feature, rtol=1e-4, atol=1e-4)
+    sizes = {feature.name: feature.size for feature in finer_features(teacher, images)}
+    assert sizes["layer1"] == (8, 8)
+    assert sizes["layer3"] == (2, 2)
+    assert len(sizes) > 2
+    first, *_ = cut(model)
+    torch.testing.assert_close(first(images), resize((pixels - mean) / std, 32), rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_teaches_by_its_largest_subnet_and_images_arrive_in_its_normalisation(tmp_path):
+    own = DataConfig(holdout=0.97, workers=0, mean=(0.5,) * 3, std=(0.5,) * 3)
+    run = run_job(Job(data=own, train=TrainConfig(epochs=1, batch_size=8, eval_epochs=0)), tmp_path)
+    model = take_out(load_run(tmp_path), run.family.space.largest).model
+    data = DataConfig(mean=(0.2, 0.3, 0.4), std=(1.0, 0.5, 0.25))
+    teacher = load_teacher(tmp_path, data, tuple("0123456789"))
+    pixels = torch.rand(4, 3, 32, 32)
+    images = (pixels - torch.tensor(data.mean).view(3, 1, 1)) / torch.tensor(data.std).view(3, 1, 1)
+    torch.testing.assert_close(teacher(images), model((pixels - 0.5) / 0.5), rtol=1e-4, atol=1e-4)
+    assert (teacher(images) - model(images)).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="tells other classes apart: 0, 1, 2, 3, 4, "):
+        load_teacher(tmp_path, data, tuple("9876543210"))
+    search = SearchJob("rdm", teacher=str(tmp_path))
+    other = run._replace(data=dataclasses.replace(run.data, config=data))
+    torch.testing.assert_close(scores._teacher(search, other)(images), teacher(images))
+    with pytest.raises(ValueError, match="tells other classes apart"):
+        scores._teacher(search, other._replace(data=dataclasses.replace(run.data, classes=tuple("9876543210"))))
