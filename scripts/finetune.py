@@ -5,10 +5,10 @@
     python scripts/finetune.py --subnet subnets/mine --recipe cifar10 --root other_images/ --output subnets/transferred
 
 By default with a tenth of the run's or the recipe's learning rate, for a fifth of its epochs, without warm-up. Images
-are prepared as the subnet has it. Where they have other classes, the classifier starts anew. Prints the accuracy on
-the test images before and after; writes the output folder as scripts/extract.py does, and the run in training/ within
-it. With --peers and --mutual other subnets go on beside it, and they learn from each other (train_standalone.py).
-Seconds for digits.
+are prepared as the subnet has it. Where they have other classes, by name, the classifier starts anew; where they have
+the same in another order, it is put into that order. Prints the accuracy on the test images before and after; writes
+the output folder as scripts/extract.py does, and the run in training/ within it. With --peers and --mutual other
+subnets go on beside it, and they learn from each other (train_standalone.py). Seconds for digits.
 """
 
 from __future__ import annotations

@@ -16,12 +16,13 @@ goes on with `--resume`. Writes OUTPUT/report.html to look at, OUTPUT/search.jso
 OUTPUT/generations.csv and OUTPUT/front.csv; the front's latency is measured for devices that are this machine. About
 10 subnets of digits a second on 2 cores.
 
-A teacher has the classes and the input size of the run: scripts/train_standalone.py --run runs/digits --model resnet18
---input-size 32 --output models/teacher trains one. `rdm` then scores two subnets of digits a second on one core. `dna`
-trains blocks first, in OUTPUT/dna, from where it was stopped; then it rates every path of each block, which takes tens
-of milliseconds each, and proposes the best architectures within the limits in order. The line above trains four blocks
-and rates 6,278 paths in three minutes on one core. Where blocks end follows from the resolutions of both networks,
-unless --dna.points and --dna.cuts say it. `te_nas` prunes where operations can be mixed and nothing is limited.
+A teacher has the classes, by name, and the input size of the run: scripts/train_standalone.py --run runs/digits --model
+resnet18 --input-size 32 --output models/teacher trains one. `rdm` then scores two subnets of digits a second on one
+core. `dna` trains blocks first, in OUTPUT/dna, from where it was stopped; then it rates every path of each block, which
+takes tens of milliseconds each, and proposes the best architectures within the limits in order. The line above trains
+four blocks and rates 6,278 paths in three minutes on one core. Where blocks end follows from the resolutions of both
+networks, unless --dna.points and --dna.cuts say it. `te_nas` prunes where operations can be mixed and nothing is
+limited.
 """
 
 from __future__ import annotations

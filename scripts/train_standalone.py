@@ -10,7 +10,8 @@
 
 The first line asks what the supernet's weights are worth: it trains the architecture of the saved subnet on the same
 images with the same settings as the supernet, and prints both accuracies. A student is any timm model or any
-architecture, a teacher any timm model or saved subnet; the losses are those of distill/, each with its weight. Teacher
+architecture, a teacher any timm model, saved subnet or finished training run; one that answers (kl, adaptive_alpha)
+tells the same classes apart, by name. The losses are those of distill/, each with its weight. Teacher
 assistants and born-again networks are this command again, with the model before as the teacher. The last line is deep
 mutual learning: the model and its peers, timm models or the architectures of saved subnets, train side by side from
 weights of their own, and each learns from the labels and from what the others answer.

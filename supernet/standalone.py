@@ -48,11 +48,12 @@ class ModelJob:
     """Weights to start from: scratch, pretrained (those that the space's options name), or the folder of a subnet. A
     classifier for other classes starts anew."""
     teacher: str | None = None
-    """Network to learn from: the folder of a subnet, or a name of timm's."""
+    """Network to learn from: the folder of a subnet or of a finished training run, or a name of timm's. One that
+    answers, for kl or adaptive_alpha, tells the same classes apart, by name and in their order."""
     teacher_weights: str | None = None
     """File with the weights of a timm teacher for these classes; by default timm's own, for its own classes."""
     teacher_input_size: int | None = None
-    """Pixels a side of a timm teacher's images; by default the model's own."""
+    """Pixels a side of a timm teacher's images; by default the model's own. Refused for a folder of another size."""
     peers: tuple[str, ...] = ()
     """Networks that train beside it, to learn from each other by the loss mutual: names of timm's, or folders of
     subnets."""

@@ -93,7 +93,9 @@ class Family:
             return {}
         known = self.weights_classes(classes)
         if known is None:
-            logger.warning("the pretrained classifier, if it has as many classes, is taken to be for these images'")
+            logger.warning(
+                "the pretrained classifier, if it has as many classes, is taken to be for the classes of these images"
+            )
             return {}
         if known == tuple(classes):
             return {}

@@ -1,5 +1,6 @@
 """scripts/train_standalone.py, finetune.py, train_netaug.py and evaluate.py from the command line."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 from supernet.data import DataConfig, load_data
 from supernet.evaluation import accuracy
-from supernet.subnet import load_subnet
+from supernet.subnet import Subnet, load_subnet, save_subnet
 
 SHORT = ["--epochs", "1", "--warmup-epochs", "0", "--batch-size", "8", "--eval-epochs", "0"]
 FEW = ["--holdout", "0.97"]  # 43 images to train on
@@ -130,6 +131,21 @@ def test_a_tiny_model_is_augmented_and_goes_on_where_it_stopped(script, folder, 
     model, config = load_subnet(tmp_path / "model")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     assert config.arch == load_subnet(folder / "subnet").config.arch
+
+
+def test_weights_of_another_network_and_classes_of_another_order_end_in_one_line(script, folder, tmp_path):
+    torch.save(timm.create_model("test_vit", num_classes=10).state_dict(), tmp_path / "vit.pth")
+    model, config = load_subnet(folder / "subnet")
+    other = dataclasses.replace(config, classes=config.classes[::-1])
+    save_subnet(tmp_path / "reversed", Subnet(model, other), onnx=False)
+    for network, message in (
+        (f"test_resnet={tmp_path / 'vit.pth'}", "does not fit ResNet: "),
+        (tmp_path / "reversed", "tells other classes apart: 9, 8, 7, 6, 5, ... (10), where"),
+    ):
+        result = script("evaluate.py", network, "--input-size", "32", "--workers", "0")
+        assert result.returncode == 2
+        assert message in result.stderr
+        assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
