@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from distill.untouched import untouched
 from search.pieces import Piece, cut, weights_in
-from supernet.calibration import calibrate, keeps_statistics
+from supernet.calibration import Reference, calibrate, keeps_statistics
+from supernet.evaluation import known_references, references_of
 from supernet.space import Arch
 from supernet.supernet import Supernet
 from supernet.threads import at_a_time, side_by_side
@@ -49,6 +50,7 @@ class Remembered:
 
     def clear(self) -> None:
         self.fingerprints: WeakKeyDictionary[nn.Module, Hashable] = WeakKeyDictionary()  # see `pieces.cut`
+        self.references: dict[int, dict[str, Reference]] = {}  # by resolution, see `evaluation.known_references`
         self._prefixes: dict[tuple[int, Hashable], int] = {}
         self._batches: OrderedDict[int, Batches] = OrderedDict()
         self._bytes = 0
@@ -134,7 +136,14 @@ def evaluate(
         else:
             _insert(roots.setdefault(resolution(arch), Node()), chain, index, resolution(arch), remembered)
     for size, root in roots.items():
-        yield from _run(net, root, batches(size), remembered)
+        images = batches(size)
+        try:
+            if size not in remembered.references:
+                remembered.references[size] = known_references(net, images.calibration)
+        except Exception as error:
+            yield from ((index, error) for index in _all_ends(root))
+            continue
+        yield from _run(net, root, images, remembered, remembered.references[size])
 
 
 def _insert(root: Node, pieces: Sequence[Piece], index: int, size: int, remembered: Remembered) -> None:
@@ -147,7 +156,7 @@ def _insert(root: Node, pieces: Sequence[Piece], index: int, size: int, remember
 
 
 def _run(
-    net: Supernet, root: Node, batches: Batches, remembered: Remembered
+    net: Supernet, root: Node, batches: Batches, remembered: Remembered, references: Mapping[str, Reference]
 ) -> Iterator[tuple[int, Tensor | Exception]]:
     """The outputs of all architectures below `root`, or what running them raised."""
     waiting = [(root, batches)]
@@ -155,7 +164,7 @@ def _run(
         node, batches = waiting.pop()
         node = _joined(node)
         try:
-            batches = _forward(net, node, batches, remembered)
+            batches = _forward(net, node, batches, remembered, references)
         except Exception as error:
             yield from ((index, error) for index in _all_ends(node))
             continue
@@ -176,7 +185,9 @@ def _joined(node: Node) -> Node:
     return Node(pieces, prefixes, node.children, node.ends)
 
 
-def _forward(net: Supernet, node: Node, batches: Batches, remembered: Remembered) -> Batches:
+def _forward(
+    net: Supernet, node: Node, batches: Batches, remembered: Remembered, references: Mapping[str, Reference]
+) -> Batches:
     """What the node's pieces make of its input; their BatchNorm is calibrated on the way."""
     pieces = list(node.pieces)
     for count in range(len(pieces), 0, -1):
@@ -186,10 +197,19 @@ def _forward(net: Supernet, node: Node, batches: Batches, remembered: Remembered
             break
     if not pieces:
         return batches
-    with weights_in(pieces, net.tensor_of) as model:
+    names: dict[int, str] = {}  # of the weights that the pieces are lent
+
+    def weight(name: str, shape: torch.Size) -> Tensor:
+        tensor = net.tensor_of(name, shape)
+        names[id(tensor)] = name
+        return tensor
+
+    with weights_in(pieces, weight) as model:
         calibration: list[Tensor] = []
         if _has_batch_norm(model):
-            calibration = calibrate(model, batches.calibration)
+            layers = filter(keeps_statistics, model.modules())
+            named = {layer: names.get(id(layer.running_mean), "").removesuffix(".running_mean") for layer in layers}
+            calibration = calibrate(model, batches.calibration, references_of(net, references, named))
         elif any(_has_batch_norm(piece) for piece in _below(node)):
             calibration = _outputs(model, batches.calibration)
         result = Batches(calibration, _outputs(model, batches.evaluation))

@@ -2,12 +2,17 @@
 
 A trained supernet's running statistics mix all its subnets, so that an extracted subnet is useless until its BatchNorm
 layers have seen images (BigNAS, arXiv 2003.11142, section 3.5; Once-for-All does the same).
+
+A pretrained supernet that was not trained on knows more: its running statistics are right for the largest subnet, which
+needs no calibration. What a few images show in another subnet, they show in the largest as well, where it is known how
+far that is from the truth. Correcting the one by the other (`corrected`) is the method of control variates.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -31,7 +36,18 @@ class _Moments(NamedTuple):
     variance: Tensor
 
 
-def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> list[Tensor]:
+class Reference(NamedTuple):
+    """Of a BatchNorm layer in a network whose running statistics are right, [C] each, in double precision."""
+
+    mean: Tensor  # the running statistics
+    variance: Tensor
+    mean_of_images: Tensor  # what the calibration images have there, with biased variance
+    variance_of_images: Tensor
+
+
+def calibrate(
+    model: nn.Module, batches: Iterable[Tensor], references: Mapping[nn.Module, Reference] = MappingProxyType({})
+) -> list[Tensor]:
     """Replace the running statistics of every BatchNorm layer of the plain `model` by those of the given images.
 
     Returns the outputs for the batches: the same layers, normalised by their biased variance, as in train mode, so
@@ -41,7 +57,8 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> list[Tensor]:
     The result is what one forward pass in train mode over all images in a single batch would leave with momentum 1:
     each layer's mean and unbiased variance over the images, its input normalised by the statistics of the layers
     before it over *all* images. It does not depend on how the images are split into batches. Weights and the mode of
-    the model stay as they are, and dropout is off.
+    the model stay as they are, and dropout is off. Layers with a reference get its statistics instead, `corrected` by
+    what the images have here and there.
 
     All batches go through the model together, layer by layer: one thread a batch, all waiting for each other at every
     BatchNorm. On a CPU as many run at a time as torch has threads, each on its share; elsewhere a single one. The
@@ -60,7 +77,7 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> list[Tensor]:
     if not batches:
         raise ValueError("BatchNorm recalibration needs at least one batch of images")
     modes = {module: module.training for module in model.modules()}
-    calibration = _Calibration(layers, len(batches), at_a_time(batches[0].device))
+    calibration = _Calibration(layers, references, len(batches), at_a_time(batches[0].device))
     hooks = [layer.register_forward_pre_hook(calibration.meet) for layer in layers]
     model.eval()
     try:
@@ -77,6 +94,56 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> list[Tensor]:
             hook.remove()
         for module, training in modes.items():
             module.training = training
+
+
+def corrected(mean: Tensor, variance: Tensor, reference: Reference, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and variance [C] over all images that there are, from `mean` and `variance` over the calibration images.
+
+    With g = (variance + eps) / (variance_of_images + eps), how much more a channel varies here than in the reference::
+
+        corrected mean            =  mean + sqrt(g) (reference.mean - mean_of_images)
+        corrected variance + eps  =  g (reference.variance + eps)
+
+    So if the images are brighter than most, say, or lack what a channel looks for, that is taken off here as it is
+    known to be wrong there. Of the reference's own network, the result is the reference's statistics. It is a control
+    variate (Owen, *Monte Carlo theory, methods and examples*, section 8.9) with coefficient 1, additive for the mean in
+    units of the channel's deviation, and for the logarithm of the variance. A variance is not below 0.
+    """
+    ratio = (variance + eps) / (reference.variance_of_images + eps)
+    shift = reference.mean - reference.mean_of_images
+    return mean + ratio.sqrt() * shift, (ratio * (reference.variance + eps) - eps).clamp_min(0)
+
+
+def references(model: nn.Module, batches: Sequence[Tensor]) -> dict[str, Reference]:
+    """That of each BatchNorm layer of `model`, by name, whose running statistics are right, on batches of images.
+
+    `model` is in eval mode. Batches run one after another, on a CPU as many at a time as torch has threads, so memory
+    is that of a few batches. Layers that no image reaches have none.
+    """
+    layers = {layer: name for name, layer in model.named_modules() if keeps_statistics(layer)}
+    found: dict[nn.Module, list[_Moments | None]] = {layer: [None] * len(batches) for layer in layers}
+    current = threading.local()
+
+    def record(layer: _BatchNorm, args: tuple[Tensor]) -> None:
+        found[layer][current.index] = _moments(layer, args[0])
+
+    def run(index: int) -> None:
+        current.index = index
+        with torch.no_grad():
+            untouched(model, batches[index])
+
+    hooks = [layer.register_forward_pre_hook(record) for layer in layers]
+    try:
+        with side_by_side(min(len(batches), at_a_time(batches[0].device))) as pool:
+            list(pool.map(run, range(len(batches))))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {
+        layers[layer]: Reference(layer.running_mean.double(), layer.running_var.double(), *_pooled(moments)[:2])
+        for layer, seen in found.items()
+        if (moments := [m for m in seen if m])
+    }
 
 
 def keeps_statistics(module: nn.Module) -> bool:
@@ -101,12 +168,25 @@ def _moments(layer: _BatchNorm, x: Tensor) -> _Moments:
     return _Moments(layer, x.numel() // x.shape[1], mean, variance)
 
 
+def _pooled(batches: Sequence[_Moments]) -> tuple[Tensor, Tensor, int]:
+    """Mean, biased variance and count of all: sum n_i mean_i / n and sum n_i (variance_i + (mean_i - mean)^2) / n."""
+    counts = torch.tensor([moments.count for moments in batches], dtype=torch.float64)
+    weights = (counts / counts.sum()).to(batches[0].mean.device)
+    means = torch.stack([moments.mean for moments in batches])
+    variances = torch.stack([moments.variance for moments in batches])
+    mean = weights @ means
+    return mean, weights @ (variances + (means - mean).square()), int(counts.sum())
+
+
 class _Calibration:
     """The meeting of all batches at each BatchNorm layer, and at the end of the network."""
 
-    def __init__(self, names: Mapping[_BatchNorm, str], batches: int, at_a_time: int):
-        self.counts: dict[_BatchNorm, int] = {}
+    def __init__(
+        self, names: Mapping[_BatchNorm, str], references: Mapping[nn.Module, Reference], batches: int, at_a_time: int
+    ):
+        self.counts: dict[_BatchNorm, int] = {}  # of values a channel, where their variance is the biased one
         self._names = names
+        self._references = references
         self._moments: list[_Moments | None] = [None] * batches  # None at the end of the network
         self._index = threading.local()
         self._turn = threading.Semaphore(at_a_time)
@@ -136,7 +216,6 @@ class _Calibration:
             self._turn.acquire()
 
     def _pool(self) -> None:
-        """Pooled moments: mean = sum n_i mean_i / n and variance = sum n_i (variance_i + (mean_i - mean)^2) / n."""
         reached = {moments and moments.layer for moments in self._moments}
         if len(reached) > 1:
             name = next(self._names[layer] for layer in reached if layer)
@@ -147,14 +226,12 @@ class _Calibration:
         (layer,) = reached
         if layer is None:
             return
-        counts = torch.tensor([moments.count for moments in self._moments], dtype=torch.float64)
-        weights = (counts / counts.sum()).to(self._moments[0].mean.device)
-        means = torch.stack([moments.mean for moments in self._moments])
-        variances = torch.stack([moments.variance for moments in self._moments])
-        mean = weights @ means
-        count = int(counts.sum())
+        mean, variance, count = _pooled(self._moments)
         if count < 2:
             raise ValueError("BatchNorm recalibration needs more than one image: a layer saw one value a channel")
+        if layer in self._references:
+            mean, variance = corrected(mean, variance, self._references[layer], layer.eps)
+        else:
+            self.counts[layer] = count
         layer.running_mean.copy_(mean)
-        layer.running_var.copy_(weights @ (variances + (means - mean).square()))
-        self.counts[layer] = count
+        layer.running_var.copy_(variance)

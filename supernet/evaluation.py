@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from distill.untouched import untouched
-from supernet.calibration import calibrate
+from supernet.calibration import Reference, calibrate, references
 from supernet.data import resize
 from supernet.supernet import Supernet
 
@@ -48,13 +48,37 @@ def calibrated_subnet(
 def calibrated(net: Supernet, arch: Mapping[str, Any], batches: Iterable[Tensor]) -> nn.Module:
     """The subnet `arch` as a plain module in eval mode, its BatchNorm recalibrated on batches of images [N, C, R, R].
 
-    If the supernet's own statistics are right for it (`Supernet.statistics_of`) it keeps them: those of many images in
-    training are better than any of a few (`benchmarks/calibration.py`).
+    What is done depends on what the supernet's own statistics are right for (`Supernet.statistics_of`). If that is
+    `arch`, it keeps them: those of many images in training are better than any of a few. If it is another, the largest
+    of a pretrained supernet, that one runs on the images as well, and what the images have in `arch` is corrected by
+    what they have there (`supernet.calibration.corrected`). After training they are right for none, and the subnet gets
+    those of the images as they are. `benchmarks/calibration.py` compares these and other ways.
     """
-    model = net.extract(arch).eval()
+    model, batches = net.extract(arch).eval(), list(batches)
     if net.statistics_of != net.space.validate(arch):
-        calibrate(model, batches)
+        names = {layer: name for name, layer in model.named_modules()}
+        calibrate(model, batches, references_of(net, known_references(net, batches), names))
     return model
+
+
+def known_references(net: Supernet, batches: Sequence[Tensor]) -> dict[str, Reference]:
+    """By name, those of the BatchNorm layers of the subnet that the supernet's statistics are right for, on batches of
+    images [N, C, R, R]; none if there is no such subnet."""
+    if net.statistics_of is None:
+        return {}
+    return references(net.extract(net.statistics_of).eval(), batches)
+
+
+def references_of(
+    net: Supernet, known: Mapping[str, Reference], names: Mapping[nn.Module, str]
+) -> dict[nn.Module, Reference]:
+    """The parts of `known` that belong to a subnet's layers, whose names in the supernet are `names`."""
+    found = {}
+    for layer, name in names.items():
+        if name in known:
+            shape = layer.running_mean.shape
+            found[layer] = Reference(*(net.part_of(t, f"{name}.running_mean", shape) for t in known[name]))
+    return found
 
 
 def quality(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Quality:

@@ -149,8 +149,11 @@ class Supernet(nn.Module):
 
         The subnet was extracted or run before, or its skeleton asked for.
         """
-        part = self._parts[name, shape]
-        return take(attrgetter(name)(self), shape, part.rule).detach().clone()
+        return self.part_of(attrgetter(name)(self), name, shape).detach().clone()
+
+    def part_of(self, tensor: Tensor, name: str, shape: torch.Size) -> Tensor:
+        """The same part of another `tensor` that is shaped like the shared one `name`."""
+        return take(tensor, shape, self._parts[name, shape].rule)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are not to decay, positions and class tokens say, as timm's models tell theirs.

@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -12,7 +13,8 @@ from search.evaluate import SupernetAccuracy, accuracy, resized
 from search.pieces import cut
 from supernet import SearchSpace, Supernet
 from supernet.calibration import calibrate
-from supernet.families import FAMILIES
+from supernet.evaluation import calibrated
+from supernet.families import FAMILIES, from_model
 
 
 def population(space, count, generator):
@@ -228,3 +230,28 @@ def test_remembered_batches_are_not_written_to():
         logits = dict(trie.evaluate(net, population, lambda _: images(4), lambda arch: 4, remembered))
         for index, arch in enumerate(population):
             assert torch.equal(logits[index], naive(net, arch, images(4)))
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 2**30])
+def test_subnets_of_a_pretrained_network_are_corrected_as_in_extraction(memory_bytes):
+    def create():
+        return timm.create_model("mobilenetv3_small_050", num_classes=10)
+
+    def published():
+        model = create()
+        calibrate(model, [torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(1))])
+        return model
+
+    family = from_model(create, torch.empty(1, 3, 32, 32, device="meta"), pretrained=published)
+    net = family.supernet()
+    archs = [*population(family.space, 6, np.random.default_rng(0)), family.space.largest]
+    batches = images(32)
+    remembered = trie.Remembered(memory_bytes)
+    for some in (archs[:4], archs):
+        logits = dict(trie.evaluate(net, some, lambda size: batches, family.resolution, remembered))
+        assert sorted(logits) == list(range(len(some)))
+        for index, arch in enumerate(some):
+            model = calibrated(net, arch, batches.calibration)
+            with torch.inference_mode():
+                assert torch.equal(logits[index], torch.cat([model(batch) for batch in batches.evaluation]))
+    assert not torch.equal(logits[0], naive(net, archs[0], batches))  # it is something that was done

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from supernet.calibration import calibrate
+from supernet.calibration import Reference, calibrate, corrected, references
 from supernet.families import FAMILIES
 
 
@@ -161,3 +161,48 @@ def test_all_kinds_of_batch_norm(layer, shape):
     dims = [0, *range(2, x.dim())]
     torch.testing.assert_close(layer.running_mean, x.mean(dims), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(layer.running_var, x.var(dims), rtol=1e-5, atol=0)
+
+
+# Corrected by what is known of another network
+
+
+def test_a_hand_worked_correction():
+    """The images are 2 too bright in a channel that deviates by 4 there and by 8 here, where they vary by half."""
+    reference = Reference(*(torch.tensor([value]).double() for value in (10.0, 31.0, 12.0, 15.0)))
+    mean, variance = corrected(torch.tensor([5.0]).double(), torch.tensor([63.0]).double(), reference, eps=1.0)
+    assert mean.item() == pytest.approx(5 + 2 * (10 - 12))  # g = (63 + 1) / (15 + 1) = 4
+    assert variance.item() == pytest.approx(4 * (31 + 1) - 1)
+
+
+def test_a_variance_is_not_below_zero():
+    reference = Reference(*(torch.tensor([value]).double() for value in (0.0, 1.0, 0.0, 9.0)))
+    assert corrected(torch.zeros(1), torch.zeros(1), reference, eps=0.5)[1].item() == 0
+
+
+@pytest.mark.parametrize("sizes", [[40], [7, 30, 3]])
+def test_the_network_that_the_references_are_of_gets_its_own_statistics_back(family, images, sizes):
+    model = family.supernet().extract(family.space.largest).eval()
+    calibrate(model, [images])
+    before = copy.deepcopy(model.state_dict())
+    some = (images**2).split(sizes)  # other images, darker ones
+    layers = dict(model.named_modules())
+    found = references(model, some)
+    assert found.keys() == {name for name, layer in layers.items() if isinstance(layer, nn.BatchNorm2d)}
+    first = next(iter(found.values()))
+    assert (first.mean - first.mean_of_images).abs().max() > 0.05
+    outputs = calibrate(model, some, {layers[name]: reference for name, reference in found.items()})
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.cat(outputs), model(torch.cat(some)), rtol=1e-4, atol=1e-4)
+
+
+def test_references_are_of_the_statistics_that_a_network_runs_with():
+    """Not of those that it would have if it were calibrated: a layer sees what the layers before it make of images."""
+    first, second = nn.BatchNorm1d(1, eps=0, affine=False), nn.BatchNorm1d(1)
+    first.running_mean.fill_(1)
+    first.running_var.fill_(4)
+    x = torch.tensor([[3.0], [5.0], [13.0]])
+    found = references(nn.Sequential(first, second).eval(), [x[:1], x[1:]])
+    assert [tensor.item() for tensor in found["0"]] == pytest.approx([1, 4, 7, 56 / 3])
+    assert [tensor.item() for tensor in found["1"]] == pytest.approx([0, 1, 3, 56 / 3 / 4])
