@@ -86,7 +86,7 @@ def accuracy_score(job: SearchJob, trained: Run) -> SupernetAccuracy:
 
 def run_images(job: SearchJob, trained: Run) -> RunImages:
     """The images of a run that a search judges by."""
-    count = job.calibration_images or trained.job.train.calibration_images
+    count = job.calibration_images or trained.job.train.images_to_calibrate(trained.family.num_classes)
     return RunImages(trained.data, count, trained.job.train.seed, job.images)
 
 

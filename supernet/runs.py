@@ -90,6 +90,8 @@ def run_job(
     """
     data = load_data(job.data, job.train.seed)
     family = job.family(data.num_classes)
+    count = job.train.images_to_calibrate(data.num_classes)  # config.json says how many, for search and extraction
+    job = dataclasses.replace(job, train=dataclasses.replace(job.train, calibration_images=count))
     if distributed.rank() == 0:
         begin_run(job, data, directory, resume)
     distributed.wait()

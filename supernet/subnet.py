@@ -111,7 +111,9 @@ def take_out(run: Run, arch: Mapping[str, Any], calibration_images: int | None =
     """
     arch = run.net.space.validate(arch)
     resolution = run.family.resolution(arch)
-    count = run.job.train.calibration_images if calibration_images is None else calibration_images
+    count = run.job.train.images_to_calibrate(run.family.num_classes)
+    if calibration_images is not None:
+        count = calibration_images
     if count < 1:
         raise ValueError(f"BatchNorm is recalibrated on at least 1 image, not {count}")
     images = run.data.calibration_images(resolution, count, run.job.train.seed)

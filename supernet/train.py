@@ -58,20 +58,25 @@ class TrainConfig(LoopConfig):
     """Compile the largest and the smallest subnet, which recur in a sandwich; takes minutes, pays in long trainings."""
     accumulation: int = 1
     """Equal parts of a batch that run one after another, to take less memory; BatchNorm sees a part at a time."""
-    calibration_images: int = 1000
-    """Training images that BatchNorm is recalibrated on before a subnet is evaluated."""
+    calibration_images: int | None = None
+    """Training images that BatchNorm is recalibrated on before a subnet is evaluated; if None, 1000, or one a class if
+    there are more classes."""
     eval_random: int = 2
     """Random subnets in an evaluation, always the same ones."""
 
     def __post_init__(self):
         super().__post_init__()
         for name in ("accumulation", "calibration_images", "random_subnets", "trials"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
         if self.macs_step <= 0:
             raise ValueError(f"macs_step is above 0, not {self.macs_step}")
         if self.temperature <= 0 or (self.temperature != 1 and self.distillation != "kl"):
             raise ValueError(f"temperature is above 0, and 1 unless distillation is kl, not {self.temperature}")
+
+    def images_to_calibrate(self, num_classes: int) -> int:
+        """`calibration_images`, or what stands for None."""
+        return self.calibration_images or max(1000, num_classes)
 
 
 class Outcome(NamedTuple):
@@ -215,7 +220,8 @@ class _Evaluation:
 
     @cached_property
     def calibration_images(self) -> Tensor:
-        return self.data.calibration_images(self.resolution, self.config.calibration_images, self.config.seed)
+        count = self.config.images_to_calibrate(self.family.num_classes)
+        return self.data.calibration_images(self.resolution, count, self.config.seed)
 
     @cached_property
     def holdout(self) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from torch import nn
 
 from search.evaluate import SupernetAccuracy, accuracy, resized
 from search.guidance import FromSupernet
+from supernet import runs
 from supernet.calibration import calibrate
 from supernet.data import DataConfig, load_data
 from supernet.evaluation import calibrated_subnet, expected_calibration_error, quality
@@ -175,3 +176,22 @@ def test_evaluation_and_gradients_in_eval_mode_leave_the_statistics_right(pretra
     net = pretrained.supernet().eval()
     net(images, pretrained.space.smallest).sum().backward()
     assert net.statistics_of == pretrained.space.largest
+
+
+def test_the_number_of_calibration_images_goes_by_the_classes():
+    assert TrainConfig().images_to_calibrate(10) == TrainConfig().images_to_calibrate(1000) == 1000
+    assert TrainConfig().images_to_calibrate(21841) == 21841
+    assert TrainConfig(calibration_images=5).images_to_calibrate(21841) == 5
+    with pytest.raises(ValueError, match="calibration_images is at least 1, not 0"):
+        TrainConfig(calibration_images=0)
+
+
+def test_a_run_says_how_many_images_its_subnets_are_calibrated_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "_train", lambda job, family, *rest: family.supernet())
+    job = runs.Job(data=DataConfig(workers=0))
+    made = runs.run_job(job, tmp_path)
+    assert made.job.train.calibration_images == 1000
+    assert runs.load_run(tmp_path).job == made.job
+    begun = runs.Job(data=job.data, train=TrainConfig(calibration_images=1000))
+    runs.run_job(begun, tmp_path, resume=True)  # a run that was begun when 1000 was the default goes on
+    runs.run_job(job, tmp_path, resume=True)
