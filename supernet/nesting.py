@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode
 
+from supernet.divisions import Division, Divisions, check_divisions
 from supernet.plain import floating_dtype
 from supernet.skeleton import without_data
 from supernet.slicing import Unit, layer_of
@@ -91,18 +93,25 @@ def check_unit(name: str, shared: Unit | None, unit: Unit | None, shared_arch: A
     )
 
 
-def check_structure(space: SearchSpace, module_of: Callable[[Arch], nn.Module], example: Tensor | None = None) -> None:
+def check_structure(
+    space: SearchSpace,
+    module_of: Callable[[Arch], nn.Module],
+    example: Tensor | None = None,
+    leads: Callable[[nn.Module, str], bool] = lambda module, name: False,
+) -> None:
     """ValueError if modules of the same name are of two types, or if what a module does follows the sizes.
 
     Between architectures that differ in ordered choices alone, a module's switches must stay as they are: attributes
     that are true or false, and children or tensors that are there or None, such as a residual connection or a bias.
     With an `example` of the input, the smallest module and three random ones are run without data too, a fraction of a
     second each, and those with the same children must also call the same functions, which finds
-    `if x.shape == y.shape: y = y + x`.
+    `if x.shape == y.shape: y = y + x`. And a weight of which a smaller module keeps the leading rows, as `leads` tells,
+    is not of a layer whose outputs the forward pass divides into blocks that begin elsewhere in the smaller one (see
+    `divisions`).
     """
     runs = set(probing_archs(space, 3)) if example is not None else set()
     types: dict[str, tuple[type, Arch]] = {}  # without what parametrisations add
-    calls: dict[Arch, dict[str, list[str]]] = {}
+    seen: dict[Arch, _Run] = {}
     for arch in [*covering_archs(space), *probing_archs(space)]:
         module = module_of(arch)
         for name, child in module.named_modules():
@@ -124,9 +133,11 @@ def check_structure(space: SearchSpace, module_of: Callable[[Arch], nn.Module], 
             if name in larger_modules:
                 _check_switches(name, child, larger_modules[name], arch, larger_arch)
         if arch in runs:
-            if larger_arch not in calls:
-                calls[larger_arch] = function_calls(larger, example)
-            _check_calls(module, larger, calls[larger_arch], arch, larger_arch, example)
+            if larger_arch not in seen:
+                seen[larger_arch] = _look(larger, example)
+            run = _look(module, example)
+            _check_calls(module, larger, run.calls, seen[larger_arch].calls, arch, larger_arch)
+            check_divisions(module, run.divisions, larger, seen[larger_arch].divisions, partial(leads, module))
 
 
 def _check_switches(name: str, module: nn.Module, larger: nn.Module, arch: Arch, larger_arch: Arch) -> None:
@@ -151,12 +162,12 @@ def _switches(module: nn.Module) -> Mapping[str, bool]:
 def _check_calls(
     module: nn.Module,
     larger: nn.Module,
+    calls: Mapping[str, list[str]],
     larger_calls: Mapping[str, list[str]],
     arch: Arch,
     larger_arch: Arch,
-    example: Tensor,
 ) -> None:
-    for name, own in function_calls(module, example).items():
+    for name, own in calls.items():
         if name not in larger_calls or own == larger_calls[name]:
             continue
         if module.get_submodule(name)._modules.keys() == larger.get_submodule(name)._modules.keys():
@@ -168,15 +179,27 @@ def _check_calls(
             )
 
 
-def function_calls(module: nn.Module, example: Tensor) -> dict[str, list[str]]:
+class _Run(NamedTuple):
+    """What was seen in a forward pass."""
+
+    calls: Mapping[str, list[str]]
+    divisions: Mapping[str, list[Division]]
+
+
+def function_calls(module: nn.Module, example: Tensor) -> Mapping[str, list[str]]:
     """The torch functions that every submodule which runs calls itself, in order, in eval mode on an input like
     `example`; see `skeleton.without_data` for how."""
-    return without_data(module, partial(_function_calls, example))
+    return _look(module, example).calls
 
 
-def _function_calls(example: Tensor, module: nn.Module, device: torch.device) -> dict[str, list[str]]:
+def _look(module: nn.Module, example: Tensor) -> _Run:
+    return without_data(module, partial(_run, example))
+
+
+def _run(example: Tensor, module: nn.Module, device: torch.device) -> _Run:
     calls: dict[str, list[str]] = {}
     running: list[str] = []
+    divisions = Divisions(module)
 
     def enter(name: str) -> None:
         running.append(name)
@@ -189,13 +212,15 @@ def _function_calls(example: Tensor, module: nn.Module, device: torch.device) ->
     class Recorder(TorchFunctionMode):
         def __torch_function__(self, func, types, args=(), kwargs=None):
             calls[running[-1]].append(func.__name__)
-            return func(*args, **(kwargs or {}))
+            result = func(*args, **(kwargs or {}))
+            divisions.follow(func.__name__.strip("_"), args, kwargs or {}, result)
+            return result
 
     dtype = floating_dtype(module) if example.is_floating_point() else example.dtype
     images = torch.zeros(example.shape, dtype=dtype, device=device)
     with Recorder():
         module(images)
-    return calls
+    return _Run(calls, divisions.found)
 
 
 def is_kernel(module: nn.Module, name: str) -> bool:

@@ -17,7 +17,7 @@ from distill.untouched import untouched
 from supernet.nesting import check_shape, check_structure, check_unit, covering_archs, is_kernel
 from supernet.plain import floating_dtype, plain
 from supernet.skeleton import Assembler, build_skeleton, build_uninitialised
-from supernet.slicing import Rule, Unit, rule_for, take, unit
+from supernet.slicing import Rule, Unit, centred, leading, rule_for, take, unit
 from supernet.space import Arch, SearchSpace, Value
 
 # B batch, C channels, H height, W width, K classes
@@ -91,7 +91,7 @@ class Supernet(nn.Module):
         self._no_weight_decay = {name for module in covering.values() for name in _no_weight_decay(module)}
         self._parts: dict[tuple[str, torch.Size], _Part] = {}
         self._assemble = Assembler(build, pieces, space.largest) if pieces else None
-        check_structure(space, lambda arch: self._subnet(arch, build).module, example)
+        check_structure(space, lambda arch: self._subnet(arch, build).module, example, self._leads)
 
     def forward(
         self,
@@ -200,6 +200,10 @@ class Supernet(nn.Module):
             return rule_for(module, name)
         rule = self._rules[pattern]
         return self.get_submodule(rule_name(name)) if isinstance(rule, nn.Module) else rule
+
+    def _leads(self, module: nn.Module, name: str) -> bool:
+        """Whether the tensor `name` of the plain `module` is of the leading rows of the shared one."""
+        return self._matching(name) is None and rule_for(module, name) in (leading, centred)
 
     def _matching(self, name: str) -> str | None:
         return next((pattern for pattern in self._rules if fnmatchcase(name, pattern)), None)
