@@ -103,13 +103,13 @@ def check_structure(
 
     Between architectures that differ in ordered choices alone, a module's switches must stay as they are: attributes
     that are true or false, and children or tensors that are there or None, such as a residual connection or a bias.
-    With an `example` of the input, the smallest module and three random ones are run without data too, a fraction of a
+    With an `example` of the input, the smallest module and two random ones are run without data too, a fraction of a
     second each, and those with the same children must also call the same functions, which finds
     `if x.shape == y.shape: y = y + x`. And a weight of which a smaller module keeps the leading rows, as `leads` tells,
     is not of a layer whose outputs the forward pass divides into blocks that begin elsewhere in the smaller one (see
     `divisions`).
     """
-    runs = set(probing_archs(space, 3)) if example is not None else set()
+    runs = set(probing_archs(space, 2)) if example is not None else set()
     types: dict[str, tuple[type, Arch]] = {}  # without what parametrisations add
     seen: dict[Arch, _Run] = {}
     for arch in [*covering_archs(space), *probing_archs(space)]:
