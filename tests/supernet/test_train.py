@@ -6,7 +6,7 @@ import os
 import random
 import shutil
 import signal
-import time
+import threading
 from functools import partial
 
 import pytest
@@ -82,6 +82,18 @@ def test_a_step_adds_the_gradients_of_its_paths_and_teaches_by_the_logits_of_the
         assert torch.equal(parameter.grad, expected.grad), name
 
 
+def test_every_subnet_sees_the_images_in_its_own_resolution(family, batch):
+    seen = []
+    net = family.supernet().train()
+    net.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    archs = [family.space.validate({**family.space.smallest, "resolution": size}) for size in (24, 32)]
+    paths = [Path(arch, label_weight=0.5) for arch in archs]
+    TrainStep(net, TrainConfig(accumulation=2), family.resolution, family.build)(*batch, paths)
+    for part, own in zip(batch[0].chunk(2), (seen[:2], seen[2:])):
+        assert torch.equal(own[0], resize(part, 24))
+        assert torch.equal(own[1], part)
+
+
 def test_dropout_is_on_in_the_largest_subnet_alone(family, batch):
     images, labels = batch
     regularised = partial(family.build, drop_rate=0.9)
@@ -100,34 +112,19 @@ def test_a_run_that_is_killed_and_resumed_ends_in_the_same_weights(tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["supernet.runs"])
 
-    def start(directory):
-        process = context.Process(target=_train_on_one_thread, args=(JOB, directory))
+    def start(directory, *killed):
+        process = context.Process(target=_train_on_one_thread, args=(JOB, directory, *killed))
         process.start()
-        return process
-
-    def steps(directory):
-        metrics = directory / "metrics.jsonl"
-        return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+        process.join()
+        return process.exitcode
 
     uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
-    process = start(uninterrupted)
-    process.join()
-    assert process.exitcode == 0
-
+    assert start(uninterrupted) == 0
     moments = random.Random(os.getpid())
     for after in [0, *sorted(moments.sample(range(1, 6), 3))]:  # of 10 steps
-        process = start(killed)
-        while steps(killed) < after:
-            assert process.is_alive()
-            time.sleep(0.001)
-        time.sleep(moments.uniform(0, 0.05))
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
+        assert start(killed, after, moments.uniform(0, 0.05)) == -signal.SIGKILL
         assert after < 3 or list((killed / "checkpoints").glob("step-*.pt"))
-    process = start(killed)
-    process.join()
-    assert process.exitcode == 0
+    assert start(killed) == 0
 
     for name in ("supernet.safetensors", "metrics.jsonl"):
         assert (killed / name).read_bytes() == (uninterrupted / name).read_bytes(), name
@@ -135,9 +132,18 @@ def test_a_run_that_is_killed_and_resumed_ends_in_the_same_weights(tmp_path):
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 11))
 
 
-def _train_on_one_thread(job, directory):
+def _train_on_one_thread(job, directory, after=None, seconds=0.0):
+    """Train, and be killed so many `seconds` after the step `after`, if one is given; 0 is the beginning."""
     torch.set_num_threads(1)
-    run_job(job, directory, resume=True)
+    kill = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
+
+    def on_step(result):
+        if after is not None and result.step >= after and kill.ident is None:
+            kill.start()
+
+    if after == 0:
+        kill.start()
+    run_job(job, directory, resume=True, on_step=on_step)
 
 
 def test_subnets_are_evaluated_with_statistics_and_a_resolution_of_their_own(family, tmp_path):
