@@ -238,7 +238,7 @@ def test_a_run_loads_with_the_weights_it_ended_in(finished, batch):
     loaded = load_run(directory)
     arch = run.family.space.smallest
     assert torch.equal(loaded.net(batch[0], arch), run.net(batch[0], arch))
-    assert loaded.job == JOB
+    assert loaded.job == dataclasses.replace(JOB, train=dataclasses.replace(CONFIG, calibration_images=1000))
 
 
 def test_an_unfinished_or_foreign_run_is_refused(run_dir, tmp_path):
