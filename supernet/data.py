@@ -199,8 +199,9 @@ def load_data(config: DataConfig, seed: int = 0) -> Data:
     images = [(split, set(part.names or ())) for split, part in named]
     for (split, names), (other_split, other_names) in itertools.combinations(images, 2):
         if common := names & other_names:
+            what = "files" if isinstance(parts[0], IterableDataset) else "images"
             raise ValueError(
-                f"{len(common)} images are in both splits {split!r} and {other_split!r}, such as {min(common)}: name "
+                f"{len(common)} {what} are in both splits {split!r} and {other_split!r}, such as {min(common)}: name "
                 "folders or splits that have none in common (test_split, test_root, holdout_split)"
             )
     train, test, *judges = parts

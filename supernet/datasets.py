@@ -1,12 +1,13 @@
 """Where images come from, opened alike: folders, tar files, the digits, and all that timm's create_dataset opens.
 
 Each tells, where it can without reading its images, the names of its `classes`, the labels of its images, `targets`
-[N], and where they are, `names` [N]; otherwise these are None. An image that cannot be read is an error that names it:
+[N], and where they are, `names`; otherwise these are None. An image that cannot be read is an error that names it:
 timm's own datasets would go on with the next one, even if that is held out or for testing, or leave it out.
 """
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,13 +140,18 @@ class Indexed(Dataset):
 
 
 class ImageStream(IterableDataset):
-    """Images and labels in the order of a stream of timm's; ValueError for an image that cannot be read."""
+    """Images and labels in the order of a stream of timm's; ValueError for an image that cannot be read.
 
-    targets = names = None
+    Its names are those of the files with many images each, where the stream tells them (wds/NAME).
+    """
+
+    targets = None
 
     def __init__(self, dataset: IterableDataset, where: str) -> None:
         self._dataset, self._where = dataset, where
         self.classes = _class_names(getattr(dataset.reader, "class_to_idx", None))
+        files = dataset.reader.split_info.filenames if _is_webdataset(dataset.reader) else ()
+        self.names = [os.path.join(dataset.reader.root, file) for file in files] or None
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -223,9 +229,13 @@ def _labels(labels: Any, count: int) -> np.ndarray | None:
     return labels if labels.shape == (count,) and np.issubdtype(labels.dtype, np.integer) else None
 
 
+def _is_webdataset(reader: Any) -> bool:
+    return type(reader).__name__ == "ReaderWds"  # whose module needs the package
+
+
 def _refuse_broken(reader: Any) -> None:
     """Let the stages of a webdataset pipeline raise, with the sample's name, where timm's handlers leave it out."""
-    if not hasattr(reader, "sample_shuffle_size") or reader.ds is not None:
+    if not _is_webdataset(reader) or reader.ds is not None:
         return
     reader._lazy_init()
     for stage in reader.ds.pipeline:

@@ -251,6 +251,10 @@ def test_a_stream_is_read_and_resumed(tmp_path, workers):
         load_data(dataclasses.replace(config, holdout_split=None))
     with pytest.raises(ValueError, match="give their number as num_classes"):
         load_data(dataclasses.replace(config, num_classes=None))
+    splits["judges"]["filenames"] = ["train-0000.tar"]
+    (tmp_path / "_info.json").write_text(json.dumps({"splits": splits}))
+    with pytest.raises(ValueError, match=r"1 files are in both splits 'train' and 'judges', such as .*train-0000\.tar"):
+        load_data(config)
 
 
 @pytest.mark.parametrize(
