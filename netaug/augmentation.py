@@ -60,7 +60,7 @@ class Augmentation:
         """What determines each layer whose sizes vary."""
         keys: dict[str, list[tuple[str, int, int]]] = {}
         for channels, size in self.sizes(arch).items():
-            for name, dim in channels.members:
+            for name, dim, _ in channels.members:
                 module, _, tensor = name.rpartition(".")
                 keys.setdefault(module, []).append((tensor, dim, size))
         return {module: tuple(key) for module, key in keys.items()}
@@ -113,7 +113,8 @@ def augment(
     with torch.device("meta"):
         tiny = create()
     example = torch.empty(1, family.in_chans, size, size, device="meta")
-    between, inside = _sort(tiny, trace(tiny, example).channels)
+    # channels in several blocks keep their number: a wider tensor would not begin with the tiny model's
+    between, inside = _sort(tiny, [channels for channels in trace(tiny, example).channels if channels.plain])
     if not between and not inside:
         raise ValueError(f"{type(tiny).__name__} has no channels that could be more")
     choices: dict[str, Sequence[float]] = {
@@ -136,7 +137,7 @@ def augment(
 def _sort(model: nn.Module, groups: Sequence[Channels]) -> tuple[tuple[Channels, ...], tuple[Inside, ...]]:
     """Channels between blocks, and those within one."""
     blocks = {channels: _block(model, channels) for channels in groups}
-    source_of = {(name, dim): channels for channels in groups for name, dim in channels.members}
+    source_of = {(name, dim): channels for channels in groups for name, dim, _ in channels.members}
     between = tuple(channels for channels, block in blocks.items() if block is None)
     inputs: dict[str, Channels] = {}
     for channels, block in blocks.items():
@@ -152,7 +153,7 @@ def _sort(model: nn.Module, groups: Sequence[Channels]) -> tuple[tuple[Channels,
 
 def _block(model: nn.Module, channels: Channels) -> str | None:
     """The outermost module, lists of modules aside, that all of these channels lie within; None if there is none."""
-    paths = [name.split(".")[:-1] for name, _ in channels.members]
+    paths = [name.split(".")[:-1] for name, _, _ in channels.members]
     module, path = model, []
     for parts in zip(*paths):
         if len(set(parts)) > 1:

@@ -9,7 +9,7 @@ from functools import cached_property
 from torch import Tensor
 
 from supernet.channels import Channels
-from supernet.importance import order_channels
+from supernet.channels.importance import order_channels
 from supernet.sampling import Method, Path, Step
 from supernet.space import Arch, SearchSpace
 from supernet.supernet import Supernet

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -46,9 +47,22 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def flop_counter() -> FlopCounterMode:
+    """Counts twice the multiply-accumulates of what runs within it, in all and not by module."""
+    counter = FlopCounterMode(display=False, custom_mapping=_flops())
+    counter.mod_tracker = _InAll()
+    return counter
+
+
+class _InAll(nullcontext):
+    """In place of the hooks by which torch's counter knows the module that runs, which call functions themselves."""
+
+    parents = frozenset(("Global",))
+
+
 def _count(input_size: Sequence[int], module: nn.Module, device: torch.device) -> int:
     image = torch.zeros(1, *input_size, dtype=floating_dtype(module), device=device)
-    with FlopCounterMode(display=False, custom_mapping=_flops()) as counter:
+    with flop_counter() as counter:
         module(image)
     return counter.get_total_flops() // 2
 

@@ -192,6 +192,11 @@ def function_calls(module: nn.Module, example: Tensor) -> Mapping[str, list[str]
     return _look(module, example).calls
 
 
+def record_calls(example: Tensor, module: nn.Module, device: torch.device) -> Mapping[str, list[str]]:
+    """`function_calls`, of a module that lies on `device`, as it is; it is left with hooks."""
+    return _run(example, module, device).calls
+
+
 def _look(module: nn.Module, example: Tensor) -> _Run:
     return without_data(module, partial(_run, example))
 

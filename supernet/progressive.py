@@ -13,8 +13,8 @@ from typing import TypeVar
 import torch
 
 from supernet.channels import trace
+from supernet.channels.importance import order_channels
 from supernet.families.family import Family
-from supernet.importance import order_channels
 from supernet.loop import LoopConfig
 from supernet.randomness import Stream, part_seed
 from supernet.skeleton import build_skeleton
@@ -107,10 +107,12 @@ def sort_channels(family: Family, net: Supernet, kinds: Iterable[str]) -> None:
     narrow = build_skeleton(family.build, family.space.validate(values)).state_dict()
     largest = family.space.largest
     example = torch.empty(1, family.in_chans, *[family.resolution(largest)] * 2, device="meta")
+    skeleton = build_skeleton(family.build, largest)
+    whole = skeleton.state_dict()
     elastic = [
         group
-        for group in trace(build_skeleton(family.build, largest), example).channels
-        if any(name in narrow and narrow[name].shape[dim] < group.size for name, dim in group.members)
+        for group in trace(skeleton, example).channels
+        if any(name in narrow and narrow[name].shape[dim] < whole[name].shape[dim] for name, dim, _ in group.members)
     ]
     order_channels(net, elastic, "outgoing_l1")
 

@@ -7,27 +7,29 @@ their importance, searching the space for a model within a limit is structured p
 
 from __future__ import annotations
 
-import math
+import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from timm.layers import make_divisible
 from torch import Tensor, nn
 
-from supernet.channels import Channels, Trace, narrow, trace
-from supernet.errors import first_line
+from supernet.channels import Channels, Trace, slicing_rules, trace
+from supernet.channels.importance import Importance, order_channels
+from supernet.families.elastic_costs import macs_formula, parameters_formula
+from supernet.families.elastic_space import Elastic, join, running_space
 from supernet.families.family import Family
-from supernet.families.kept_sizes import keep_sizes
 from supernet.families.timm_models import create_regularised, timm_model
-from supernet.importance import Importance, order_channels
 from supernet.plain import count_classes, plain
 from supernet.skeleton import copy_to
-from supernet.space import Arch, Choice, SearchSpace
+from supernet.space import Arch
+
+REASONS = 5  # that a message gives at most
+
+_log = logging.getLogger(__name__)
 
 
 def from_timm(
@@ -51,8 +53,8 @@ def from_timm(
     classifier have to be of this model, see `timm_weights.load_pretrained`. Images are `input_size` pixels a side (the
     model's own if None). `saved_config` stands in for an ID or PATH in what is saved (`timm_models.self_contained`).
 
-    Tested on MobileNetV2, V3 and V4, EfficientNet, ResNet, ConvNeXt and ViT; other models often work too. Attention
-    keeps its heads, and layers whose channels are concatenated or grouped keep their width.
+    Attention keeps its heads, and layers whose channels are concatenated with others keep their width. Channels that
+    lie in equal blocks (a gate, a grouped convolution, a GroupNorm) vary within each block, all blocks alike.
 
     ValueError for a name that timm does not know, a missing file, and a model with nothing to vary.
     """
@@ -80,43 +82,53 @@ def from_model(
     """The family of the model that `create()` makes, at fractions of its width and depth.
 
     Every group of channels that may become fewer is a choice of its own, in multiples of 8 (of 4 below 32 channels, of
-    2 below 16), and so is the length of every `nn.Sequential` that ends in residual blocks. `create` also takes
-    `drop_rate` and `drop_path_rate` if the family's `build` is to. Of the `example` images [B, C, H, W] the shape alone
-    matters. If given, `pretrained()` is the model with the weights that the supernet starts from, once its channels are
-    ordered by `importance`.
+    2 below 16), and so is the length of every `nn.Sequential` and `nn.ModuleList` that ends in residual blocks. Choices
+    with which the model does not run are left out. `create` also takes `drop_rate` and `drop_path_rate` if the family's
+    `build` is to. Of the `example` images [B, C, H, H] the shape alone matters. If given, `pretrained()` is the model
+    with the weights that the supernet starts from, once its channels are ordered by `importance`. A warning is logged
+    where the smallest subnet keeps nearly all MACs, with what is fixed and why.
 
-    ValueError if nothing can vary, or if the model does not run once it is narrower.
+    ValueError if nothing can vary, or if the images are not square.
     """
     for fractions, what in ((width, "width"), (depth, "depth")):
         if not fractions or list(fractions) != sorted(set(fractions)) or fractions[0] <= 0 or fractions[-1] != 1:
             raise ValueError(f"fractions of the {what} rise to 1, such as (0.5, 0.75, 1.0), not {fractions}")
+    if example.dim() != 4 or example.shape[-1] != example.shape[-2]:
+        raise ValueError(f"a family's images are square, [B, C, H, H], not {list(example.shape)}")
     create = partial(_plain, create)
     with torch.device("meta"):
         model = copy_to(create(), torch.device("meta"))
     found = trace(model, example)
-    lengths = {name: len(model.get_submodule(name)) for name in found.removable}
-    space = _space(found, lengths, width, depth)
-    build = partial(_build, found, create)
-    try:
-        with torch.device("meta"):
-            output = copy_to(build(space.smallest), torch.device("meta")).eval()(example.to("meta"))
-    except (RuntimeError, ValueError) as error:
+    num_classes, device = count_classes(found.output), found.output.device
+    model = copy_to(model, device).requires_grad_(False).eval()
+    example = torch.zeros_like(example[:1], device=device)
+    elastic = Elastic(found, {name: len(model.get_submodule(name)) for name in found.removable}, width, depth)
+    running = running_space(elastic, model, example)
+    space, why = running.space, _reasons(found, running.left_out)
+    if space is None:
         raise ValueError(
-            f"{type(model).__name__} does not run with fewer channels or blocks ({first_line(error)}), as its forward "
-            "depends on sizes in a way that is not followed; write a builder for it, as the other families have"
-        ) from error
-    elastic = [group for group in found.channels if _join(group.name, "width") in space.choices]
-    terms = partial(_terms, found, space, dict(model.named_parameters()))
-    return Family(
+            f"{type(model).__name__} has no width or depth that could vary ({why or 'no layer is followed'}); write a "
+            "builder for it, as the other families have"
+        )
+    macs = macs_formula(found, space)
+    if any(macs(arch) != count for arch, count in {space.largest: found.macs, **running.macs}.items()):
+        macs = None  # the family counts in a forward pass
+    elastic_groups = [group for group in found.channels if join(group.name, "width") in space.choices]
+    family = Family(
         space=space,
-        build=build,
-        macs=partial(_total, terms((layer.weight or layer.module, layer.macs) for layer in found.layers)),
-        parameters=partial(_total, terms((name, 1) for name, _ in model.named_parameters())),
-        num_classes=count_classes(output),
+        build=partial(_build, elastic, create),
+        macs=macs,
+        parameters=parameters_formula(found, space, dict(model.named_parameters())),
+        num_classes=num_classes,
         in_chans=example.shape[1],
         input_size=example.shape[-1],
-        weights=pretrained and partial(_weights, pretrained, elastic, importance),
+        rules=slicing_rules(elastic_groups),
+        weights=pretrained and partial(_weights, pretrained, elastic_groups, importance),
     )
+    kept = family.macs(space.smallest) / max(family.macs(space.largest), 1)
+    if kept >= 0.9:
+        _log.warning(f"the smallest subnet of this {type(model).__name__} keeps {kept:.0%} of the MACs: {why}")
+    return family
 
 
 def _plain(create: Callable[..., nn.Module], **options: float) -> nn.Module:
@@ -129,92 +141,19 @@ def _weights(
     return order_channels(pretrained(**options), channels, importance).state_dict()
 
 
-def _space(found: Trace, lengths: Mapping[str, int], width: Sequence[float], depth: Sequence[float]) -> SearchSpace:
-    choices: dict[str, Choice] = {}
-
-    def declare(name: str, layer: str, values: Iterable[int]) -> None:
-        """A choice that applies where the layer is there."""
-        if len(values := sorted(set(values))) > 1:
-            needs = {stage: index for stage, index in _needs(found, layer) if stage in choices}
-            when = {stage: [d for d in choices[stage].values if d > index] for stage, index in needs.items()}
-            choices[name] = Choice(values, {s: ds for s, ds in when.items() if len(ds) < len(choices[s].values)})
-
-    for name, kept in found.removable.items():
-        declare(_join(name, "depth"), name, (max(kept, math.ceil(lengths[name] * fraction)) for fraction in depth))
-    for group in found.channels:
-        divisor = math.gcd(group.size, 8)
-        while divisor > 1 and 4 * divisor > group.size:
-            divisor //= 2
-        sizes = (make_divisible(group.size * fraction, divisor) for fraction in width)
-        declare(_join(group.name, "width"), group.name, sizes)
-    if not choices:
-        raise ValueError(
-            "this model has no width or depth that could vary; known to have are MobileNetV2, V3 and V4, EfficientNet, "
-            "ResNet, ConvNeXt and ViT"
-        )
-    return SearchSpace(choices)
-
-
-def _needs(found: Trace, layer: str) -> list[tuple[str, int]]:
-    """The choices of depth that `layer` depends on, and the index of its block: the depth has to be larger."""
-    needs = []
-    for stage, kept in found.removable.items():
-        prefix = f"{stage}." if stage else ""
-        if layer.startswith(prefix) and layer != stage:
-            index = layer.removeprefix(prefix).partition(".")[0]
-            if index.isdigit() and int(index) >= kept:
-                needs.append((_join(stage, "depth"), int(index)))
-    return needs
-
-
 def _build(
-    found: Trace, create: Callable[..., nn.Module], arch: Arch, drop_rate: float = 0.0, drop_path_rate: float = 0.0
+    elastic: Elastic, create: Callable[..., nn.Module], arch: Arch, drop_rate: float = 0.0, drop_path_rate: float = 0.0
 ) -> nn.Module:
-    return keep_sizes(create_regularised(create, drop_rate, drop_path_rate), partial(_reduce, found, arch))
+    return elastic.reduce(create_regularised(create, drop_rate, drop_path_rate), arch)
 
 
-def _reduce(found: Trace, arch: Arch, model: nn.Module) -> nn.Module:
-    for stage in found.removable:
-        if (length := arch.get(_join(stage, "depth"))) is not None:
-            del model.get_submodule(stage)[length:]
-    sizes = {group: arch.get(_join(group.name, "width")) for group in found.channels}
-    return narrow(model, {group: size for group, size in sizes.items() if size is not None})
-
-
-class _Term(NamedTuple):
-    """A number for every combination of channels."""
-
-    widths: tuple[str, ...]  # choices whose values are multiplied
-    depths: tuple[tuple[str, int], ...]  # choices that have to be larger than the number
-
-
-def _terms(
-    found: Trace, space: SearchSpace, parameters: Mapping[str, Tensor], costs: Iterable[tuple[str, int]]
-) -> Mapping[_Term, int]:
-    """The sum of costs, each given with the name of a tensor, for every element of it, or with that of a module."""
-    choice_of = {
-        (name, dim): choice
-        for group in found.channels
-        if (choice := _join(group.name, "width")) in space.choices
-        for name, dim in group.members
-    }
-    terms: Counter[_Term] = Counter()
-    for name, cost in costs:
-        shape = parameters[name].shape if name in parameters else ()
-        widths = tuple(choice_of[name, dim] for dim in range(len(shape)) if (name, dim) in choice_of)
-        fixed = math.prod(size for dim, size in enumerate(shape) if (name, dim) not in choice_of)
-        depths = tuple(need for need in _needs(found, name) if need[0] in space.choices)
-        terms[_Term(widths, depths)] += cost * fixed
-    return terms
-
-
-def _total(terms: Mapping[_Term, int], arch: Arch) -> int:
-    return sum(
-        cost * math.prod(map(arch.__getitem__, term.widths))
-        for term, cost in terms.items()
-        if all(arch.get(choice, 0) > index for choice, index in term.depths)
-    )
-
-
-def _join(*parts: str) -> str:
-    return ".".join(part for part in parts if part)
+def _reasons(found: Trace, left_out: Mapping[str, str]) -> str:
+    """What is fixed and why, in short: every cause with its number of layers and the first of them."""
+    causes: dict[str, list[str]] = {}
+    for layer, function in found.fixed.items():
+        causes.setdefault(f"by {function}", []).append(layer)
+    for choice, error in left_out.items():
+        causes.setdefault(f"since it does not run otherwise ({error})", []).append(choice)
+    most = sorted(causes.items(), key=lambda item: -len(item[1]))[:REASONS]
+    parts = [f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} {cause}" for cause, names in most]
+    return f"fixed are {', '.join(parts)}" if parts else ""

@@ -65,7 +65,10 @@ def _kept(model: nn.Module) -> Iterator[_Kept]:
             if attribute in OUTPUTS:
                 yield _Kept(name, attribute, list(_places(value, reversed(within), ("out", "in"))))
             else:
-                sides = ("groups",) if attribute == "groups" else ("in", "out") if attribute in INPUTS else ("out",)
+                # where a branch is left that only normalises, it has as many groups as channels
+                sides = (
+                    ("groups", "in") if attribute == "groups" else ("in", "out") if attribute in INPUTS else ("out",)
+                )
                 yield _Kept(name, attribute, list(_places(value, within, sides)))
 
 

@@ -147,11 +147,107 @@ def test_what_cannot_be_is_refused():
         from_timm("resnet19")
     with pytest.raises(ValueError, match=r"fractions of the width rise to 1, .*, not \(0\.5, 0\.75\)"):
         from_timm("resnet18", width=(0.5, 0.75))
-    with pytest.raises(ValueError, match="no width or depth that could vary; known to have are MobileNet"):
+    with pytest.raises(
+        ValueError, match=r"Sequential has no width or depth that could vary \(no layer is followed\); write a builder"
+    ):
         from_model(lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.empty(1, 3, 2, 2))
     family = from_model(Own, torch.empty(1, 1, 8, 8))
     with pytest.raises(ValueError, match="does not take drop_path_rate; set them to 0"):
         family.build(family.space.largest, drop_path_rate=0.1)
+
+
+class Named(nn.Module):
+    """Calls its blocks in three ways, two of which need all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 8, 1), nn.Linear(8, 4)
+        self.by_index, self.looped, self.by_name = (nn.ModuleList(Block() for _ in range(3)) for _ in range(3))
+
+    def forward(self, x):
+        x = self.stem(x)
+        for index in range(3):
+            x = self.by_index[index](x)
+        for block in self.looped:
+            x = block(x)
+        for name in "012":
+            x = getattr(self.by_name, name)(x)
+        return self.head(x.mean((2, 3)))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        return x + torch.relu(self.conv(x))
+
+
+def test_a_depth_that_does_not_run_is_left_out():
+    family = from_model(Named, torch.empty(1, 1, 8, 8))
+    assert {name: choice.values for name, choice in family.space.choices.items()} == {
+        "looped.depth": (2, 3),
+        "stem.width": (4, 6, 8),
+    }
+    arch = family.space.smallest
+    assert family.macs(arch) == 64 * 4 + 8 * 64 * 4 * 4 + 4 * 4
+    net, x = family.supernet().eval(), torch.randn(2, 1, 8, 8)
+    assert torch.equal(net(x, arch), net.extract(arch)(x))
+
+
+class Stubborn(nn.Module):
+    """One of its layers has to have the width that it has, which no rule can know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mid, self.head = nn.Conv2d(1, 8, 1), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x):
+        x = self.mid(self.stem(x))
+        if x.shape[1] != 16:
+            raise KeyError(x.shape[1])
+        return self.head(x).mean((2, 3))
+
+
+def test_channels_that_cannot_vary_fix_themselves_alone():
+    assert list(from_model(Stubborn, torch.empty(1, 1, 8, 8)).space.choices) == ["stem.width"]
+
+
+def test_fixed_widths_do_not_forbid_depth():
+    def create():
+        return nn.Sequential(nn.Conv2d(1, 8, 1), Cumulative(), nn.Sequential(*(Block() for _ in range(4))), Pooled())
+
+    assert from_model(create, torch.empty(1, 1, 8, 8)).space.choices["2.depth"].values == (2, 3, 4)
+
+
+class Cumulative(nn.Module):
+    def forward(self, x):
+        return x.cumsum(1)
+
+
+class Pooled(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3))
+
+
+def test_a_space_with_little_to_choose_is_told_with_what_is_fixed(caplog):
+    def create():
+        layers = [nn.Conv2d(1, 64, 3), Cumulative(), nn.Conv2d(64, 64, 3), Cumulative(), nn.Conv2d(64, 8, 1)]
+        return nn.Sequential(*layers, nn.Conv2d(8, 4, 1), Pooled())
+
+    from_model(create, torch.empty(1, 1, 8, 8))
+    assert [record.getMessage() for record in caplog.records] == [
+        "the smallest subnet of this Sequential keeps 99% of the MACs: fixed are 0 and 1 more by cumsum"
+    ]
+    caplog.clear()
+    from_model(Own, torch.empty(1, 1, 8, 8))
+    assert not caplog.records
+
+
+def test_images_that_are_not_square_are_refused():
+    with pytest.raises(ValueError, match=r"a family's images are square, \[B, C, H, H\], not \[1, 1, 8, 12\]"):
+        from_model(Own, torch.empty(1, 1, 8, 12))
 
 
 class Rigid(Own):

@@ -7,9 +7,9 @@ from torch import nn
 
 from supernet import SearchSpace
 from supernet.channels import trace
+from supernet.channels.importance import bn_scale, geometric_median, l1_norm, order_channels
 from supernet.data import DataConfig, load_data
 from supernet.families import Family
-from supernet.importance import bn_scale, geometric_median, l1_norm, order_channels
 from supernet.sampling import Uniform
 from supernet.train import TrainConfig, train
 

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from supernet.channels import Channels
+from supernet.channels.tracer import Channels, Member
 
 # O output channels, I input channels
 
@@ -56,31 +56,37 @@ def order_channels(
     """Sort `channels` of `model` by falling importance, in place; returns `model`, which computes what it did.
 
     Channels that a residual ties are sorted together, by the sum over the layers that put them out (for "outgoing_l1",
-    that take them in), each layer's values divided by their mean. Channels without BatchNorm keep their order under
-    "bn_scale". `companions` are tensors by the names of the model's, such as an optimizer's momentum, that are
-    reordered in the same way.
+    that take them in), each layer's values divided by their mean. Where channels lie in several blocks, or several
+    times in a row, their values there are added up. Channels without such layers, as those without BatchNorm under
+    "bn_scale", keep their order. `companions` are tensors by the names of the model's, such as an optimizer's momentum,
+    that are reordered in the same way.
     """
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     with torch.no_grad():
         for group in channels:
-            names = _judged(group, importance, tensors)
-            if not names:
+            scores = [_score(tensors[m.tensor], m, group.size, importance) for m in _judged(group, importance, tensors)]
+            if not scores:
                 continue
-            scores = [_SCORES[importance](tensors[name]) for name in names]
             order = sum(score / score.mean().clamp_min(1e-12) for score in scores).argsort(descending=True, stable=True)
-            for name, dim in group.members:
+            for name, dim, blocks in group.members:
                 for tensor in (tensors[name], *(c[name] for c in companions if name in c)):
-                    tensor.copy_(tensor.index_select(dim, order))
+                    parts = tensor.unflatten(dim, (blocks, group.size, -1))
+                    tensor.copy_(parts.index_select(dim + 1, order).flatten(dim, dim + 2))
     return model
 
 
-def _judged(group: Channels, importance: Importance, tensors: Mapping[str, Tensor]) -> Sequence[str]:
-    """The tensors that show how much these channels matter."""
-    if importance == "bn_scale":
-        return group.scales
+def _judged(group: Channels, importance: Importance, tensors: Mapping[str, Tensor]) -> list[Member]:
+    """Where it shows how much these channels matter: a dimension each of some tensors."""
     if importance == "outgoing_l1":
-        return [name for name, dim in group.members if dim == 1 and tensors[name].dim() > 1]
-    return group.producers
+        return [m for m in group.members if m.dim == 1 and tensors[m.tensor].dim() > 1]
+    judges = group.scales if importance == "bn_scale" else group.producers
+    first = {member.tensor: member for member in reversed(group.members)}  # layers put out along the first dimension
+    return [first[name] for name in judges]
+
+
+def _score(tensor: Tensor, member: Member, size: int, importance: Importance) -> Tensor:
+    scores = _SCORES[importance](tensor if importance == "outgoing_l1" else tensor.movedim(member.dim, 0))
+    return scores.unflatten(0, (member.blocks, size, -1)).sum((0, 2))
 
 
 _SCORES = {"l1": l1_norm, "outgoing_l1": outgoing_l1_norm, "geometric_median": geometric_median, "bn_scale": bn_scale}

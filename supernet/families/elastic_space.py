@@ -1,0 +1,178 @@
+"""The choices of a model whose channels and residual blocks are known, and the model that an architecture means."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from timm.layers import make_divisible
+from torch import Tensor, nn
+
+from supernet.channels import Trace, narrow
+from supernet.complexity import flop_counter
+from supernet.errors import first_line
+from supernet.families.kept_sizes import keep_sizes
+from supernet.nesting import record_calls
+from supernet.space import Arch, Choice, SearchSpace
+
+
+@dataclass(frozen=True)
+class Elastic:
+    """What of a model may vary."""
+
+    found: Trace
+    lengths: Mapping[str, int]  # of the lists of modules that may become shorter
+    width: Sequence[float]  # fractions
+    depth: Sequence[float]
+
+    def space(self, left_out: Iterable[str] = ()) -> SearchSpace | None:
+        """All choices but those left out; None if none is left."""
+        choices: dict[str, Choice] = {}
+
+        def declare(name: str, layer: str, values: Iterable[int]) -> None:
+            """A choice that applies where the layer is there."""
+            if len(values := sorted(set(values))) > 1 and name not in left_out:
+                needs = {stage: index for stage, index in needed(self.found, layer) if stage in choices}
+                when = {stage: [d for d in choices[stage].values if d > index] for stage, index in needs.items()}
+                choices[name] = Choice(values, {s: ds for s, ds in when.items() if len(ds) < len(choices[s].values)})
+
+        for name, kept in self.found.removable.items():
+            depths = (max(kept, math.ceil(self.lengths[name] * fraction)) for fraction in self.depth)
+            declare(join(name, "depth"), name, depths)
+        for group in self.found.channels:
+            divisor = math.gcd(group.size, 8)
+            while divisor > 1 and 4 * divisor > group.size:
+                divisor //= 2
+            sizes = (make_divisible(group.size * fraction, divisor) for fraction in self.width)
+            declare(join(group.name, "width"), group.name, sizes)
+        return SearchSpace(choices) if choices else None
+
+    def reduce(self, model: nn.Module, arch: Arch) -> nn.Module:
+        """Take the blocks and channels that `arch` does without from `model`, in place; returns `model`."""
+        return keep_sizes(model, partial(self._reduce, arch))
+
+    def _reduce(self, arch: Arch, model: nn.Module) -> nn.Module:
+        for stage in self.found.removable:
+            if (length := arch.get(join(stage, "depth"))) is not None:
+                del model.get_submodule(stage)[length:]
+        sizes = {group: arch.get(join(group.name, "width")) for group in self.found.channels}
+        return narrow(model, {group: size for group, size in sizes.items() if size is not None})
+
+
+class Running(NamedTuple):
+    """The choices with which a model runs."""
+
+    space: SearchSpace | None  # None if there are none
+    left_out: Mapping[str, str]  # choices with which it does not run, and how it fails
+    macs: Mapping[Arch, int]  # counted while running
+
+
+def running_space(elastic: Elastic, model: nn.Module, example: Tensor) -> Running:
+    """The space of the choices with which `model` runs, on the device of `example`.
+
+    The smallest architecture and a random one are run. If one fails, the choices that make it fail are found by
+    bisection and left out, so that they stay what they are in the largest, and all others can vary. A model runs if its
+    forward raises nothing, and if every module calls the functions that it calls in the largest.
+    """
+    left_out: dict[str, str] = {}
+    with torch.no_grad(), example.device:
+        whole = record_calls(example, copy.deepcopy(model), example.device)
+    while (space := elastic.space(left_out)) is not None:
+        counted: dict[Arch, int] = {}
+        for arch in (space.smallest, space.sample(np.random.default_rng(0))):
+            outcome = _run(elastic, model, arch, example, whole)
+            if isinstance(outcome, str):
+                failure = partial(_failure, elastic, model, example, whole, left_out, space, arch)
+                left_out.update(_failing(list(space.choices), failure))
+                break
+            counted[arch] = outcome
+        else:
+            return Running(space, left_out, counted)
+    return Running(None, left_out, {})
+
+
+def needed(found: Trace, layer: str) -> list[tuple[str, int]]:
+    """The choices of depth that `layer` depends on, and the index of its block: the depth has to be larger."""
+    needs = []
+    for stage, kept in found.removable.items():
+        prefix = f"{stage}." if stage else ""
+        if layer.startswith(prefix) and layer != stage:
+            index = layer.removeprefix(prefix).partition(".")[0]
+            if index.isdigit() and int(index) >= kept:
+                needs.append((join(stage, "depth"), int(index)))
+    return needs
+
+
+def join(*parts: str) -> str:
+    return ".".join(part for part in parts if part)
+
+
+def _failing(names: Sequence[str], failure: Callable[[Sequence[str]], str | None]) -> dict[str, str]:
+    """The choices that have to be left out for the others not to fail, and how each failed.
+
+    Choices of one kind, the same in all blocks, are tried together, and where the first and the last of a kind fail
+    alone, all of it is left out. Otherwise halves are tried, and their halves.
+    """
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(re.sub(r"\d+", "*", name), []).append(name)
+    good: list[str] = []
+    failing: dict[str, str] = {}
+
+    def divide(candidates: Sequence[str]) -> None:
+        error = failure([*good, *candidates])
+        if error is None:
+            good.extend(candidates)
+        elif len(candidates) == 1:
+            failing[candidates[0]] = error
+        else:
+            divide(candidates[: len(candidates) // 2])
+            divide(candidates[len(candidates) // 2 :])
+
+    for kind in kinds.values():
+        ends = [failure([*good, name]) for name in (kind[0], kind[-1])] if len(kind) > 2 else [None]
+        if None in ends:
+            divide(kind)
+        else:
+            failing.update(dict.fromkeys(kind, ends[0]))
+    return failing
+
+
+def _failure(
+    elastic: Elastic,
+    model: nn.Module,
+    example: Tensor,
+    whole: Mapping[str, list[str]],
+    left_out: Iterable[str],
+    space: SearchSpace,
+    arch: Arch,
+    some: Iterable[str],
+) -> str | None:
+    """How the model fails if only `some` choices of the space differ, as in `arch`, from the largest; None if it does
+    not."""
+    smaller = elastic.space({*left_out, *space.choices} - set(some))
+    values = {name: arch.get(name, choice.values[-1]) for name, choice in smaller.choices.items()}
+    outcome = _run(elastic, model, smaller.validate(values), example, whole)
+    return outcome if isinstance(outcome, str) else None
+
+
+def _run(elastic: Elastic, model: nn.Module, arch: Arch, example: Tensor, whole: Mapping[str, list[str]]) -> int | str:
+    """The MACs of the model of an architecture for one image, or why it does not run."""
+    smaller = elastic.reduce(copy.deepcopy(model), arch)
+    try:
+        with torch.no_grad(), example.device, flop_counter() as counter:
+            calls = record_calls(example, smaller, example.device)
+    except Exception as error:  # whatever a forward raises that is not made for other sizes
+        return first_line(error)
+    for name, own in calls.items():
+        same_children = smaller.get_submodule(name)._modules.keys() == model.get_submodule(name)._modules.keys()
+        if same_children and own != whole.get(name, own):
+            return f"{name or type(model).__name__} calls other functions"
+    return counter.get_total_flops() // 2
