@@ -72,6 +72,11 @@ class Objective:
         return any(getattr(self, name) for name in ("kl", "adaptive_alpha", *FEATURE_LOSSES))
 
     @property
+    def total_weight(self) -> float:
+        """The sum of all weights."""
+        return sum(getattr(self, name) for name in ("labels", "kl", "adaptive_alpha", *FEATURE_LOSSES, "mutual"))
+
+    @property
     def feature_losses(self) -> dict[str, float]:
         """The weights above 0 of losses on features."""
         return {name: getattr(self, name) for name in FEATURE_LOSSES if getattr(self, name)}

@@ -1,0 +1,75 @@
+"""Whether a training still leads anywhere: losses and gradients that are finite, and losses that do not blow up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ADVICE = "lower lr, lengthen warmup_epochs or set clip, and train into another folder"
+FACTOR = 10.0  # how far above the loss of a network that knows nothing a loss has to be
+DECADES = 4.0  # of a single step that count, at most
+LIMIT = 20.0
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: a loss or gradient is not finite, or the losses have blown up."""
+
+
+class Divergence:
+    """Watches the losses of a training, one number a step, by a one-sided cumulative sum (Page, Biometrika 1954):
+
+        s_t = max(0, s_{t-1} + min(log10(loss_t / (10 u)), 4)),  diverged when s_t > 20
+
+    where u is the larger of `uninformed`, the loss of a network that answers the same to everything, and the first
+    loss. So 6 steps above 10^5 u stop a training, 20 steps at 100 u and 67 at 20 u, while steps below 10 u make up for
+    those above.
+    """
+
+    def __init__(self, uninformed: float) -> None:
+        self._uninformed = uninformed
+        self._first: float | None = None
+        self._sum = 0.0
+        self._last = 0.0
+
+    def update(self, step: int, loss: float, name: object) -> None:
+        """Note the loss of `step`, counted from 0, of what is called `name`; TrainingError if it is not finite or the
+        training has diverged."""
+        if not math.isfinite(loss):
+            raise TrainingError(f"the loss is {loss} in step {step + 1} for {name}; {ADVICE}")
+        if self._first is None:
+            self._first = loss
+        self._last = loss
+        self._sum = max(0.0, self._sum + min(self._decades(), DECADES))
+        if self._sum > LIMIT:
+            raise self._error(step, name)
+
+    def end(self, step: int, name: object) -> None:
+        """TrainingError if the last of all steps, `step` counted from 0, has a loss that is far too high."""
+        if self._decades() > 0:
+            raise self._error(step, name)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"first": self._first, "sum": self._sum}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._first, self._sum = state["first"], state["sum"]
+
+    def _decades(self) -> float:
+        reference = max(self._uninformed, self._first or 0.0)
+        return math.log10(max(self._last, reference / 1e9) / (FACTOR * reference))
+
+    def _error(self, step: int, name: object) -> TrainingError:
+        reference = max(self._uninformed, self._first or 0.0)
+        return TrainingError(
+            f"the training has diverged: the loss is {self._last:.3g} in step {step + 1} for {name}, and that of a "
+            f"network that knows nothing about {reference:.3g}; {ADVICE}"
+        )
+
+
+def worst(losses: Sequence[float], names: Sequence[object]) -> tuple[float, object]:
+    """The first loss that is not finite, or else the largest, and what it is of; a single name is that of all."""
+    index = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
+    if index is None:
+        index = max(range(len(losses)), key=losses.__getitem__)
+    return losses[index], names[index if len(names) > 1 else 0]
