@@ -172,7 +172,7 @@ class BlockTrainer:
         }
 
     def step(self, features: Sequence[Tensor], step: int) -> dict[int, float]:
-        """Train every block on one batch; the `relative_error` of each.
+        """Train every block on one batch; the `relative_error` of each, which is for the caller to check.
 
         `features` [K + 1] are the images and the teacher's features: the block k goes from the k-th to the next.
         """
@@ -188,8 +188,6 @@ class BlockTrainer:
             loss.backward()
             optimizer.step()
             losses[block] = loss.item()
-            if not np.isfinite(losses[block]):
-                raise ValueError(f"the loss of block {block} is {losses[block]} in step {step + 1}: lower lr")
         return losses
 
     def state(self) -> dict[str, dict[str, Any]]:

@@ -16,6 +16,7 @@ from supernet.channels import widen
 from supernet.data import Data
 from supernet.evaluation import calibrated_subnet
 from supernet.loop import LoopConfig, StepResult
+from supernet.ownership import owned
 from supernet.standalone import ModelJob, prepare_job
 from supernet.subnet import Subnet, SubnetConfig
 from supernet.supernet import Supernet
@@ -71,25 +72,27 @@ def run_netaug_job(
     on_step: Callable[[StepResult], None] = lambda result: None,
 ) -> Subnet:
     """Train the model that `job` describes, as `supernet.standalone.run_model_job` does, by network augmentation."""
-    data, [(_, family, arch, model)], teacher = prepare_job(job, directory, resume)
-    config = job.netaug
-    augmentation = augment(
-        family, config.r, config.s, arch=arch, widths=config.widths or None, expansions=config.expansions or None
-    )
-    model = train_netaug(
-        augmentation,
-        model,
-        data,
-        job.train,
-        directory,
-        config,
-        label_weight=job.objective.labels,
-        teacher_weight=job.objective.kl,
-        temperature=job.objective.temperature,
-        teacher=teacher,
-        resume=resume,
-        on_step=on_step,
-    )
+    with owned(directory):
+        data, [(_, family, arch, model)], teacher, begin = prepare_job(job, directory, resume)
+        config = job.netaug
+        augmentation = augment(
+            family, config.r, config.s, arch=arch, widths=config.widths or None, expansions=config.expansions or None
+        )
+        model = train_netaug(
+            augmentation,
+            model,
+            data,
+            job.train,
+            directory,
+            config,
+            label_weight=job.objective.labels,
+            teacher_weight=job.objective.kl,
+            temperature=job.objective.temperature,
+            teacher=teacher,
+            resume=resume,
+            on_step=on_step,
+            on_begin=begin,
+        )
     return Subnet(model, SubnetConfig.of(job.space, job.space_options, arch, data))
 
 
@@ -107,6 +110,7 @@ def train_netaug(
     teacher: nn.Module | None = None,
     resume: bool = False,
     on_step: Callable[[StepResult], None] = lambda result: None,
+    on_begin: Callable[[], None] = lambda: None,
 ) -> nn.Module:
     """The model `tiny`, which `augmentation` is around, trained from the weights that it has; on the CPU, in eval mode.
 
@@ -138,6 +142,7 @@ def train_netaug(
         teacher=teacher,
         resume=resume,
         on_step=on_step,
+        on_begin=on_begin,
     )
     resolution = augmentation.input_size
     images = data.calibration_images(resolution, netaug.calibration_images, config.seed)

@@ -17,6 +17,7 @@ import numpy as np
 
 from predictors.measurements import Measurement, append_measurements, read_measurements
 from predictors.runtimes import Timer
+from supernet.ownership import owned
 from supernet.space import Arch
 
 # n runs of one visit
@@ -53,27 +54,29 @@ def measure(
     What the file holds already is not measured again: a run that was killed goes on where it stopped. `prepare`
     builds, converts and loads a subnet, as `runtimes.prepare` does; one that fails to, or to run, is recorded with the
     reason. `progress` is called with the number of subnets done and of all. ValueError if none of
-    ten subnets runs.
+    ten subnets runs, or if another process measures into the same file.
     """
-    rows = read_measurements(path) if Path(path).exists() else []
-    known = {row.arch for row in rows if not row.reference}
-    waiting = [arch for arch in dict.fromkeys(archs) if arch not in known]
-    total = len(set(archs))
-    progress(total - len(waiting), total)
-    if waiting:
-        generator = np.random.default_rng([seed, len(rows)])
-        waiting = [waiting[i] for i in generator.permutation(len(waiting))]
-        references, baseline_ms = _references(rows, waiting, prepare, protocol)
-        for start in range(0, len(waiting), protocol.together):
-            batch = waiting[start : start + protocol.together]
-            timers, failed = _load(batch, prepare, protocol)
-            done = _measure_together(timers, references, baseline_ms, protocol, generator)
-            append_measurements(path, [*done, *failed])
-            rows += [*done, *failed]
-            baseline_ms = baseline_ms or {row.arch: row.latency_ms for row in done if row.reference}
-            progress(total - len(waiting) + start + len(batch), total)
-    by_arch = {row.arch: row for row in rows if not row.reference}
-    return [by_arch[arch] for arch in archs]
+    path = Path(path)
+    with owned(path.parent, path.name):
+        rows = read_measurements(path) if path.exists() else []
+        known = {row.arch for row in rows if not row.reference}
+        waiting = [arch for arch in dict.fromkeys(archs) if arch not in known]
+        total = len(set(archs))
+        progress(total - len(waiting), total)
+        if waiting:
+            generator = np.random.default_rng([seed, len(rows)])
+            waiting = [waiting[i] for i in generator.permutation(len(waiting))]
+            references, baseline_ms = _references(rows, waiting, prepare, protocol)
+            for start in range(0, len(waiting), protocol.together):
+                batch = waiting[start : start + protocol.together]
+                timers, failed = _load(batch, prepare, protocol)
+                done = _measure_together(timers, references, baseline_ms, protocol, generator)
+                append_measurements(path, [*done, *failed])
+                rows += [*done, *failed]
+                baseline_ms = baseline_ms or {row.arch: row.latency_ms for row in done if row.reference}
+                progress(total - len(waiting) + start + len(batch), total)
+        by_arch = {row.arch: row for row in rows if not row.reference}
+        return [by_arch[arch] for arch in archs]
 
 
 class _Steady:

@@ -6,8 +6,9 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
+import torch
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,6 +21,7 @@ from supernet.runs import make_family, read_family
 sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
 
 console = Console()
+Job = TypeVar("Job")
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -29,11 +31,21 @@ def run(main: Callable[[], None]) -> NoReturn:
         main()
     except (ValueError, ModuleNotFoundError) as error:
         fail(str(error), 2)
+    except torch.OutOfMemoryError as error:
+        fail(f"the GPU's memory is too small, lower --batch-size: {str(error).splitlines()[0]}", 1)
     except (TrainingError, OSError) as error:
         fail(str(error), 1)
     except KeyboardInterrupt:
         fail("interrupted", 130)
     sys.exit(0)
+
+
+def to_resume(folder: Path, read: Callable[[Path], Job | None]) -> Job:
+    """The job of the run in `folder`, as `read` gives it; ValueError if there is none to go on with."""
+    job = read(folder)
+    if job is None:
+        raise ValueError(f"there is nothing to resume in {folder}: start without --resume, or name another folder")
+    return job
 
 
 def report(folder: Path) -> None:

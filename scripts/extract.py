@@ -19,6 +19,7 @@ import tyro
 from command_line import console, run
 
 from search.history import read_history
+from supernet.atomic import write_folder
 from supernet.evaluation import accuracy
 from supernet.runs import load_run
 from supernet.space import Arch, SearchSpace
@@ -47,23 +48,30 @@ class Arguments:
     """Training images for BatchNorm; by default as in training."""
     onnx: bool = True
     """Write model.onnx, model.int8.onnx and model.pt2 too."""
+    root: str | None = None
+    """Folder or tar file of the run's images, if they are no longer where they were in training."""
+    test_root: str | None = None
+    """The same of the test images."""
 
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
-    trained = load_run(arguments.run)
+    if (arguments.output / "config.json").exists():
+        raise ValueError(f"{arguments.output} holds a subnet already; name another folder")
+    trained = load_run(arguments.run, arguments.root, arguments.test_root)
     subnet = take_out(trained, chosen_arch(arguments, trained.net.space), arguments.calibration_images)
     test = trained.data.evaluation_batches(trained.data.test, subnet.config.input_size[-1])
     subnet.config.facts["accuracy"] = accuracy(subnet.model, test)
-    save_subnet(arguments.output, subnet, onnx=arguments.onnx)
-    for name, value in subnet.config.facts.items():
-        console.print(f"{name}: {value:.6g}", highlight=False)
-    if arguments.onnx:
-        resolution = subnet.config.input_size[-1]
-        calibration = trained.data.calibration_images(resolution, CALIBRATION_IMAGES, trained.job.train.seed)
-        for name, found in export_subnet(arguments.output, subnet, calibration, next(iter(test))[0]).items():
-            text = f"{name}: the same class for {found.top1:.1%}, logits differ by at most {found.difference:.1e}"
-            console.print(text, highlight=False)
+    with write_folder(arguments.output, last="config.json") as folder:
+        save_subnet(folder, subnet, onnx=arguments.onnx)
+        for name, value in subnet.config.facts.items():
+            console.print(f"{name}: {value:.6g}", highlight=False)
+        if arguments.onnx:
+            resolution = subnet.config.input_size[-1]
+            calibration = trained.data.calibration_images(resolution, CALIBRATION_IMAGES, trained.job.train.seed)
+            for name, found in export_subnet(folder, subnet, calibration, next(iter(test))[0]).items():
+                text = f"{name}: the same class for {found.top1:.1%}, logits differ by at most {found.difference:.1e}"
+                console.print(text, highlight=False)
     console.print(f"The subnet is in {arguments.output}.")
 
 

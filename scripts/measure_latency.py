@@ -143,9 +143,9 @@ def main() -> None:
 
 
 def claim(directory: Path, device: Device) -> None:
-    """Write device.json, or check that the one there describes the same device."""
+    """Write device.json, or check that the one there describes the same device, if anything was measured on it."""
     path = directory / "device.json"
-    if not path.exists():
+    if not path.exists() or not any(directory.glob("*.csv")):
         device.save(path)
         return
     there = Device.from_json(path.read_text())

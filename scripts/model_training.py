@@ -6,11 +6,12 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import tyro
-from command_line import console, progress_bar, run
+from command_line import console, progress_bar, run, to_resume
 
 from supernet import distributed
 from supernet.data import load_data
@@ -35,7 +36,8 @@ class Arguments:
     subnet: Path | None = None
     """Folder of a saved subnet."""
     resume: bool = False
-    """Go on with the training in the output folder, if there is one, by its own settings."""
+    """Go on with the training in the output folder, by its own settings; where images lie and how it is executed may be
+    said anew."""
     onnx: bool = True
     """Write model.onnx too."""
 
@@ -63,8 +65,9 @@ def parse(kind: type[Kind], description: str, settings: Settings, job_kind: type
         parser.add_argument("--model")
         parser.add_argument("--input-size", type=int)
     known = parser.parse_known_args()[0]
-    job = read_model_job(known.output / "training", job_kind) if known.resume and known.output else None
-    if job is None:
+    if known.resume and known.output:
+        job = to_resume(known.output / "training", partial(read_model_job, kind=job_kind))
+    else:
         job = settings(job_of(known.run, known.recipe), known)
     default = kind(job, output=tyro.MISSING, recipe=known.recipe)
     return tyro.cli(kind, default=default, description=description, config=(tyro.conf.OmitArgPrefixes,))

@@ -62,6 +62,10 @@ class Arguments:
     """Options of that space as a JSON object."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images for a search without a run."""
+    root: str | None = None
+    """Folder or tar file of the images, if a run's are no longer where they were in training (or --data.root)."""
+    test_root: str | None = None
+    """The same of the test images."""
     output: Path | None = None
     """Folder for the results; by default that of the training run."""
     strategy: str = SearchJob.strategy
@@ -103,7 +107,7 @@ class Arguments:
     address: str | None = None
     """Ray cluster to join, such as auto; by default one is started on this machine."""
     resume: bool = False
-    """Go on with the search in OUTPUT."""
+    """Go on with the search in OUTPUT, with the same settings."""
     measure: bool = True
     """Measure the front's latency where a predictor's device is this machine."""
 
@@ -116,6 +120,9 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     job = arguments.job()
     logging.getLogger("search").setLevel(logging.INFO)  # how far blocks are trained and rated
+    if arguments.resume and not ((arguments.output or arguments.run or Path()) / "search.jsonl").exists():
+        folder = arguments.output or arguments.run
+        raise ValueError(f"there is no search to resume in {folder}: start without --resume, or name another folder")
     trained = find_run(arguments, job)
     predictors = load_predictors(arguments.predictors, trained.family)
     output = arguments.output or arguments.run
@@ -163,8 +170,10 @@ def find_run(arguments: Arguments, job: SearchJob) -> Run:
     """The run that was asked for, or an untrained one of the space."""
     if (arguments.run is None) == (arguments.space is None):
         raise ValueError("say which run to search with --run, or which space with --space")
+    data = arguments.data
+    root, test_root = arguments.root or data.root, arguments.test_root or data.test_root
     if arguments.run is not None:
-        return load_run(arguments.run)
+        return load_run(arguments.run, root, test_root)
     if job.judged_by not in TRAINING_FREE:
         raise ValueError(
             f"the score {job.judged_by} needs a trained supernet: give --run, or search the space "
@@ -172,7 +181,9 @@ def find_run(arguments: Arguments, job: SearchJob) -> Run:
         )
     if arguments.output is None:
         raise ValueError("say where the results go with --output")
-    return untrained_run(arguments.space, arguments.space_options, arguments.data)
+    return untrained_run(
+        arguments.space, arguments.space_options, dataclasses.replace(data, root=root, test_root=test_root)
+    )
 
 
 def parse_limit(text: str) -> tuple[str, float]:

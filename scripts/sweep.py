@@ -34,6 +34,8 @@ from search.report.sources import write_origin
 from search.run import Generation
 from search.strategies import GUIDED, check_strategy
 from search.sweep import Settings, run_sweep, write_sweep
+from supernet.data import DataConfig
+from supernet.execution import located
 from supernet.runs import load_run
 
 
@@ -73,6 +75,10 @@ class Arguments:
     """Ray cluster to join, such as auto; by default one is started on this machine."""
     resume: bool = False
     """Go on with a sweep that was killed."""
+    root: str | None = None
+    """Folder or tar file of the run's images, if they are no longer where they were in training."""
+    test_root: str | None = None
+    """The same of the test images."""
 
 
 def main() -> None:
@@ -122,7 +128,7 @@ def plan(arguments: Arguments) -> list[Settings]:
                 f"a sweep compares searches by the supernet's accuracy, and {strategy} goes by a score of its own: "
                 "run it with scripts/search.py"
             )
-    family = load_run(arguments.run).family
+    family = load_run(arguments.run, arguments.root, arguments.test_root).family
     devices = load_predictors(arguments.predictors, family)
     if not devices:
         raise ValueError("a sweep needs at least one latency predictor")
@@ -138,7 +144,10 @@ def plan(arguments: Arguments) -> list[Settings]:
 def elsewhere(arguments: Arguments) -> Arguments:
     """The arguments for workers, whose working directory is another."""
     predictors = tuple(path.absolute() for path in arguments.predictors)
-    return dataclasses.replace(arguments, run=arguments.run.absolute(), predictors=predictors)
+    here = located(DataConfig(), arguments.root, arguments.test_root)
+    return dataclasses.replace(
+        arguments, run=arguments.run.absolute(), predictors=predictors, root=here.root, test_root=here.test_root
+    )
 
 
 def search(
@@ -151,7 +160,7 @@ def search(
     """One trial, in the directory that the sweep was started in, if there is one here: images may be relative to it."""
     if directory.is_dir():
         os.chdir(directory)
-    trained = load_run(arguments.run)
+    trained = load_run(arguments.run, arguments.root, arguments.test_root)
     device = settings["device"]
     predictors = {device: load_predictors(arguments.predictors, trained.family)[device]}
     job = SearchJob(

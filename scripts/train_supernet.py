@@ -7,7 +7,9 @@
     python scripts/train_supernet.py --list-spaces
 
 A recipe sets everything, any flag overrides it; `--help` shows each flag with its unit and the recipe's value. Writes
-the output folder (see supernet/runs.py). With --resume it goes on with the run in that folder, by its own settings.
+the output folder (see supernet/runs.py). With --resume it goes on with the run in that folder, by its own settings;
+where its images lie (--root, --test-root) and how it is executed (--device, --workers, --log-steps, ...) may be said
+anew. A training that was stopped before its first step was done is started without --resume.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from command_line import console, progress_bar, run
+from command_line import console, progress_bar, run, to_resume
 from rich.table import Table
 
 from supernet import distributed
@@ -35,7 +37,7 @@ class Arguments:
     output: Path | None = None
     """Folder of the run; by default runs/ and the recipe's name."""
     resume: bool = False
-    """Go on with the run in the output folder, if there is one."""
+    """Go on with the run in the output folder."""
     list_spaces: bool = False
     """Print the search spaces and end."""
 
@@ -49,7 +51,7 @@ def main() -> None:
     recipe = known.recipe
     if recipe not in RECIPES:
         raise ValueError(f"there is no recipe {recipe!r}; the recipes are {', '.join(RECIPES)}")
-    begun = read_job(known.output or Path("runs") / recipe) if known.resume else None
+    begun = to_resume(known.output or Path("runs") / recipe, read_job) if known.resume else None
     arguments = tyro.cli(
         Arguments,
         default=Arguments(begun or RECIPES[recipe](), recipe),

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,11 +23,14 @@ from search.cuts import finer_features, given_cuts, maps_of, matching_cuts
 from search.evaluate import EvaluationImages
 from search.problem import Problem
 from search.scopes import all_archs
+from supernet import randomness
 from supernet.atomic import write_atomically
-from supernet.checkpoint import load_checkpoint, save_checkpoint
+from supernet.checkpoint import MINUTES, Timer, load_checkpoint, save_checkpoint
 from supernet.data import Data
+from supernet.divergence import Divergence
 from supernet.families import Family
 from supernet.memory_format import channels_last
+from supernet.ownership import owned
 from supernet.randomness import Stream, part_seed
 from supernet.space import Arch, SearchSpace
 
@@ -144,7 +148,10 @@ class BlockRating:
         """Train and rate, unless that is done."""
         if self.losses:
             return
-        path = self._directory and self._directory / "ratings.json"
+        with owned(self._directory) if self._directory else nullcontext():
+            self._prepare(self._directory and self._directory / "ratings.json")
+
+    def _prepare(self, path: Path | None) -> None:
         images = [len(part) for part in self._images(self.resolution)[:2]]
         if path and path.exists():
             content = json.loads(path.read_text())
@@ -164,26 +171,42 @@ class BlockRating:
                 temporary.write_text(json.dumps(content) + "\n")
 
     def train(self) -> None:
-        """Train all blocks, going on from the last checkpoint: one is written after every epoch.
+        """Train all blocks, going on from the last checkpoint: one is written after every epoch, and every ten minutes.
 
-        The teacher's features of a batch are computed once, for all blocks.
+        The teacher's features of a batch are computed once, for all blocks. TrainingError if a loss is not finite or a
+        block has diverged (`supernet.divergence`, where a block that knows nothing has a loss of 1).
         """
         config, epoch = self._config, self._data.steps_per_epoch(self._config.batch_size)
         checkpoints = self._directory and self._directory / "checkpoints"
         state = load_checkpoint(checkpoints) if checkpoints else None
         if state:
-            self._check_settings(json.loads(state["settings"]))
+            settings = json.loads(state["settings"])
+            self._check_settings(settings)
+            if settings.get("streams", 1) < randomness.VERSION:
+                logger.warning(
+                    "the blocks in %s were begun by a version that drew their paths otherwise: from here on they are "
+                    "drawn as by this one",
+                    self._directory,
+                )
         steps = range(state["step"] if state else 0, config.epochs * epoch)
         nets = {index: block.net for index, block in enumerate(self.blocks)}
         seed = part_seed(self._seed, Stream.PATHS)
         team = (_Workers if config.workers else BlockTrainer)(nets, config, epoch, seed)
+        divergence = {index: Divergence(1.0) for index in nets}
         if state:
             team.load(state["blocks"])
+        timer = Timer(MINUTES)
         batches = self._data.training_batches(self.resolution, config.batch_size, self._seed, steps)
         for step, (images, _) in zip(steps, batches):
             images = images.to(self._device, memory_format=torch.channels_last)
             losses = team.step([images, *self._teacher(images)], step)
-            if (step + 1) % epoch == 0 and checkpoints:
+            for index, loss in losses.items():
+                name = f"block {index}, which ends with {self.blocks[index].name}"
+                divergence[index].update(step, loss, name)
+                if step + 1 == steps.stop:
+                    divergence[index].end(step, name)
+            if checkpoints and ((step + 1) % epoch == 0 or timer.due):
+                timer.restart()
                 content = {"settings": json.dumps(self._settings()), "blocks": team.state()}
                 save_checkpoint(checkpoints, step + 1, content, keep=1)
             self._on_step(step + 1, steps.stop, losses)
@@ -208,13 +231,14 @@ class BlockRating:
         blocks = [[block.name, block.target.name, block.target.channels] for block in self.blocks]
         config = {name: value for name, value in asdict(self._config).items() if name not in ("workers", "device")}
         settings = {"config": config, "blocks": blocks, "seed": self._seed, "space": self.space.fingerprint}
+        settings["streams"] = randomness.VERSION
         return json.loads(json.dumps(settings))
 
     def _check_settings(self, found: Mapping[str, object]) -> None:
         for name, value in self._settings().items():
-            if found[name] != value:
+            if found.get(name) != value and name != "streams":  # what is rated is rated, however it was drawn
                 raise ValueError(
-                    f"{self._directory} holds blocks that were trained otherwise ({name} is {found[name]}, "
+                    f"{self._directory} holds blocks that were trained otherwise ({name} is {found.get(name)}, "
                     f"not {value}): name another output"
                 )
 

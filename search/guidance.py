@@ -48,6 +48,8 @@ class GuidanceConfig:
     """Learning rate of that training, for 256 images a step."""
     batch_size: int = 128
     """Images a step of that training."""
+    device: str = "auto"
+    """Where candidates train by themselves: cpu, cuda or cuda:N; auto takes a GPU if there is one."""
 
     def __post_init__(self):
         if self.images < 3 or self.epochs < 0 or self.batch_size < 1 or not self.lr > 0:

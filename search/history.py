@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from supernet.atomic import write_atomically
+from supernet.ownership import owned
 from supernet.space import Arch
 
 FORMAT = "supernet search history 1"
@@ -39,50 +42,74 @@ class Evaluation:
 class History:
     """Appends evaluations to the file at `path`; `past` holds those that it already had.
 
-    `settings` (JSON) say which search this is. With `resume`, a file of the same settings is continued; a last line
-    that a killed process left unfinished is dropped. ValueError if the file exists and `resume` is false, if it is of
-    another search (named setting by setting), or is damaged.
+    `settings` (JSON) say which search this is. With `resume`, a file of the same settings is continued, but for those
+    in `said_anew`, such as "dna.device"; a last line that a killed process left unfinished is dropped. The file is made
+    with the first evaluation, or when a search without any ends in order: what fails before leaves none. Until it is
+    closed no other process can write to it.
+
+    ValueError if the file exists and `resume` is false, if it is of another search (named setting by setting), is
+    damaged, or in use.
     """
 
-    def __init__(self, path: str | Path, settings: Mapping[str, object], resume: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        settings: Mapping[str, object],
+        resume: bool = False,
+        said_anew: Collection[str] = (),
+    ) -> None:
         self.path = Path(path)
         self.past: dict[Arch, Evaluation] = {}
-        if self.path.exists() and not resume:
-            raise ValueError(f"{self.path} exists already: resume that search, or choose another place")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("ab")
-        try:
-            self._load(json.loads(json.dumps(settings)))
-        except BaseException:
-            self._file.close()
-            raise
+        self._header = json.dumps({"format": FORMAT} | dict(settings))
+        self._file: BinaryIO | None = None
+        with ExitStack() as stack:
+            stack.enter_context(owned(self.path.parent, self.path.name))
+            if self.path.exists():
+                if not resume:
+                    raise ValueError(f"{self.path} exists already: resume that search, or choose another place")
+                self._load(json.loads(json.dumps(settings)), said_anew)
+            self._ownership = stack.pop_all()
 
     def append(self, evaluation: Evaluation) -> None:
         self.past[evaluation.arch] = evaluation
+        self._open()
         self._write(evaluation.to_json())
 
     def close(self) -> None:
-        if not self._file.closed:
-            os.fsync(self._file.fileno())
-            self._file.close()
+        """Write all to the disk and let others write to the file."""
+        with self._ownership:
+            if self._file is None:
+                self._open()
+            if not self._file.closed:
+                os.fsync(self._file.fileno())
+                self._file.close()
 
     def __enter__(self) -> History:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._file is None:
+            self._ownership.close()
+        else:
+            self.close()
 
-    def _load(self, settings: dict[str, object]) -> None:
+    def _load(self, settings: dict[str, object], said_anew: Collection[str]) -> None:
         text = self.path.read_bytes()
         whole = text[: text.rfind(b"\n") + 1]
-        self._file.truncate(len(whole))
-        if not whole:
-            self._write(json.dumps({"format": FORMAT} | settings))
-            return
-        found, evaluations = _parse(self.path, whole)
-        if found != settings:
-            raise ValueError(f"{self.path} is the history of another search: {_difference(found, settings)}")
-        self.past = {evaluation.arch: evaluation for evaluation in evaluations}
+        if whole:
+            found, evaluations = _parse(self.path, whole)
+            if different := _difference(found, settings, said_anew):
+                raise ValueError(f"{self.path} is the history of another search: {different}")
+            self.past = {evaluation.arch: evaluation for evaluation in evaluations}
+        with self.path.open("ab") as file:
+            file.truncate(len(whole))
+
+    def _open(self) -> None:
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab")
+            if not self._file.tell():
+                self._write(self._header)
 
     def _write(self, line: str) -> None:
         self._file.write(line.encode() + b"\n")
@@ -117,9 +144,17 @@ def _parse(path: Path, text: bytes) -> tuple[dict[str, object], list[Evaluation]
     return entries[0], entries[1:]
 
 
-def _difference(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
-    return "; ".join(
-        f"its {name} is {found.get(name)!r}, not {wanted.get(name)!r}"
-        for name in dict.fromkeys([*found, *wanted])
-        if found.get(name) != wanted.get(name)
-    )
+def _difference(found: Mapping[str, object], wanted: Mapping[str, object], said_anew: Collection[str]) -> str:
+    differences = []
+    for name in dict.fromkeys([*found, *wanted]):
+        values = [_without(settings.get(name), name, said_anew) for settings in (found, wanted)]
+        if name not in said_anew and values[0] != values[1]:
+            differences.append(f"its {name} is {values[0]!r}, not {values[1]!r}")
+    return "; ".join(differences)
+
+
+def _without(value: object, name: str, said_anew: Collection[str]) -> object:
+    """A setting without those of its parts that may be said anew."""
+    if not isinstance(value, Mapping):
+        return value
+    return {part: inner for part, inner in value.items() if f"{name}.{part}" not in said_anew}

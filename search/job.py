@@ -24,11 +24,14 @@ from search.run import Evaluator, Generation, Result, Strategy, evaluate_here, r
 from search.scores import JUDGES, make_judge
 from search.strategies import ACCURACY, GUIDED, check_strategy, make_strategy
 from search.te_nas import PUBLISHED, Settings
+from supernet import randomness
 from supernet.families import Family
 from supernet.runs import Run
 from supernet.space import Arch
 
 ACTIVATION_BYTES = "activation_bytes"
+SAID_ANEW = ("batch_size", "dna.workers", "dna.device", "rdm.device")
+"""Settings of a search that its result does not follow from: it goes on under others."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def run_search(
     problem = make_problem(job, trained.family, predictors, judge.worst)
     reachable(problem, np.random.default_rng(0))  # before anything that takes long
     with ExitStack() as stack:
-        record = stack.enter_context(History(history, describe(job, problem), resume)) if history else None
+        record = stack.enter_context(History(history, describe(job, problem), resume, SAID_ANEW)) if history else None
         judge.prepare()
         archs = judge.best_first(problem) if job.strategy in GUIDED else None
         if archs is not None:
@@ -138,8 +141,11 @@ def run_search(
 
 
 def describe(job: SearchJob, problem: Problem) -> dict[str, object]:
-    """What a history must agree on to be continued: everything but how many evaluations there are to be."""
-    return problem.describe() | {n: v for n, v in dataclasses.asdict(job).items() if n not in ("evaluations", "limits")}
+    """What a history must agree on to be continued, but for `SAID_ANEW`: everything but how many evaluations there are
+    to be. Scores other than accuracy draw by themselves, so that they say how."""
+    fields = {name: value for name, value in dataclasses.asdict(job).items() if name not in ("evaluations", "limits")}
+    streams = {} if job.judged_by == ACCURACY else {"streams": randomness.VERSION}
+    return problem.describe() | fields | streams
 
 
 def load_predictors(directories: Sequence[Path], family: Family) -> dict[str, LatencyPredictor]:

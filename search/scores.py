@@ -154,7 +154,7 @@ def _rdm(job: SearchJob, run: Run, directory: Path | None) -> Judge:
     if config.epochs:
         if directory is None:
             raise ValueError("candidates that train by themselves need a folder to train in: record a history")
-        training = brief_training(config, run.job.train.device, job.seed)
+        training = brief_training(config, config.device, job.seed)
         candidate: Candidate = TrainedBriefly(family, run.data, training, directory / "candidates")
     else:
         candidate = FromSupernet(channels_last(run.net))

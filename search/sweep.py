@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -21,7 +22,10 @@ from search import pareto
 from search.history import Evaluation, read_history, write_history
 from search.run import Generation
 from search.table import write_csv
-from supernet.atomic import write_atomically
+from supernet.atomic import set_aside, write_atomically
+from supernet.ownership import owned
+
+logger = logging.getLogger(__name__)
 
 Settings = Mapping[str, str | float]  # what tells a trial from others, such as strategy, device, limit, seed
 
@@ -71,62 +75,74 @@ def run_sweep(
     again after every fourfold; otherwise all run to the end. Hypervolumes should then be comparable between trials.
 
     Uses the running Ray, or joins the cluster at `address`, or starts a local one. ValueError if there is nothing to
-    resume or, without `resume`, a sweep of this name already.
+    resume or, without `resume`, a sweep of this name already, or if another process is at it. A sweep that failed
+    before it evaluated anything is put aside.
     """
-    import ray
-    from ray import tune
-
     storage = storage if "://" in storage else str(Path(storage).absolute())
-    path = f"{storage}/{name}"
-    begun = tune.Tuner.can_restore(path)
-    if begun and not resume:
-        raise ValueError(f"{path} holds a sweep already: resume it, or choose another name")
-    if resume and not begun:
-        raise ValueError(f"{path} holds no sweep to resume")
-    started = not ray.is_initialized()
-    if started:
-        local = {} if address else {"include_dashboard": False} | ({"num_cpus": workers * threads} if workers else {})
-        ray.init(address=address, log_to_driver=False, **local)
-    try:
-        histories = None if "://" in storage else Path(path) / "histories"
-        trial = tune.with_parameters(_trial, search=search, histories=histories)
-        trainable = tune.with_resources(trial, {"cpu": threads})
-        watcher = _watcher(on_generation)
-        _ACTIVE.set(watcher)
-        if begun:
-            tuner = tune.Tuner.restore(path, trainable, resume_errored=True)
+    with ExitStack() as stack:
+        if "://" in storage:
+            logger.warning("nobody looks whether another process runs a sweep of the name %s in %s, too", name, storage)
         else:
-            scheduler = None
-            if grace_evaluations:
-                scheduler = tune.schedulers.ASHAScheduler(
-                    time_attr="evaluated", max_t=10**9, grace_period=grace_evaluations, reduction_factor=4
-                )
-            tuner = tune.Tuner(
-                trainable,
-                param_space={"settings": tune.grid_search([dict(settings) for settings in trials])},
-                tune_config=tune.TuneConfig(
-                    metric="hypervolume",
-                    mode="max",
-                    scheduler=scheduler,
-                    max_concurrent_trials=workers,
-                    reuse_actors=True,
-                ),
-                run_config=tune.RunConfig(
-                    name=name,
-                    storage_path=storage,
-                    failure_config=tune.FailureConfig(max_failures=max_failures),
-                    checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
-                    callbacks=[watcher],
-                    verbose=0,
-                ),
-            )
-        # or a driver that is killed forgets what trials did in its last ten seconds; Tune has no argument for it
-        os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "0")
-        results = tuner.fit()
-        return Sweep([_finished(*found) for found in zip(watcher.settings, results, strict=True)], watcher.retried)
-    finally:
+            stack.enter_context(owned(Path(storage), name))
+        import ray
+        from ray import tune
+
+        path = f"{storage}/{name}"
+        begun = tune.Tuner.can_restore(path)
+        evaluated = "://" in storage or any((Path(path) / "histories").glob("*/*.jsonl"))
+        if begun and not (evaluated or resume):
+            logger.warning("a sweep that evaluated nothing is now in %s", set_aside(Path(path)))
+            begun = False
+        if begun and not resume:
+            raise ValueError(f"{path} holds a sweep already: resume it, or choose another name")
+        if resume and not begun:
+            raise ValueError(f"{path} holds no sweep to resume")
+        started = not ray.is_initialized()
         if started:
-            ray.shutdown()
+            local = (
+                {} if address else {"include_dashboard": False} | ({"num_cpus": workers * threads} if workers else {})
+            )
+            ray.init(address=address, log_to_driver=False, **local)
+        try:
+            histories = None if "://" in storage else Path(path) / "histories"
+            trial = tune.with_parameters(_trial, search=search, histories=histories)
+            trainable = tune.with_resources(trial, {"cpu": threads})
+            watcher = _watcher(on_generation)
+            _ACTIVE.set(watcher)
+            if begun:
+                tuner = tune.Tuner.restore(path, trainable, resume_errored=True)
+            else:
+                scheduler = None
+                if grace_evaluations:
+                    scheduler = tune.schedulers.ASHAScheduler(
+                        time_attr="evaluated", max_t=10**9, grace_period=grace_evaluations, reduction_factor=4
+                    )
+                tuner = tune.Tuner(
+                    trainable,
+                    param_space={"settings": tune.grid_search([dict(settings) for settings in trials])},
+                    tune_config=tune.TuneConfig(
+                        metric="hypervolume",
+                        mode="max",
+                        scheduler=scheduler,
+                        max_concurrent_trials=workers,
+                        reuse_actors=True,
+                    ),
+                    run_config=tune.RunConfig(
+                        name=name,
+                        storage_path=storage,
+                        failure_config=tune.FailureConfig(max_failures=max_failures),
+                        checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
+                        callbacks=[watcher],
+                        verbose=0,
+                    ),
+                )
+            # or a driver that is killed forgets what trials did in its last ten seconds; Tune has no argument for it
+            os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "0")
+            results = tuner.fit()
+            return Sweep([_finished(*found) for found in zip(watcher.settings, results, strict=True)], watcher.retried)
+        finally:
+            if started:
+                ray.shutdown()
 
 
 def write_sweep(sweep: Sweep, directory: Path, costs: Mapping[str, str]) -> None:

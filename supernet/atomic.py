@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -37,6 +38,29 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
         os.fsync(directory)  # the rename itself
     finally:
         os.close(directory)
+
+
+@contextlib.contextmanager
+def write_folder(path: Path, last: str) -> Iterator[Path]:
+    """Give a temporary folder beside `path` to write files to; on success they move into `path`, the one called `last`
+    at the end, so that a folder with it is complete. If the body raises, `path` is as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as name:
+        yield Path(name)
+        path.mkdir(exist_ok=True)
+        for file in sorted(Path(name).iterdir(), key=lambda file: file.name == last):
+            file.replace(path / file.name)
+
+
+def set_aside(path: Path) -> Path | None:
+    """Rename a file or folder to the first name of `path`.1, `path`.2, ... that is free; that, or None if there is
+    nothing at `path`."""
+    if not path.exists():
+        return None
+    for number in itertools.count(1):
+        aside = path.with_name(f"{path.name}.{number}")
+        if not aside.exists():
+            return path.rename(aside)
 
 
 def _umask() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from supernet.atomic import write_atomically
 logger = logging.getLogger(__name__)
 
 FORMAT = "supernet-checkpoint-1"
+MINUTES = 10.0  # between checkpoints
 
 
 def save_checkpoint(directory: Path, step: int, state: dict[str, Any], keep: int) -> Path:
@@ -35,6 +37,26 @@ def save_checkpoint(directory: Path, step: int, state: dict[str, Any], keep: int
     for _, old in _checkpoints(directory)[:-keep]:
         old.unlink()
     return path
+
+
+class Timer:
+    """Whether it is time again, `minutes` after the start or the last `restart`."""
+
+    def __init__(self, minutes: float) -> None:
+        self._seconds = 60 * minutes
+        self.restart()
+
+    def restart(self) -> None:
+        self._begin = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        return time.monotonic() - self._begin >= self._seconds
+
+
+def has_checkpoints(directory: Path) -> bool:
+    """Whether there is any checkpoint in `directory`."""
+    return bool(_checkpoints(directory))
 
 
 def load_checkpoint(directory: Path) -> dict[str, Any] | None:

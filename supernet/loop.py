@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -19,8 +20,10 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from supernet import distributed
-from supernet.checkpoint import load_checkpoint, save_checkpoint
+from supernet.atomic import set_aside
+from supernet.checkpoint import MINUTES, Timer, load_checkpoint, save_checkpoint
 from supernet.data import Data
+from supernet.divergence import ADVICE, Divergence, TrainingError, worst
 from supernet.memory_format import channels_last
 from supernet.metrics import Metrics, scalars
 from supernet.randomness import Stream, torch_seed
@@ -85,6 +88,8 @@ class LoopConfig:
     """Write metrics for TensorBoard as well."""
     checkpoint_steps: int = 200
     """Steps between checkpoints."""
+    checkpoint_minutes: float = MINUTES
+    """Minutes after which there is one as well, in trainings whose steps are slow."""
     keep_checkpoints: int = 3
     """Number of the newest checkpoints kept."""
     device: str = "auto"
@@ -99,6 +104,10 @@ class LoopConfig:
         for name in ("drop_rate", "drop_path_rate", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is from 0 to below 1, not {getattr(self, name)}")
+        if self.checkpoint_minutes <= 0:
+            raise ValueError(f"checkpoint_minutes is above 0, not {self.checkpoint_minutes}")
+        if self.seed < 0:
+            raise ValueError(f"seed is 0 or more, not {self.seed}")
         if self.lr <= 0:
             raise ValueError(f"lr is above 0, not {self.lr}")
         if not 0 <= self.warmup_epochs <= self.epochs:
@@ -107,10 +116,6 @@ class LoopConfig:
             raise ValueError(f"clip is above 0, or none, not {self.clip}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is between 0 and 1, not {self.ema_decay}")
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on: the loss or the gradient is not finite."""
 
 
 class StepResult(NamedTuple):
@@ -142,10 +147,13 @@ class Loop:
 
     `evaluate` gives the accuracies, to be noted every `config.eval_epochs`, of the network to use. `kept` is what
     checkpoints hold besides network, optimizer and moving average, by name. `parts` are the equal parts of its batch
-    that a process runs one after another. Where `distributed.start` joined processes, all of them do this and the
-    first one evaluates, writes and calls `on_step`.
+    that a process runs one after another. `uninformed` is the loss of a network that knows nothing, log K of K classes
+    by default, which says what a diverged training is (`supernet.divergence`). Where `distributed.start` joined
+    processes, all of them do this and the first one evaluates, writes and calls `on_step`.
 
-    Writes `run_dir/checkpoints/` and `run_dir/metrics.jsonl`. With `resume` it goes on from the newest readable
+    Writes `run_dir/checkpoints/` and `run_dir/metrics.jsonl`, nothing of it before the first step is done, and calls
+    `on_begin` just before. What an earlier training left there is kept beside it, as checkpoints.1 and metrics.jsonl.1,
+    if this one begins anew. With `resume` it goes on from the newest readable
     checkpoint, if any, and ends in the same weights as a run that was never interrupted: bit for bit on one CPU thread,
     and on several as far as the math library keeps the order of its sums (MKL may not on a busy machine).
 
@@ -165,6 +173,8 @@ class Loop:
         parts: int = 1,
         resume: bool = False,
         on_step: Callable[[StepResult], None] = lambda result: None,
+        on_begin: Callable[[], None] = lambda: None,
+        uninformed: float | None = None,
     ) -> None:
         self.device = pick_device(config.device)
         processes = distributed.world_size()
@@ -176,14 +186,15 @@ class Loop:
         self._memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.net = self.place(net).train()
         self._data, self._config, self._kept = data, config, kept
-        self._evaluate, self._on_step = evaluate, on_step
+        self._evaluate, self._on_step, self._on_begin = evaluate, on_step, on_begin
         self.steps_per_epoch = data.steps_per_epoch(config.batch_size)
         self.optimizer, self._scheduler = make_optimizer(net, config, self.steps_per_epoch)
         self.ema = ModelEmaV3(net, config.ema_decay) if config.ema_decay else None
-        run_dir.mkdir(parents=True, exist_ok=True)
+        self._divergence = Divergence(math.log(max(data.num_classes, 2)) if uninformed is None else uninformed)
         self._checkpoints = run_dir / "checkpoints"
         start = self._restore() if resume else 0
         self.steps = range(start, config.epochs * self.steps_per_epoch)  # those still to do
+        self._timer = Timer(config.checkpoint_minutes)
         self._metrics = Metrics(run_dir, start, config.tensorboard) if distributed.rank() == 0 else None
 
     @property
@@ -231,10 +242,11 @@ class Loop:
         """Descend by the gradients, averaged over all processes and clipped.
 
         `losses` [L] gave them, `names` [L] say of what. TrainingError, naming step and name, if a loss or gradient is
-        not finite: the weights of the step before are not touched.
+        not finite, or if the training has diverged: the weights of the step before are not touched.
         """
         distributed.average_gradients(self.net.parameters())
-        _check_finite(step, losses, names, clip_gradients(self.net, self._config))
+        norm = clip_gradients(self.net, self._config)
+        self._check(step, distributed.average(losses.detach().clone()), names, norm)
         self.optimizer.step()
         if self.ema:
             self.ema.update(self.net, step)
@@ -246,28 +258,63 @@ class Loop:
         config, done = self._config, step + 1
         is_last = done == self.steps.stop
         logged = None
+        if step == self.steps.start:
+            self._on_begin()
+            if not step and (aside := set_aside(self._checkpoints)):
+                logger.warning("the checkpoints of an earlier training are now in %s", aside)
         if done % config.log_steps == 0 or is_last:
             values = _numbers(losses)
             self._metrics.append({"step": done, "epoch": done / self.steps_per_epoch, "lr": self.lr, **values})
             logged = [value for _, value in scalars(values)]
         every = config.eval_epochs * self.steps_per_epoch
         if every and (is_last or done % every == 0):
-            self._metrics.append({"step": done, "accuracy": self._evaluate(self.result)})
+            line = {"step": done, "accuracy": self._evaluate(self.result)}
+            self._metrics.append(line)
             self.net.train()
-        if done % config.checkpoint_steps == 0 or is_last:
+            if is_last:
+                self._look_at(line)
+        if done % config.checkpoint_steps == 0 or is_last or self._timer.due:
             state = {
                 "net": self.net.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "ema": self.ema and self.ema.state_dict(),
+                "divergence": self._divergence.state_dict(),
                 **{name: kept.state_dict() for name, kept in self._kept.items()},
             }
             save_checkpoint(self._checkpoints, done, state, config.keep_checkpoints)
+            self._timer.restart()
         self._on_step(StepResult(done, self.steps.stop, logged, self.lr))
+
+    def _check(self, step: int, losses: Tensor, names: Sequence[object], norm: Tensor) -> None:
+        """TrainingError as `update` says; the same in all processes for `losses` that are means over them."""
+        *values, norm_value = torch.cat([losses, norm[None]]).tolist()
+        loss, name = worst(values, names)
+        self._divergence.update(step, loss, name)
+        if not math.isfinite(norm_value):
+            raise TrainingError(f"the gradient's norm is {norm_value} in step {step + 1}, for one of {names}; {ADVICE}")
+        if step + 1 == self.steps.stop:
+            self._divergence.end(step, name)
+
+    def _look_at(self, line: Mapping[str, Any]) -> None:
+        """Say so if no accuracy of the last evaluation is above chance by more than two standard errors."""
+        best = max((value for name, value in scalars(line) if name != "step"), default=1.0)
+        chance = 1 / max(self._data.num_classes, 1)
+        images = min(self._config.eval_images, len(self._data.holdout))
+        if best <= chance + 2 * math.sqrt(chance * (1 - chance) / max(images, 1)):
+            logger.warning(
+                "the accuracy on %d held-out images is %.1f %% at best, where guessing gets %.1f %%: the training has "
+                "failed or was too short; look at metrics.jsonl, and lower lr or raise epochs",
+                images,
+                100 * best,
+                100 * chance,
+            )
 
     def _restore(self) -> int:
         """Go on from the newest checkpoint, if there is one; the number of steps that are done."""
         state = load_checkpoint(self._checkpoints)
         if state is None:
+            if (self._checkpoints.parent / "metrics.jsonl").exists() and distributed.rank() == 0:
+                logger.warning("there is no checkpoint in %s yet: the training begins anew", self._checkpoints)
             return 0
         own = {name: tensor.shape for name, tensor in self.net.state_dict().items()}
         for name in own.keys() | state["net"].keys():
@@ -285,6 +332,8 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
+        if "divergence" in state:  # a former version did not look
+            self._divergence.load_state_dict(state["divergence"])
         for name, kept in self._kept.items():
             kept.load_state_dict(state[name])
         logger.info("going on from step %d", state["step"])
@@ -356,17 +405,6 @@ def clip_gradients(net: nn.Module, config: LoopConfig) -> Tensor:
     elif config.clip is not None:
         torch.nn.utils.clip_grad_value_(parameters, config.clip)
     return norm
-
-
-def _check_finite(step: int, losses: Tensor, names: Sequence[object], norm: Tensor) -> None:
-    finite = torch.isfinite(torch.cat([losses, norm[None]])).tolist()
-    if all(finite):
-        return
-    advice = "lower lr, lengthen warmup_epochs or set clip"
-    for name, loss, is_finite in zip(names, losses.tolist(), finite):
-        if not is_finite:
-            raise TrainingError(f"the loss is {loss} in step {step + 1} for {name}; {advice}")
-    raise TrainingError(f"the gradient's norm is {norm.item()} in step {step + 1}, for one of {names}; {advice}")
 
 
 def _numbers(losses: Mapping[str, Any]) -> dict[str, Any]:

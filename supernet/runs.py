@@ -1,6 +1,7 @@
 """A training run's directory: what it was asked to do, and what came out.
 
-config.json            the job, the classes of the dataset, package versions, hardware, command
+config.json            the job, the classes and images of the dataset, package versions, hardware, command; it is there
+                       once the first step is done
 metrics.jsonl          losses and accuracies by step
 checkpoints/           to resume from
 1-largest/, ...        these two for each phase instead, in progressive shrinking
@@ -10,9 +11,12 @@ supernet.safetensors   the trained supernet
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import logging
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -21,19 +25,25 @@ import safetensors.torch
 import torch
 import tyro
 from safetensors import SafetensorError
+from torch.utils.data import Dataset, Subset
 
-from supernet import distributed, provenance
+from supernet import distributed, provenance, randomness
 from supernet.atomic import write_atomically
+from supernet.checkpoint import has_checkpoints
 from supernet.data import Data, DataConfig, load_data
 from supernet.errors import first_line
+from supernet.execution import differences, located
 from supernet.families import FAMILIES, Family
 from supernet.families.timm_models import self_contained
 from supernet.loop import StepResult
+from supernet.ownership import owned
 from supernet.progressive import Phase, new_kinds, phase_config, phase_space, sort_channels
 from supernet.sampling import Uniform
 from supernet.supernet import Supernet
 from supernet.train import TrainConfig, train
 from supernet.weights import load_weights
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,30 +96,43 @@ def run_job(
     """Train the supernet that `job` describes, in `directory`; the run as `load_run` would give it.
 
     With `resume` a run that was begun there goes on, and one that was not begins. ValueError if there is a run
-    already and `resume` is not said, or if it was begun with another job.
+    already and `resume` is not said, if it was begun with other settings than may be said anew
+    (`supernet.execution`), or if another process is at it.
     """
-    data = load_data(job.data, job.train.seed)
+    job = replace(job, data=located(job.data))
+    data = load_images(job.data, job.train.seed)
     family = job.family(data.num_classes)
     count = job.train.images_to_calibrate(data.num_classes)  # config.json says how many, for search and extraction
-    job = dataclasses.replace(job, train=dataclasses.replace(job.train, calibration_images=count))
-    if distributed.rank() == 0:
-        begin_run(job, data, directory, resume)
-    distributed.wait()
-    net = _train(job, family, data, directory, resume, on_step)
-    net = net.to("cpu", memory_format=torch.contiguous_format).eval()
-    if distributed.rank() == 0:
-        with write_atomically(directory / "supernet.safetensors") as temporary:
-            temporary.write_bytes(safetensors.torch.save({n: t.contiguous() for n, t in net.state_dict().items()}))
+    job = replace(job, train=replace(job.train, calibration_images=count))
+    weights = directory / "supernet.safetensors"
+    with owned(directory):
+        begin = open_run(job, data, directory, resume)
+        distributed.wait()
+        if weights.exists() and resume and not _has_checkpoints(directory):
+            begin()
+            return load_run(directory)
+        net = _train(job, family, data, directory, resume, on_step, begin)
+        net = net.to("cpu", memory_format=torch.contiguous_format).eval()
+        if distributed.rank() == 0:
+            begin()  # where all steps were done before, too
+            with write_atomically(weights) as temporary:
+                temporary.write_bytes(safetensors.torch.save({n: t.contiguous() for n, t in net.state_dict().items()}))
     return Run(family, net, data, job)
 
 
 def _train(
-    job: Job, family: Family, data: Data, directory: Path, resume: bool, on_step: Callable[[StepResult], None]
+    job: Job,
+    family: Family,
+    data: Data,
+    directory: Path,
+    resume: bool,
+    on_step: Callable[[StepResult], None],
+    on_begin: Callable[[], None],
 ) -> Supernet:
     """Train at once, or phase by phase, each in a folder of its own."""
     net = family.supernet(job.train.seed, classes=data.classes)
     if not job.phases:
-        return train(family, net, data, job.train, directory, resume=resume, on_step=on_step)
+        return train(family, net, data, job.train, directory, resume=resume, on_step=on_step, on_begin=on_begin)
     configs = [phase_config(job.train, job.phases, index) for index in range(len(job.phases))]
     total = sum(config.epochs for config in configs) * data.steps_per_epoch(job.train.batch_size)
     teacher, before = None, 0
@@ -127,6 +150,7 @@ def _train(
             teacher=teacher,
             resume=resume,
             on_step=partial(_in_all, on_step, before, total),
+            on_begin=on_begin,
         )
         before += config.epochs * data.steps_per_epoch(config.batch_size)
         teacher = teacher or net.eval().extract(family.space.largest)
@@ -138,8 +162,11 @@ def _in_all(on_step: Callable[[StepResult], None], before: int, total: int, resu
     on_step(result._replace(step=before + result.step, steps=total))
 
 
-def load_run(directory: Path) -> Run:
-    """A finished run; ValueError, naming the file, if there is none or it cannot be read."""
+def load_run(directory: Path, root: str | None = None, test_root: str | None = None) -> Run:
+    """A finished run; ValueError, naming the file, if there is none or it cannot be read.
+
+    `root` and `test_root` say where its images lie, if no longer where they did in training.
+    """
     config = read_config(directory)
     job = _finished_job(config)
     family = job.family(len(config["classes"]))
@@ -152,9 +179,18 @@ def load_run(directory: Path) -> Run:
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
     load_weights(net, weights, str(path))
-    data = load_data(job.data, job.train.seed)
+    job = replace(job, data=located(job.data, root, test_root))
+    data = load_images(job.data, job.train.seed)
     _check_same_data(config, data, directory)
     return Run(family, net.eval(), data, job)
+
+
+def load_images(config: DataConfig, seed: int) -> Data:
+    """`supernet.data.load_data`, where the error for images that are not there says how to name another place."""
+    for flag, place in (("--root", config.root), ("--test-root", config.test_root)):
+        if place and os.path.isabs(place) and not os.path.exists(place) and "/" not in config.dataset:
+            raise ValueError(f"no images at root {place!r}: say with {flag} where they lie now")
+    return load_data(config, seed)
 
 
 def read_family(directory: Path) -> Family:
@@ -187,29 +223,62 @@ def job_from_dict(values: dict[str, Any]) -> Job:
         raise ValueError(f"this job was written by another version: {error}") from error
 
 
-def begin_run(job: object, data: Data, directory: Path, resume: bool) -> None:
-    """Write config.json of a run of `job`, a dataclass, or check that the one there is of the same job and images."""
+def open_run(job: object, data: Data, directory: Path, resume: bool) -> Callable[[], None]:
+    """Check that a run of `job`, a dataclass, may begin or go on in `directory`, and give what writes its config.json.
+
+    That is to be called when the first step is done, so that a start that fails leaves nothing which its repetition
+    with better settings would be measured by. ValueError as `run_job` says.
+    """
+    if distributed.rank():
+        return lambda: None
     path = directory / "config.json"
-    if path.exists():
-        if not resume:
-            raise ValueError(f"{directory} holds a run already: add --resume to go on with it, or name another output")
-        begun = read_config(directory)
-        if changed := _differences(begun["job"], json.loads(json.dumps(dataclasses.asdict(job)))):
-            raise ValueError(f"{directory} was begun with other settings, and can only go on with these: {changed}")
-        _check_same_data(begun, data, directory)
-        return
+    own = json.loads(json.dumps(dataclasses.asdict(job)))
     content = {
-        "job": dataclasses.asdict(job),
+        "job": own,
         "space_options": self_contained(job.space, job.space_options),
         "classes": data.classes,
         "images": _counts(data),
+        "files": _files(data),
+        "streams": randomness.VERSION,
         "versions": provenance.versions(),
         "hardware": provenance.hardware(),
         "command": provenance.command(),
         "date": provenance.today(),
     }
-    with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    if path.exists() and _has_traces(directory):
+        if not resume:
+            raise ValueError(f"{directory} holds a run already: add --resume to go on with it, or name another output")
+        begun = read_config(directory)
+        if changed := differences(begun["job"], own):
+            raise ValueError(f"{directory} was begun with other settings, and can only go on with these: {changed}")
+        _check_same_data(begun, data, directory)
+        if begun.get("streams", 1) < randomness.VERSION and own.get("phases"):
+            logger.warning(
+                "%s was begun by a version whose phases drew images and subnets otherwise: from here on they are drawn "
+                "as by this one",
+                directory,
+            )
+        content = {**begun, "job": own}
+    elif path.exists() and resume:
+        logger.warning("nothing is left of the training in %s but its settings: it begins anew", directory)
+
+    def write() -> None:
+        if not path.exists() or json.loads(path.read_text()) != json.loads(json.dumps(content)):
+            with write_atomically(path) as temporary:
+                temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+    return write
+
+
+def _has_traces(directory: Path) -> bool:
+    """Whether training has left anything in the folder of a run, or of one of its phases."""
+    names = ("metrics.jsonl", "supernet.safetensors")
+    found = (path for name in names for pattern in (name, f"*/{name}") for path in directory.glob(pattern))
+    return any(found) or _has_checkpoints(directory)
+
+
+def _has_checkpoints(directory: Path) -> bool:
+    return any(has_checkpoints(folder / "checkpoints") for folder in (directory, *directory.glob("*/")))
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -233,6 +302,26 @@ def _counts(data: Data) -> dict[str, int]:
     return {name: len(getattr(data, name)) for name in ("train", "holdout", "test")}
 
 
+def _files(data: Data) -> dict[str, str | None]:
+    """A digest of the names of each part's images in their order, beneath the root; None where they have no names."""
+    found = {}
+    for part in ("train", "holdout", "test"):
+        root = (part == "test" and data.config.test_root) or data.config.root
+        names = _names(getattr(data, part))
+        if names is not None and root:
+            names = [name.removeprefix(os.path.abspath(root)) for name in names]
+        found[part] = None if names is None else hashlib.sha256("\n".join(names).encode()).hexdigest()
+    return found
+
+
+def _names(part: Dataset) -> list[str] | None:
+    if isinstance(part, Subset):
+        names = _names(part.dataset)
+        return None if names is None else [names[index] for index in part.indices]
+    names = getattr(part, "names", None)
+    return None if names is None else list(names)
+
+
 def _check_same_data(begun: dict[str, Any], data: Data, directory: Path) -> None:
     """ValueError if the dataset has changed, so that other images would be held out than in training."""
     if begun["classes"] != list(data.classes):
@@ -242,17 +331,13 @@ def _check_same_data(begun: dict[str, Any], data: Data, directory: Path) -> None
             f"the dataset has changed since {directory} was begun, with {begun['images']} images and not "
             f"{_counts(data)}: images that were trained on would judge the search"
         )
-
-
-def _differences(begun: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str:
-    """Settings that differ, with their values when the run was begun."""
-    found = []
-    for name, value in begun.items():
-        if isinstance(value, dict):
-            found.append(_differences(value, now[name], f"{prefix}{name}."))
-        elif value != now.get(name):
-            found.append(f"{prefix}{name}={value}")
-    return ", ".join(filter(None, found))
+    files = _files(data)
+    for part, digest in begun.get("files", {}).items():  # former versions looked at numbers alone
+        if None not in (digest, files[part]) and digest != files[part]:
+            raise ValueError(
+                f"the dataset has changed since {directory} was begun: the {part} images have other names, though "
+                "they are as many; images that were trained on would judge the search"
+            )
 
 
 def with_tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +18,14 @@ from torch import Tensor, nn
 
 from distill.objective import Objective, cohort_losses
 from supernet import distributed
-from supernet.data import Data, DataConfig, load_data, resize
+from supernet.data import Data, DataConfig, resize
 from supernet.evaluation import accuracy
+from supernet.execution import located
 from supernet.families import Family
 from supernet.loop import Loop, LoopConfig, StepResult, autocast
+from supernet.ownership import owned
 from supernet.randomness import Stream, part_seed
-from supernet.runs import begin_run, make_family, read_config, with_tuples
+from supernet.runs import load_images, make_family, open_run, read_config, with_tuples
 from supernet.skeleton import build_skeleton
 from supernet.space import Arch
 from supernet.subnet import Subnet, SubnetConfig, load_subnet, read_subnet_config, save_subnet
@@ -83,32 +86,34 @@ def run_model_job(
     """Train the model that `job` describes, with its run in `directory`; the model on the CPU, in eval mode.
 
     Its peers are saved in `directory/peers/`, each as a folder like 1-resnet18. With `resume` a run that was begun
-    there goes on, and one that was not begins. ValueError if there is a run already and `resume` is not said, or if it
-    was begun with another job.
+    there goes on, and one that was not begins. ValueError if there is a run already and `resume` is not said, if it was
+    begun with other settings than may be said anew (`supernet.execution`), or if another process is at it.
     """
-    data, members, teacher = prepare_job(job, directory, resume)
-    trained = train_cohort(
-        [member.model for member in members],
-        [member.family.resolution(member.arch) for member in members],
-        data,
-        job.train,
-        directory,
-        job.objective,
-        teacher,
-        resume=resume,
-        on_step=on_step,
-    )
-    own, *peers = [
-        Subnet(
-            model.to("cpu", memory_format=torch.contiguous_format).eval(),
-            SubnetConfig.of(member.job.space, member.job.space_options, member.arch, data),
+    with owned(directory):
+        data, members, teacher, begin = prepare_job(job, directory, resume)
+        trained = train_cohort(
+            [member.model for member in members],
+            [member.family.resolution(member.arch) for member in members],
+            data,
+            job.train,
+            directory,
+            job.objective,
+            teacher,
+            resume=resume,
+            on_step=on_step,
+            on_begin=begin,
         )
-        for model, member in zip(trained, members)
-    ]
-    for index, (name, peer) in enumerate(zip(job.peers, peers), 1):
-        folder = directory / "peers" / f"{index}-{Path(name).name}"
-        if distributed.rank() == 0 and not (folder / "config.json").exists():
-            save_subnet(folder, peer, onnx=False)
+        own, *peers = [
+            Subnet(
+                model.to("cpu", memory_format=torch.contiguous_format).eval(),
+                SubnetConfig.of(member.job.space, member.job.space_options, member.arch, data),
+            )
+            for model, member in zip(trained, members)
+        ]
+        for index, (name, peer) in enumerate(zip(job.peers, peers), 1):
+            folder = directory / "peers" / f"{index}-{Path(name).name}"
+            if distributed.rank() == 0 and not (folder / "config.json").exists():
+                save_subnet(folder, peer, onnx=False)
     return own
 
 
@@ -127,11 +132,14 @@ class Prepared(NamedTuple):
     data: Data
     members: list[Member]  # the peers come last
     teacher: nn.Module | None
+    begin: Callable[[], None]  # to be called when the first step is done, see `supernet.runs.open_run`
 
 
 def prepare_job(job: ModelJob, directory: Path, resume: bool) -> Prepared:
-    """Open and make all that `job` names, and begin its run in `directory`; raises what `run_model_job` does."""
-    data = load_data(job.data, job.train.seed)
+    """Open and make all that `job` names, and see that its run may begin or go on in `directory`; raises what
+    `run_model_job` does."""
+    job = dataclasses.replace(job, data=located(job.data))
+    data = load_images(job.data, job.train.seed)
     own = _member(job, data.classes)
     peers = [_member(peer, data.classes) for peer in peer_jobs(job, own.family.resolution(own.arch))]
     teacher = None
@@ -145,10 +153,9 @@ def prepare_job(job: ModelJob, directory: Path, resume: bool) -> Prepared:
             job.teacher_input_size,
             by_logits=bool(objective.kl or objective.adaptive_alpha),
         )
-    if distributed.rank() == 0:
-        begin_run(job, data, directory, resume)
+    begin = open_run(job, data, directory, resume)
     distributed.wait()
-    return Prepared(data, [own, *peers], teacher)
+    return Prepared(data, [own, *peers], teacher, begin)
 
 
 def _member(job: ModelJob, classes: Sequence[str]) -> Member:
@@ -249,6 +256,7 @@ def train_model(
     *,
     resume: bool = False,
     on_step: Callable[[StepResult], None] = lambda result: None,
+    on_begin: Callable[[], None] = lambda: None,
 ) -> nn.Module:
     """Train `model` on images [N, C, R, R] and return the network to use: its moving average if there is one.
 
@@ -256,7 +264,16 @@ def train_model(
     resumes, joins processes and raises as `supernet.loop.Loop` does.
     """
     (trained,) = train_cohort(
-        [model], [resolution], data, config, run_dir, objective, teacher, resume=resume, on_step=on_step
+        [model],
+        [resolution],
+        data,
+        config,
+        run_dir,
+        objective,
+        teacher,
+        resume=resume,
+        on_step=on_step,
+        on_begin=on_begin,
     )
     return trained
 
@@ -281,6 +298,7 @@ def train_cohort(
     *,
     resume: bool = False,
     on_step: Callable[[StepResult], None] = lambda result: None,
+    on_begin: Callable[[], None] = lambda: None,
 ) -> list[nn.Module]:
     """Train `models` side by side on the same images, each resized to its own of `resolutions`; the networks to use.
 
@@ -300,18 +318,30 @@ def train_cohort(
             found.append(accuracy(model, zip(images.split(256), labels.split(256))))
         return found if isinstance(net, Cohort) else found[0]
 
-    loop = Loop(net, data, config, run_dir, evaluate, resume=resume, on_step=on_step)
-    if teacher is not None:
-        loop.place(teacher).eval()
+    uninformed = math.log(max(data.num_classes, 2)) * max(objective.total_weight, 1.0) * len(models)
     name = ", ".join(type(model).__name__ for model in models)
-    for step, images, labels in loop.batches(max(resolutions), data.num_classes):
-        with loop.seeded(step), autocast(config, loop.device):
-            sized = [resize(images, resolution) for resolution in resolutions]
-            losses = cohort_losses(objective, models, sized, labels, teacher, config.label_smoothing)
-        losses.total.backward()
-        loop.update(step, losses.total[None], [name])
-        loop.finish(step, {"loss": losses.total, "losses": losses.parts})
-    return members(loop.result)
+    with owned(run_dir):
+        loop = Loop(
+            net,
+            data,
+            config,
+            run_dir,
+            evaluate,
+            resume=resume,
+            on_step=on_step,
+            on_begin=on_begin,
+            uninformed=uninformed,
+        )
+        if teacher is not None:
+            loop.place(teacher).eval()
+        for step, images, labels in loop.batches(max(resolutions), data.num_classes):
+            with loop.seeded(step), autocast(config, loop.device):
+                sized = [resize(images, resolution) for resolution in resolutions]
+                losses = cohort_losses(objective, models, sized, labels, teacher, config.label_smoothing)
+            losses.total.backward()
+            loop.update(step, losses.total[None], [name])
+            loop.finish(step, {"loss": losses.total, "losses": losses.parts})
+        return members(loop.result)
 
 
 def model_settings(config: LoopConfig) -> LoopConfig:

@@ -20,6 +20,7 @@ from supernet.data import Data, resize
 from supernet.evaluation import accuracy, calibrated_subnet
 from supernet.families import Family
 from supernet.loop import Loop, LoopConfig, StepResult, autocast
+from supernet.ownership import owned
 from supernet.prioritized import PrioritizedPaths
 from supernet.randomness import Stream, generator
 from supernet.sampling import Attentive, Fair, Method, Path, Sandwich, Step, Uniform
@@ -155,6 +156,7 @@ def train(
     teacher: nn.Module | None = None,
     resume: bool = False,
     on_step: Callable[[StepResult], None] = lambda result: None,
+    on_begin: Callable[[], None] = lambda: None,
 ) -> Supernet:
     """Train `net` and return the network to use: its moving average if there is one, otherwise `net` itself.
 
@@ -163,43 +165,46 @@ def train(
     resolution, and is in eval mode.
 
     Writes, resumes, joins processes and raises as `supernet.loop.Loop` does: TrainingError, naming step and
-    architecture, if a loss or gradient is not finite. ValueError if images and network do not fit.
+    architecture, if a loss or gradient is not finite or the training has diverged. ValueError if images and network do
+    not fit, or if another process trains into `run_dir`.
     """
-    method = method or make_method(family, config)
-    net.statistics_of = None  # before the moving average copies it
-    resolution = max(family.resolution(arch) for arch in (net.space.largest, net.space.smallest))
-    loop = Loop(
-        net,
-        data,
-        config,
-        run_dir,
-        _Evaluation(family, method.space, data, config, resolution),
-        kept={"method": method},
-        parts=config.accumulation,
-        resume=resume,
-        on_step=on_step,
-    )
-    if teacher is not None:
-        loop.place(teacher).eval()
-    recurring = (method.space.largest, method.space.smallest) if config.compile else ()
-    calls = {arch: torch.compile(functional_call, dynamic=False) for arch in recurring}
-    train_step = TrainStep(net, config, family.resolution, _regularised(family, config), teacher, calls)
+    with owned(run_dir):
+        method = method or make_method(family, config)
+        net.statistics_of = None  # before the moving average copies it
+        resolution = max(family.resolution(arch) for arch in (net.space.largest, net.space.smallest))
+        loop = Loop(
+            net,
+            data,
+            config,
+            run_dir,
+            _Evaluation(family, method.space, data, config, resolution),
+            kept={"method": method},
+            parts=config.accumulation,
+            resume=resume,
+            on_step=on_step,
+            on_begin=on_begin,
+        )
+        if teacher is not None:
+            loop.place(teacher).eval()
+        recurring = (method.space.largest, method.space.smallest) if config.compile else ()
+        calls = {arch: torch.compile(functional_call, dynamic=False) for arch in recurring}
+        train_step = TrainStep(net, config, family.resolution, _regularised(family, config), teacher, calls)
 
-    for number, images, labels in loop.batches(resolution, family.num_classes):
-        _check_images(images, family)
-        epoch, step_of_epoch = divmod(number, loop.steps_per_epoch)
-        progress = number / loop.steps.stop
-        if step_of_epoch == 0:
-            method.start_epoch(net, _companions(net, loop.optimizer, loop.ema), progress)
-        draw = generator(config.seed, Stream.SUBNETS, number)
-        step = Step(number, epoch, progress, draw, net, images, labels, train_step.logits, loop.lr)
-        paths = method.paths(step)
-        with loop.seeded(number):
-            losses, logits = train_step(images, labels, paths)
-        loop.update(number, losses, [path.arch for path in paths])
-        method.finish(step, paths, logits)
-        loop.finish(number, {"losses": losses})
-    return loop.result
+        for number, images, labels in loop.batches(resolution, family.num_classes):
+            _check_images(images, family)
+            epoch, step_of_epoch = divmod(number, loop.steps_per_epoch)
+            progress = number / loop.steps.stop
+            if step_of_epoch == 0:
+                method.start_epoch(net, _companions(net, loop.optimizer, loop.ema), progress)
+            draw = generator(config.seed, Stream.SUBNETS, number)
+            step = Step(number, epoch, progress, draw, net, images, labels, train_step.logits, loop.lr)
+            paths = method.paths(step)
+            with loop.seeded(number):
+                losses, logits = train_step(images, labels, paths)
+            loop.update(number, losses, [path.arch for path in paths])
+            method.finish(step, paths, logits)
+            loop.finish(number, {"losses": losses})
+        return loop.result
 
 
 @dataclass(frozen=True)

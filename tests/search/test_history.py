@@ -66,3 +66,35 @@ def test_damage_is_named(tmp_path):
     path.write_text('{"something": "else"}\n')
     with pytest.raises(ValueError, match="is no search history"):
         read_history(path)
+
+
+def test_what_fails_before_the_first_evaluation_leaves_nothing(tmp_path):
+    path = tmp_path / "out" / "history.jsonl"
+    with pytest.raises(KeyError), History(path, SETTINGS):
+        raise KeyError
+    assert not path.parent.exists()
+
+    def interrupted():
+        with History(path, SETTINGS) as history:
+            history.append(evaluation(1))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
+    assert [entry.arch["width"] for entry in read_history(path)[1]] == [1]
+    assert [file.name for file in path.parent.iterdir()] == ["history.jsonl"]
+    with History(path, SETTINGS, resume=True):
+        assert [file.name for file in sorted(path.parent.iterdir())] == [".history.jsonl.lock", "history.jsonl"]
+
+
+def test_how_a_search_is_executed_may_be_said_anew(tmp_path):
+    path = tmp_path / "history.jsonl"
+    begun = {"batch_size": 500, "dna": {"workers": 0, "lr": 1.0}, "seed": 0}
+    with History(path, begun) as history:
+        history.append(evaluation(1))
+    free = ("batch_size", "dna.workers", "dna.device")
+    anew = {"batch_size": 50, "dna": {"workers": 2, "lr": 1.0, "device": "cpu"}, "seed": 0}
+    with History(path, anew, resume=True, said_anew=free) as history:
+        assert len(history.past) == 1
+    with pytest.raises(ValueError, match=r"another search: its dna is \{'lr': 1.0\}, not \{'lr': 2.0\}$"):
+        History(path, {**anew, "dna": {"lr": 2.0}}, resume=True, said_anew=free)

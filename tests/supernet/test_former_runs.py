@@ -8,7 +8,7 @@ import pytest
 
 from supernet.data import DataConfig, load_data
 from supernet.randomness import Stream
-from supernet.runs import Job, begin_run, job_from_dict, read_job
+from supernet.runs import Job, job_from_dict, open_run, read_job
 from supernet.standalone import ModelJob, read_model_job
 
 FORMER = DataConfig(workers=0, rules=1)
@@ -16,10 +16,12 @@ FORMER = DataConfig(workers=0, rules=1)
 
 def write_former_run(job, directory):
     """What a run of `job` wrote before there were rules."""
-    begin_run(job, load_data(job.data), directory, resume=False)
+    open_run(job, load_data(job.data), directory, resume=False)()
+    (directory / "metrics.jsonl").touch()
     path = directory / "config.json"
     content = json.loads(path.read_text())
     assert content["job"]["data"].pop("rules") == 1
+    del content["files"], content["streams"]
     path.write_text(json.dumps(content))
 
 
@@ -42,14 +44,14 @@ def test_a_former_run_is_read_and_goes_on_as_it_was_begun(tmp_path, job, read):
     write_former_run(job, tmp_path)
     found = read(tmp_path)
     assert found == job
-    begin_run(found, load_data(found.data), tmp_path, resume=True)
+    open_run(found, load_data(found.data), tmp_path, resume=True)
 
 
 def test_a_former_run_does_not_go_on_with_other_images_held_out(tmp_path):
     write_former_run(Job(data=FORMER), tmp_path)
     job = Job(data=DataConfig(workers=0))
     with pytest.raises(ValueError, match=r"begun with other settings.*: data\.rules=1$"):
-        begin_run(job, load_data(job.data), tmp_path, resume=True)
+        open_run(job, load_data(job.data), tmp_path, resume=True)
 
 
 def test_other_rules_are_refused():

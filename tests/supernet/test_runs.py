@@ -1,0 +1,211 @@
+"""How runs begin, go on, and move."""
+
+import dataclasses
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from supernet.data import DataConfig
+from supernet.execution import EXECUTION, LOCATION, differences
+from supernet.loop import TrainingError
+from supernet.runs import Job, load_run, read_job, run_job
+from supernet.standalone import ModelJob, read_model_job, run_model_job
+from supernet.train import TrainConfig
+
+TRAIN = TrainConfig(
+    epochs=2, batch_size=4, method="spos", random_subnets=1, warmup_epochs=0, eval_epochs=0, checkpoint_steps=100,
+    log_steps=1, calibration_images=8,
+)  # fmt: skip
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(step):
+    def on_step(result):
+        if result.step == step:
+            raise Stopped
+
+    return on_step
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Two classes of 6 images to train on and 2 to test on."""
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 6), ("validation", 2)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.fromarray(draw.integers(256, size=(8, 8, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def job(images):
+    return Job(data=DataConfig("folder", str(images), holdout=0.34, workers=0), train=TRAIN)
+
+
+@pytest.fixture
+def begun(job, tmp_path):
+    """A run that was stopped in its third step of four, without a checkpoint."""
+    with pytest.raises(Stopped):
+        run_job(job, tmp_path / "run", on_step=stop_after(3))
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"train": dataclasses.replace(TRAIN, device="cuda:99")}, ValueError),
+        ({"std": (1e-45, 1.0, 1.0)}, TrainingError),  # the very first loss is not finite
+    ],
+)
+def test_a_start_that_fails_leaves_nothing_in_the_way_of_the_next(job, tmp_path, change, error):
+    std = change.pop("std", None)
+    wrong = dataclasses.replace(job, **change)
+    if std:
+        wrong = dataclasses.replace(job, data=dataclasses.replace(job.data, std=std))
+    with pytest.raises(error):
+        run_job(wrong, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(Stopped):
+        run_job(job, tmp_path / "run", on_step=stop_after(1))
+    assert read_job(tmp_path / "run") == job
+
+
+def test_settings_without_a_step_are_in_nobodys_way(job, tmp_path, caplog):
+    """What a former version left of a start that failed."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(Stopped):
+        run_job(job, tmp_path / "run", resume=True, on_step=stop_after(1))
+    assert "nothing is left of the training" in caplog.text
+    assert read_job(tmp_path / "run") == job
+
+
+def test_the_metrics_of_a_run_without_a_checkpoint_are_kept_and_the_log_says_so(begun, job, caplog):
+    first = (begun / "metrics.jsonl").read_text()
+    assert first.count("\n") == 3
+    run_job(job, begun, resume=True)
+    assert (begun / "metrics.jsonl.1").read_text() == first
+    lines = (begun / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+    assert lines[:3] == first.splitlines()
+    assert "there is no checkpoint in" in caplog.text
+    assert "is now in metrics.jsonl.1" in caplog.text
+
+
+def test_slow_steps_leave_checkpoints_by_the_clock(job, tmp_path):
+    often = dataclasses.replace(job, train=dataclasses.replace(TRAIN, checkpoint_minutes=1e-9))
+    with pytest.raises(Stopped):
+        run_job(often, tmp_path / "run", on_step=stop_after(3))
+    found = [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())]
+    assert found == ["step-000000001.pt", "step-000000002.pt", "step-000000003.pt"]
+    assert TrainConfig().checkpoint_minutes == 10
+    with pytest.raises(ValueError, match="checkpoint_minutes is above 0, not 0"):
+        TrainConfig(checkpoint_minutes=0)
+
+
+def test_a_run_goes_on_elsewhere_and_executed_otherwise(job, begun, images, tmp_path, caplog):
+    uninterrupted = run_job(job, tmp_path / "whole")
+    moved, run = images.rename(tmp_path / "moved"), begun.rename(tmp_path / "other")
+    with pytest.raises(ValueError, match=rf"no images at root '{images}': say with --root where they lie now"):
+        run_job(job, run, resume=True)
+    anew = dataclasses.replace(
+        job,
+        data=dataclasses.replace(job.data, root=str(moved), workers=1),
+        train=dataclasses.replace(TRAIN, log_steps=2, device="cpu", eval_images=3, keep_checkpoints=1),
+    )
+    run_job(anew, run, resume=True)
+    weights = "supernet.safetensors"
+    assert (run / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+    assert load_run(run).job == anew  # it is remembered
+    with pytest.raises(ValueError, match=r"no images at root .*: say with --root"):
+        load_run(tmp_path / "whole")
+    found = load_run(tmp_path / "whole", root=str(moved))
+    assert found.job.data.root == str(moved)
+    assert found.data.classes == uninterrupted.data.classes
+    for wrong, message in (
+        ({"train": dataclasses.replace(TRAIN, lr=0.3)}, r"with these: train\.lr=0\.1"),
+        ({"data": dataclasses.replace(anew.data, hflip=0.1)}, r"with these: data\.hflip=0\.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_job(dataclasses.replace(anew, **wrong), run, resume=True)
+
+
+def test_other_images_of_the_same_number_are_refused(job, begun, images):
+    file = images / "train" / "cat" / "3.png"
+    file.rename(file.with_name("33.png"))
+    with pytest.raises(ValueError, match="images have other names, though they are as many"):
+        run_job(job, begun, resume=True)
+    # a former version did not note the names
+    config = json.loads((begun / "config.json").read_text())
+    del config["files"], config["streams"]
+    (begun / "config.json").write_text(json.dumps(config))
+    run_job(job, begun, resume=True)
+
+
+def test_a_relative_root_is_found_from_everywhere(job, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(images.parent)
+    relative = dataclasses.replace(job, data=dataclasses.replace(job.data, root="images"))
+    run_job(relative, Path("run"))
+    monkeypatch.chdir("/")
+    assert load_run(tmp_path / "run").job.data.root == str(images)
+
+
+def test_a_finished_run_without_checkpoints_is_not_trained_again(job, tmp_path):
+    run_job(job, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    weights = (tmp_path / "run" / "supernet.safetensors").read_bytes()
+    run_job(job, tmp_path / "run", resume=True, on_step=stop_after(1))
+    assert (tmp_path / "run" / "supernet.safetensors").read_bytes() == weights
+
+
+def test_checkpoints_of_a_training_that_begins_anew_are_not_mixed_with_the_former_ones(job, tmp_path, caplog):
+    job = dataclasses.replace(job, train=dataclasses.replace(TRAIN, checkpoint_steps=1))
+    with pytest.raises(Stopped):
+        run_job(job, tmp_path, on_step=stop_after(3))
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(Stopped):
+        run_job(job, tmp_path, on_step=stop_after(1))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000001.pt"]
+    assert len(list((tmp_path / "checkpoints.1").iterdir())) == 3
+
+
+def test_a_single_model_obeys_the_same_rules(images, tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    options = json.dumps({"name": "test_resnet", "input_size": 32})
+    data = DataConfig("folder", str(images), holdout=0.34, workers=0)
+    settings = {f.name: getattr(TRAIN, f.name) for f in dataclasses.fields(ModelJob().train)}
+    job = ModelJob("timm", options, data=data, train=type(ModelJob().train)(**settings))
+    wrong = dataclasses.replace(job, train=dataclasses.replace(job.train, device="cuda:99"))
+    with pytest.raises(ValueError, match="cuda:99"):
+        run_model_job(wrong, tmp_path / "model")
+    assert read_model_job(tmp_path / "model") is None
+    with pytest.raises(Stopped):
+        run_model_job(job, tmp_path / "model", on_step=stop_after(2))
+    moved = images.rename(tmp_path / "moved")
+    anew = dataclasses.replace(job, data=dataclasses.replace(data, root=str(moved)))
+    run_model_job(anew, tmp_path / "model", resume=True)
+    assert read_model_job(tmp_path / "model") == anew
+    assert (tmp_path / "model" / "metrics.jsonl.1").exists()
+
+
+def test_what_may_be_said_anew_are_settings_that_there_are():
+    job = dataclasses.asdict(Job())
+    for path in LOCATION | EXECUTION:
+        part, name = path.split(".")
+        assert name in job[part], path
+    changed = json.loads(json.dumps(job))
+    changed["train"] |= {"device": "cuda", "epochs": 7}
+    changed["data"]["root"] = "elsewhere"
+    assert differences(json.loads(json.dumps(job)), changed) == "train.epochs=30"
