@@ -79,7 +79,9 @@ class Family:
         size = self.resolution(self.space.largest)
         example = torch.empty(1, self.in_chans, size, size, device="meta")
         net = Supernet(self.space, self.build, self.rules, seed=seed, example=example, pieces=self.pieces)
-        without_data(net.skeleton(self.space.largest), partial(_check_output, size, self))
+        output = without_data(net.skeleton(self.space.largest), partial(_output_in_training, example))
+        if (classes := count_classes(output)) != self.num_classes:
+            raise ValueError(f"the model gives logits of {classes} classes, and its family says {self.num_classes}")
         if pretrained and self.weights is not None:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)  # a classifier that starts anew
@@ -104,11 +106,9 @@ class Family:
         return {"classifier": False}
 
 
-def _check_output(size: int, family: Family, module: nn.Module, device: torch.device) -> None:
-    """ValueError unless `module` gives logits of the family's classes in train mode, where some give more."""
-    images = torch.zeros(2, family.in_chans, size, size, dtype=floating_dtype(module), device=device)
-    if (classes := count_classes(module.train()(images))) != family.num_classes:
-        raise ValueError(f"it gives logits of {classes} classes, and its family says {family.num_classes}")
+def _output_in_training(example: Tensor, module: nn.Module, device: torch.device) -> object:
+    """Of two images like `example`; some models give more in train mode than in eval mode."""
+    return module.train()(torch.zeros(2, *example.shape[1:], dtype=floating_dtype(module), device=device))
 
 
 class Description(NamedTuple):

@@ -115,12 +115,12 @@ class Outputs(NamedTuple):
             r"gives a dict of 'out': a tensor \[2, 4\], 'map': a tensor",
         ),
         (Gives(lambda y, logits: (logits, y)), r"gives a tuple of a tensor \[2, 4\], a tensor .* instead of logits"),
-        (Gives(lambda y, logits: y), r"gives a tensor \[2, 4, 8, 8\] instead of logits \[B, K\]: wrap it"),
+        (Gives(lambda y, logits: y), r"^this model gives a tensor \[2, 4, 8, 8\] instead of logits \[B, K\]: wrap it"),
         (
             Gives(lambda y, logits: logits, lambda y, logits: Outputs(logits, logits)),
             r"gives a Outputs of .*\(and make it without auxiliary heads\)",
         ),
-        (Gives(lambda y, logits: logits[:, :3]), "gives logits of 3 classes, and its family says 4"),
+        (Gives(lambda y, logits: logits[:, :3]), "^the model gives logits of 3 classes, and its family says 4"),
     ],
 )
 def test_what_gives_no_logits_is_refused_by_what_it_gives(model, message):
