@@ -94,7 +94,8 @@ def table(kind: str, name: str, keys: list[str]) -> str:
         )
     result = json.loads(path.read_text())
     hardware = ", ".join(str(value) for value in result["hardware"].values())
-    origin = f"*From `{result['command']}`, {result['date']}, on {hardware}.*"
+    timm = "".join(f", with timm {version}" for name, version in result.get("versions", {}).items() if name == "timm")
+    origin = f"*From `{result['command']}`, {result['date']}{timm}, on {hardware}.*"
     if kind == "rows":
         columns = list(dict.fromkeys(column for row in result["rows"] for column in row))
         lines = [[cell(row.get(column, "")) for column in columns] for row in result["rows"]]

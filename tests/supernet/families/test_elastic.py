@@ -6,6 +6,7 @@ from timm.models import save_for_hf
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from supernet.complexity import count_macs
 from supernet.families import from_model, from_timm
 
 
@@ -248,6 +249,33 @@ def test_a_space_with_little_to_choose_is_told_with_what_is_fixed(caplog):
 def test_images_that_are_not_square_are_refused():
     with pytest.raises(ValueError, match=r"a family's images are square, \[B, C, H, H\], not \[1, 1, 8, 12\]"):
         from_model(Own, torch.empty(1, 1, 8, 12))
+
+
+class Unfollowed(nn.Module):
+    """Layers without a rule, which cost what they cost at any width of the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.hidden = nn.Conv2d(1, 8, 1), nn.Conv2d(8, 16, 1)
+        self.back, self.up = nn.Conv2d(16, 8, 1), nn.ConvTranspose2d(8, 8, 2, stride=2)
+        self.lstm, self.attention = nn.LSTM(8, 6, batch_first=True), nn.MultiheadAttention(6, 2, batch_first=True)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = self.up(self.back(self.hidden(self.stem(x).cumsum(1))).cumsum(1)).cumsum(1)
+        x, _ = self.lstm(x.flatten(2).mT)
+        x = torch.einsum("bnc,bmc->bnm", x, x) @ x
+        return self.head(self.attention(x, x, x)[0].mean(1))
+
+
+def test_what_is_not_followed_is_counted_as_well():
+    family = from_model(Unfollowed, torch.empty(1, 1, 4, 4))
+    assert list(family.space.choices) == ["hidden.width"]
+    lstm, attention = 4 * 6 * (8 + 6), 4 * 6 * 6
+    for arch, width in ((family.space.largest, 16), (family.space.smallest, 8)):
+        outside = 16 * 8 + 64 * 8 * 8 + 64 * lstm + 64 * attention + 2 * 64 * 64 * 6 + 2 * 64 * 64 * 6 + 6 * 4
+        assert family.macs(arch) == outside + 16 * 2 * 8 * width
+        assert family.macs(arch) == count_macs(family.build(arch), (1, 4, 4))
 
 
 class Rigid(Own):
