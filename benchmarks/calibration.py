@@ -55,6 +55,7 @@ from supernet.families import Family, from_timm
 MODEL = "tf_efficientnet_lite0"
 WIDTHS = (1.0, 0.9, 0.75)  # the last one, which is right on few images whatever is done, for the first draw alone
 BATCH = 50
+MOST = 500  # photographs that calibrate; the others judge
 MAIN = ("as it is", "exact", "corrected")
 TRIED = ("shrunk", "update_bn", "flipped", "crops")  # for the first draw, of the middle number of images alone
 
@@ -93,6 +94,8 @@ class Cell:
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
+    if max(arguments.images) > MOST or len(arguments.draws) != len(arguments.images):
+        raise SystemExit(f"at most {MOST} images, and as many numbers of draws as of images: {arguments}")
     if not arguments.quick:
         return measure(arguments, TRIED)
     with tempfile.TemporaryDirectory() as folder:
@@ -152,7 +155,7 @@ class Measured:
         size = self._arguments.resolution
         order = torch.randperm(len(self._photos), generator=torch.Generator().manual_seed(cell.draw)).tolist()
         halves = first_half(len(self._photos))
-        rest = order[max(self._arguments.images) :]  # the same judges for all numbers of images
+        rest = order[MOST:]  # the same judges for all numbers of images
         each = self._arguments.judges // 2
         judges = [i for i in rest if i in halves][:each] + [i for i in rest if i not in halves][:each]
         model = net.extract(scaled(family, cell.width)).eval().to(memory_format=torch.channels_last)

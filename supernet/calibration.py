@@ -34,15 +34,18 @@ class _Moments(NamedTuple):
     count: int
     mean: Tensor
     variance: Tensor
+    image_means: Tensor  # [B, C] those of each image
+    image_variances: Tensor
 
 
 class Reference(NamedTuple):
-    """Of a BatchNorm layer in a network whose running statistics are right, [C] each, in double precision."""
+    """Of a BatchNorm layer in a network whose running statistics are right: these, and what the calibration images have
+    there, in double precision."""
 
-    mean: Tensor  # the running statistics
-    variance: Tensor
-    mean_of_images: Tensor  # what the calibration images have there, with biased variance
-    variance_of_images: Tensor
+    mean: Tensor  # [C]
+    variance: Tensor  # [C]
+    image_means: Tensor  # [B, C]
+    image_variances: Tensor  # [B, C], biased
 
 
 def calibrate(
@@ -96,22 +99,46 @@ def calibrate(
             module.training = training
 
 
-def corrected(mean: Tensor, variance: Tensor, reference: Reference, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and variance [C] over all images that there are, from `mean` and `variance` over the calibration images.
+def corrected(image_means: Tensor, image_variances: Tensor, there: Reference, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and variance [C] over all images that there are, from the calibration images' [B, C], by control variates.
 
-    With g = (variance + eps) / (variance_of_images + eps), how much more a channel varies here than in the reference::
+    For a channel, m and v are its mean and biased variance over the calibration images here, m0 and v0 those in the
+    reference, and M0 and V0 the reference's statistics. With g = (v + eps) / (v0 + eps)::
 
-        corrected mean            =  mean + sqrt(g) (reference.mean - mean_of_images)
-        corrected variance + eps  =  g (reference.variance + eps)
+        corrected mean            =  m + a sqrt(g) (M0 - m0)
+        corrected variance + eps  =  (v + eps) ((V0 + eps) / (v0 + eps))^b
 
     So if the images are brighter than most, say, or lack what a channel looks for, that is taken off here as it is
-    known to be wrong there. Of the reference's own network, the result is the reference's statistics. It is a control
-    variate (Owen, *Monte Carlo theory, methods and examples*, section 8.9) with coefficient 1, additive for the mean in
-    units of the channel's deviation, and for the logarithm of the variance. A variance is not below 0.
+    known to be wrong there. The coefficients are those of least variance (Owen, *Monte Carlo theory, methods and
+    examples*, section 8.9), one a layer, within 0 and 1: how an image's deviation here follows from that there. With
+    means x_i and mean squared deviations u_i = variance_i + (x_i - m)^2 of the images i, summed over channels, ::
+
+        a  =  sum cov(x, x0) / sqrt((v + eps) (v0 + eps))  /  sum var(x0) / (v0 + eps)
+        b  =  sum cov(u, u0) / ((v + eps) (v0 + eps))      /  sum var(u0) / (v0 + eps)^2
+
+    In the reference's own network both are 1, and the result is the reference's statistics; where the images deviate
+    otherwise than there, they are 0, and the result is what the images have. A variance is not below 0.
     """
-    ratio = (variance + eps) / (reference.variance_of_images + eps)
-    shift = reference.mean - reference.mean_of_images
-    return mean + ratio.sqrt() * shift, (ratio * (reference.variance + eps) - eps).clamp_min(0)
+    m, v, x, u = _deviations(image_means, image_variances)
+    m0, v0, x0, u0 = _deviations(there.image_means, there.image_variances)
+    scale, scale0 = v + eps, v0 + eps
+    a = _slope(x / scale.sqrt(), x0 / scale0.sqrt())
+    b = _slope(u / scale, u0 / scale0)
+    mean = m + a * (scale / scale0).sqrt() * (there.mean - m0)
+    return mean, (scale * ((there.variance + eps) / scale0) ** b - eps).clamp_min(0)
+
+
+def _deviations(means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of images with these moments [B, C] the joint mean and biased variance [C], and what each has more [B, C]."""
+    mean = means.mean(0)
+    squares = variances + (means - mean).square()
+    variance = squares.mean(0)
+    return mean, variance, means - mean, squares - variance
+
+
+def _slope(y: Tensor, x: Tensor) -> float:
+    """The one slope within 0 and 1 by which y follows from x, [B, C] each, of mean 0 in every channel."""
+    return float(((x * y).sum() / x.square().sum().clamp_min(1e-30)).clamp(0, 1))
 
 
 def references(model: nn.Module, batches: Sequence[Tensor]) -> dict[str, Reference]:
@@ -140,7 +167,12 @@ def references(model: nn.Module, batches: Sequence[Tensor]) -> dict[str, Referen
         for hook in hooks:
             hook.remove()
     return {
-        layers[layer]: Reference(layer.running_mean.double(), layer.running_var.double(), *_pooled(moments)[:2])
+        layers[layer]: Reference(
+            layer.running_mean.double(),
+            layer.running_var.double(),
+            torch.cat([m.image_means for m in moments]),
+            torch.cat([m.image_variances for m in moments]),
+        )
         for layer, seen in found.items()
         if (moments := [m for m in seen if m])
     }
@@ -165,7 +197,7 @@ def _moments(layer: _BatchNorm, x: Tensor) -> _Moments:
     image_means, image_variances = torch.cat(means).double(), torch.cat(variances).double()
     mean = image_means.mean(dim=0)
     variance = image_variances.mean(dim=0) + (image_means - mean).square().mean(dim=0)
-    return _Moments(layer, x.numel() // x.shape[1], mean, variance)
+    return _Moments(layer, x.numel() // x.shape[1], mean, variance, image_means, image_variances)
 
 
 def _pooled(batches: Sequence[_Moments]) -> tuple[Tensor, Tensor, int]:
@@ -229,8 +261,11 @@ class _Calibration:
         mean, variance, count = _pooled(self._moments)
         if count < 2:
             raise ValueError("BatchNorm recalibration needs more than one image: a layer saw one value a channel")
-        if layer in self._references:
-            mean, variance = corrected(mean, variance, self._references[layer], layer.eps)
+        reference = self._references.get(layer)
+        image_means = torch.cat([moments.image_means for moments in self._moments])
+        if reference and image_means.shape == reference.image_means.shape:
+            image_variances = torch.cat([moments.image_variances for moments in self._moments])
+            mean, variance = corrected(image_means, image_variances, reference, layer.eps)
         else:
             self.counts[layer] = count
         layer.running_mean.copy_(mean)

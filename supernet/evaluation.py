@@ -76,8 +76,9 @@ def references_of(
     found = {}
     for layer, name in names.items():
         if name in known:
-            shape = layer.running_mean.shape
-            found[layer] = Reference(*(net.part_of(t, f"{name}.running_mean", shape) for t in known[name]))
+            channels = torch.arange(len(known[name].mean), device=known[name].mean.device)
+            own = net.part_of(channels, f"{name}.running_mean", layer.running_mean.shape)
+            found[layer] = Reference(*(tensor[..., own] for tensor in known[name]))
     return found
 
 

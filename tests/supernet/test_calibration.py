@@ -166,17 +166,46 @@ def test_all_kinds_of_batch_norm(layer, shape):
 # Corrected by what is known of another network
 
 
+def column(*values):
+    return torch.tensor(values).double()[:, None]
+
+
 def test_a_hand_worked_correction():
-    """The images are 2 too bright in a channel that deviates by 4 there and by 8 here, where they vary by half."""
-    reference = Reference(*(torch.tensor([value]).double() for value in (10.0, 31.0, 12.0, 15.0)))
-    mean, variance = corrected(torch.tensor([5.0]).double(), torch.tensor([63.0]).double(), reference, eps=1.0)
-    assert mean.item() == pytest.approx(5 + 2 * (10 - 12))  # g = (63 + 1) / (15 + 1) = 4
-    assert variance.item() == pytest.approx(4 * (31 + 1) - 1)
+    """Two images of means 10 and 14 there, 5 and 9 here, without variance of their own but 12 more here for the second;
+    there they are known to be 2 too bright and to vary too little."""
+    there = Reference(torch.tensor([10.0]).double(), torch.tensor([9.0]).double(), column(10, 14), column(0, 8))
+    # m0 = 12, squared deviations u0 = 4, 12, v0 = 8;   m = 7, u = 4, 16, v = 10;   eps = 1
+    a = ((2 * 2 * 2) / (11 * 9) ** 0.5) / ((2 * 2 * 2) / 9)
+    b = ((2 * 4 * 6) / (11 * 9)) / ((2 * 4 * 4) / 9**2)
+    assert a < 1 < b  # so b counts as 1
+    mean, variance = corrected(column(5, 9), column(0, 12), there, eps=1.0)
+    assert mean.item() == pytest.approx(7 + a * (11 / 9) ** 0.5 * (10 - 12))
+    assert variance.item() == pytest.approx(11 * 10 / 9 - 1)
+    _, variance = corrected(column(5, 9), column(0, 2), there, eps=1.0)  # u = 4, 6, v = 5
+    b = ((2 * 1 * 4) / (6 * 9)) / ((2 * 4 * 4) / 9**2)
+    assert b < 1
+    assert variance.item() == pytest.approx(6 * (10 / 9) ** b - 1)
+
+
+def test_images_that_deviate_otherwise_than_in_the_reference_are_not_corrected():
+    there = Reference(torch.tensor([0.0]).double(), torch.tensor([99.0]).double(), column(1, 3), column(0, 2))
+    mean, variance = corrected(column(3, 1), column(2, 0), there, eps=1e-5)
+    assert (mean.item(), variance.item()) == pytest.approx((2, 2))
+
+
+def test_a_correction_by_linear_regression_takes_off_all_that_the_channels_have_in_common():
+    """What is half of the reference plus noise of its own gets half of the reference's error off."""
+    draw = torch.Generator().manual_seed(0)
+    common, own = torch.randn(2, 400, 50, generator=draw).double()
+    there = Reference(torch.full((50,), 0.5).double(), torch.ones(50).double(), common, torch.zeros(400, 50).double())
+    here = 0.5 * common + own
+    mean, _ = corrected(here, torch.zeros_like(here), there, eps=1e-5)
+    torch.testing.assert_close(mean, here.mean(0) + 0.5 * (0.5 - common.mean(0)), rtol=0, atol=0.06)
 
 
 def test_a_variance_is_not_below_zero():
-    reference = Reference(*(torch.tensor([value]).double() for value in (0.0, 1.0, 0.0, 9.0)))
-    assert corrected(torch.zeros(1), torch.zeros(1), reference, eps=0.5)[1].item() == 0
+    there = Reference(*torch.zeros(2, 1).double(), column(1, 3), column(0, 2))
+    assert corrected(column(1, 3), column(0, 2), there, eps=0.5)[1].item() == 0
 
 
 @pytest.mark.parametrize("sizes", [[40], [7, 30, 3]])
@@ -189,7 +218,7 @@ def test_the_network_that_the_references_are_of_gets_its_own_statistics_back(fam
     found = references(model, some)
     assert found.keys() == {name for name, layer in layers.items() if isinstance(layer, nn.BatchNorm2d)}
     first = next(iter(found.values()))
-    assert (first.mean - first.mean_of_images).abs().max() > 0.05
+    assert (first.mean - first.image_means.mean(0)).abs().max() > 0.05
     outputs = calibrate(model, some, {layers[name]: reference for name, reference in found.items()})
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, before[name], rtol=1e-4, atol=1e-5)
@@ -204,5 +233,5 @@ def test_references_are_of_the_statistics_that_a_network_runs_with():
     first.running_var.fill_(4)
     x = torch.tensor([[3.0], [5.0], [13.0]])
     found = references(nn.Sequential(first, second).eval(), [x[:1], x[1:]])
-    assert [tensor.item() for tensor in found["0"]] == pytest.approx([1, 4, 7, 56 / 3])
-    assert [tensor.item() for tensor in found["1"]] == pytest.approx([0, 1, 3, 56 / 3 / 4])
+    assert [tensor.flatten().tolist() for tensor in found["0"]] == [[1], [4], [3, 5, 13], [0, 0, 0]]
+    assert [tensor.flatten().tolist() for tensor in found["1"]] == [[0], [1], [1, 2, 6], [0, 0, 0]]

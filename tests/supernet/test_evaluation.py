@@ -125,7 +125,8 @@ def test_what_the_images_are_known_to_lack_is_taken_off_in_other_subnets(images)
     """Behind the same first layer, dark images give every subnet the statistics of all images there."""
 
     def build(width=8):
-        return nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.Conv2d(width, 10, 1))
+        layers = nn.BatchNorm2d(3), nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.Conv2d(width, 10, 1)
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
     def whole():
         model = build()
