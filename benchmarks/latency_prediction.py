@@ -3,6 +3,7 @@
     python benchmarks/latency_prediction.py --quick                                      # a minute
     python benchmarks/latency_prediction.py --json benchmarks/results/latency_prediction.json    # 15 minutes
     python benchmarks/latency_prediction.py --parts local --local runs/latency           # what was measured there
+    python benchmarks/latency_prediction.py --parts coverage                             # 10 minutes
 
 FBNet (HELP, Lee et al., NeurIPS 2021, arXiv 2106.08630): predictors of nine source devices, each from 4,000 samples,
 and ten samples of a new device; Spearman correlation over all other architectures, mean of ten seeds. The ten samples
@@ -13,6 +14,9 @@ Once-for-All: one device at a time, from 100, 300 and 1,000 random samples; mean
 Spearman correlation on the rest. Beside ours, an additive lookup table (ridge regression on indicators of the choices)
 and MACs alone (a straight line). With batch 1 the table is noisy: ours with 4,000 samples shows about what the noise
 allows there.
+
+Coverage: of 95 % intervals, from 10 to 300 random samples of FBNet's hidden devices and of synthetic ones
+(`latency_coverage`), with sources and, from 30 samples on, without.
 
 This machine: 200 subnets of ofa_mobilenet_v3 of at most 160 pixels that scripts/measure_latency.py measured into the
 folder `--local`, 100 of them held out, ten random splits; and the noise floor, from its `--noise-floor`.
@@ -28,6 +32,7 @@ from typing import Literal
 
 import numpy as np
 import tyro
+from latency_coverage import Device, coverage_rows, summary, synthetic
 from report import report
 from rich.progress import track
 from scipy.stats import spearmanr
@@ -53,7 +58,7 @@ HELD_OUT = 100
 class Arguments:
     quick: bool = False
     """One seed, two devices of the Once-for-All table, fewer source samples."""
-    parts: tuple[Literal["fbnet", "ofa", "local", "speed"], ...] = ("fbnet", "ofa", "speed")
+    parts: tuple[Literal["fbnet", "ofa", "local", "speed", "coverage"], ...] = ("fbnet", "ofa", "speed")
     """What to run."""
     json: Path | None = None
     """Where to write the results."""
@@ -96,20 +101,36 @@ def mape(predicted: np.ndarray, latency: np.ndarray) -> float:
     return float(100 * np.abs(predicted / latency - 1).mean())
 
 
-def fbnet(arguments: Arguments) -> tuple[list[dict], dict[str, float]]:
+def read_fbnet(arguments: Arguments) -> tuple[dict[str, np.ndarray], SearchSpace, np.ndarray]:
+    """FBNet's table, its space, and the codes of its architectures."""
     table = read_table(arguments.data / "fbnet.csv.gz")
     blocks = [name for name in table if name.startswith("block")]
-    space = SearchSpace({name: OPERATIONS for name in blocks})
     codes = np.stack([table[name] for name in blocks], axis=1).astype(int)
+    return table, SearchSpace({name: OPERATIONS for name in blocks}), codes
+
+
+def fbnet_sources(
+    arguments: Arguments,
+    table: dict[str, np.ndarray],
+    space: SearchSpace,
+    codes: np.ndarray,
+    generator: np.random.Generator,
+) -> list[LatencyPredictor]:
+    sources = []
+    for device in SOURCES:
+        part = generator.permutation(len(codes))[: 900 if arguments.quick else SOURCE_SAMPLES]
+        sources.append(LatencyPredictor.fit(space, codes[part], table[f"ms_{device}"][part]))
+    return sources
+
+
+def fbnet(arguments: Arguments) -> tuple[list[dict], dict[str, float]]:
+    table, space, codes = read_fbnet(arguments)
     archs = space.decode(codes)
     index = {arch: i for i, arch in enumerate(archs)}
     scores: dict[tuple[str, str], list[float]] = {}
     for seed in track(range(1 if arguments.quick else arguments.seeds), "FBNet"):
         generator = np.random.default_rng(seed)
-        sources = []
-        for device in SOURCES:
-            part = generator.permutation(len(codes))[: 900 if arguments.quick else SOURCE_SAMPLES]
-            sources.append(LatencyPredictor.fit(space, codes[part], table[f"ms_{device}"][part]))
+        sources = fbnet_sources(arguments, table, space, codes, generator)
         shuffled = [archs[i] for i in generator.permutation(len(archs))]
         chosen = {
             "random": generator.permutation(len(codes))[:TARGET_SAMPLES],
@@ -235,6 +256,17 @@ def this_machine(arguments: Arguments) -> tuple[list[dict], dict[str, float]]:
     }
 
 
+def coverage(arguments: Arguments) -> tuple[list[dict], dict[str, float]]:
+    table, space, codes = read_fbnet(arguments)
+    sources = fbnet_sources(arguments, table, space, codes, np.random.default_rng(0))
+    devices = {device: Device(table[f"ms_{device}"]) for device in TEST}
+    quick = {"seeds": 1, "measurements": (10, 40)} if arguments.quick else {"seeds": 4}
+    rows = coverage_rows("fbnet", space, codes, devices, sources, **quick)
+    space, codes, devices, costs = synthetic(4 if arguments.quick else 12)
+    rows += coverage_rows("synthetic", space, codes, devices, costs, **quick | {"seeds": 1})
+    return rows, dict(summary(rows))
+
+
 def speed(arguments: Arguments) -> tuple[list[dict], dict[str, float]]:
     """Encoded architectures a second of CPU time, and the milliseconds of one, for a predictor of 1,000 samples."""
     family = FAMILIES["ofa_mobilenet_v3"](num_classes=1000)
@@ -257,7 +289,7 @@ def best_of(run: Callable[[], object], repeats: int = 5) -> float:
     return min(seconds)
 
 
-PARTS = {"fbnet": fbnet, "ofa": once_for_all, "local": this_machine, "speed": speed}
+PARTS = {"fbnet": fbnet, "ofa": once_for_all, "local": this_machine, "coverage": coverage, "speed": speed}
 
 if __name__ == "__main__":
     main()

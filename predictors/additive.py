@@ -14,8 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import block_diag
 
-# n measurements, v values of all choices, r rank of a prior
+from predictors.left_out import left_out
+
+# n measurements, v values of all choices, r rank of a prior among the measurements
 
 NOISES = (0.0003, 0.003, 0.01, 0.03, 0.1, 0.3)  # variances of the noise, as parts of that of the measurements
 
@@ -27,8 +30,8 @@ class Additive:
     coefficients: np.ndarray  # [v + 1]
     covariance: np.ndarray  # [v + 1, v + 1]
     noise: float  # variance
-    left_out: np.ndarray  # [n]: the prediction for each measurement from all others
-    left_out_variance: np.ndarray  # [n]
+    left_out: np.ndarray  # [n]: the prediction for each measurement from those of all other architectures
+    left_out_variance: np.ndarray  # [n]: its variance, noise included
 
     def predict(self, indicators: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Means [n] and variances [n], noise included, for indicators [n, v]."""
@@ -47,27 +50,33 @@ def fit(
     centre: np.ndarray,
     components: Sequence[np.ndarray],
     scales: Sequence[Sequence[float]],
+    architectures: np.ndarray | None = None,
 ) -> Additive:
     """The posterior from `targets` [n] at `indicators` [n, v].
 
     `centre` [v] is the mean indicator of random architectures; `components` are the covariances C_k [v, v] of the
-    prior in units of the targets' variance, and `scales` the values that each s_k takes.
+    prior in units of the targets' variance, and `scales` the values that each s_k takes. `architectures` [n] numbers
+    the architecture of each measurement, if some were measured more than once.
     """
     mean, scale = float(targets.mean()), float(targets.std()) or 1.0
     standardised = (targets - mean) / scale
-    centred = indicators - centre
+    points = np.column_stack([indicators - centre, np.ones(len(indicators))])
+    architectures = np.arange(len(targets)) if architectures is None else architectures
     models = [
         model
         for factors in itertools.product(*scales)
-        for model in _models(centred, standardised, sum(s * c for s, c in zip(factors, components)))
+        for model in _models(points, standardised, sum(s * c for s, c in zip(factors, components)), architectures)
     ]
     evidence = np.array([model.evidence for model in models])
     weights = np.exp(evidence - evidence.max())
     weights /= weights.sum()
-    coefficients = sum(w * m.coefficients for w, m in zip(weights, models))
+    coefficients = weights @ [m.coefficients for m in models]
     covariance = sum(w * m.covariance() for w, m in zip(weights, models) if w > 1e-4)
     deviations = np.array([np.sqrt(w) * (m.coefficients - coefficients) for w, m in zip(weights, models)])
     covariance = covariance + deviations.T @ deviations
+    means = np.array([m.left_out for m in models])
+    left_out_mean = weights @ means
+    left_out_variance = weights @ (np.array([m.left_out_variance for m in models]) + (means - left_out_mean) ** 2)
     # from centred indicators to plain ones
     shift = np.eye(len(centre) + 1)
     shift[-1, :-1] = -centre
@@ -78,55 +87,71 @@ def fit(
         coefficients,
         covariance * scale**2,
         float(weights @ [m.noise for m in models]) * scale**2,
-        sum(w * m.left_out for w, m in zip(weights, models)) * scale + mean,
-        sum(w * m.left_out_variance for w, m in zip(weights, models)) * scale**2,
+        left_out_mean * scale + mean,
+        left_out_variance * scale**2,
     )
 
 
 @dataclass(frozen=True)
 class _Model:
-    """One combination of hyper-parameters; `root` [v + 1, r] spans the prior, `inverse` [r] its posterior there."""
+    """One combination of hyper-parameters. The measurements take `directions` times `inverse` off the prior."""
 
     evidence: float
     coefficients: np.ndarray  # [v + 1]
-    root: np.ndarray
-    inverse: np.ndarray
+    prior: np.ndarray  # [v + 1, v + 1]: covariance of the coefficients
+    directions: np.ndarray  # [v + 1, r]
+    inverse: np.ndarray  # [r]
     noise: float
     left_out: np.ndarray
     left_out_variance: np.ndarray
 
     def covariance(self) -> np.ndarray:
-        return (self.root * self.inverse) @ self.root.T
+        return self.prior - (self.directions * self.inverse) @ self.directions.T
 
 
-def _models(centred: np.ndarray, targets: np.ndarray, prior: np.ndarray) -> list[_Model]:
-    """The models of all noises with the prior covariance `prior` [v, v] of the coefficients and 1 of the constant."""
-    values, vectors = np.linalg.eigh(prior)
-    kept = values > 1e-9 * values[-1]
-    root = np.zeros((len(prior) + 1, kept.sum() + 1))
-    root[:-1, :-1] = vectors[:, kept] * np.sqrt(values[kept])
-    root[-1, -1] = 1
-    points = np.column_stack([centred @ root[:-1, :-1], np.ones(len(centred))])
-    eigenvalues, rotation = np.linalg.eigh(points.T @ points)
-    eigenvalues = np.maximum(eigenvalues, 0)
-    root, points = root @ rotation, points @ rotation
-    projected = points.T @ targets
+def _models(points: np.ndarray, targets: np.ndarray, prior: np.ndarray, architectures: np.ndarray) -> list[_Model]:
+    """The models of all noises with the prior covariance `prior` [v, v] of the coefficients and 1 of the constant.
+
+    The prior covariance of the measurements is U diag(eigenvalues) U', with which each noise costs next to nothing.
+    """
+    prior = block_diag(prior, 1.0)
+    to_measured = prior @ points.T  # [v + 1, n]
+    if len(points) <= len(prior):
+        eigenvalues, vectors = np.linalg.eigh(points @ to_measured)
+        kept = eigenvalues > 1e-9 * eigenvalues[-1]
+        eigenvalues, vectors = eigenvalues[kept], vectors[:, kept]
+    else:  # the same from the smaller matrix of the two
+        values, root = np.linalg.eigh(prior)
+        kept = values > 1e-9 * values[-1]
+        projected = points @ (root[:, kept] * np.sqrt(values[kept]))
+        eigenvalues, rotation = np.linalg.eigh(projected.T @ projected)
+        kept = eigenvalues > 1e-9 * eigenvalues[-1]
+        eigenvalues = eigenvalues[kept]
+        vectors = projected @ rotation[:, kept] / np.sqrt(eigenvalues)
+    directions, along = to_measured @ vectors, vectors.T @ targets
     models = []
     for noise in NOISES:
-        inverse = noise / (eigenvalues + noise)  # posterior variances
-        weights = projected / (eigenvalues + noise)
-        residual = targets - points @ weights
+        inverse = 1 / (eigenvalues + noise)
+        shrinkage = eigenvalues * inverse
+        residual = targets - vectors @ (shrinkage * along)
         log_determinant = np.log1p(eigenvalues / noise).sum() + len(targets) * np.log(noise)
-        leverage = (points**2) @ (1 / (eigenvalues + noise))
+        mean, variance = left_out(
+            targets,
+            residual / noise,
+            (1 - vectors**2 @ shrinkage) / noise,
+            lambda rows: (np.eye(len(rows)) - (vectors[rows] * shrinkage) @ vectors[rows].T) / noise,  # noqa: B023
+            architectures,
+        )
         models.append(
             _Model(
                 evidence=-0.5 * (targets @ residual / noise + log_determinant),
-                coefficients=root @ weights,
-                root=root,
+                coefficients=directions @ (inverse * along),
+                prior=prior,
+                directions=directions,
                 inverse=inverse,
                 noise=noise,
-                left_out=targets - residual / (1 - leverage),
-                left_out_variance=noise / (1 - leverage),
+                left_out=mean,
+                left_out_variance=variance,
             )
         )
     return models

@@ -41,9 +41,14 @@ class Embedding:
         self.groups = [np.array(rows) for rows in by_values.values()]
         self.tables = [self.scaled(table) for table in (self._shared(), self._numeric(), np.eye(self.size))]
 
+    @functools.cached_property
+    def covariance(self) -> np.ndarray:
+        """The covariance [v, v] of the indicators of random architectures."""
+        return np.cov(self.sample.T, bias=True)
+
     def scaled(self, table: np.ndarray) -> np.ndarray:
         """`table` [v, d] scaled so that the points of random architectures have mean square norm 1."""
-        norm = np.sqrt((((self.sample - self.centre) @ table) ** 2).sum(axis=1).mean())
+        norm = np.sqrt(((self.covariance @ table) * table).sum())
         return table / (norm or 1.0)
 
     def indicators(self, codes: np.ndarray, dtype: type = np.float64) -> np.ndarray:

@@ -2,68 +2,48 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from predictors import additive, pairwise
-from predictors.additive import Additive
+from predictors import mixture, stored
 from predictors.design import most_informative
 from predictors.device import Device
 from predictors.embedding import Embedding, embedding
+from predictors.held_out import HeldOut, error_scale, held_out
 from predictors.measurements import positive
-from predictors.pairwise import Pairwise
+from predictors.methods import MINIMUM, Measured, Method, alternatives, source_methods, tuned
+from predictors.mixture import Mixture
 from predictors.sampling import graded
-from predictors.transfer import (
-    OTHER_SCALES,
-    OWN_PARTS,
-    OWN_SCALES,
-    SPAN_SCALES,
-    Cost,
-    additive_coefficients,
-    components,
-    own_components,
-)
-from supernet.atomic import write_atomically
+from predictors.transfer import OWN_PARTS, Cost, components, own_components
 from supernet.space import Arch, SearchSpace
 
-# n architectures to predict, m measured ones, c choices, v values of all choices, s sources
+# n architectures to predict, m measurements, c choices, s sources
 
 FILE = "predictor.json"
-VERSION = 1
-MINIMUM = 8  # measurements
-MINIMUM_WITH_SOURCES = 3
-FEW = 30  # measurements below which sources, if there are any, are relied on without asking
+MINIMUM_WITH_SOURCES = 3  # different architectures measured
 GRADED = 500  # candidates of all sizes, beside random ones, to suggest from
-MOST_PAIRWISE = 1000  # measurements that the effects of pairs are learned from
 
 
 class Prediction(NamedTuple):
-    """Predicted latencies [n] and their standard errors [n], the noise of a measurement included."""
+    """Predicted latencies [n] and their standard errors [n], the noise of a measurement included.
+
+    1.96 standard errors on either side hold 95 % of measurements.
+    """
 
     latency_ms: np.ndarray
     standard_error_ms: np.ndarray
 
 
-@dataclass(frozen=True)
-class _Method:
-    """How measurements become a prediction: what `fit` chooses and `save` writes."""
-
-    kind: Literal["additive", "pairwise"]
-    logarithmic: bool  # whether the logarithm of the latency is predicted, or itself
-    sources: np.ndarray  # [s, v]: additive coefficients of the source devices, s = 0 where they are not used
-    log_variances: np.ndarray | None = None  # hyper-parameters of `pairwise`
-
-
 class LatencyPredictor:
     """The latency in milliseconds of any architecture of `space` on one device.
 
-    A predictor is its measurements and the method that `fit` chose for them; `save` writes these.
+    A predictor is its measurements, the methods that `fit` chose for them, and each measurement as it is predicted when
+    its architecture is held out; `save` writes these.
 
     >>> predictor = LatencyPredictor.fit(space, archs, latency_ms)
     >>> predictor.predict([arch]).latency_ms
@@ -74,21 +54,19 @@ class LatencyPredictor:
         space: SearchSpace,
         codes: np.ndarray,
         latency_ms: np.ndarray,
-        method: _Method,
+        predicted: Mixture,
+        found: HeldOut | None = None,
         device: Device | None = None,
     ):
+        """`fit` and `load` make predictors. Without held-out predictions, those that the mixture leaves out serve."""
         self.space = space
         self.codes = codes
         self.latency_ms = latency_ms
         self.device = device
-        self.method = method
+        self.mixture = predicted
+        self.held_out = found or HeldOut(*predicted.left_out())
         self._embedding = embedding(space)
-        self._model = _condition(self._embedding, self._embedding.indicators(codes), latency_ms, method)
-        # how much larger the errors on left-out measurements are than the model says, held close to 1 if few say so
-        targets = np.log(latency_ms) if method.logarithmic else latency_ms
-        measured = len(self._model.left_out)
-        surprise = (targets[:measured] - self._model.left_out) ** 2 / self._model.left_out_variance
-        self._calibration = float(np.sqrt((surprise.sum() + 10) / (measured + 10)))
+        self._error_scale = error_scale(_measured(space, codes, latency_ms), self.held_out)
 
     @classmethod
     def fit(
@@ -104,30 +82,27 @@ class LatencyPredictor:
 
         `sources` are predictors of other devices on the same space, or any costs, such as MACs: functions from a list
         of architectures to one positive number each. With them, ten measurements go far; `suggest` says which.
-        With 30 and more, the method is the one that predicts each measurement best from all others.
+        An architecture may have been measured several times. Errors are those on architectures that a fit has not seen
+        (`predictors.held_out`), for which everything is done again ten times.
 
-        ValueError if there are fewer than 8 measurements, or 3 with sources, if a latency is not positive and finite,
-        or if an architecture or a source is not of `space`.
+        ValueError if there are fewer than 8 different architectures, or 3 with sources, unless that is the whole
+        space, if a latency is not positive and finite, if all are the same, or if an architecture or a source is not
+        of `space`.
         """
         codes = _codes(space, archs)
         latency = np.array([positive(value) for value in latency_ms])
         if len(codes) != len(latency):
             raise ValueError(f"{len(codes)} architectures but {len(latency)} latencies")
-        minimum = MINIMUM_WITH_SOURCES if sources else MINIMUM
-        if len(codes) < minimum:
-            raise ValueError(f"a predictor needs at least {minimum} measurements, not {len(codes)}")
+        check_enough(space, codes, latency, bool(sources))
         shuffled = np.random.default_rng(seed).permutation(len(codes))
         codes, latency = codes[shuffled], latency[shuffled]
-        own = embedding(space)
-        indicators = own.indicators(codes)
-        methods = _transfers(own, sources)
-        if len(codes) < FEW and methods:
-            return cls(space, codes, latency, methods[0], device)
-        methods += [_Method("additive", log, np.zeros((0, own.size))) for log in (True, False)]
-        best = _best(cls(space, codes, latency, method, device) for method in methods)
-        log = best.method.logarithmic
-        methods = [_pairwise(own, indicators, latency, method) for method in methods if method.logarithmic == log]
-        return _best([best, *(cls(space, codes, latency, method, device) for method in methods)])
+        measured = _measured(space, codes, latency)
+        transfers = _transfers(embedding(space), sources)
+        different = int(measured.architectures.max()) + 1
+        methods = [tuned(measured, some) for some in alternatives(measured.embedding, transfers, different)]
+        fitted = mixture.best(measured, methods)
+        found = held_out(measured, lambda part: mixture.fit(part, methods), fitted)
+        return cls(space, codes, latency, fitted, found, device)
 
     def predict(self, archs: Sequence[Arch] | np.ndarray) -> Prediction:
         """Latencies and standard errors of `archs`, given as they are or encoded [n, c].
@@ -135,11 +110,8 @@ class LatencyPredictor:
         ValueError for an architecture of another space.
         """
         codes = _codes(self.space, archs)
-        mean, variance = self._model.predict(self._embedding.indicators(codes, np.float32))
-        error = np.sqrt(variance) * self._calibration
-        if self.method.logarithmic:
-            return Prediction(np.exp(mean), np.exp(mean) * error)
-        return Prediction(np.maximum(mean, self.latency_ms.min() / 10), error)  # positive where it extrapolates
+        latency_ms, error_ms = self.mixture.predict(self._embedding.indicators(codes, np.float32))
+        return Prediction(latency_ms, error_ms * self._error_scale)
 
     def cost(self, archs: Sequence[Arch] | np.ndarray) -> np.ndarray:
         """Predicted milliseconds [n], lower is better: a cost for a search."""
@@ -147,60 +119,65 @@ class LatencyPredictor:
 
     @property
     def error_percent(self) -> float:
-        """Mean absolute relative error, in percent, on each measurement when it is predicted from all others."""
-        left_out = self.left_out_ms
-        return float(100 * np.abs(left_out / self.latency_ms[: len(left_out)] - 1).mean())
+        """Mean absolute relative error, in percent, on each measurement when its architecture is held out."""
+        return 100 * mixture.relative_error(self.latency_ms, self.held_out_ms)
 
     @property
-    def left_out_ms(self) -> np.ndarray:
-        """Each measurement as predicted from all others, in the order of `codes`; at times of the first 1,000 alone."""
-        return np.exp(self._model.left_out) if self.method.logarithmic else self._model.left_out
+    def held_out_ms(self) -> np.ndarray:
+        """Each measurement as predicted from those of other architectures, in the order of `codes`; at times of the
+        first 1,000 alone."""
+        return self.held_out.latency_ms
 
     def save(self, directory: str | Path) -> None:
         """Write the predictor to `directory`/predictor.json."""
         content = {
-            "version": VERSION,
             "device": self.device and asdict(self.device),
             "space": json.loads(self.space.to_json()),
             "codes": self.codes.tolist(),
             "latency_ms": self.latency_ms.tolist(),
-            "kind": self.method.kind,
-            "logarithmic": self.method.logarithmic,
-            "sources": self.method.sources.tolist(),
-            "log_variances": None if self.method.log_variances is None else self.method.log_variances.tolist(),
+            "held_out_ms": self.held_out.latency_ms.tolist(),
+            "held_out_error_ms": self.held_out.standard_error_ms.tolist(),
+            "methods": [
+                {
+                    "kind": method.kind,
+                    "logarithmic": method.logarithmic,
+                    "sources": method.sources.tolist(),
+                    "log_variances": None if method.log_variances is None else method.log_variances.tolist(),
+                    "weight": float(weight),
+                }
+                for method, weight in zip(self.mixture.methods, self.mixture.weights)
+            ],
         }
-        with write_atomically(Path(directory) / FILE) as temporary:
-            temporary.write_text(json.dumps({"sha256": _digest(content), **content}) + "\n")
+        stored.write(Path(directory) / FILE, content)
 
     @classmethod
     def load(cls, directory: str | Path, space: SearchSpace | None = None) -> LatencyPredictor:
-        """The predictor that `save` wrote.
+        """The predictor that `save` wrote, now or in an earlier version.
 
-        ValueError if the file is damaged, edited, of another version, or made for another space than `space`.
+        ValueError if the file is damaged, edited, of a later version, or made for another space than `space`.
         """
         path = Path(directory) / FILE
-        try:
-            content = json.loads(path.read_text())
-            digest = content.pop("sha256")
-        except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError, KeyError):
-            raise ValueError(f"{path} is no latency predictor, or damaged: fit and save it again") from None
-        if content.get("version") != VERSION:
-            raise ValueError(
-                f"{path} has version {content.get('version')!r}, this package reads {VERSION}: fit and save it again"
-            )
-        if digest != _digest(content):
-            raise ValueError(f"{path} was edited or damaged after it was saved: fit and save it again")
+        content = stored.read(path)
         own = SearchSpace.from_json(json.dumps(content["space"]))
         if space is not None and space != own:
             raise ValueError(f"{path} is for another search space: {own!r} {own.fingerprint}, not {space.fingerprint}")
-        method = _Method(
-            content["kind"],
-            content["logarithmic"],
-            np.array(content["sources"]).reshape(-1, embedding(own).size),
-            None if content["log_variances"] is None else np.array(content["log_variances"]),
-        )
+        methods = [
+            Method(
+                method["kind"],
+                method["logarithmic"],
+                np.array(method["sources"]).reshape(-1, embedding(own).size),
+                None if method["log_variances"] is None else np.array(method["log_variances"]),
+            )
+            for method in content["methods"]
+        ]
+        weights = np.array([method["weight"] for method in content["methods"]])
+        codes, latency_ms = np.array(content["codes"]), np.array(content["latency_ms"])
+        found = None
+        if content["held_out_ms"] is not None:
+            found = HeldOut(np.array(content["held_out_ms"]), np.array(content["held_out_error_ms"]))
         device = Device(**content["device"]) if content["device"] else None
-        return cls(own, np.array(content["codes"]), np.array(content["latency_ms"]), method, device)
+        predicted = mixture.average(_measured(own, codes, latency_ms), methods, weights)
+        return cls(own, codes, latency_ms, predicted, found, device)
 
     def suggest(
         self,
@@ -251,18 +228,24 @@ def load_devices(directory: str | Path) -> dict[str, LatencyPredictor]:
     return {path.parent.name: LatencyPredictor.load(path.parent) for path in sorted(directory.glob(f"*/{FILE}"))}
 
 
-def _transfers(own: Embedding, sources: Sequence[LatencyPredictor | Cost]) -> list[_Method]:
-    """Transfer from the sources in logarithms and in milliseconds, first where the sources are closer to additive.
+def check_enough(space: SearchSpace, codes: np.ndarray, latency_ms: np.ndarray, with_sources: bool) -> None:
+    """ValueError if these measurements, of architectures with `codes` [m, c], cannot tell one from another."""
+    minimum = min(MINIMUM_WITH_SOURCES if with_sources else MINIMUM, space.size)
+    different = len(np.unique(codes, axis=0))
+    if different < minimum:
+        repeats = f" ({len(codes)} measurements, some of the same)" if len(codes) > different else ""
+        raise ValueError(
+            f"a predictor needs at least {minimum} different architectures measured, not {different}{repeats}"
+        )
+    if np.ptp(latency_ms) == 0:
+        raise ValueError(
+            f"all {len(latency_ms)} latencies are {latency_ms[0]:g} ms, which says nothing of what makes an "
+            "architecture slow: measure with a finer clock, or with more images in one run"
+        )
 
-    Sources that are the same for all architectures say nothing; there is no transfer if none else is left.
-    """
-    values = [value for source in sources if np.ptp(value := _evaluate(own, source)) > 1e-6 * value.mean()]
-    if not values:
-        return []
-    values = np.array(values)
-    fits = {log: additive_coefficients(own, np.log(values) if log else values) for log in (True, False)}
-    order = sorted(fits, key=lambda log: fits[log][1])
-    return [_Method("additive", log, fits[log][0]) for log in order]
+
+def _transfers(own: Embedding, sources: Sequence[LatencyPredictor | Cost]) -> list[Method]:
+    return source_methods(own, [_evaluate(own, source) for source in sources])
 
 
 def _evaluate(own: Embedding, source: LatencyPredictor | Cost) -> np.ndarray:
@@ -273,39 +256,12 @@ def _evaluate(own: Embedding, source: LatencyPredictor | Cost) -> np.ndarray:
     return np.array([positive(value) for value in source(own.sample_archs)])
 
 
-def _pairwise(own: Embedding, indicators: np.ndarray, latency: np.ndarray, additive_method: _Method) -> _Method:
-    """The method with the same scale and sources that also knows pairs."""
-    part = slice(MOST_PAIRWISE)
-    targets = np.log(latency[part]) if additive_method.logarithmic else latency[part]
-    tables = _tables(own, additive_method.sources)
-    log_variances = pairwise.maximise_evidence(indicators[part], targets, own.centre, tables)
-    return replace(additive_method, kind="pairwise", log_variances=log_variances)
-
-
-def _best(predictors: Iterable[LatencyPredictor]) -> LatencyPredictor:
-    return min(predictors, key=lambda predictor: predictor.error_percent)
-
-
-def _tables(own: Embedding, sources: np.ndarray) -> list[np.ndarray]:
-    return [*own.tables, own.scaled(sources.T)] if len(sources) else own.tables
-
-
-def _condition(own: Embedding, indicators: np.ndarray, latency: np.ndarray, method: _Method) -> Additive | Pairwise:
-    targets = np.log(latency) if method.logarithmic else latency
-    if method.kind == "pairwise":
-        tables = _tables(own, method.sources)
-        part = slice(MOST_PAIRWISE)
-        return pairwise.condition(indicators[part], targets[part], own.centre, tables, method.log_variances)
-    if len(method.sources):
-        parts, scales = components(own, method.sources), (SPAN_SCALES, OTHER_SCALES)
-    else:
-        parts, scales = own_components(own), OWN_SCALES
-    return additive.fit(indicators, targets, own.centre, parts, scales)
+def _measured(space: SearchSpace, codes: np.ndarray, latency_ms: np.ndarray) -> Measured:
+    own = embedding(space)
+    _, first, inverse = np.unique(codes, axis=0, return_index=True, return_inverse=True)
+    in_order = np.argsort(np.argsort(first))  # numbered as they occur
+    return Measured(own, own.indicators(codes), latency_ms, in_order[inverse.ravel()])
 
 
 def _codes(space: SearchSpace, archs: Sequence[Arch] | np.ndarray) -> np.ndarray:
     return embedding(space).check(archs) if isinstance(archs, np.ndarray) else space.encode(archs)
-
-
-def _digest(content: dict) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

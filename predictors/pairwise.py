@@ -16,6 +16,8 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
+from predictors.left_out import left_out
+
 # n architectures, m measurements, v values of all choices, d dimensions of a view, h hyper-parameters
 # p measurements that a variance accounts for, r rank
 
@@ -66,11 +68,16 @@ class Pairwise:
 
 
 def maximise_evidence(
-    indicators: np.ndarray, targets: np.ndarray, centre: np.ndarray, tables: Sequence[np.ndarray], seed: int = 0
+    indicators: np.ndarray,
+    targets: np.ndarray,
+    centre: np.ndarray,
+    tables: Sequence[np.ndarray],
+    near: np.ndarray | None = None,
+    seed: int = 0,
 ) -> np.ndarray:
     """The logarithms [h] of the best variances for `targets` [m] at `indicators` [m, v].
 
-    `centre` [v] is the mean indicator of random architectures.
+    `centre` [v] is the mean indicator of random architectures. The search starts from `near` [h], if that is known.
     """
     grams = [_gram((indicators - centre) @ table) for table in tables]
     standardised = (targets - targets.mean()) / (targets.std() or 1.0)
@@ -78,12 +85,12 @@ def maximise_evidence(
     start = np.array([0.0] * len(grams) + [START_PAIRS, START_NOISE])
     found = minimize(
         _negative_evidence,
-        start,
+        start if near is None else near,
         args=([gram[np.ix_(part, part)] for gram in grams], standardised[part], start),
         jac=True,
         method="L-BFGS-B",
         bounds=[(LOWEST, HIGHEST)] * len(start),
-        options={"maxiter": 40},
+        options={"maxiter": 40, "ftol": 1e-6},
     )
     return found.x
 
@@ -94,8 +101,13 @@ def condition(
     centre: np.ndarray,
     tables: Sequence[np.ndarray],
     log_variances: np.ndarray,
+    architectures: np.ndarray | None = None,
 ) -> Pairwise:
-    """The posterior with the given hyper-parameters."""
+    """The posterior with the given hyper-parameters.
+
+    `architectures` [m] numbers the architecture of each measurement, if some were measured more than once.
+    """
+    architectures = np.arange(len(targets)) if architectures is None else architectures
     mean, scale = float(targets.mean()), float(targets.std()) or 1.0
     pairs, noise = np.exp(log_variances[-2:])
     form = sum(np.exp(a) * _gram(table) for a, table in zip(log_variances, tables))
@@ -110,7 +122,10 @@ def condition(
     root = vectors[:, -RANK:] / np.sqrt(values[-RANK:] + noise)
     explained = ((kernel[:, part] @ root) ** 2).sum(axis=1)
     variance = np.maximum(kernel.diagonal() - explained, 0) + noise
-    variance[part] = 1 / np.linalg.inv(kernel[part, part] + noise * np.eye(len(values))).diagonal()
+    precision = (
+        inverse if len(values) == len(kernel) else np.linalg.inv(kernel[part, part] + noise * np.eye(len(values)))
+    )
+    variance[part] = _left_out(precision, (targets[part] - mean) / scale, architectures[part])[1]
     single = np.float32
     return Pairwise(
         log_variances,
@@ -123,8 +138,14 @@ def condition(
         form.astype(single),
         to_measured[:, part].astype(single),
         root.astype(single),
-        targets - dual / inverse.diagonal() * scale,  # Rasmussen & Williams 2006, eq. 5.12
+        _left_out(inverse, (targets - mean) / scale, architectures)[0] * scale + mean,
         variance * scale**2,
+    )
+
+
+def _left_out(precision: np.ndarray, targets: np.ndarray, architectures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return left_out(
+        targets, precision @ targets, precision.diagonal(), lambda rows: precision[np.ix_(rows, rows)], architectures
     )
 
 

@@ -46,8 +46,8 @@ def components(embedding: Embedding, coefficients: np.ndarray) -> list[np.ndarra
 
     Each part predicts random architectures with the variance in PARTS.
     """
-    covariance = np.cov(embedding.sample.T, bias=True)
-    scale = np.sqrt(np.einsum("sv,vw,sw->s", coefficients, covariance, coefficients))
+    covariance = embedding.covariance
+    scale = np.sqrt(((coefficients @ covariance) * coefficients).sum(axis=1))
     unit = coefficients / scale[:, None]
     span = unit.T @ unit
     by_value, by_profile = np.zeros_like(span), np.zeros_like(span)
@@ -60,7 +60,7 @@ def components(embedding: Embedding, coefficients: np.ndarray) -> list[np.ndarra
         over_values = np.einsum("sgo,sgp->op", profiles, profiles)
         by_profile[cells] = np.kron(over_choices, over_values) / (np.trace(over_choices) or 1.0)
     parts = {"span": span, "by_value": by_value, "by_profile": by_profile, "free": np.eye(len(span))}
-    scaled = {name: PARTS[name] * part / np.trace(part @ covariance) for name, part in parts.items()}
+    scaled = {name: PARTS[name] * part / (part * covariance).sum() for name, part in parts.items()}
     return [scaled.pop("span"), sum(scaled.values())]
 
 

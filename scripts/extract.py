@@ -12,6 +12,8 @@ A quarter of a minute for digits.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,9 @@ import tyro
 from command_line import console, run
 
 from search.history import read_history
+from search.margin import probability_within
+from search.report.limits import latency_limit
+from search.report.sources import TRIALS, read_sources
 from supernet.atomic import write_folder
 from supernet.evaluation import accuracy
 from supernet.runs import load_run
@@ -59,7 +64,10 @@ def main() -> None:
     if (arguments.output / "config.json").exists():
         raise ValueError(f"{arguments.output} holds a subnet already; name another folder")
     trained = load_run(arguments.run, arguments.root, arguments.test_root)
-    subnet = take_out(trained, chosen_arch(arguments, trained.net.space), arguments.calibration_images)
+    arch = chosen_arch(arguments, trained.net.space)
+    for line in latency_lines(arguments.history, arch) if arguments.history else ():
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    subnet = take_out(trained, arch, arguments.calibration_images)
     test = trained.data.evaluation_batches(trained.data.test, subnet.config.input_size[-1])
     subnet.config.facts["accuracy"] = accuracy(subnet.model, test)
     with write_folder(arguments.output, last="config.json") as folder:
@@ -73,6 +81,27 @@ def main() -> None:
                 text = f"{name}: the same class for {found.top1:.1%}, logits differ by at most {found.difference:.1e}"
                 console.print(text, highlight=False)
     console.print(f"The subnet is in {arguments.output}.")
+
+
+def latency_lines(history: Path, arch: Arch) -> Iterator[str]:
+    """How surely the architecture keeps within the latency limits of the search that it is from."""
+    folder = history.parent.parent if history.parent.name == TRIALS else history.parent
+    sources = read_sources([folder])
+    search = next((search for search in sources.searches if search.history.name == history.name), None)
+    for device in sources.devices if search else ():
+        limit_ms = latency_limit(search, device)
+        if not math.isfinite(limit_ms):
+            continue
+        latency_ms, error_ms = (float(value[0]) for value in device.predictor.predict([arch]))
+        sure = probability_within(device.predictor, [arch], limit_ms)[0]
+        yield (
+            f"{device.name}: predicted {latency_ms:.3g} ms, give or take {error_ms:.2g}, which keeps within the limit of "
+            f"{limit_ms:g} ms with a probability of {sure:.0%}"
+        )
+        for row in device.measurements:
+            if row.arch == arch:
+                slower = ", slower than the limit" if row.latency_ms > limit_ms else ""
+                yield f"{device.name}: measured {row.latency_ms:.3g} ms{slower}"
 
 
 def chosen_arch(arguments: Arguments, space: SearchSpace) -> Arch:

@@ -30,9 +30,9 @@ from rich.table import Table
 
 from predictors import LatencyPredictor, Protocol, family_costs, measure, prepare, runtimes, stratified, this_device
 from predictors.device import Device
-from predictors.latency import MINIMUM
 from predictors.manifest import export_subnets
 from predictors.measurements import Measurement, read_measurements
+from predictors.methods import MINIMUM
 from predictors.noise import NOISE_SUBNETS, relative_differences
 from supernet.families import Family
 from supernet.space import Arch

@@ -14,7 +14,8 @@ Accuracy is that on the held-out images with BatchNorm recalibrated; the test im
 predictor it is traded off against MACs. With `--workers` on Ray workers, with the same result. A search that was killed
 goes on with `--resume`. Writes OUTPUT/report.html to look at, OUTPUT/search.jsonl (every evaluation),
 OUTPUT/generations.csv and OUTPUT/front.csv; the front's latency is measured for devices that are this machine. About
-10 subnets of digits a second on 2 cores.
+10 subnets of digits a second on 2 cores. Where a latency is limited, the column "DEVICE, within limit" of front.csv
+says how probable it is that each architecture keeps within the limit, and what was measured to be slower is named.
 
 A teacher has the classes, by name, and the input size of the run: scripts/train_standalone.py --run runs/digits --model
 resnet18 --input-size 32 --output models/teacher trains one. `rdm` then scores two subnets of digits a second on one
@@ -31,6 +32,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
 
 import tyro
@@ -42,6 +44,7 @@ from search.dna import DnaConfig
 from search.guidance import GuidanceConfig
 from search.history import Evaluation
 from search.job import SearchJob, image_size, load_predictors, run_search
+from search.margin import beyond_measurements, device_limits, limit_notes, probability_within
 from search.report.sources import write_origin
 from search.run import Generation
 from search.scores import TRAINING_FREE, untrained_run
@@ -126,6 +129,10 @@ def main() -> None:
     trained = find_run(arguments, job)
     predictors = load_predictors(arguments.predictors, trained.family)
     output = arguments.output or arguments.run
+    limits = device_limits(job.limits, predictors)
+    for name, limit_ms in limits.items():
+        if warning := beyond_measurements(name, predictors[name], limit_ms):
+            say(f"warning: {warning}")
     generations: list[Generation] = []
 
     with progress_bar() as progress:
@@ -150,18 +157,22 @@ def main() -> None:
             on_generation=on_generation,
         )
     for line in outcome.retried:
-        console.print(line, highlight=False, markup=False)
+        say(line)
     for evaluation in outcome.result.evaluations:
         if evaluation.error:
-            console.print(f"failed: {evaluation.arch.to_json()}: {evaluation.error}", highlight=False, markup=False)
+            say(f"failed: {evaluation.arch.to_json()}: {evaluation.error}")
     front = sorted(outcome.result.front, key=lambda evaluation: evaluation.scores[job.judged_by])
     measured = measure_front(front, trained, predictors, output) if arguments.measure else {}
-    columns = [front_row(evaluation, measured) for evaluation in front]
+    columns = front_rows(front, predictors, limits, measured)
     write_csv(output / "front.csv", [{**row, "arch": e.arch.to_json()} for row, e in zip(columns, front)])
     write_csv(output / "generations.csv", [generation_row(generation) for generation in generations])
     if arguments.run:
         write_origin(output, arguments.run, arguments.predictors)
     console.print(front_table(columns))
+    for name, limit_ms in limits.items():
+        probabilities = [row[f"{name}, within limit"] for row in columns]
+        for note in limit_notes(name, limit_ms, probabilities, [row.get(f"{name}, measured", nan) for row in columns]):
+            say(note)
     console.print(f"The front is in {output / 'front.csv'}, every evaluation in {output / 'search.jsonl'}.")
     report(output)
 
@@ -219,9 +230,26 @@ def measure_front(
     return measured
 
 
-def front_row(evaluation: Evaluation, measured: Mapping[str, Mapping[Arch, float]]) -> dict[str, float]:
-    row = {**evaluation.scores, **evaluation.costs}
-    return row | {f"{name}, measured": latencies[evaluation.arch] for name, latencies in measured.items()}
+def front_rows(
+    front: Sequence[Evaluation],
+    predictors: Mapping[str, LatencyPredictor],
+    limits: Mapping[str, float],
+    measured: Mapping[str, Mapping[Arch, float]],
+) -> list[dict[str, float]]:
+    """A row an architecture: scores, costs, and for each device the standard error of its predicted milliseconds, the
+    probability that they keep within the limit, if there is one, and what was measured, if anything was."""
+    archs = [evaluation.arch for evaluation in front]
+    rows = [{**evaluation.scores, **evaluation.costs} for evaluation in front]
+    for name, predictor in predictors.items():
+        columns = {f"{name}, standard error": predictor.predict(archs).standard_error_ms} if archs else {}
+        if name in limits:
+            columns[f"{name}, within limit"] = probability_within(predictor, archs, limits[name])
+        if name in measured:
+            columns[f"{name}, measured"] = [measured[name][arch] for arch in archs]
+        for column, values in columns.items():
+            for row, value in zip(rows, values):
+                row[column] = float(value)
+    return rows
 
 
 def front_table(rows: Sequence[Mapping[str, float]]) -> Table:
@@ -229,6 +257,10 @@ def front_table(rows: Sequence[Mapping[str, float]]) -> Table:
     for row in rows:
         table.add_row(*(f"{value:.6g}" for value in row.values()))
     return table
+
+
+def say(line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def generation_row(generation: Generation) -> dict[str, float]:

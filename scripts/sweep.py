@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,15 +28,18 @@ import numpy as np
 import tyro
 from command_line import console, fail, progress_bar, report, run
 
+from predictors import LatencyPredictor
 from search.job import SearchJob, load_predictors, make_problem, run_search
 from search.limits import reachable
+from search.margin import beyond_measurements, limit_notes, probability_within
 from search.report.sources import write_origin
 from search.run import Generation
 from search.strategies import GUIDED, check_strategy
-from search.sweep import Settings, run_sweep, write_sweep
+from search.sweep import Settings, Sweep, combined_front, run_sweep, write_sweep
 from supernet.data import DataConfig
 from supernet.execution import located
 from supernet.runs import load_run
+from supernet.space import Arch
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,8 @@ def main() -> None:
     devices = list(dict.fromkeys(str(settings["device"]) for settings in trials))
     write_sweep(sweep, output, {device: device for device in devices})
     write_origin(output, arguments.run, arguments.predictors)
+    for line in notes_on_limits(sweep, devices, load_predictors(arguments.predictors, load_run(arguments.run).family)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{len(sweep.trials)} searches; the tables are in {output}.")
     report(output)
 
@@ -139,6 +144,18 @@ def plan(arguments: Arguments) -> list[Settings]:
     return [
         dict(zip(names, values)) for values in itertools.product(arguments.strategies, devices, limits, arguments.seeds)
     ]
+
+
+def notes_on_limits(sweep: Sweep, devices: Sequence[str], predictors: Mapping[str, LatencyPredictor]) -> Iterator[str]:
+    """How surely the best of all trials with one limit on one device keep within it."""
+    for device in devices:
+        limited = [trial for trial in sweep.trials if trial.settings["device"] == device and not trial.error]
+        for limit_ms in sorted({float(trial.settings["limit_ms"]) for trial in limited} - {float("inf")}):
+            if warning := beyond_measurements(device, predictors[device], limit_ms):
+                yield f"warning: {warning}"
+            trials = [trial for trial in limited if trial.settings["limit_ms"] == limit_ms]
+            archs = [Arch.from_json(str(row["arch"])) for row in combined_front(trials, device, device)]
+            yield from limit_notes(device, limit_ms, probability_within(predictors[device], archs, limit_ms))
 
 
 def elsewhere(arguments: Arguments) -> Arguments:

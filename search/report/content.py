@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from search import pareto
+from search.report.limits import notes, within
 from search.report.sources import DeviceRecord, Search, Sources, Training
 from search.report.standing import COUNTS, Content, comparison, rounded, search_content
 from supernet import provenance
@@ -43,7 +44,8 @@ def make_content(sources: Sources, title: str = "") -> Content:
     (of searches and of predictors), then MACs, parameters and other costs. `fronts[axis]` holds the indices of the
     candidates that none beats in score and that cost, by increasing cost; `group_fronts` the same for each strategy (or
     folder) alone. Uncertainty is that of 95 %: Wilson's interval for an accuracy on so many images, and the
-    predictor's standard error of a latency.
+    predictor's standard error of a latency. `notes` are lines on fronts that may not keep, or were measured not to
+    keep, within a search's limit on a latency; `within` is how probable it is that a candidate does.
     """
     names = [name for search in sources.searches for e in search.evaluations for name in e.scores]
     if not names:
@@ -62,10 +64,18 @@ def make_content(sources: Sources, title: str = "") -> Content:
     choices = _choices(candidate.arch for candidate in candidates)
     score = np.array([candidate.score for candidate in candidates])
     axes, costs, errors, measured = _axes(sources, candidates)
+    devices = {device.name: device for device in sources.devices}
+    probabilities = [within(devices.get(axis["name"]), sources.searches, candidates) for axis in axes]
     member = np.array([group_of[candidate.search] for candidate in candidates])
     everyone = np.ones(len(candidates), bool)
     fronts = [_front(candidates, score, column, everyone) for column in costs]
     group_fronts = [[_front(candidates, score, column, member == g) for g in range(len(groups))] for column in costs]
+    lines = []
+    for axis, column, probability, found in zip(axes, costs, probabilities, measured):
+        if probability:
+            of_search = np.array([candidate.search for candidate in candidates])
+            own = [_front(candidates, score, column, of_search == index) for index in range(len(judged))]
+            lines += notes(judged, devices[axis["name"]], probability, found, own)
     worst = min(0.0, score.min())
     searches = [search_content(judged, index, group, judge, worst) for index, group in enumerate(group_of)]
     return {
@@ -75,6 +85,7 @@ def make_content(sources: Sources, title: str = "") -> Content:
         "score": {"name": judge, "percent": bool(((score >= 0) & (score <= 1)).all())},
         "searches": searches,
         "left_out": left_out,
+        "notes": lines,
         "groups": groups,
         "axes": axes,
         "choices": {name: list(values) for name, values in choices.items()},
@@ -87,6 +98,7 @@ def make_content(sources: Sources, title: str = "") -> Content:
             "costs": [_rounded(column) for column in costs],
             "errors": [None if column is None else _rounded(column) for column in errors],
             "measured": measured,
+            "within": probabilities,
         },
         "fronts": fronts,
         "group_fronts": group_fronts,
@@ -215,7 +227,7 @@ def _device(device: DeviceRecord) -> Content:
     """Predicted against measured. What the predictor was fitted to it predicts from all other measurements."""
     predictor = device.predictor
     fitted = predictor.space.decode(predictor.codes)
-    left_out = dict(zip(fitted, predictor.left_out_ms))
+    left_out = dict(zip(fitted, predictor.held_out_ms))
     fitted = set(fitted)
     predicted = predictor.predict([row.arch for row in device.measurements])
     points = [

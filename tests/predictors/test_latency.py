@@ -1,3 +1,4 @@
+import hashlib
 import json
 import time
 
@@ -6,7 +7,9 @@ import pytest
 from scipy.stats import spearmanr
 
 from predictors import Device, LatencyPredictor
+from predictors.embedding import embedding
 from predictors.latency import FILE, load_devices, suggest
+from predictors.methods import Measured, condition
 from supernet.families import FAMILIES
 from supernet.space import SearchSpace
 
@@ -28,6 +31,10 @@ def noisy(latency_ms, spread, seed=0):
 
 
 TRUE = np.array([mobile(arch) for arch in ARCHS])
+
+
+def MACS(archs):
+    return [FAMILY.macs(arch) for arch in archs]
 
 
 def test_a_hundred_measurements_predict_the_rest():
@@ -151,12 +158,50 @@ def test_latencies_are_positive_numbers(wrong):
 
 
 def test_too_few_or_too_many_are_refused(sources):
-    with pytest.raises(ValueError, match="at least 8 measurements, not 7"):
+    with pytest.raises(ValueError, match="at least 8 different architectures measured, not 7"):
         LatencyPredictor.fit(SPACE, ARCHS[:7], TRUE[:7])
-    with pytest.raises(ValueError, match="at least 3 measurements, not 2"):
+    with pytest.raises(ValueError, match="at least 3 different architectures measured, not 2"):
         LatencyPredictor.fit(CELLS, CELL_CODES[:2], [1.0, 2.0], sources)
     with pytest.raises(ValueError, match="10 architectures but 9 latencies"):
         LatencyPredictor.fit(SPACE, ARCHS[:10], TRUE[:9])
+
+
+@pytest.mark.parametrize("different", [1, 2, 7])
+def test_measurements_of_the_same_architectures_are_no_more(different):
+    again = [ARCHS[i % different] for i in range(20)]
+    latency = noisy(np.full(20, 5.0), 0.01)
+    with pytest.raises(ValueError, match=rf"at least 8 different .* not {different} \(20 measurements"):
+        LatencyPredictor.fit(SPACE, again, latency)
+    if different < 3:
+        with pytest.raises(ValueError, match=rf"at least 3 different .* not {different} \(20 measurements"):
+            LatencyPredictor.fit(SPACE, again, latency, [MACS])
+
+
+def test_a_space_smaller_than_the_minimum_is_measured_whole():
+    space = SearchSpace({"depth": (1, 2), "width": (8, 16)})
+    archs = [space.validate({"depth": d, "width": w}) for d in (1, 2) for w in (8, 16)]
+    LatencyPredictor.fit(space, archs, [1.0, 2.0, 2.0, 4.0])
+    with pytest.raises(ValueError, match="at least 4 different"):
+        LatencyPredictor.fit(space, archs[:3], [1.0, 2.0, 2.0])
+
+
+def test_latencies_that_are_all_the_same_are_refused():
+    with pytest.raises(ValueError, match="all 10 latencies are 5 ms"):
+        LatencyPredictor.fit(SPACE, ARCHS[:10], [5.0] * 10)
+
+
+def test_repeated_measurements_do_not_make_errors_look_small():
+    repeated = [arch for arch in ARCHS[:10] for _ in range(4)]
+    latency = noisy([mobile(arch) for arch in repeated], 0.02)
+    once = LatencyPredictor.fit(SPACE, ARCHS[:10], latency[::4], [MACS])
+    predictor = LatencyPredictor.fit(SPACE, repeated, latency, [MACS])
+    true_percent = 100 * np.abs(predictor.cost(ARCHS[100:]) / TRUE[100:] - 1).mean()
+    assert predictor.error_percent > 0.5 * true_percent
+    assert predictor.error_percent == pytest.approx(once.error_percent, rel=0.5)
+    found = {}
+    for code, held_out in zip(predictor.codes, predictor.held_out_ms):
+        found.setdefault(tuple(code), set()).add(round(float(held_out), 9))
+    assert all(len(values) == 1 for values in found.values())  # all repeats of an architecture are held out together
 
 
 def test_another_space_is_refused(sources):
@@ -192,7 +237,7 @@ def damaged(text, how):
         ("truncated", "no latency predictor, or damaged"),
         ("another file", "no latency predictor, or damaged"),
         ("edited", "edited or damaged after it was saved"),
-        ("another version", "has version 99, this package reads 1"),
+        ("another version", "has version 99, this package reads 1 and 2"),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path, how, message):
@@ -207,3 +252,27 @@ def test_a_file_of_another_space_is_refused(tmp_path, sources):
     sources[0].save(tmp_path)
     with pytest.raises(ValueError, match="is for another search space"):
         LatencyPredictor.load(tmp_path, SPACE)
+
+
+def test_a_file_of_version_1_predicts_as_it_did(tmp_path):
+    """Version 1 had one method and no held-out predictions."""
+    predictor = LatencyPredictor.fit(SPACE, ARCHS[:12], noisy(TRUE[:12], 0.02), [MACS], Device("phone", "torch"))
+    predictor.save(tmp_path)
+    content = json.loads((tmp_path / FILE).read_text())
+    for name in ("sha256", "held_out_ms", "held_out_error_ms"):
+        del content[name]
+    method = content.pop("methods")[0]
+    del method["weight"]
+    content |= {"version": 1, **method}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    (tmp_path / FILE).write_text(json.dumps({"sha256": digest, **content}))
+    loaded = LatencyPredictor.load(tmp_path, SPACE)
+    assert loaded.device.name == "phone"
+    measured = Measured(
+        embedding(SPACE), embedding(SPACE).indicators(loaded.codes), loaded.latency_ms, np.arange(len(loaded.codes))
+    )
+    alone = condition(measured, predictor.mixture.methods[0])
+    mean, _ = alone.predict(embedding(SPACE).indicators(SPACE.encode(ARCHS), np.float32))
+    expected = np.exp(mean) if predictor.mixture.methods[0].logarithmic else mean
+    np.testing.assert_allclose(loaded.cost(ARCHS), expected, rtol=1e-5)
+    assert 0 < loaded.error_percent < 50

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy.optimize import approx_fprime
+from scipy.stats import multivariate_normal
 
 from predictors import additive, pairwise
 from predictors.design import most_informative
@@ -75,21 +76,62 @@ def test_the_gradient_of_the_evidence_is_right():
     np.testing.assert_allclose(gradient, numeric, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["additive", "pairwise"])
-def test_left_out_is_what_a_fit_without_the_measurement_predicts(method):
-    def model(part):
-        targets = TARGETS[part]
-        targets = (targets - TARGETS.mean()) / TARGETS.std()
-        if method == "pairwise":
-            variances = np.array([-1.0, 0.5, -2.0, -1.5, -3.0])
-            return pairwise.condition(INDICATORS[part], targets, EMBEDDING.centre, EMBEDDING.tables, variances)
-        # one model alone, so that the weights of the average do not depend on what is left out
-        return additive.fit(INDICATORS[part], targets, EMBEDDING.centre, [0.1 * np.eye(11)], [(1.0,)])
+ONCE = np.arange(25)
+REPEATED = np.array([0, 1, 2, 0, 3, 4, 5, 0, 6, 1, *range(7, 22)])  # one architecture three times, another twice
+LOG_VARIANCES = np.array([-1.0, 0.5, -2.0, -1.5, -3.0])
 
-    for i in (0, 7):
-        others = np.delete(np.arange(25), i)
-        predicted = model(others).predict(INDICATORS[i : i + 1].astype(np.float32))[0][0]
-        assert model(np.arange(25)).left_out[i] == pytest.approx(predicted, abs=0.15)
+
+def without_its_own(covariance, targets, architectures):
+    """Means and variances of the targets, each conditional on those of all other architectures, one by one."""
+    found = []
+    for i in range(len(targets)):
+        others = architectures != architectures[i]
+        weights = np.linalg.solve(covariance[np.ix_(others, others)], covariance[others, i])
+        found.append((weights @ targets[others], covariance[i, i] - weights @ covariance[others, i]))
+    return np.array(found).T
+
+
+@pytest.mark.parametrize("architectures", [ONCE, REPEATED], ids=["once", "repeated"])
+@pytest.mark.parametrize("count", [8, 25], ids=["fewer than values", "more than values"])
+def test_left_out_by_additive_is_what_fits_without_the_architecture_predict(count, architectures, monkeypatch):
+    indicators, targets, architectures = INDICATORS[:count], TARGETS[:count], architectures[:count]
+    noises, factors, part = (0.03, 0.3), (0.2, 2.0), 0.5 * np.eye(11)
+    monkeypatch.setattr(additive, "NOISES", noises)
+    model = additive.fit(indicators, targets, EMBEDDING.centre, [part], [factors], architectures)
+    standardised = (targets - targets.mean()) / targets.std()
+    centred = indicators - EMBEDDING.centre
+    evidence, found = [], []
+    for factor in factors:
+        for noise in noises:
+            covariance = 1 + factor * centred @ part @ centred.T + noise * np.eye(count)
+            evidence.append(multivariate_normal(cov=covariance).logpdf(standardised))
+            found.append(without_its_own(covariance, standardised, architectures))
+    weights = np.exp(evidence) / np.exp(evidence).sum()
+    means, variances = np.moveaxis(np.array(found), 1, 0)
+    mean = weights @ means
+    variance = weights @ (variances + (means - mean) ** 2)
+    np.testing.assert_allclose(model.left_out, mean * targets.std() + targets.mean(), rtol=1e-6)
+    np.testing.assert_allclose(model.left_out_variance, variance * targets.var(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("architectures", [ONCE, REPEATED], ids=["once", "repeated"])
+def test_left_out_by_pairwise_is_what_fits_without_the_architecture_predict(architectures):
+    model = pairwise.condition(INDICATORS, TARGETS, EMBEDDING.centre, EMBEDDING.tables, LOG_VARIANCES, architectures)
+    kernel = dense_kernel(LOG_VARIANCES, INDICATORS, INDICATORS)
+    covariance = kernel + (np.exp(-3.0) + pairwise.JITTER * kernel.trace() / 25) * np.eye(25)
+    mean, variance = without_its_own(covariance, (TARGETS - TARGETS.mean()) / TARGETS.std(), architectures)
+    np.testing.assert_allclose(model.left_out, mean * TARGETS.std() + TARGETS.mean(), rtol=1e-6)
+    np.testing.assert_allclose(model.left_out_variance, variance * TARGETS.var(), rtol=1e-6)
+
+
+def test_beyond_what_a_variance_accounts_for_left_out_is_what_is_predicted(monkeypatch):
+    monkeypatch.setattr(pairwise, "MOST_FOR_VARIANCE", 20)
+    model = pairwise.condition(INDICATORS, TARGETS, EMBEDDING.centre, EMBEDDING.tables, LOG_VARIANCES)
+    _, variance = model.predict(INDICATORS[20:].astype(np.float32))
+    np.testing.assert_allclose(model.left_out_variance[20:], variance, rtol=1e-3)
+    first = pairwise.condition(INDICATORS[:20], TARGETS[:20], EMBEDDING.centre, EMBEDDING.tables, LOG_VARIANCES)
+    ratio = TARGETS.var() / TARGETS[:20].var()  # the variances are in units of that of the targets
+    np.testing.assert_allclose(model.left_out_variance[:20], first.left_out_variance * ratio, rtol=1e-6)
 
 
 def test_additive_with_one_model_is_ridge_regression(monkeypatch):

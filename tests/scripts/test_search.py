@@ -29,6 +29,8 @@ def test_a_search_writes_its_history_and_front_and_resumes(folder):
     assert max(evaluation.costs["phone"] for evaluation in evaluations) <= 1.5
     with (folder / "out" / "front.csv").open() as file:
         front = list(csv.DictReader(file))
+    assert all(float(row["phone, standard error"]) > 0 for row in front)
+    assert all(0 <= float(row["phone, within limit"]) <= 1 for row in front)
     assert {row["arch"] for row in front} <= {evaluation.arch.to_json() for evaluation in evaluations}
     assert "<title>out</title>" in (folder / "out" / "report.html").read_text()
 
@@ -57,6 +59,23 @@ def test_bad_input_is_one_clear_line(folder, arguments, message):
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (folder / "bad").exists()
+
+
+def test_a_limit_below_all_measurements_is_said_in_the_terminal_and_the_report(folder):
+    few = ["--evaluations", "4", "--population", "4", "--images", "20", "--calibration-images", "20"]
+    options = ["--predictors", folder / "phone", "--limits", "phone=0.6", *few, "--output", folder / "tight"]
+    result = search(folder, *options)
+    assert result.returncode == 0, result.stderr
+    warning = "the limit phone <= 0.6 ms is below all 40 measurements of its predictor"
+    assert result.stdout.count(warning) == 1
+    assert "predicted within 0.6 ms on phone by less than 1.64 standard errors" in result.stdout
+    assert "is below all 40 measurements of its predictor" in (folder / "tight" / "report.html").read_text()
+    extracted = search(
+        folder, "--history", folder / "tight" / "search.jsonl", "--no-onnx", "--output", folder / "subnet",
+        script="extract.py",
+    )  # fmt: skip
+    assert extracted.returncode == 0, extracted.stderr
+    assert "keeps within the limit of 0.6 ms with a probability of" in extracted.stdout
 
 
 def test_screening_reports_its_rank_correlation_each_generation(folder):

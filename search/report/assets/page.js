@@ -38,6 +38,12 @@ function cost(index, axis) {
   return error ? `${value} ± ${Number((1.96 * error).toPrecision(2))}` : value;
 }
 
+// How probable it is that a latency keeps within the limit of its search.
+function probability(index, axis) {
+  const value = report.candidates.within[axis]?.[index];
+  return value === null || value === undefined ? "" : `${Math.round(100 * value)} %`;
+}
+
 function row(cells, tag = "td") {
   const made = element("tr");
   made.append(...cells.map((cell) => (cell instanceof Node ? wrap(cell) : element(tag, {}, cell))));
@@ -55,11 +61,13 @@ function show(index) {
   $("selected-name").textContent = nameOf(index);
   $("selected-facts").textContent = `${report.score.name} ${score(index)}`;
   drawArchitecture($("drawing"), archOf(index));
+  const limited = report.candidates.within.some((probabilities) => probabilities);
   $("selected-costs").replaceChildren(
-    row(["", "predicted", "measured"], "th"),
-    ...report.axes.map(({ name, unit }, axis) =>
-      row([name.replaceAll("_", " "), cost(index, axis), unit ? quantity(report.candidates.measured[axis][index], unit) : ""]),
-    ),
+    row(["", "predicted", "measured", ...(limited ? ["within the limit"] : [])], "th"),
+    ...report.axes.map(({ name, unit }, axis) => {
+      const measured = unit ? quantity(report.candidates.measured[axis][index], unit) : "";
+      return row([name.replaceAll("_", " "), cost(index, axis), measured, ...(limited ? [probability(index, axis)] : [])]);
+    }),
   );
   $("command").textContent = commandOf(index);
   $("json").textContent = JSON.stringify(archOf(index));
@@ -233,6 +241,8 @@ function start() {
     `${evaluated} architectures evaluated in ${searches}${failed ? `, ${failed} of them failed` : ""}; ${report.date}. ` +
     "Choose a point, or the most you can afford, and take that architecture out with the command beside it." +
     (report.left_out.length ? ` Not shown, as they have no ${report.score.name}: ${report.left_out.join(", ")}.` : "");
+  $("notes").hidden = !report.notes.length;
+  $("notes").replaceChildren(...report.notes.map((note) => element("li", {}, note)));
   $("provenance").textContent =
     `From ${[...new Set(report.searches.map((search) => search.folder))].join(", ")}. ` +
     Object.entries(report.versions).map((pair) => pair.join(" ")).join(", ");

@@ -5,6 +5,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from predictors import Device, LatencyPredictor
 from search.history import Evaluation, read_history, write_history
@@ -103,9 +104,31 @@ def test_what_is_shown_of_a_search(folder):
     assert training["accuracy"] == {"largest": [(1, 0.5)], "random 0": [(1, 0.25)]}
     assert training["losses"] == {"largest": [(1, 3.0)], "random 1": [(1, 2.0)], "smallest": [(1, 1.0)]}
     (device,) = content["devices"]
-    left_out = dict(zip(predictor().space.decode(predictor().codes), predictor().left_out_ms))
+    left_out = dict(zip(predictor().space.decode(predictor().codes), predictor().held_out_ms))
     assert device["points"][0] == (0.3, pytest.approx(left_out[SMALL], rel=1e-4), None, True)
     assert device["noise_percent"] is None
+
+
+def test_a_latency_limit_that_the_front_may_break_is_said(folder):
+    limited = SETTINGS | {"limits": {"phone": 0.35, "macs": 400.0}}
+    write_history(folder / "search" / "search.jsonl", limited, EVALUATIONS)
+    content = make_content(read_sources([folder / "search"]))
+    predicted = predictor().predict([SMALL, MIDDLE, LARGE])
+    expected = dict(zip([SMALL, MIDDLE, LARGE], norm.cdf((0.35 - predicted.latency_ms) / predicted.standard_error_ms)))
+    found = {Arch(arch_of(content, i)): value for i, value in enumerate(content["candidates"]["within"][0])}
+    for arch in (SMALL, MIDDLE, LARGE):
+        assert found[arch] == pytest.approx(expected[arch], abs=1e-4)
+    assert content["candidates"]["within"][1] is None  # a limit on MACs is kept exactly
+    unsure, slower = content["notes"]
+    assert unsure.startswith("2 of the front's 3 architectures are predicted within 0.35 ms on phone by less than 1.64")
+    assert slower == "1 of the front's 2 measured architectures is slower than the limit of 0.35 ms on phone: 0.4 ms"
+    assert make_content(read_sources([folder / "search"]))["notes"] == content["notes"]
+
+
+def test_without_a_latency_limit_there_is_nothing_to_note(folder):
+    content = make_content(read_sources([folder / "search"]))
+    assert content["notes"] == []
+    assert content["candidates"]["within"] == [None, None]
 
 
 def test_the_noise_floor_is_that_of_two_measurements(folder):

@@ -1,0 +1,127 @@
+"""The methods that latencies are predicted by: what is regressed on what, in which scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from predictors import additive, pairwise
+from predictors.additive import Additive
+from predictors.embedding import Embedding
+from predictors.pairwise import Pairwise
+from predictors.transfer import (
+    OTHER_SCALES,
+    OWN_SCALES,
+    SPAN_SCALES,
+    additive_coefficients,
+    components,
+    own_components,
+)
+
+# m measurements, v values of all choices, s sources, k architectures of an embedding's sample
+
+MINIMUM = 8  # architectures that must be measured to predict others without sources
+FEW = 30  # measurements below which the effects of pairs are not looked for
+MOST_PAIRWISE = 1000  # measurements that the effects of pairs are learned from
+
+
+@dataclass(frozen=True)
+class Method:
+    """How measurements become a prediction, but for the measurements."""
+
+    kind: Literal["additive", "pairwise"]
+    logarithmic: bool  # whether the logarithm of the latency is predicted, or itself
+    sources: np.ndarray  # [s, v]: additive coefficients of the source devices, s = 0 where they are not used
+    log_variances: np.ndarray | None = None  # hyper-parameters of `pairwise`, once it is `tuned`
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measurements of one device, as the methods see them."""
+
+    embedding: Embedding
+    indicators: np.ndarray  # [m, v]
+    latency_ms: np.ndarray  # [m]
+    architectures: np.ndarray  # [m]: the number of each measurement's architecture, from 0
+
+    def part(self, rows: np.ndarray | slice) -> Measured:
+        return replace(
+            self,
+            indicators=self.indicators[rows],
+            latency_ms=self.latency_ms[rows],
+            architectures=self.architectures[rows],
+        )
+
+    def targets(self, method: Method) -> np.ndarray:
+        return np.log(self.latency_ms) if method.logarithmic else self.latency_ms
+
+
+def source_methods(embedding: Embedding, latency: Sequence[np.ndarray]) -> list[Method]:
+    """Transfer from sources in logarithms and in milliseconds, given each one's `latency` [k] in the sample.
+
+    Sources that are the same for all architectures say nothing; there is no transfer if none else is left.
+    """
+    values = np.array([value for value in latency if np.ptp(value) > 1e-6 * value.mean()])
+    if not len(values):
+        return []
+    fits = {log: additive_coefficients(embedding, np.log(values) if log else values) for log in (True, False)}
+    return [Method("additive", log, fits[log][0]) for log in sorted(fits, key=lambda log: fits[log][1])]
+
+
+def alternatives(embedding: Embedding, transfers: Sequence[Method], count: int) -> list[list[Method]]:
+    """The methods that may serve where `count` architectures were measured, each in both scales: with sources, without
+    where measurements alone would do, and both again with the effects of pairs where there are enough for these."""
+    nothing = np.zeros((0, embedding.size))
+    found = [list(transfers)] if transfers else []
+    if count >= MINIMUM or not transfers:
+        found.append([Method("additive", log, nothing) for log in (True, False)])
+    if count >= FEW:
+        found += [[replace(method, kind="pairwise") for method in methods] for methods in found]
+    return found
+
+
+def tuned(measured: Measured, methods: Sequence[Method]) -> list[Method]:
+    """The methods with the hyper-parameters that suit the measurements, looked for near those that they have."""
+    part = measured.part(slice(MOST_PAIRWISE))
+    found = []
+    for method in methods:
+        if method.kind == "pairwise":
+            log_variances = pairwise.maximise_evidence(
+                part.indicators,
+                part.targets(method),
+                measured.embedding.centre,
+                _tables(measured.embedding, method.sources),
+                near=method.log_variances,
+            )
+            method = replace(method, log_variances=log_variances)
+        found.append(method)
+    return found
+
+
+def condition(measured: Measured, method: Method) -> Additive | Pairwise:
+    """The posterior of the targets of `method`."""
+    embedding = measured.embedding
+    if method.kind == "pairwise":
+        part = measured.part(slice(MOST_PAIRWISE))
+        return pairwise.condition(
+            part.indicators,
+            part.targets(method),
+            embedding.centre,
+            _tables(embedding, method.sources),
+            method.log_variances,
+            part.architectures,
+        )
+    if len(method.sources):
+        parts, scales = components(embedding, method.sources), (SPAN_SCALES, OTHER_SCALES)
+    else:
+        parts, scales = own_components(embedding), OWN_SCALES
+    return additive.fit(
+        measured.indicators, measured.targets(method), embedding.centre, parts, scales, measured.architectures
+    )
+
+
+def _tables(embedding: Embedding, sources: np.ndarray) -> list[np.ndarray]:
+    return [*embedding.tables, embedding.scaled(sources.T)] if len(sources) else embedding.tables

@@ -1,0 +1,119 @@
+"""Mixtures, their held-out predictions and the scale of their errors, by hand."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from predictors import held_out, mixture
+from predictors.embedding import embedding
+from predictors.held_out import HeldOut, error_scale
+from predictors.methods import Measured, Method, alternatives
+from supernet.space import SearchSpace
+
+SPACE = SearchSpace({"width": (8, 16, 24), "depth": (1, 2, 3), "kernel_size": (3, 5, 7)})
+OWN = embedding(SPACE)
+CODES = np.array([[w, d, k] for w in range(3) for d in range(3) for k in range(3)])
+NOTHING = np.zeros((0, OWN.size))
+
+
+def measured(latency_ms, architectures=None):
+    count = len(latency_ms)
+    architectures = np.arange(count) if architectures is None else np.array(architectures)
+    return Measured(OWN, OWN.indicators(CODES[architectures]), np.array(latency_ms, dtype=float), architectures)
+
+
+def model(mean, variance):
+    """A model that predicts these for everything, and for what is left out."""
+    mean, variance = np.array(mean, dtype=float), np.array(variance, dtype=float)
+    return SimpleNamespace(left_out=mean, left_out_variance=variance, predict=lambda indicators: (mean, variance))
+
+
+def test_the_scale_of_errors_is_that_of_the_held_out_ones():
+    # errors of 2 and 4 standard errors, one of these from an architecture measured twice: (4 + 16 + 5) / (2 + 5)
+    found = HeldOut(np.array([12.0, 14.0, 14.0]), np.array([1.0, 1.0, 1.0]))
+    scale = error_scale(measured([10.0, 10.0, 10.0], [0, 1, 1]), found)
+    assert scale == pytest.approx(np.sqrt(25 / 7) * 4.302653 / norm.ppf(0.975), rel=1e-6)  # t with 2 degrees of freedom
+    # many errors as large as they were said to be need no scale
+    honest = HeldOut(np.full(27, 11.0), np.ones(27))
+    assert error_scale(measured([10.0, 12.0] * 13 + [10.0]), honest) == pytest.approx(2.051831 / norm.ppf(0.975))
+
+
+def test_a_mixture_adds_the_variance_between_its_scales():
+    methods = [Method("additive", log, NOTHING) for log in (True, False)]
+    both = mixture.Mixture(
+        methods, [model([np.log(4.0)], [0.01]), model([6.0], [0.25])], np.array([0.75, 0.25]), least_ms=1.0
+    )
+    latency_ms, standard_error_ms = both.predict(np.zeros((1, OWN.size)))
+    assert latency_ms[0] == pytest.approx(4.5)
+    # within: 0.75 (4 * 0.1)^2 + 0.25 * 0.25; between: 0.75 * 0.5^2 + 0.25 * 1.5^2
+    assert standard_error_ms[0] ** 2 == pytest.approx(0.12 + 0.0625 + 0.1875 + 0.5625)
+
+
+def test_no_latency_is_predicted_that_is_not_positive():
+    method = Method("additive", False, NOTHING)
+    one = mixture.Mixture([method], [model([-3.0], [1.0])], np.ones(1), least_ms=0.5)
+    assert one.predict(np.zeros((1, OWN.size)))[0] == 0.5
+
+
+def test_methods_are_weighed_by_the_densities_of_left_out_milliseconds(monkeypatch):
+    latency = [2.0, 3.0]
+    models = {True: model(np.log([2.2, 2.5]), [0.04, 0.04]), False: model([2.3, 2.8], [0.25, 0.16])}
+    monkeypatch.setattr(mixture, "condition", lambda measured, method: models[method.logarithmic])
+    methods = [Method("additive", log, NOTHING) for log in (True, False)]
+    densities = [
+        np.prod(norm.pdf(np.log(latency), np.log([2.2, 2.5]), 0.2) / latency),  # d log y = dy / y
+        np.prod(norm.pdf(latency, [2.3, 2.8], [0.5, 0.4])),
+    ]
+    weights = mixture.average(measured(latency), methods).weights
+    np.testing.assert_allclose(weights, np.array(densities) / sum(densities), rtol=1e-6)
+
+
+def test_the_alternative_of_the_least_relative_error_is_chosen(monkeypatch):
+    latency = [1.0, 10.0]
+    # an absolute error of 0.5 on the smaller is worse than one of 2 on the larger
+    models = {"additive": model([1.5, 10.0], [1.0, 1.0]), "pairwise": model([1.0, 12.0], [1.0, 1.0])}
+    monkeypatch.setattr(mixture, "condition", lambda measured, method: models[method.kind])
+    found = mixture.best(measured(latency), [[Method(kind, False, NOTHING)] for kind in models])
+    assert found.methods[0].kind == "pairwise"
+
+
+@pytest.mark.parametrize(
+    ("count", "transfer", "kinds"),
+    [
+        (7, True, [("additive", 1)]),  # too few to do without sources
+        (8, True, [("additive", 1), ("additive", 0)]),
+        (29, False, [("additive", 0)]),
+        (30, True, [("additive", 1), ("additive", 0), ("pairwise", 1), ("pairwise", 0)]),
+    ],
+)
+def test_what_is_tried_depends_on_how_many_there_are(count, transfer, kinds):
+    transfers = [Method("additive", log, np.ones((1, OWN.size))) for log in (False, True)] if transfer else []
+    found = alternatives(OWN, transfers, count)
+    assert [(methods[0].kind, len(methods[0].sources)) for methods in found] == kinds
+    assert all({method.logarithmic for method in methods} == {True, False} for methods in found)
+
+
+def test_each_architecture_is_predicted_by_a_fit_without_it():
+    architectures = [*range(23), 3, 3]
+    latency = np.arange(1.0, 26.0)
+    seen = []
+
+    def fit(part):
+        seen.append(part)
+        mean = part.latency_ms.mean()
+        return SimpleNamespace(predict=lambda indicators: (np.full(len(indicators), mean), np.ones(len(indicators))))
+
+    found = held_out.held_out(measured(latency, architectures), fit, fitted=None)
+    assert len(seen) == held_out.FOLDS
+    for i, architecture in enumerate(architectures):
+        others = [other % held_out.FOLDS != architecture % held_out.FOLDS for other in architectures]
+        assert found.latency_ms[i] == pytest.approx(latency[others].mean())
+
+
+def test_of_many_measurements_what_the_fit_leaves_out_is_held_out(monkeypatch):
+    monkeypatch.setattr(held_out, "MOST", 10)
+    fitted = SimpleNamespace(left_out=lambda: (np.full(11, 2.0), np.ones(11)))
+    found = held_out.held_out(measured(np.ones(11)), None, fitted)
+    np.testing.assert_array_equal(found.latency_ms, np.full(11, 2.0))
