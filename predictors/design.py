@@ -6,22 +6,25 @@ import numpy as np
 
 from predictors.embedding import Embedding
 
-# n candidates, v values of all choices, r rank of the prior
+# n candidates, k architectures to predict, v values of all choices, r rank of the prior
 
 NOISE = 0.02  # variance of a measurement's noise, as a part of the latencies'
 
 
-def most_informative(embedding: Embedding, indicators: np.ndarray, prior: np.ndarray, count: int) -> list[int]:
+def most_informative(
+    embedding: Embedding, indicators: np.ndarray, prior: np.ndarray, count: int, everywhere: np.ndarray
+) -> list[int]:
     """Indices of the `count` candidates, from `indicators` [n, v], to measure; greedy V-optimal design.
 
-    Each next candidate is the one after whose measurement the variance of the latency, averaged over random
-    architectures, is least, if the coefficients of an additive latency have the covariance `prior` [v, v].
+    Each next candidate is the one after whose measurement the variance of the latency, averaged over the architectures
+    with the indicators `everywhere` [k, v], is least, if the coefficients of an additive latency have the covariance
+    `prior` [v, v].
     """
     values, vectors = np.linalg.eigh(prior)
     kept = values > 1e-6 * values[-1]
     root = vectors[:, kept] * np.sqrt(values[kept])
     points = np.column_stack([(indicators - embedding.centre) @ root, np.ones(len(indicators))])
-    everywhere = np.column_stack([(embedding.sample - embedding.centre) @ root, np.ones(len(embedding.sample))])
+    everywhere = np.column_stack([(everywhere - embedding.centre) @ root, np.ones(len(everywhere))])
     second_moment = everywhere.T @ everywhere / len(everywhere)
     covariance = np.eye(points.shape[1])
     chosen: list[int] = []

@@ -200,13 +200,15 @@ def suggest(
 ) -> list[Arch]:
     """The `count` architectures whose latencies on a new device would say most about those of all others.
 
-    Chosen one by one from `candidates`, by default random architectures and some of all sizes, so that what
-    remains uncertain of a random architecture's latency is least (V-optimality), given what the `sources` have in
-    common. ValueError if there are fewer candidates than `count`.
+    Chosen one by one from `candidates`, by default random architectures, some of all sizes, the smallest and the
+    largest, so that what remains uncertain of the latency of a random architecture, or of one of any size, is least
+    (V-optimality), given what the `sources` have in common: within tight limits, a search ends among the smallest.
+    ValueError if there are fewer candidates than `count`.
     """
     own = embedding(space)
+    of_all_sizes = [*graded(space, GRADED, np.random.default_rng(0)), space.smallest, space.largest]
     if candidates is None:
-        candidates = own.sample_archs + graded(space, GRADED, np.random.default_rng(0))
+        candidates = own.sample_archs + of_all_sizes
     archs = list(dict.fromkeys(candidates))
     if not 1 <= count <= len(archs):
         raise ValueError(f"between 1 and {len(archs)} of the candidates can be suggested, not {count}")
@@ -214,7 +216,9 @@ def suggest(
         prior = sum(components(own, transfers[0].sources))
     else:
         prior = sum(variance * part for variance, part in zip(OWN_PARTS, own_components(own)))
-    return [archs[i] for i in most_informative(own, own.indicators(space.encode(archs)), prior, count)]
+    graded_part = own.indicators(space.encode(of_all_sizes))
+    everywhere = np.concatenate([own.sample[: len(graded_part)], graded_part])
+    return [archs[i] for i in most_informative(own, own.indicators(space.encode(archs)), prior, count, everywhere)]
 
 
 def load_devices(directory: str | Path) -> dict[str, LatencyPredictor]:

@@ -23,7 +23,7 @@ from command_line import console, run
 from search.history import read_history
 from search.margin import probability_within
 from search.report.limits import latency_limit
-from search.report.sources import TRIALS, read_sources
+from search.report.sources import HISTORY, TRIALS, read_sources
 from supernet.atomic import write_folder
 from supernet.evaluation import accuracy
 from supernet.runs import load_run
@@ -86,8 +86,10 @@ def main() -> None:
 def latency_lines(history: Path, arch: Arch) -> Iterator[str]:
     """How surely the architecture keeps within the latency limits of the search that it is from."""
     folder = history.parent.parent if history.parent.name == TRIALS else history.parent
+    if history not in (folder / HISTORY, folder / TRIALS / history.name):
+        return  # not where searches and sweeps leave it, with their predictors beside it
     sources = read_sources([folder])
-    search = next((search for search in sources.searches if search.history.name == history.name), None)
+    search = next((search for search in sources.searches if search.history == history), None)
     for device in sources.devices if search else ():
         limit_ms = latency_limit(search, device)
         if not math.isfinite(limit_ms):
@@ -95,7 +97,7 @@ def latency_lines(history: Path, arch: Arch) -> Iterator[str]:
         latency_ms, error_ms = (float(value[0]) for value in device.predictor.predict([arch]))
         sure = probability_within(device.predictor, [arch], limit_ms)[0]
         yield (
-            f"{device.name}: predicted {latency_ms:.3g} ms, give or take {error_ms:.2g}, which keeps within the limit of "
+            f"{device.name}: predicted {latency_ms:.3g} ms, give or take {error_ms:.2g}; it keeps within the limit of "
             f"{limit_ms:g} ms with a probability of {sure:.0%}"
         )
         for row in device.measurements:

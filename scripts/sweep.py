@@ -38,7 +38,7 @@ from search.strategies import GUIDED, check_strategy
 from search.sweep import Settings, Sweep, combined_front, run_sweep, write_sweep
 from supernet.data import DataConfig
 from supernet.execution import located
-from supernet.runs import load_run
+from supernet.runs import load_run, read_family
 from supernet.space import Arch
 
 
@@ -118,7 +118,7 @@ def main() -> None:
     devices = list(dict.fromkeys(str(settings["device"]) for settings in trials))
     write_sweep(sweep, output, {device: device for device in devices})
     write_origin(output, arguments.run, arguments.predictors)
-    for line in notes_on_limits(sweep, devices, load_predictors(arguments.predictors, load_run(arguments.run).family)):
+    for line in notes_on_limits(sweep, devices, load_predictors(arguments.predictors, read_family(arguments.run))):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{len(sweep.trials)} searches; the tables are in {output}.")
     report(output)

@@ -175,5 +175,7 @@ def test_the_first_measurement_is_the_one_that_brute_force_finds():
         posterior = np.linalg.inv(np.eye(12) + design.T @ design / 0.02)
         return np.einsum("ij,jk,ik->", points, posterior, points)
 
-    assert most_informative(EMBEDDING, INDICATORS, prior, 1)[0] == np.argmin([remaining(i) for i in range(25)])
-    assert len(set(most_informative(EMBEDDING, INDICATORS, prior, 10))) == 10
+    assert most_informative(EMBEDDING, INDICATORS, prior, 1, EMBEDDING.sample)[0] == np.argmin(
+        [remaining(i) for i in range(25)]
+    )
+    assert len(set(most_informative(EMBEDDING, INDICATORS, prior, 10, EMBEDDING.sample))) == 10

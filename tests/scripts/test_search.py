@@ -75,7 +75,7 @@ def test_a_limit_below_all_measurements_is_said_in_the_terminal_and_the_report(f
         script="extract.py",
     )  # fmt: skip
     assert extracted.returncode == 0, extracted.stderr
-    assert "keeps within the limit of 0.6 ms with a probability of" in extracted.stdout
+    assert "it keeps within the limit of 0.6 ms with a probability of" in extracted.stdout
 
 
 def test_screening_reports_its_rank_correlation_each_generation(folder):
