@@ -73,7 +73,7 @@ def run_netaug_job(
 ) -> Subnet:
     """Train the model that `job` describes, as `supernet.standalone.run_model_job` does, by network augmentation."""
     with owned(directory):
-        data, [(_, family, arch, model)], teacher, begin = prepare_job(job, directory, resume)
+        data, [(own, family, arch, model)], teacher, begin = prepare_job(job, directory, resume)
         config = job.netaug
         augmentation = augment(
             family, config.r, config.s, arch=arch, widths=config.widths or None, expansions=config.expansions or None
@@ -93,7 +93,7 @@ def run_netaug_job(
             on_step=on_step,
             on_begin=begin,
         )
-    return Subnet(model, SubnetConfig.of(job.space, job.space_options, arch, data))
+    return Subnet(model, SubnetConfig.of(own.space, own.space_options, arch, data))
 
 
 def train_netaug(

@@ -22,6 +22,7 @@ from supernet.data import Data, DataConfig, resize
 from supernet.evaluation import accuracy
 from supernet.execution import located
 from supernet.families import Family
+from supernet.families.timm_models import self_contained
 from supernet.loop import Loop, LoopConfig, StepResult, autocast
 from supernet.ownership import owned
 from supernet.randomness import Stream, part_seed
@@ -120,7 +121,7 @@ def run_model_job(
 class Member(NamedTuple):
     """A network to train: that of a job, or one of its peers."""
 
-    job: ModelJob
+    job: ModelJob  # with options of its space as they are saved
     family: Family
     arch: Arch
     model: nn.Module  # with the weights to start from
@@ -161,7 +162,10 @@ def prepare_job(job: ModelJob, directory: Path, resume: bool) -> Prepared:
 def _member(job: ModelJob, classes: Sequence[str]) -> Member:
     family = make_family(job.space, job.space_options, len(classes))
     arch = family.space.largest if job.arch is None else family.space.validate(Arch.from_json(job.arch))
-    return Member(job, family, arch, initial_model(job, family, arch, classes))
+    model = initial_model(job, family, arch, classes)
+    # a folder that these options name may be gone when the model is saved
+    job = dataclasses.replace(job, space_options=self_contained(job.space, job.space_options))
+    return Member(job, family, arch, model)
 
 
 def peer_jobs(job: ModelJob, resolution: int) -> list[ModelJob]:

@@ -90,14 +90,21 @@ def _beginnings(name: str) -> Iterator[str]:
 
 
 def check_names(
-    model: nn.Module, missing: Collection[str], unexpected: Collection[str], source: str, optional: Collection[str] = ()
+    model: nn.Module,
+    missing: Collection[str],
+    unexpected: Collection[str],
+    source: str,
+    optional: Collection[str] = (),
+    leave_out: bool = False,
 ) -> None:
     """ValueError unless names of tensors that a file lacks, or has too many, do no harm to `model`.
 
     Missing may be what starts anew, the tensors of the modules `optional`, and what a model counts or computes itself:
     buffers of integers or truth values, such as BatchNorm's num_batches_tracked and tables of relative positions. The
     moving statistics of normalisation layers and all other buffers are learned, and may not. Too many may be those of
-    `optional` as well, counters, and what the model holds but does not save, such as masks that earlier versions saved.
+    `optional` as well, counters, and what the model holds but does not save, such as masks that earlier versions saved;
+    and, with `leave_out` and if nothing is missing, modules of which the model has nothing, such as auxiliary heads,
+    which the log says.
     """
     own, buffers = model.state_dict(), dict(model.named_buffers())
     missing = [name for name in missing if not starts_with(name, optional) and _is_learned(own.get(name))]
@@ -106,7 +113,11 @@ def check_names(
         for name in unexpected
         if not starts_with(name, optional) and name not in buffers and not name.endswith(COUNTER)
     ]
-    if not missing and not unexpected:
+    parts = {name.partition(".")[0] for name in own}
+    beside = [name for name in unexpected if leave_out and name.partition(".")[0] not in parts]
+    if not missing and len(beside) == len(unexpected):
+        if beside:
+            logger.warning("%d tensors in %s are left out, the first %r", len(beside), source, beside[0])
         return
     found = []
     if missing:

@@ -81,10 +81,11 @@ def load_pretrained(
         model, left = _load(create, overlay | {"num_classes": -1}, num_classes, failure)
     model.pretrained_cfg.pop("state_dict", None)  # which would be kept, and saved, with the model
     fresh = [key for key in left.missing if starts_with(key, modules)]
+    stem = _names(config.get("first_conv")) if model.in_chans != config["input_size"][0] else ()
+    unexpected = [] if found is None else left.unexpected  # of its own weights, timm knows what is left out
+    check_names(model, left.missing, unexpected, source, (*modules, *stem), leave_out=True)
     if fresh and classifier:
         raise ValueError(f"{source} has no classifier for {num_classes} classes, but it needs {fresh[0]!r}")
-    stem = _names(config.get("first_conv")) if model.in_chans != config["input_size"][0] else ()
-    check_names(model, left.missing, left.unexpected, source, (*modules, *stem))
     if fresh and is_file and classifier is None:
         logger.warning("%s has no classifier for %d classes: %s start anew", source, num_classes, ", ".join(fresh))
     return model

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import pytest
 import timm
@@ -217,6 +218,17 @@ def test_a_pretrained_classifier_is_kept_for_its_own_classes_alone(tmp_path):
         found = initial_model(job, family, family.space.largest, classes)
         assert torch.equal(found.conv1[0].weight, model.conv1[0].weight)
         assert torch.equal(found.fc.weight, model.fc.weight) == is_kept
+
+
+def test_a_model_is_saved_without_the_folder_that_it_came_from(tmp_path):
+    source = tmp_path / "source"
+    save_for_hf(timm.create_model("test_resnet", num_classes=10), source, safe_serialization=True)
+    job = ModelJob("timm", json.dumps({"name": f"local-dir:{source}", "input_size": 32}), data=DATA)
+    data, (member,) = prepare_job(job, tmp_path / "run", resume=False)[:2]
+    shutil.rmtree(source)  # while it trains
+    config = SubnetConfig.of(member.job.space, member.job.space_options, member.arch, data)
+    save_subnet(tmp_path / "model", Subnet(member.model, config), onnx=False)
+    load_subnet(tmp_path / "model")
 
 
 def test_weights_of_another_network_are_refused(trained, tmp_path):

@@ -109,6 +109,15 @@ def test_what_a_network_counts_or_computes_itself_may_be_missing_or_too_many():
     load_weights(network(), kept | {"1.mask": torch.ones(4), "7.num_batches_tracked": torch.tensor(1)}, "that.pth")
 
 
+def test_modules_of_which_the_network_has_nothing_are_left_out_and_said(caplog):
+    extra = ["AuxLogits.fc.weight", "AuxLogits.fc.bias"]
+    check_names(network(), [], extra, "that.pth", leave_out=True)
+    assert "2 tensors in that.pth are left out, the first 'AuxLogits.fc.weight'" in caplog.text
+    for missing, unexpected in ((["0.weight"], extra), ([], [*extra, "0.1.weight"])):
+        with pytest.raises(ValueError, match=r"that\.pth does not fit .* the first 'AuxLogits\.fc\.weight'"):
+            check_names(network(), missing, unexpected, "that.pth", leave_out=True)
+
+
 def test_optional_modules_may_be_missing():
     check_names(network(), ["3.weight", "3.bias"], ["3.scale"], "that.pth", ("3",))
     with pytest.raises(ValueError, match=r"1 of its 10 tensors are missing, the first '0\.weight'"):
