@@ -101,3 +101,18 @@ def test_rates_fall_by_the_epoch_and_paths_follow_from_the_step():
     BlockTrainer({1: again}, BlockwiseConfig(), 2).step([x, x, 3 * x], 4)
     assert again.paths == students[1].paths[4:]
     assert students[1].weight.item() > 1 > students[0].weight.item()  # each towards its own target
+
+
+def test_blocks_draw_their_paths_apart():
+    students, x = {0: Scale(), 1: Scale()}, torch.arange(8.0)
+    features = [x, 3 * x, 9 * x]
+    trainer = BlockTrainer(students, BlockwiseConfig(lr=1e-6), steps_per_epoch=2)
+    for step in range(40):
+        trainer.step(features, step)
+    assert set(students[0].paths) == set(students[1].paths) == {1, 2}
+    alike = sum(a == b for a, b in zip(students[0].paths, students[1].paths))
+    assert 8 <= alike <= 32  # of 40; a half, and a standard deviation of 3
+    # a step has the gradient of its own batch alone
+    again = Scale()
+    BlockTrainer({1: again}, BlockwiseConfig(lr=1e-6), steps_per_epoch=2).step(features, 39)
+    torch.testing.assert_close(students[1].weight.grad, again.weight.grad, rtol=1e-3, atol=0.0)

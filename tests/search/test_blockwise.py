@@ -53,6 +53,12 @@ def test_equal_losses_and_integer_costs():
     assert {c.paths for c in combinations([case])} == {(a, b) for a in range(3) for b in range(3) if a + b + 2 <= 4}
 
 
+def test_a_budget_is_met_whatever_the_rounding_of_sums():
+    case = Blocks([np.zeros(1), np.zeros(1)], [np.array([[0.1]]), np.array([[0.2]])], np.array([0.3]))
+    assert 0.1 + 0.2 > 0.3
+    assert [c.paths for c in combinations([case])] == [(0, 0)]
+
+
 def test_a_budget_that_nothing_meets_gives_nothing():
     assert list(combinations([Blocks([np.ones(2)] * 2, [np.ones((2, 1))] * 2, np.array([1.9]))])) == []
 
