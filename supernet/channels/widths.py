@@ -100,6 +100,9 @@ def _resize(
         setattr(module, leaf, nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part)
         if leaf == "weight":
             _set_numbers(module, torch.Size(shape))
+        seen_as = getattr(module, "shape", None)  # of a vector by which timm's metaformers scale channels
+        if tensor.dim() == 1 and isinstance(seen_as, tuple) and seen_as[:1] == tensor.shape:
+            module.shape = (shape[0], *seen_as[1:])
     return model
 
 

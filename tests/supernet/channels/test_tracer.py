@@ -1,6 +1,7 @@
 import pytest
 import timm
 import torch
+from timm.models.metaformer import Scale
 from torch import nn
 
 from supernet.channels import narrow, trace
@@ -174,3 +175,10 @@ def test_a_narrower_model_is_one_that_was_made_so():
     expected[0][2].expand, expected[0][2].project = nn.Conv2d(2, 8, 1), nn.Conv2d(8, 2, 1)
     assert repr(model) == repr(expected)
     assert {n: t.shape for n, t in model.state_dict().items()} == {n: t.shape for n, t in expected.state_dict().items()}
+
+
+def test_the_shape_in_which_a_module_sees_its_vector_follows():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Scale(4, use_nchw=True), nn.Conv2d(4, 5, 1))
+    (group,) = trace(model, torch.empty(1, 3, 8, 8)).channels
+    assert narrow(model, {group: 2})(torch.zeros(1, 3, 8, 8)).shape == (1, 5, 8, 8)
+    assert model[1].shape == (2, 1, 1)
