@@ -6,7 +6,7 @@
 The network is EfficientNet-Lite0 with its published weights (timm's `tf_efficientnet_lite0`), a supernet with channels
 in the order of their importance, and no training: the largest subnet is the published network, others have 0.9 or 0.75
 of its width. The images are 700 photographs of as many classes of ImageNet. A draw puts them in a random order; the
-first ones calibrate, others judge. The photographs are split once and for all: by one half the estimator was chosen,
+first ones calibrate, others judge. The photographs are split once and for all: one half is to choose an estimator by,
 and the other half gives the figures. Standard errors are over judging photographs, the draws of each averaged first,
 and those of a difference are of paired differences.
 
@@ -68,6 +68,10 @@ class Arguments:
     """Photographs that calibrate."""
     draws: tuple[int, ...] = (2, 2, 1)
     """Random draws of them, for each of these numbers."""
+    widths: tuple[float, ...] = WIDTHS
+    """Fractions of the largest subnet's width: 1, 0.9 or 0.75."""
+    tried: tuple[str, ...] = TRIED
+    """Estimators beside the main ones."""
     judges: int = 160
     """Photographs that judge at most, of both halves together."""
     resolution: int = 224
@@ -97,14 +101,16 @@ def main() -> None:
     if max(arguments.images) > MOST or len(arguments.draws) != len(arguments.images):
         raise SystemExit(f"at most {MOST} images, and as many numbers of draws as of images: {arguments}")
     if not arguments.quick:
-        return measure(arguments, TRIED)
+        return measure(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        quick = dataclasses.replace(arguments, images=(50,), draws=(1,), judges=60, resolution=128, output=Path(folder))
-        measure(quick, ())
+        quick = dataclasses.replace(
+            arguments, images=(50,), draws=(1,), tried=(), judges=60, resolution=128, output=Path(folder)
+        )
+        measure(quick)
 
 
-def measure(arguments: Arguments, tried: Sequence[str]) -> None:
-    plan = list(cells(arguments, tried))
+def measure(arguments: Arguments) -> None:
+    plan = list(cells(arguments))
     found = Measured(arguments)
     for cell in track(plan, "Calibrating"):
         found(cell)
@@ -113,17 +119,17 @@ def measure(arguments: Arguments, tried: Sequence[str]) -> None:
     report(rows, summary(plan, found), arguments.json, settings=settings, threads=torch.get_num_threads())
 
 
-def cells(arguments: Arguments, tried: Sequence[str]) -> Iterator[Cell]:
+def cells(arguments: Arguments) -> Iterator[Cell]:
     """All that is to be measured, what matters most first."""
     middle = arguments.images[len(arguments.images) // 2]
     for draw in range(max(arguments.draws)):
         numbers = [images for images, draws in zip(arguments.images, arguments.draws) if draw < draws]
         for images in sorted(numbers, key=lambda images: (images != middle, images)):
-            for width in WIDTHS if draw == 0 else WIDTHS[:2]:
+            for width in arguments.widths if draw == 0 else WIDTHS[:2]:
                 for estimator in MAIN:
                     if estimator != "corrected" or width < 1:  # of the largest it is what it was
                         yield Cell(width, images, draw, estimator)
-    yield from (Cell(width, middle, 0, estimator) for estimator in tried for width in WIDTHS[:2])
+    yield from (Cell(width, middle, 0, estimator) for estimator in arguments.tried for width in WIDTHS[:2])
 
 
 class Measured:
