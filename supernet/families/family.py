@@ -80,8 +80,8 @@ class Family:
         example = torch.empty(1, self.in_chans, size, size, device="meta")
         net = Supernet(self.space, self.build, self.rules, seed=seed, example=example, pieces=self.pieces)
         output = without_data(net.skeleton(self.space.largest), partial(_output_in_training, example))
-        if (classes := count_classes(output)) != self.num_classes:
-            raise ValueError(f"the model gives logits of {classes} classes, and its family says {self.num_classes}")
+        if (given := count_classes(output)) != self.num_classes:
+            raise ValueError(f"the model gives logits of {given} classes, and its family says {self.num_classes}")
         if pretrained and self.weights is not None:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)  # a classifier that starts anew
