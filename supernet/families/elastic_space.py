@@ -142,6 +142,10 @@ def _failing(names: Sequence[str], failure: Callable[[Sequence[str]], str | None
             divide(kind)
         else:
             failing.update(dict.fromkeys(kind, ends[0]))
+        # one that is left may only run because its number happens to agree with another
+        for name in list(failing):
+            if name in kind:
+                failing.update(dict.fromkeys(kind, failing[name]))
     return failing
 
 
