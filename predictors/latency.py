@@ -209,6 +209,10 @@ def suggest(
     of_all_sizes = [*graded(space, GRADED, np.random.default_rng(0)), space.smallest, space.largest]
     if candidates is None:
         candidates = own.sample_archs + of_all_sizes
+    everywhere = own.sample
+    if any(choice.ordered for choice in space.choices.values()):  # or else nothing tells what is small
+        graded_part = own.indicators(space.encode(of_all_sizes))
+        everywhere = np.concatenate([own.sample[: len(graded_part)], graded_part])
     archs = list(dict.fromkeys(candidates))
     if not 1 <= count <= len(archs):
         raise ValueError(f"between 1 and {len(archs)} of the candidates can be suggested, not {count}")
@@ -216,8 +220,6 @@ def suggest(
         prior = sum(components(own, transfers[0].sources))
     else:
         prior = sum(variance * part for variance, part in zip(OWN_PARTS, own_components(own)))
-    graded_part = own.indicators(space.encode(of_all_sizes))
-    everywhere = np.concatenate([own.sample[: len(graded_part)], graded_part])
     return [archs[i] for i in most_informative(own, own.indicators(space.encode(archs)), prior, count, everywhere)]
 
 
