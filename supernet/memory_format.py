@@ -14,6 +14,6 @@ def channels_last(module: nn.Module) -> nn.Module:
     `module.to(memory_format=torch.channels_last)` does the same, but fails on those of five.
     """
     for tensor in itertools.chain(module.parameters(), module.buffers()):
-        if tensor.dim() == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+        if tensor.dim() == 4:  # `contiguous` would leave 1x1 kernels as they are, for which other sums are then taken
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
     return module
