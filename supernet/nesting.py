@@ -20,6 +20,8 @@ from supernet.skeleton import without_data
 from supernet.slicing import Unit, layer_of
 from supernet.space import Arch, SearchSpace, Value
 
+MODULES_RUN = 600  # of all random architectures together, in `check_structure`
+
 
 def covering_archs(space: SearchSpace) -> list[Arch]:
     """Architectures whose tensors, together, include every tensor of the space at its largest shape.
@@ -59,9 +61,14 @@ def _arch_with(space: SearchSpace, name: str, value: Value) -> Arch:
 
 
 def probing_archs(space: SearchSpace, count: int = 8) -> list[Arch]:
-    """The smallest architecture and `count` random ones, always the same, to check a builder on."""
+    """The smallest architecture and `count` random ones, always the same, to check a builder on.
+
+    The random ones are a Latin hypercube sample: each value of a choice with up to `count` values occurs.
+    """
     generator = np.random.default_rng(0)
-    return list(dict.fromkeys([space.smallest, *(space.sample(generator) for _ in range(count))]))
+    levels = np.arange(count) + 0.5
+    columns = [generator.permutation(levels * len(choice.values) // count) for choice in space.choices.values()]
+    return list(dict.fromkeys([space.smallest, *space.decode(np.stack(columns, axis=1).astype(int))]))
 
 
 def check_shape(
@@ -103,16 +110,18 @@ def check_structure(
 
     Between architectures that differ in ordered choices alone, a module's switches must stay as they are: attributes
     that are true or false, and children or tensors that are there or None, such as a residual connection or a bias.
-    With an `example` of the input, the smallest module and two random ones are run without data too, a fraction of a
-    second each, and those with the same children must also call the same functions, which finds
-    `if x.shape == y.shape: y = y + x`. And a weight of which a smaller module keeps the leading rows, as `leads` tells,
-    is not of a layer whose outputs the forward pass divides into blocks that begin elsewhere in the smaller one (see
-    `divisions`).
+    With an `example` of the input, the smallest module and two to eight random ones (the more, the smaller they are)
+    are run without data too, a fraction of a second each, and those with the same children must also call the same
+    functions, which finds `if x.shape == y.shape: y = y + x`. And a weight of which a smaller module keeps the leading
+    rows, as `leads` tells, is not of a layer whose outputs the forward pass divides into blocks that begin elsewhere in
+    the smaller one (see `divisions`).
     """
-    runs = set(probing_archs(space, 2)) if example is not None else set()
+    probing = probing_archs(space)
+    modules = sum(1 for _ in module_of(space.largest).modules())
+    runs = set(probing[: 1 + max(2, min(len(probing), MODULES_RUN // modules))]) if example is not None else set()
     types: dict[str, tuple[type, Arch]] = {}  # without what parametrisations add
     seen: dict[Arch, _Run] = {}
-    for arch in [*covering_archs(space), *probing_archs(space)]:
+    for arch in [*covering_archs(space), *probing]:
         module = module_of(arch)
         for name, child in module.named_modules():
             kind = type_before_parametrizations(child)

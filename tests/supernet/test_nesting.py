@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from supernet import Choice, SearchSpace, Supernet
+from supernet.families import Family
 from supernet.nesting import covering_archs
 
 
@@ -119,3 +120,18 @@ def test_a_name_that_the_supernet_uses_is_refused():
 def test_a_rule_for_no_tensor_is_refused():
     with pytest.raises(ValueError, match=r"no tensor of the supernet is named like the slicing rule 'conv\.\*'"):
         Supernet(SearchSpace({"width": (1, 2)}), lambda arch: nn.Linear(2, arch["width"]), {"conv.*": torch.narrow})
+
+
+def test_a_connection_that_is_there_at_one_width_alone_is_found():
+    class Block(nn.Sequential):
+        def forward(self, x):
+            y = super().forward(x)
+            return x + y if x.shape == y.shape else y
+
+    def build(arch, drop_rate=0.0, drop_path_rate=0.0):
+        blocks = [Block(nn.Conv2d(3, 24, 1)), Block(nn.Conv2d(24, arch["width"], 1))]
+        return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(arch["width"], 10))
+
+    family = Family(SearchSpace({"width": (8, 12, 16, 20, 24, 28, 32, 36)}), build, num_classes=10, input_size=8)
+    with pytest.raises(ValueError, match="module '1' calls add in one of"):
+        family.supernet()
