@@ -21,8 +21,12 @@ def write(path: Path, content: dict) -> None:
 def read(path: Path) -> dict:
     """What `write` was given, or would be given today for a file of an earlier version.
 
-    ValueError if the file is damaged, edited or of a later version.
+    ValueError if the file is not there, damaged, edited or of a later version.
     """
+    if not path.is_file():
+        raise ValueError(
+            f"{path.parent} is no folder of a latency predictor: it has no {path.name}; name that of a device"
+        )
     try:
         content = json.loads(path.read_text())
         digest = content.pop("sha256")

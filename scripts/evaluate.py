@@ -31,9 +31,10 @@ from predictors import prepare, this_device
 from predictors.device import Device
 from supernet import provenance
 from supernet.atomic import write_atomically
-from supernet.data import Data, DataConfig, load_data
+from supernet.data import Data, DataConfig
 from supernet.evaluation import quality
 from supernet.loop import pick_device
+from supernet.runs import load_images
 from supernet.subnet import Subnet, check_classes, load_network
 
 
@@ -74,7 +75,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments, default=default, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     if not arguments.networks:
         raise ValueError("say which networks to evaluate: folders of subnets, or names of timm models")
-    data = load_data(arguments.data, arguments.seed)
+    data = load_images(arguments.data, arguments.seed)
     subnets = {name: opened(name, data, arguments.input_size) for name in arguments.networks}
     rows = [{"network": name, **figures(subnet, data, arguments.device)} for name, subnet in subnets.items()]
     device = None

@@ -248,6 +248,11 @@ def test_a_damaged_file_is_refused(tmp_path, how, message):
         LatencyPredictor.load(tmp_path)
 
 
+def test_a_folder_without_a_predictor_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match=r"devices is no folder of a latency predictor: it has no predictor\.json"):
+        LatencyPredictor.load(tmp_path / "devices")
+
+
 def test_a_file_of_another_space_is_refused(tmp_path, sources):
     sources[0].save(tmp_path)
     with pytest.raises(ValueError, match="is for another search space"):

@@ -157,6 +157,10 @@ def test_weights_of_another_network_and_classes_of_another_order_end_in_one_line
         (["train_standalone.py", "--recipe", "cifar100", "--output", "out"], "there is no recipe 'cifar100'"),
         (["evaluate.py", "--run", "nowhere", "subnet"], "nowhere is no directory of a training run"),
         (["evaluate.py"], "say which networks to evaluate"),
+        (
+            ["evaluate.py", "resnet18", "--recipe", "cifar10", "--root", "/nowhere"],
+            "no images at root '/nowhere': say with --root where they lie now",
+        ),
     ],
 )
 def test_bad_input_ends_in_one_line(script, arguments, message):

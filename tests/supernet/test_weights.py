@@ -55,6 +55,7 @@ def test_safetensors_are_read(tmp_path):
     ("content", "message"),
     [
         (b"nonsense", "cannot read the weights in"),
+        (b"hello", "cannot read the weights in"),  # for which the unpickler has a KeyError
         ([1, 2], "holds no tensors by name, but a list"),
         ({"epoch": 3}, r"holds no tensors by name, but epoch"),
         ({}, r"holds no tensors by name, but nothing"),
