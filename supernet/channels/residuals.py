@@ -62,20 +62,21 @@ class Residuals:
             waiting += [(source.tensor, added or source.added) for source in sources]
         return False
 
-    def removable(self, model: nn.Module) -> Mapping[str, int]:
+    def removable(self, model: nn.Module) -> Mapping[str, Mapping[str, int]]:
         """Every list of modules that ends in residual blocks, each of which takes in what the one before it puts out,
-        and its number of modules before these; one at least."""
+        and these blocks with their places in it; the first module is none of them."""
         removable = {}
         for name, module in model.named_modules():
             if type(module) in (nn.Sequential, nn.ModuleList):
-                children = [f"{name}.{child}".lstrip(".") for child in module._modules]
+                names = list(module._modules)
+                children = [f"{name}.{child}".lstrip(".") for child in names]
                 kept = len(children)
                 while kept > 1 and self._is_block(children[kept - 1]):
                     if kept < len(children) and not self._follows(children[kept], children[kept - 1]):
                         break
                     kept -= 1
                 if kept < len(children):
-                    removable[name] = kept
+                    removable[name] = {names[place]: place for place in range(kept, len(names))}
         return removable
 
     def _is_block(self, name: str) -> bool:

@@ -74,7 +74,7 @@ class Trace:
 
     channels: tuple[Channels, ...]  # those that may become fewer
     layers: tuple[Layer, ...]
-    removable: Mapping[str, int]  # a list of modules, and its number of modules before the residual blocks at its end
+    removable: Mapping[str, Mapping[str, int]]  # a list of modules, the residual blocks at its end, and their places
     fixed: Mapping[str, str]  # layers whose outputs have to stay, and the function that fixes each
     output: object  # of the model, on the meta device, or on the CPU if it does not run there
     macs: int  # for one image

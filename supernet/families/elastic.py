@@ -102,7 +102,7 @@ def from_model(
     num_classes, device = count_classes(found.output), found.output.device
     model = copy_to(model, device).requires_grad_(False).eval()
     example = torch.zeros_like(example[:1], device=device)
-    elastic = Elastic(found, {name: len(model.get_submodule(name)) for name in found.removable}, width, depth)
+    elastic = Elastic(found, width, depth)
     running = running_space(elastic, model, example)
     space, why = running.space, _reasons(found, running.left_out)
     if space is None:

@@ -28,7 +28,6 @@ class Elastic:
     """What of a model may vary."""
 
     found: Trace
-    lengths: Mapping[str, int]  # of the lists of modules that may become shorter
     width: Sequence[float]  # fractions
     depth: Sequence[float]
 
@@ -43,8 +42,9 @@ class Elastic:
                 when = {stage: [d for d in choices[stage].values if d > index] for stage, index in needs.items()}
                 choices[name] = Choice(values, {s: ds for s, ds in when.items() if len(ds) < len(choices[s].values)})
 
-        for name, kept in self.found.removable.items():
-            depths = (max(kept, math.ceil(self.lengths[name] * fraction)) for fraction in self.depth)
+        for name, places in self.found.removable.items():
+            kept, length = min(places.values()), max(places.values()) + 1
+            depths = (max(kept, math.ceil(length * fraction)) for fraction in self.depth)
             declare(join(name, "depth"), name, depths)
         for group in self.found.channels:
             divisor = math.gcd(group.size, 8)
@@ -61,7 +61,9 @@ class Elastic:
     def _reduce(self, arch: Arch, model: nn.Module) -> nn.Module:
         for stage in self.found.removable:
             if (length := arch.get(join(stage, "depth"))) is not None:
-                del model.get_submodule(stage)[length:]
+                blocks = model.get_submodule(stage)
+                for block in list(blocks._modules)[length:]:
+                    delattr(blocks, block)  # `del blocks[length:]` would number those that have names
         sizes = {group: arch.get(join(group.name, "width")) for group in self.found.channels}
         return narrow(model, {group: size for group, size in sizes.items() if size is not None})
 
@@ -101,12 +103,11 @@ def running_space(elastic: Elastic, model: nn.Module, example: Tensor) -> Runnin
 def needed(found: Trace, layer: str) -> list[tuple[str, int]]:
     """The choices of depth that `layer` depends on, and the index of its block: the depth has to be larger."""
     needs = []
-    for stage, kept in found.removable.items():
+    for stage, places in found.removable.items():
         prefix = f"{stage}." if stage else ""
-        if layer.startswith(prefix) and layer != stage:
-            index = layer.removeprefix(prefix).partition(".")[0]
-            if index.isdigit() and int(index) >= kept:
-                needs.append((join(stage, "depth"), int(index)))
+        block = layer.removeprefix(prefix).partition(".")[0]
+        if layer.startswith(prefix) and layer != stage and block in places:
+            needs.append((join(stage, "depth"), places[block]))
     return needs
 
 
@@ -169,11 +170,11 @@ def _failure(
 
 def _run(elastic: Elastic, model: nn.Module, arch: Arch, example: Tensor, whole: Mapping[str, list[str]]) -> int | str:
     """The MACs of the model of an architecture for one image, or why it does not run."""
-    smaller = elastic.reduce(copy.deepcopy(model), arch)
     try:
+        smaller = elastic.reduce(copy.deepcopy(model), arch)
         with torch.no_grad(), example.device, flop_counter() as counter:
             calls = record_calls(example, smaller, example.device)
-    except Exception as error:  # whatever a forward raises that is not made for other sizes
+    except Exception as error:  # whatever code raises that is not made for other sizes
         return first_line(error)
     for name, own in calls.items():
         same_children = smaller.get_submodule(name)._modules.keys() == model.get_submodule(name)._modules.keys()

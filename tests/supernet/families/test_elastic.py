@@ -1,3 +1,5 @@
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 import timm
@@ -285,3 +287,23 @@ class Rigid(Own):
 
 def test_a_forward_that_needs_its_widths_keeps_them():
     assert "features.3.width" not in from_model(Rigid, torch.empty(1, 1, 8, 8)).space.choices
+
+
+def test_lists_of_blocks_within_blocks_that_have_names_become_shorter_with_them():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x):
+            return x + self.conv(x)
+
+    def create():
+        inner = OrderedDict(first=Residual(), second=Residual())
+        stage = nn.Sequential(OrderedDict(down=nn.Conv2d(3, 8, 1), one=Residual(), blocks=nn.Sequential(inner)))
+        return nn.Sequential(stage, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+    family = from_model(create, torch.empty(1, 3, 8, 8))
+    assert dict(family.space.choices["0.blocks.depth"].when) == {"0.depth": (3,)}
+    assert list(family.build(family.space.smallest)[0]._modules) == ["down", "one"]
+    assert family.macs(family.space.smallest) == count_macs(family.build(family.space.smallest), (3, 8, 8))
