@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode
 
-from supernet.divisions import Division, Divisions, check_divisions
+from supernet.divisions import Division, Divisions, Place, check_divisions
 from supernet.plain import floating_dtype
 from supernet.skeleton import without_data
 from supernet.slicing import Unit, layer_of
@@ -112,9 +112,9 @@ def check_structure(
     that are true or false, and children or tensors that are there or None, such as a residual connection or a bias.
     With an `example` of the input, the smallest module and two to eight random ones (the more, the smaller they are)
     are run without data too, a fraction of a second each, and those with the same children must also call the same
-    functions, which finds `if x.shape == y.shape: y = y + x`. And a weight of which a smaller module keeps the leading
-    rows, as `leads` tells, is not of a layer whose outputs the forward pass divides into blocks that begin elsewhere in
-    the smaller one (see `divisions`).
+    functions, which finds `if x.shape == y.shape: y = y + x`. And a tensor of which a smaller module keeps the leading
+    entries, as `leads` tells, is not of a layer whose outputs the forward pass divides into blocks that begin elsewhere
+    in the smaller one, nor of one whose inputs it puts together of such blocks (see `divisions`).
     """
     probing = probing_archs(space)
     modules = sum(1 for _ in module_of(space.largest).modules())
@@ -192,7 +192,7 @@ class _Run(NamedTuple):
     """What was seen in a forward pass."""
 
     calls: Mapping[str, list[str]]
-    divisions: Mapping[str, list[Division]]
+    divisions: Mapping[Place, list[Division]]
 
 
 def function_calls(module: nn.Module, example: Tensor) -> Mapping[str, list[str]]:
@@ -227,7 +227,7 @@ def _run(example: Tensor, module: nn.Module, device: torch.device) -> _Run:
         def __torch_function__(self, func, types, args=(), kwargs=None):
             calls[running[-1]].append(func.__name__)
             result = func(*args, **(kwargs or {}))
-            divisions.follow(func.__name__.strip("_"), args, kwargs or {}, result)
+            divisions.follow(running[-1], func.__name__.strip("_"), args, kwargs or {}, result)
             return result
 
     dtype = floating_dtype(module) if example.is_floating_point() else example.dtype

@@ -181,16 +181,16 @@ class Supernet(nn.Module):
         return _Subnet(module, parts)
 
     def _make_part(self, name: str, tensor: Tensor, module: nn.Module, arch: Arch) -> _Part:
-        shared = self._tensors()
-        if name not in shared:
+        if name not in self._sources:
             raise ValueError(
                 f"{arch!r} has a tensor {name!r} that the supernet lacks: no architecture of "
                 "supernet.nesting.covering_archs(space) has it; make the choice that brings it an unordered one"
             )
         kernel = is_kernel(module, name)
         source, shared_unit = self._sources[name]
-        check_shape(name, shared[name].shape, tensor.shape, kernel, source, arch)
-        if tensor.shape != shared[name].shape and self._matching(name) is None:
+        shape = attrgetter(name)(self).shape
+        check_shape(name, shape, tensor.shape, kernel, source, arch)
+        if tensor.shape != shape and self._matching(name) is None:
             check_unit(name, shared_unit, unit(module, name), source, arch)
         return _Part(name, tensor.shape, self._rule(name, module))
 
