@@ -7,7 +7,7 @@ inputs, `features_only` tells a decoder, `reparameterize` makes the merged convo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from torch import nn
@@ -42,14 +42,14 @@ def keep_sizes(model: nn.Module, reduce: Callable[[nn.Module], nn.Module]) -> nn
     unless that one has features of its own.
     """
     kept = list(_kept(model))
-    features = _features(model)
+    features, names = _features(model), {name for name, _ in model.named_modules()}
     reduced = reduce(model)
     left = dict(reduced.named_modules())
     for module, attribute, places in kept:
         if module in left and (size := _read(left, places)) is not None:
             setattr(left[module], attribute, size)
     if features is not None:
-        reduced.feature_info = _update(reduced.feature_info, features, left)
+        reduced.feature_info = _update(reduced.feature_info, features, names, left)
     return reduced
 
 
@@ -94,12 +94,15 @@ def _features(model: nn.Module) -> list[list[_Place]] | None:
     return found
 
 
-def _update(features: list[dict], places: list[list[_Place]], left: Mapping[str, nn.Module]) -> list[dict]:
+def _update(
+    features: list[dict], places: list[list[_Place]], names: Collection[str], left: Mapping[str, nn.Module]
+) -> list[dict]:
+    """`names` are those of the modules before; some models tell of features of a module that they do not have."""
     named = {info["module"] for info in features}
     updated = []
     for info, of_info in zip(features, places):
         name = info["module"]
-        if name not in left:
+        if name in names and name not in left:
             name = _before(name, left)
             if name in named:
                 continue

@@ -133,3 +133,9 @@ def test_what_is_not_timms_is_left_alone():
         return model
 
     assert keep_sizes(Own(), reduce).num_features == 8
+
+
+def test_features_of_a_module_that_a_model_does_not_have_stay_as_they_are():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1))
+    model.feature_info = [{"module": "stem", "num_chs": 64, "reduction": 2}]
+    assert keep_sizes(model, lambda whole: whole).feature_info == model.feature_info
