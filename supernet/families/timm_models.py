@@ -68,8 +68,12 @@ def timm_model(
     or `local-dir:PATH`; with its own number of classes and size of images where they are None.
 
     `saved_config` is what such an ID or PATH says beside the name, as `TimmModel.self_contained` gives it.
-    ValueError for a name that timm does not know.
+    ValueError for a name that timm does not know, and for a size that images cannot have.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"name is that of a model of timm's, such as 'resnet18', not {name!r}")
+    if input_size is not None and not (isinstance(input_size, int) and input_size > 0):
+        raise ValueError(f"input_size is a number of pixels, at least 1, not {input_size!r}")
     source, known = parse_model_name(name)
     options: dict[str, object] = {}
     if source:

@@ -41,6 +41,10 @@ def test_weights_come_from_a_file(tmp_path):
 def test_an_unknown_name_and_an_unknown_option_are_named():
     with pytest.raises(ValueError, match=r"timm has no model 'resnet19'; similar ones: resnet"):
         FAMILIES["timm"]("resnet19")
+    for options, message in (({"name": 3}, "name is that of a model"), ({"input_size": -3}, "at least 1, not -3")):
+        for make in (FAMILIES["timm"], FAMILIES["from_timm"]):
+            with pytest.raises(ValueError, match=message):
+                make(**{"name": "resnet18", **options})
     family = FAMILIES["timm"]("vgg11", num_classes=2, input_size=32)
     with pytest.raises(ValueError, match=r"does not take drop_path_rate; set them to 0"):
         family.build(family.space.largest, drop_path_rate=0.1)
