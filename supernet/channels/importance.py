@@ -64,13 +64,15 @@ def order_channels(
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     with torch.no_grad():
         for group in channels:
-            scores = [_score(tensors[m.tensor], m, group.size, importance) for m in _judged(group, importance, tensors)]
+            # the model may have more of these channels than the one that was traced
+            size = min(tensors[name].shape[dim] // blocks for name, dim, blocks in group.members)
+            scores = [_score(tensors[m.tensor], m, size, importance) for m in _judged(group, importance, tensors)]
             if not scores:
                 continue
             order = sum(score / score.mean().clamp_min(1e-12) for score in scores).argsort(descending=True, stable=True)
             for name, dim, blocks in group.members:
                 for tensor in (tensors[name], *(c[name] for c in companions if name in c)):
-                    parts = tensor.unflatten(dim, (blocks, group.size, -1))
+                    parts = tensor.unflatten(dim, (blocks, size, -1))
                     tensor.copy_(parts.index_select(dim + 1, order).flatten(dim, dim + 2))
     return model
 
