@@ -105,7 +105,7 @@ def main(arguments: Arguments) -> None:
 def summary(rows: list[dict]) -> dict[str, float]:
     return {
         "architectures": len(rows),
-        "supernets": sum(row["choices"] > 0 for row in rows),
+        "supernets": sum(row["choices"] > 0 and not row["failure"] for row in rows),
         "crashes": sum(row["failure"].startswith("crash") for row in rows),
         "wrong_macs": sum(row["macs"] == "wrong" for row in rows),
         "counted_by_running": sum(row["macs"] == "counted" for row in rows),
