@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from supernet.channels import Channels, trace, widen
+from supernet.errors import first_line
 from supernet.families import FAMILIES, Family
 from supernet.space import Arch, SearchSpace
 
@@ -128,9 +129,7 @@ def augment(
         with torch.device("meta"):
             found.build(space.largest).eval()(example)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"{type(tiny).__name__} does not run with more channels: {str(error).splitlines()[0]}"
-        ) from error
+        raise ValueError(f"{type(tiny).__name__} does not run with more channels: {first_line(error)}") from error
     return found
 
 

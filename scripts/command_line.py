@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from supernet.errors import first_line
 from supernet.families import Family
 from supernet.loop import TrainingError
 from supernet.runs import make_family, read_family
@@ -32,7 +33,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     except (ValueError, ModuleNotFoundError) as error:
         fail(str(error), 2)
     except torch.OutOfMemoryError as error:
-        fail(f"the GPU's memory is too small, lower --batch-size: {str(error).splitlines()[0]}", 1)
+        fail(f"the GPU's memory is too small, lower --batch-size: {first_line(error)}", 1)
     except (TrainingError, OSError) as error:
         fail(str(error), 1)
     except KeyboardInterrupt:

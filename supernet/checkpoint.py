@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from supernet.atomic import write_atomically
+from supernet.errors import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def save_checkpoint(directory: Path, step: int, state: dict[str, Any], keep: int
         try:
             torch.save({"format": FORMAT, "step": step, **state}, temporary)
         except RuntimeError as error:  # torch's own, for a write that failed
-            raise OSError(f"checkpoint {path} cannot be written: {str(error).splitlines()[0]}") from error
+            raise OSError(f"checkpoint {path} cannot be written: {first_line(error)}") from error
     for unfinished in directory.glob(".step-*.pt.*"):  # of a process that was killed
         unfinished.unlink()
     for _, old in _checkpoints(directory)[:-keep]:
@@ -85,8 +86,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 raise ValueError(f"checkpoint {path} is damaged in {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"checkpoint {path} cannot be read: {reason}") from error
+        raise ValueError(f"checkpoint {path} cannot be read: {first_line(error)}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{path} is no checkpoint of a supernet's training")
     return state
