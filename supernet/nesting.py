@@ -191,22 +191,12 @@ def _check_calls(
 class _Run(NamedTuple):
     """What was seen in a forward pass."""
 
-    calls: Mapping[str, list[str]]
+    calls: Mapping[str, list[str]]  # the torch functions that every submodule calls itself, in order
     divisions: Mapping[Place, list[Division]]
 
 
-def function_calls(module: nn.Module, example: Tensor) -> Mapping[str, list[str]]:
-    """The torch functions that every submodule which runs calls itself, in order, in eval mode on an input like
-    `example`; see `skeleton.without_data` for how."""
-    return _look(module, example).calls
-
-
-def record_calls(example: Tensor, module: nn.Module, device: torch.device) -> Mapping[str, list[str]]:
-    """`function_calls`, of a module that lies on `device`, as it is; it is left with hooks."""
-    return _run(example, module, device).calls
-
-
 def _look(module: nn.Module, example: Tensor) -> _Run:
+    """A forward pass in eval mode on an input like `example`; see `skeleton.without_data` for how."""
     return without_data(module, partial(_run, example))
 
 

@@ -12,7 +12,7 @@ elastic than it is, never more.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -60,6 +60,24 @@ class Channels:
         return all(blocks == 1 for _, _, blocks in self.members)
 
 
+class Extent(NamedTuple):
+    """The size of a tensor along one dimension: `count` times the number of these channels, or `count` if None."""
+
+    count: int
+    channels: Channels | None
+
+    def size(self, widths: Mapping[str, int]) -> int:
+        """Where there are as many of the channels as `widths` says by their name; else, as many as were traced."""
+        return self.count * widths.get(self.channels.name, self.channels.size) if self.channels else self.count
+
+
+class Call(NamedTuple):
+    """One call of a function of torch's."""
+
+    function: str
+    results: tuple[tuple[Extent, ...], ...]  # the shapes of the tensors that it gives
+
+
 class Layer(NamedTuple):
     """One call of a function that multiplies and accumulates."""
 
@@ -78,15 +96,17 @@ class Trace:
     fixed: Mapping[str, str]  # layers whose outputs have to stay, and the function that fixes each
     output: object  # of the model, on the meta device, or on the CPU if it does not run there
     macs: int  # for one image
+    calls: Mapping[str, Sequence[Call]]  # by the module that runs, in order
 
 
 def trace(model: nn.Module, example: Tensor) -> Trace:
     """Follow one forward pass of `model` in eval mode on an image like the first of `example` [B, ...], without data;
     see `skeleton.without_data` for how. ValueError if it does not run."""
-    return without_data(model, partial(_trace, example))
+    return without_data(model, partial(trace_on, example))
 
 
-def _trace(example: Tensor, model: nn.Module, device: torch.device) -> Trace:
+def trace_on(example: Tensor, model: nn.Module, device: torch.device) -> Trace:
+    """`trace`, of a model in eval mode that lies on `device`, as it is; it is left with hooks."""
     counter = flop_counter()
     tracer = Tracer(model, counter)
     dtype = floating_dtype(model) if example.is_floating_point() else example.dtype
@@ -118,6 +138,7 @@ class Tracer(TorchFunctionMode):
         self._scales: list[tuple[int, str]] = []  # label, weight
         self._factors: Labels = ()  # what the MACs of the function that is running are proportional to
         self._layers: list[tuple[str, int, Labels]] = []
+        self._calls: dict[str, list[tuple[str, list[tuple[torch.Size, Labels]]]]] = {}  # by module, and what they give
         self._running: list[tuple[str, int]] = []  # modules and when they began, the innermost last
         self._residuals = Residuals()
         for name, module in modules.items():
@@ -146,11 +167,14 @@ class Tracer(TorchFunctionMode):
         result = func(*args, **kwargs)
         macs = (self._counter.get_total_flops() - before) // 2
         outputs = _tensors([result])
+        if not outputs and name not in ("setitem", "iter"):
+            return result  # a question about a shape
+        given: list[tuple[torch.Size, Labels]] = []
+        self._calls.setdefault(self._running[-1][0], []).append((name, given))
         self.set.reason, self._factors = name, ()
-        if not outputs:
-            if name in ("setitem", "iter"):  # what becomes of the channels is not followed
-                self.set.fix(itertools.chain(*labels))
-            return result  # all else is a question about a shape
+        if not outputs:  # what becomes of the channels is not followed
+            self.set.fix(itertools.chain(*labels))
+            return result
         self._follow(name, tensors, outputs)
         rule = rule_for(name, result, args, kwargs)
         found = rule(self, result, *args, **kwargs) if rule else None
@@ -164,6 +188,7 @@ class Tracer(TorchFunctionMode):
             assert len(of_tensor) == tensor.dim(), f"{name} gave labels {of_tensor} to {list(tensor.shape)}"
             self._labels[id(tensor)] = of_tensor
             self._alive.append(tensor)
+            given.append((tensor.shape, of_tensor))
         return result
 
     def _follow(self, name: str, tensors: list[Tensor], outputs: list[Tensor]) -> None:
@@ -243,7 +268,17 @@ class Tracer(TorchFunctionMode):
             fixed={layer: reason for layer, reason in fixed.items() if reason},
             output=output,
             macs=self._counter.get_total_flops() // 2,
+            calls={
+                module: [
+                    Call(name, tuple(self._extents(*tensor, channels) for tensor in given)) for name, given in those
+                ]
+                for module, those in self._calls.items()
+            },
         )
+
+    def _extents(self, shape: torch.Size, labels: Labels, channels: Mapping[int, Channels]) -> tuple[Extent, ...]:
+        bases = [channels.get(self.set.parts(label).label) for label in labels]
+        return tuple(Extent(size // base.size if base else size, base) for size, base in zip(shape, bases))
 
     def _by_label(self, entries: Iterable[tuple[int, T]]) -> dict[int, list[T]]:
         found: dict[int, dict[T, None]] = {}

@@ -15,11 +15,9 @@ import torch
 from timm.layers import make_divisible
 from torch import Tensor, nn
 
-from supernet.channels import Trace, narrow
-from supernet.complexity import flop_counter
+from supernet.channels import Call, Trace, narrow, trace_on
 from supernet.errors import first_line
 from supernet.families.kept_sizes import keep_sizes
-from supernet.nesting import record_calls
 from supernet.space import Arch, Choice, SearchSpace
 
 
@@ -81,17 +79,16 @@ def running_space(elastic: Elastic, model: nn.Module, example: Tensor) -> Runnin
 
     The smallest architecture and a random one are run. If one fails, the choices that make it fail are found by
     bisection and left out, so that they stay what they are in the largest, and all others can vary. A model runs if its
-    forward raises nothing, and if every module calls the functions that it calls in the largest.
+    forward raises nothing, and if every module calls the functions that it calls in the largest, which give tensors of
+    the shapes that follow from the channels.
     """
     left_out: dict[str, str] = {}
-    with torch.no_grad(), example.device:
-        whole = record_calls(example, copy.deepcopy(model), example.device)
     while (space := elastic.space(left_out)) is not None:
         counted: dict[Arch, int] = {}
         for arch in (space.smallest, space.sample(np.random.default_rng(0))):
-            outcome = _run(elastic, model, arch, example, whole)
+            outcome = _run(elastic, model, arch, example)
             if isinstance(outcome, str):
-                failure = partial(_failure, elastic, model, example, whole, left_out, space, arch)
+                failure = partial(_failure, elastic, model, example, left_out, space, arch)
                 left_out.update(_failing(list(space.choices), failure))
                 break
             counted[arch] = outcome
@@ -154,7 +151,6 @@ def _failure(
     elastic: Elastic,
     model: nn.Module,
     example: Tensor,
-    whole: Mapping[str, list[str]],
     left_out: Iterable[str],
     space: SearchSpace,
     arch: Arch,
@@ -164,20 +160,30 @@ def _failure(
     not."""
     smaller = elastic.space({*left_out, *space.choices} - set(some))
     values = {name: arch.get(name, choice.values[-1]) for name, choice in smaller.choices.items()}
-    outcome = _run(elastic, model, smaller.validate(values), example, whole)
+    outcome = _run(elastic, model, smaller.validate(values), example)
     return outcome if isinstance(outcome, str) else None
 
 
-def _run(elastic: Elastic, model: nn.Module, arch: Arch, example: Tensor, whole: Mapping[str, list[str]]) -> int | str:
+def _run(elastic: Elastic, model: nn.Module, arch: Arch, example: Tensor) -> int | str:
     """The MACs of the model of an architecture for one image, or why it does not run."""
     try:
         smaller = elastic.reduce(copy.deepcopy(model), arch)
-        with torch.no_grad(), example.device, flop_counter() as counter:
-            calls = record_calls(example, smaller, example.device)
+        with torch.no_grad(), example.device:
+            seen = trace_on(example, smaller, example.device)
     except Exception as error:  # whatever code raises that is not made for other sizes
         return first_line(error)
-    for name, own in calls.items():
-        same_children = smaller.get_submodule(name)._modules.keys() == model.get_submodule(name)._modules.keys()
-        if same_children and own != whole.get(name, own):
-            return f"{name or type(model).__name__} calls other functions"
-    return counter.get_total_flops() // 2
+    widths = {group.name: arch.get(join(group.name, "width"), group.size) for group in elastic.found.channels}
+    for name, calls in seen.calls.items():
+        if smaller.get_submodule(name)._modules.keys() == model.get_submodule(name)._modules.keys():
+            expected = elastic.found.calls.get(name, calls)
+            if [call.function for call in calls] != [call.function for call in expected]:
+                return f"{name or type(model).__name__} calls other functions"
+            for call, whole in zip(calls, expected):
+                if (given := _shapes(call, {})) != (wanted := _shapes(whole, widths)):
+                    return f"`{call.function}` in {name or type(model).__name__} gives {given}, not {wanted}"
+    return seen.macs
+
+
+def _shapes(call: Call, widths: Mapping[str, int]) -> str:
+    """Of what a call gives where there are so many channels."""
+    return ", ".join(str([extent.size(widths) for extent in extents]) for extents in call.results)

@@ -289,6 +289,24 @@ def test_a_forward_that_needs_its_widths_keeps_them():
     assert "features.3.width" not in from_model(Rigid, torch.empty(1, 1, 8, 8)).space.choices
 
 
+class Borrowed(nn.Module):
+    """Cuts what one layer puts out into as many channels as another's, which runs whatever their numbers are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.other, self.mid, self.head = (nn.Conv2d(a, b, 1) for a, b in ((1, 8), (8, 8), (8, 8), (8, 4)))
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.mid(x).reshape(len(x), x.shape[1], -1)
+        return self.head(self.other(x)).mean((2, 3)) + (y.mT @ y).amax((1, 2))[:, None]
+
+
+def test_widths_that_would_cut_the_channels_of_others_are_left_out():
+    family = from_model(Borrowed, torch.empty(1, 1, 8, 8))
+    assert list(family.space.choices) == ["other.width"]
+
+
 def test_lists_of_blocks_within_blocks_that_have_names_become_shorter_with_them():
     class Residual(nn.Module):
         def __init__(self):
