@@ -220,6 +220,13 @@ def test_a_whole_tensor_is_passed_on_and_a_vector_is_a_view():
     assert statistics.tolist() == [1, 1, 0, 0]
 
 
+def test_the_entries_of_a_vector_lie_side_by_side():
+    vector = torch.arange(64.0)
+    part = take(vector, torch.Size((32,)), lambda tensor, shape: tensor.unflatten(0, (32, 2))[:, 0])
+    assert torch.equal(part, vector[::2])
+    assert part.is_contiguous()
+
+
 def test_a_part_of_a_weight_is_dense_in_the_format_of_the_whole():
     weight = torch.randn(8, 8, 3, 3).contiguous(memory_format=torch.channels_last)
     part = take(weight, torch.Size((4, 2, 3, 3)), centred)
