@@ -9,8 +9,8 @@ its own size, the smallest on which it runs. MACs and parameters are compared wi
 forward pass, at the largest, the smallest and a random architecture. Of models of up to 60 million parameters, with
 random weights, vectors and statistics and in double precision, the logits must stay the same when the channels are
 reordered by importance (`reordered`: the largest difference over the largest logit), and the smallest and a random
-subnet must be, extracted, what they are in the supernet (`extracted`). `failure` is what went wrong, or why a model is
-refused.
+subnet must be, extracted, what they are in the supernet (`extracted`). Larger models are made into supernets, and not
+run. `failure` is what went wrong, or why a model is refused.
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ swinv2_tiny_window8_256 swinv2_cr_tiny_384 tiny_vit_11m_224 tnt_s_patch16_224 tr
 vgg11_bn visformer_small vit_small_patch14_reg4_dinov2 vit_small_r26_s32_384 vit_relpos_small_patch16_224
 samvit_base_patch16 vitamin_base_224 volo_d1_384 ese_vovnet19b_slim xception41 xcit_nano_12_p8_384
 """
+NUMBER = re.compile(r"\b([a-z]|level|stage|\w*(?:blocks?|layer|_))?\d+\b")  # of a stage or block
+KINDS = 12  # of choices that a row names at most
 QUICK = ("resnet10t", "mobilenetv3_small_050", "resnext26ts", "convnextv2_atto")
 
 
@@ -131,9 +133,9 @@ def examine(name: str) -> dict[str, object]:
     try:
         family, size = _family(name)
         space = family.space
-        kinds = [re.sub(r"\b\d+\b", "*", choice) for choice in space.choices]
-        row["choices"] = len(kinds)
-        row["varies"] = ", ".join(dict.fromkeys(kinds))
+        kinds = list(dict.fromkeys(NUMBER.sub(r"\1*", choice) for choice in space.choices))
+        row["choices"] = len(space.choices)
+        row["varies"] = ", ".join([*kinds[:KINDS], *([f"and {len(kinds) - KINDS} more"] if kinds[KINDS:] else [])])
         row["kept"] = round(family.macs(space.smallest) / family.macs(space.largest), 2)
         archs = [space.largest, space.smallest, space.sample(np.random.default_rng(7))]
         skeletons = [build_skeleton(family.build, arch) for arch in archs]
@@ -142,6 +144,8 @@ def examine(name: str) -> dict[str, object]:
         row["macs"] = ("formula" if isinstance(family.macs, partial) else "counted") if exact else "wrong"
         if family.parameters(space.largest) <= RUN:
             row["reordered"], row["extracted"] = _function(name, size)
+        else:
+            family.supernet()
     except ValueError as error:
         row["failure"] = f"refused: {error}"
     except Exception as error:  # what is looked for

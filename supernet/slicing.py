@@ -137,8 +137,8 @@ def take(tensor: Tensor, shape: torch.Size, rule: Rule, accumulate: bool = False
 
     Weights of two and more dimensions come out dense, in the memory format of `tensor`: kernels for convolutions and
     matrices work on dense weights, and would otherwise make this copy themselves, once forward and once backward.
-    A vector is a view, so that what a subnet writes to a BatchNorm buffer lands in the shared one; unless its entries do
-    not lie side by side, since kernels round in another order where they step over entries.
+    A vector is a view, so that what a subnet writes to a BatchNorm buffer lands in the shared one; unless its entries
+    do not lie side by side, since kernels round in another order where they step over entries.
 
     With `accumulate` the backward pass adds the gradient of the part to `tensor.grad` itself, where the rule is mere
     indexing. Autograd would make a gradient of the whole tensor, zero but for the part, and add that.
