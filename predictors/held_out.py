@@ -19,7 +19,7 @@ from predictors.mixture import Mixture
 
 FOLDS = 10
 MOST = 200  # measurements; with more, choosing by them makes no difference, and what a fit leaves out is held out
-TRUST = 5  # held-out architectures that it takes to outweigh what a model says of its own errors
+TRUST = 3  # held-out architectures that it takes to outweigh what a model says of its own errors
 
 
 class HeldOut(NamedTuple):

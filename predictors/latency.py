@@ -16,7 +16,7 @@ from predictors.device import Device
 from predictors.embedding import Embedding, embedding
 from predictors.held_out import HeldOut, error_scale, held_out
 from predictors.measurements import positive
-from predictors.methods import MINIMUM, Measured, Method, alternatives, source_methods, tuned
+from predictors.methods import MINIMUM, Measured, Method, applicable, source_methods, tuned
 from predictors.mixture import Mixture
 from predictors.sampling import graded
 from predictors.transfer import OWN_PARTS, Cost, components, own_components
@@ -99,8 +99,8 @@ class LatencyPredictor:
         measured = _measured(space, codes, latency)
         transfers = _transfers(embedding(space), sources)
         different = int(measured.architectures.max()) + 1
-        methods = [tuned(measured, some) for some in alternatives(measured.embedding, transfers, different)]
-        fitted = mixture.best(measured, methods)
+        methods = tuned(measured, applicable(measured.embedding, transfers, different))
+        fitted = mixture.average(measured, methods)
         found = held_out(measured, lambda part: mixture.fit(part, methods), fitted)
         return cls(space, codes, latency, fitted, found, device)
 
@@ -120,12 +120,12 @@ class LatencyPredictor:
     @property
     def error_percent(self) -> float:
         """Mean absolute relative error, in percent, on each measurement when its architecture is held out."""
-        return 100 * mixture.relative_error(self.latency_ms, self.held_out_ms)
+        return float(100 * np.abs(self.held_out_ms / self.latency_ms[: len(self.held_out_ms)] - 1).mean())
 
     @property
     def held_out_ms(self) -> np.ndarray:
-        """Each measurement as predicted from those of other architectures, in the order of `codes`; at times of the
-        first 1,000 alone."""
+        """Each of the first 1,000 measurements as predicted from those of other architectures, in the order of
+        `codes`."""
         return self.held_out.latency_ms
 
     def save(self, directory: str | Path) -> None:

@@ -27,8 +27,7 @@ def left_out(
     that of P, and `block(rows)` is P[rows, rows].
     """
     residual, variance = dual / diagonal, 1 / diagonal
-    numbers, counts = np.unique(architectures, return_counts=True)
-    for number in numbers[counts > 1]:
+    for number in np.flatnonzero(np.bincount(architectures) > 1):
         rows = np.flatnonzero(architectures == number)
         covariance = np.linalg.inv(block(rows))
         residual[rows], variance[rows] = covariance @ dual[rows], covariance.diagonal()

@@ -71,15 +71,14 @@ def source_methods(embedding: Embedding, latency: Sequence[np.ndarray]) -> list[
     return [Method("additive", log, fits[log][0]) for log in sorted(fits, key=lambda log: fits[log][1])]
 
 
-def alternatives(embedding: Embedding, transfers: Sequence[Method], count: int) -> list[list[Method]]:
+def applicable(embedding: Embedding, transfers: Sequence[Method], count: int) -> list[Method]:
     """The methods that may serve where `count` architectures were measured, each in both scales: with sources, without
     where measurements alone would do, and both again with the effects of pairs where there are enough for these."""
-    nothing = np.zeros((0, embedding.size))
-    found = [list(transfers)] if transfers else []
+    found = list(transfers)
     if count >= MINIMUM or not transfers:
-        found.append([Method("additive", log, nothing) for log in (True, False)])
+        found += [Method("additive", log, np.zeros((0, embedding.size))) for log in (True, False)]
     if count >= FEW:
-        found += [[replace(method, kind="pairwise") for method in methods] for methods in found]
+        found += [replace(method, kind="pairwise") for method in found]
     return found
 
 

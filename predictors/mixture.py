@@ -1,4 +1,4 @@
-"""A prediction in logarithms and one in milliseconds, averaged by how well each predicts what was left out."""
+"""Predictions of several methods, averaged by how well they predict, together, what was left out."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import numpy as np
 from scipy.special import softmax
 
 from predictors.additive import Additive
-from predictors.methods import Measured, Method, condition, tuned
+from predictors.methods import MOST_PAIRWISE, Measured, Method, condition, tuned
 from predictors.pairwise import Pairwise
 
 # n architectures, m measurements, k methods
 
 LEAST_WEIGHT = 0.01  # a method of less is not worth its time
+EVEN = 1.0  # measurements that speak for all methods alike, beside those that were made
+ITERATIONS = 100
 FASTEST = 0.1  # of the fastest measurement: no architecture is predicted to be faster
 
 
@@ -37,9 +39,9 @@ class Mixture:
         return self._average([model.predict(single) for model in self.models])
 
     def left_out(self) -> tuple[np.ndarray, np.ndarray]:
-        """The same for each measurement from those of all other architectures; of the first 1,000 alone where the
-        effects of pairs are known from no more."""
-        return self._average([(model.left_out, model.left_out_variance) for model in self.models])
+        """The same for each of the first 1,000 measurements from those of all other architectures."""
+        part = slice(MOST_PAIRWISE)
+        return self._average([(model.left_out[part], model.left_out_variance[part]) for model in self.models])
 
     def _average(self, predictions: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
         means, variances = [], []
@@ -52,39 +54,41 @@ class Mixture:
 
 
 def average(measured: Measured, methods: Sequence[Method], weights: np.ndarray | None = None) -> Mixture:
-    """The mixture of `methods` by `weights` [k], or else by how well they predict what is left out.
-
-    w_k is then proportional to the product over all measurements y of p_k(y | those of other architectures), all as
-    densities of milliseconds: pseudo-Bayesian model averaging (Geisser & Eddy 1979; Yao et al. 2018, section 3.4).
-    """
+    """The mixture of `methods` by `weights` [k], or else by those that `stacked` finds for them."""
     models = [condition(measured, method) for method in methods]
     if weights is None:
-        weights = softmax([_log_density(measured, *pair).sum() for pair in zip(methods, models)])
+        weights = stacked(np.array([_log_density(measured, *pair) for pair in zip(methods, models)]))
         kept = np.flatnonzero(weights >= LEAST_WEIGHT)
         methods, models, weights = [methods[i] for i in kept], [models[i] for i in kept], weights[kept]
     return Mixture(methods, models, weights / weights.sum(), FASTEST * measured.latency_ms.min())
 
 
-def best(measured: Measured, alternatives: Sequence[Sequence[Method]]) -> Mixture:
-    """Of the mixtures of each of the alternatives, the one that predicts left-out measurements with the least mean
-    absolute relative error."""
-    mixtures = [average(measured, methods) for methods in alternatives]
-    return min(mixtures, key=lambda mixture: relative_error(measured.latency_ms, mixture.left_out()[0]))
+def fit(measured: Measured, methods: Sequence[Method]) -> Mixture:
+    """The mixture of the methods, once their hyper-parameters suit the measurements."""
+    return average(measured, tuned(measured, methods))
 
 
-def fit(measured: Measured, alternatives: Sequence[Sequence[Method]]) -> Mixture:
-    """The best mixture of the alternatives, once their hyper-parameters suit the measurements."""
-    return best(measured, [tuned(measured, methods) for methods in alternatives])
+def stacked(log_density: np.ndarray) -> np.ndarray:
+    """The weights [k], of sum 1, whose mixture gives left-out measurements the greatest density.
 
+    `log_density` [k, m] is log p_k(y_i | measurements of other architectures), in milliseconds. Found is the maximum of
 
-def relative_error(latency_ms: np.ndarray, predicted_ms: np.ndarray) -> float:
-    """Mean absolute relative error of predictions, of the first latencies if there are fewer predictions."""
-    return float(np.abs(predicted_ms / latency_ms[: len(predicted_ms)] - 1).mean())
+        sum_i log sum_k w_k p_k(y_i)  +  sum_k EVEN/K log w_k,    K methods,
+
+    stacking of predictive distributions (Yao et al. 2018, section 3.1) with a Dirichlet prior, without which a few
+    measurements drop a method by chance and what it disagrees in is missing from the standard error.
+    """
+    methods, measurements = log_density.shape
+    weights = np.full(methods, 1 / methods)
+    for _ in range(ITERATIONS):  # expectation maximisation
+        responsible = softmax(np.log(weights)[:, None] + log_density, axis=0)
+        weights = (responsible.sum(axis=1) + EVEN / methods) / (measurements + EVEN)
+    return weights
 
 
 def _log_density(measured: Measured, method: Method, model: Additive | Pairwise) -> np.ndarray:
-    """Logarithms [m] of the densities of the latencies in milliseconds, each given those of other architectures."""
-    part = measured.part(slice(len(model.left_out)))
-    variance = model.left_out_variance
-    density = -0.5 * ((part.targets(method) - model.left_out) ** 2 / variance + np.log(2 * np.pi * variance))
+    """Logarithms of the densities of the first 1,000 latencies in milliseconds, each given other architectures'."""
+    part = measured.part(slice(MOST_PAIRWISE))
+    mean, variance = model.left_out[:MOST_PAIRWISE], model.left_out_variance[:MOST_PAIRWISE]
+    density = -0.5 * ((part.targets(method) - mean) ** 2 / variance + np.log(2 * np.pi * variance))
     return density - np.log(part.latency_ms) if method.logarithmic else density  # d log y = dy / y

@@ -9,7 +9,7 @@ from scipy.stats import norm
 from predictors import held_out, mixture
 from predictors.embedding import embedding
 from predictors.held_out import HeldOut, error_scale
-from predictors.methods import Measured, Method, alternatives
+from predictors.methods import Measured, Method, applicable
 from supernet.space import SearchSpace
 
 SPACE = SearchSpace({"width": (8, 16, 24), "depth": (1, 2, 3), "kernel_size": (3, 5, 7)})
@@ -31,10 +31,10 @@ def model(mean, variance):
 
 
 def test_the_scale_of_errors_is_that_of_the_held_out_ones():
-    # errors of 2 and 4 standard errors, one of these from an architecture measured twice: (4 + 16 + 5) / (2 + 5)
+    # errors of 2 and 4 standard errors, one of these from an architecture measured twice: (4 + 16 + 3) / (2 + 3)
     found = HeldOut(np.array([12.0, 14.0, 14.0]), np.array([1.0, 1.0, 1.0]))
     scale = error_scale(measured([10.0, 10.0, 10.0], [0, 1, 1]), found)
-    assert scale == pytest.approx(np.sqrt(25 / 7) * 4.302653 / norm.ppf(0.975), rel=1e-6)  # t with 2 degrees of freedom
+    assert scale == pytest.approx(np.sqrt(23 / 5) * 4.302653 / norm.ppf(0.975), rel=1e-6)  # t with 2 degrees of freedom
     # many errors as large as they were said to be need no scale
     honest = HeldOut(np.full(27, 11.0), np.ones(27))
     assert error_scale(measured([10.0, 12.0] * 13 + [10.0]), honest) == pytest.approx(2.051831 / norm.ppf(0.975))
@@ -62,21 +62,35 @@ def test_methods_are_weighed_by_the_densities_of_left_out_milliseconds(monkeypat
     models = {True: model(np.log([2.2, 2.5]), [0.04, 0.04]), False: model([2.3, 2.8], [0.25, 0.16])}
     monkeypatch.setattr(mixture, "condition", lambda measured, method: models[method.logarithmic])
     methods = [Method("additive", log, NOTHING) for log in (True, False)]
-    densities = [
-        np.prod(norm.pdf(np.log(latency), np.log([2.2, 2.5]), 0.2) / latency),  # d log y = dy / y
-        np.prod(norm.pdf(latency, [2.3, 2.8], [0.5, 0.4])),
-    ]
+    densities = np.array(
+        [
+            norm.pdf(np.log(latency), np.log([2.2, 2.5]), 0.2) / latency,  # d log y = dy / y
+            norm.pdf(latency, [2.3, 2.8], [0.5, 0.4]),
+        ]
+    )
+    first = np.linspace(0, 1, 10_001)[1:-1]  # by brute force
+    posterior = np.log(first[:, None] * densities[0] + (1 - first[:, None]) * densities[1]).sum(axis=1)
+    posterior += 0.5 * np.log(first * (1 - first))
     weights = mixture.average(measured(latency), methods).weights
-    np.testing.assert_allclose(weights, np.array(densities) / sum(densities), rtol=1e-6)
+    assert weights[0] == pytest.approx(first[posterior.argmax()], abs=2e-4)
+    assert weights.sum() == pytest.approx(1)
 
 
-def test_the_alternative_of_the_least_relative_error_is_chosen(monkeypatch):
-    latency = [1.0, 10.0]
-    # an absolute error of 0.5 on the smaller is worse than one of 2 on the larger
-    models = {"additive": model([1.5, 10.0], [1.0, 1.0]), "pairwise": model([1.0, 12.0], [1.0, 1.0])}
+def test_methods_that_are_each_right_on_half_share_the_weight():
+    assert mixture.stacked(np.log([[1.0, 1e-9] * 20, [1e-9, 1.0] * 20])) == pytest.approx([0.5, 0.5])
+
+
+def test_a_method_keeps_the_weight_of_the_prior_alone_where_another_is_always_better():
+    weights = mixture.stacked(np.log([[1.0] * 9, [1e-9] * 9]))
+    assert weights == pytest.approx([0.95, 0.05])  # (9 + 1/2) and 1/2, of 10
+
+
+def test_of_more_than_a_thousand_measurements_a_thousand_are_left_out(monkeypatch):
+    models = {"additive": model(np.full(1200, 2.0), np.ones(1200)), "pairwise": model(np.full(1000, 2.0), np.ones(1000))}
     monkeypatch.setattr(mixture, "condition", lambda measured, method: models[method.kind])
-    found = mixture.best(measured(latency), [[Method(kind, False, NOTHING)] for kind in models])
-    assert found.methods[0].kind == "pairwise"
+    methods = [Method(kind, False, NOTHING) for kind in models]
+    found = mixture.average(measured(np.full(1200, 2.0), np.arange(1200) % 27), methods)
+    assert [len(values) for values in found.left_out()] == [1000, 1000]
 
 
 @pytest.mark.parametrize(
@@ -90,9 +104,9 @@ def test_the_alternative_of_the_least_relative_error_is_chosen(monkeypatch):
 )
 def test_what_is_tried_depends_on_how_many_there_are(count, transfer, kinds):
     transfers = [Method("additive", log, np.ones((1, OWN.size))) for log in (False, True)] if transfer else []
-    found = alternatives(OWN, transfers, count)
-    assert [(methods[0].kind, len(methods[0].sources)) for methods in found] == kinds
-    assert all({method.logarithmic for method in methods} == {True, False} for methods in found)
+    found = [(method.kind, len(method.sources), method.logarithmic) for method in applicable(OWN, transfers, count)]
+    assert len(found) == 2 * len(kinds)
+    assert set(found) == {(*kind, log) for kind in kinds for log in (True, False)}
 
 
 def test_each_architecture_is_predicted_by_a_fit_without_it():
