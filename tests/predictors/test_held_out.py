@@ -86,7 +86,7 @@ def test_a_method_keeps_the_weight_of_the_prior_alone_where_another_is_always_be
 
 
 def test_of_more_than_a_thousand_measurements_a_thousand_are_left_out(monkeypatch):
-    models = {"additive": model(np.full(1200, 2.0), np.ones(1200)), "pairwise": model(np.full(1000, 2.0), np.ones(1000))}
+    models = {kind: model(np.full(n, 2.0), np.ones(n)) for kind, n in (("additive", 1200), ("pairwise", 1000))}
     monkeypatch.setattr(mixture, "condition", lambda measured, method: models[method.kind])
     methods = [Method(kind, False, NOTHING) for kind in models]
     found = mixture.average(measured(np.full(1200, 2.0), np.arange(1200) % 27), methods)
