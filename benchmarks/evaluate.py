@@ -44,8 +44,8 @@ from search.scores import RunImages
 from search.strategies import make_strategy
 from supernet import Arch, Supernet
 from supernet.calibration import calibrate
-from supernet.recipes import cifar10
 from supernet.runs import Run, load_run, run_job
+from supernet.training.recipes import cifar10
 
 GENERATIONS = (1, 5, 20)
 Recalibrate = Callable[[nn.Module, Sequence[Tensor]], object]

@@ -41,14 +41,14 @@ from netaug.augmentation import Augmentation, augment
 from netaug.method import NetAug
 from netaug.training import NetAugConfig, initial_supernet, train_netaug
 from supernet.atomic import write_atomically
-from supernet.data import Data, DataConfig, load_data
 from supernet.evaluation import accuracy
 from supernet.families import FAMILIES, Family
-from supernet.loop import LoopConfig, autocast, make_optimizer, pick_device
-from supernet.sampling import Path as Subnet
 from supernet.space import Arch
-from supernet.standalone import train_model
-from supernet.train import TrainConfig, TrainStep
+from supernet.training.data import Data, DataConfig, load_data
+from supernet.training.loop import LoopConfig, autocast, make_optimizer, pick_device
+from supernet.training.sampling import Path as Subnet
+from supernet.training.standalone import train_model
+from supernet.training.train import TrainConfig, TrainStep
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,10 @@ from torch.utils.data import Subset
 from search.evaluate import SupernetAccuracy, resized
 from supernet import Arch
 from supernet.atomic import write_atomically
-from supernet.data import Data, DataConfig, load_data
 from supernet.families import FAMILIES, Family
 from supernet.families.nas_bench_macro import from_string
-from supernet.train import TrainConfig, train
+from supernet.training.data import Data, DataConfig, load_data
+from supernet.training.train import TrainConfig, train
 
 METHODS = {
     "sandwich_kl": {"method": "sandwich"},

@@ -52,10 +52,10 @@ from search.te_nas import PUBLISHED
 from search.training_free import score_architecture
 from supernet import Arch, Supernet
 from supernet.atomic import write_atomically
-from supernet.data import Data, DataConfig, load_data
 from supernet.families import FAMILIES, Family
 from supernet.families.nas_bench_macro import to_string
-from supernet.train import TrainConfig, train
+from supernet.training.data import Data, DataConfig, load_data
+from supernet.training.train import TrainConfig, train
 
 # n architectures, s scores
 

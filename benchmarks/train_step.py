@@ -31,11 +31,12 @@ from report import report
 from torch.nn import functional as F
 
 from distill.losses import kl_divergence
-from supernet import Supernet, sampling
+from supernet import Supernet
 from supernet.families import FAMILIES, Family
-from supernet.sampling import Path as Subnet
-from supernet.sampling import Sandwich
-from supernet.train import TrainConfig, TrainStep
+from supernet.training import sampling
+from supernet.training.sampling import Path as Subnet
+from supernet.training.sampling import Sandwich
+from supernet.training.train import TrainConfig, TrainStep
 
 GLIBC_THRESHOLDS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 

@@ -39,9 +39,9 @@ from search.proxies import PROXIES
 from search.te_nas import PUBLISHED, Proxies, Settings, condition_numbers, region_counts, search_by_pruning
 from search.training_free import build_untrained
 from supernet.families import FAMILIES, Family, nas_bench_201, nas_bench_macro
-from supernet.folders import open_folder
-from supernet.images import evaluation_transform
 from supernet.space import Arch
+from supernet.training.data.folders import open_folder
+from supernet.training.data.images import evaluation_transform
 
 # n architectures, N images
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from supernet.channels import Channels
 from supernet.channels.importance import order_channels
-from supernet.sampling import Method, Path, Step
 from supernet.space import Arch, SearchSpace
 from supernet.supernet import Supernet
+from supernet.training.sampling import Method, Path, Step
 
 
 @dataclass(frozen=True)

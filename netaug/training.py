@@ -13,14 +13,14 @@ from torch import nn
 from netaug.augmentation import Augmentation, augment
 from netaug.method import NetAug
 from supernet.channels import widen
-from supernet.data import Data
 from supernet.evaluation import calibrated_subnet
-from supernet.loop import LoopConfig, StepResult
 from supernet.ownership import owned
-from supernet.standalone import ModelJob, prepare_job
 from supernet.subnet import Subnet, SubnetConfig
 from supernet.supernet import Supernet
-from supernet.train import TrainConfig, train
+from supernet.training.data import Data
+from supernet.training.loop import LoopConfig, StepResult
+from supernet.training.standalone import ModelJob, prepare_job
+from supernet.training.train import TrainConfig, train
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def run_netaug_job(
     resume: bool = False,
     on_step: Callable[[StepResult], None] = lambda result: None,
 ) -> Subnet:
-    """Train the model that `job` describes, as `supernet.standalone.run_model_job` does, by network augmentation."""
+    """Train the model that `job` describes, as `supernet.training.standalone.run_model_job` does, by network
+    augmentation."""
     with owned(directory):
         data, [(own, family, arch, model)], teacher, begin = prepare_job(job, directory, resume)
         config = job.netaug
@@ -114,7 +115,7 @@ def train_netaug(
 ) -> nn.Module:
     """The model `tiny`, which `augmentation` is around, trained from the weights that it has; on the CPU, in eval mode.
 
-    The loop is `supernet.train.train` with the method `NetAug`. At the end the tiny model is taken out and its
+    The loop is `supernet.training.train.train` with the method `NetAug`. At the end the tiny model is taken out and its
     BatchNorm recalibrated. It has the state-dict keys and shapes of `tiny`.
     """
     net = initial_supernet(augmentation, tiny, config.seed)

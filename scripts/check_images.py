@@ -17,9 +17,9 @@ from typing import Annotated
 import tyro
 from command_line import console, progress_bar, run
 
-from supernet.data import DataConfig, load_data
-from supernet.datasets import broken_images
 from supernet.runs import read_job
+from supernet.training.data import DataConfig, load_data
+from supernet.training.data.datasets import broken_images
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from supernet.errors import first_line
 from supernet.families import Family
-from supernet.loop import TrainingError
 from supernet.runs import make_family, read_family
+from supernet.training.loop import TrainingError
 
 # Python looks for modules beside a script first, where search.py would hide the package of that name.
 sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]

@@ -31,11 +31,11 @@ from predictors import prepare, this_device
 from predictors.device import Device
 from supernet import provenance
 from supernet.atomic import write_atomically
-from supernet.data import Data, DataConfig
 from supernet.evaluation import quality
-from supernet.loop import pick_device
 from supernet.runs import load_images
 from supernet.subnet import Subnet, check_classes, load_network
+from supernet.training.data import Data, DataConfig
+from supernet.training.loop import pick_device
 
 
 @dataclass(frozen=True)

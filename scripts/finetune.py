@@ -18,8 +18,8 @@ import json
 
 from model_training import Arguments, parse, run, train
 
-from supernet.standalone import ModelJob, model_settings
 from supernet.subnet import read_subnet_config
+from supernet.training.standalone import ModelJob, model_settings
 
 
 def main() -> None:

@@ -13,13 +13,13 @@ from typing import Annotated, TypeVar
 import tyro
 from command_line import console, progress_bar, run, to_resume
 
-from supernet import distributed
-from supernet.data import load_data
 from supernet.evaluation import Quality, quality
-from supernet.recipes import RECIPES
 from supernet.runs import Job, read_job
-from supernet.standalone import ModelJob, model_settings, read_model_job, run_model_job
 from supernet.subnet import Subnet, load_subnet, read_subnet_config, save_subnet
+from supernet.training import distributed
+from supernet.training.data import load_data
+from supernet.training.recipes import RECIPES
+from supernet.training.standalone import ModelJob, model_settings, read_model_job, run_model_job
 
 __all__ = ["Arguments", "FromScratch", "console", "from_scratch", "job_of", "parse", "run", "train"]
 

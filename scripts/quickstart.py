@@ -29,10 +29,10 @@ from search.plot import plot_front
 from search.report.sources import write_origin
 from search.run import Result
 from supernet.evaluation import accuracy
-from supernet.recipes import digits
 from supernet.runs import Run, run_job
 from supernet.space import Arch
 from supernet.subnet import load_subnet, onnx_difference, save_subnet, take_out
+from supernet.training.recipes import digits
 
 LATENCY = "latency_ms"
 

@@ -50,9 +50,9 @@ from search.run import Generation
 from search.scores import TRAINING_FREE, untrained_run
 from search.table import write_csv
 from search.te_nas import Settings
-from supernet.data import DataConfig
 from supernet.runs import Run, load_run
 from supernet.space import Arch
+from supernet.training.data import DataConfig
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ import tyro
 from command_line import console, progress_bar, run, to_resume
 from rich.table import Table
 
-from supernet import distributed
 from supernet.families import FAMILIES, describe
-from supernet.recipes import RECIPES
 from supernet.runs import Job, read_job, run_job
+from supernet.training import distributed
+from supernet.training.recipes import RECIPES
 
 
 @dataclass(frozen=True)

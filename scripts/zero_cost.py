@@ -27,9 +27,9 @@ from search.scores import training_batch
 from search.te_nas import Settings
 from search.training_free import ENSEMBLES, Batch, check_names, score_architecture
 from supernet.atomic import write_atomically
-from supernet.data import Data, DataConfig, load_data
 from supernet.families import Family
 from supernet.runs import make_family
+from supernet.training.data import Data, DataConfig, load_data
 
 
 @dataclass(frozen=True)

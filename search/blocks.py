@@ -22,10 +22,10 @@ from search.pieces import Piece
 from search.scopes import complete, parts, subspace
 from supernet.families import Family
 from supernet.nesting import covering_archs
-from supernet.randomness import Stream, part_seed
 from supernet.slicing import Rule
 from supernet.space import Arch, SearchSpace
 from supernet.supernet import Builder, Supernet
+from supernet.training.randomness import Stream, part_seed
 
 # B batch, C channels, H height, W width, K blocks
 

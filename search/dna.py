@@ -23,16 +23,16 @@ from search.cuts import finer_features, given_cuts, maps_of, matching_cuts
 from search.evaluate import EvaluationImages
 from search.problem import Problem
 from search.scopes import all_archs
-from supernet import randomness
 from supernet.atomic import write_atomically
-from supernet.checkpoint import MINUTES, Timer, load_checkpoint, save_checkpoint
-from supernet.data import Data
-from supernet.divergence import Divergence
 from supernet.families import Family
-from supernet.memory_format import channels_last
 from supernet.ownership import owned
-from supernet.randomness import Stream, part_seed
 from supernet.space import Arch, SearchSpace
+from supernet.training import randomness
+from supernet.training.checkpoint import MINUTES, Timer, load_checkpoint, save_checkpoint
+from supernet.training.data import Data
+from supernet.training.divergence import Divergence
+from supernet.training.memory_format import channels_last
+from supernet.training.randomness import Stream, part_seed
 
 # N images, K blocks
 
@@ -174,7 +174,7 @@ class BlockRating:
         """Train all blocks, going on from the last checkpoint: one is written after every epoch, and every ten minutes.
 
         The teacher's features of a batch are computed once, for all blocks. TrainingError if a loss is not finite or a
-        block has diverged (`supernet.divergence`, where a block that knows nothing has a loss of 1).
+        block has diverged (`supernet.training.divergence`, where a block that knows nothing has a loss of 1).
         """
         config, epoch = self._config, self._data.steps_per_epoch(self._config.batch_size)
         checkpoints = self._directory and self._directory / "checkpoints"

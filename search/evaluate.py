@@ -8,9 +8,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from search import trie
-from supernet.data import resize
 from supernet.space import Arch
 from supernet.supernet import Supernet
+from supernet.training.data import resize
 
 # N images, C channels, R resolution in pixels, K classes
 

@@ -18,12 +18,12 @@ from distill.rdm import dissimilarity, teacher_guidance
 from distill.untouched import untouched
 from search.evaluate import EvaluationImages, accuracy
 from search.pieces import cut
-from supernet.data import Data
 from supernet.evaluation import calibrated
 from supernet.families import Family
 from supernet.space import Arch
 from supernet.supernet import Supernet
-from supernet.train import TrainConfig, train
+from supernet.training.data import Data
+from supernet.training.train import TrainConfig, train
 
 # N images, n images that are told apart, C channels, R resolution in pixels
 

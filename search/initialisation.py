@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from supernet.randomness import Stream, torch_seed
+from supernet.training.randomness import Stream, torch_seed
 
 T = TypeVar("T")
 

@@ -26,12 +26,12 @@ from search.proxies import PROXIES
 from search.strategies import ACCURACY
 from search.te_nas import Proxies, prunable, search_by_pruning
 from search.training_free import Batch, TrainingFreeScore
-from supernet.data import Data, DataConfig, load_data
-from supernet.memory_format import channels_last
-from supernet.randomness import Stream, generator
 from supernet.runs import Job, Run
 from supernet.space import Arch
 from supernet.teacher import load_teacher
+from supernet.training.data import Data, DataConfig, load_data
+from supernet.training.memory_format import channels_last
+from supernet.training.randomness import Stream, generator
 
 if TYPE_CHECKING:
     from search.job import SearchJob

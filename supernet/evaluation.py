@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from distill.untouched import untouched
 from supernet.calibration import Reference, calibrate, references
-from supernet.data import resize
 from supernet.supernet import Supernet
+from supernet.training.data import resize
 
 # N images, C channels, R resolution in pixels
 

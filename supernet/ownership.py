@@ -11,7 +11,7 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
-from supernet import distributed
+from supernet.training import distributed
 
 logger = logging.getLogger(__name__)
 

@@ -27,20 +27,21 @@ import tyro
 from safetensors import SafetensorError
 from torch.utils.data import Dataset, Subset
 
-from supernet import distributed, provenance, randomness
+from supernet import provenance
 from supernet.atomic import write_atomically
-from supernet.checkpoint import has_checkpoints
-from supernet.data import Data, DataConfig, load_data
 from supernet.errors import first_line
-from supernet.execution import differences, located
 from supernet.families import FAMILIES, Family
 from supernet.families.timm_models import self_contained
-from supernet.loop import StepResult
 from supernet.ownership import owned
-from supernet.progressive import Phase, new_kinds, phase_config, phase_space, sort_channels
-from supernet.sampling import Uniform
 from supernet.supernet import Supernet
-from supernet.train import TrainConfig, train
+from supernet.training import distributed, randomness
+from supernet.training.checkpoint import has_checkpoints
+from supernet.training.data import Data, DataConfig, load_data
+from supernet.training.execution import differences, located
+from supernet.training.loop import StepResult
+from supernet.training.progressive import Phase, new_kinds, phase_config, phase_space, sort_channels
+from supernet.training.sampling import Uniform
+from supernet.training.train import TrainConfig, train
 from supernet.weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def run_job(
 
     With `resume` a run that was begun there goes on, and one that was not begins. ValueError if there is a run
     already and `resume` is not said, if it was begun with other settings than may be said anew
-    (`supernet.execution`), or if another process is at it.
+    (`supernet.training.execution`), or if another process is at it.
     """
     job = replace(job, data=located(job.data))
     data = load_images(job.data, job.train.seed)
@@ -186,7 +187,8 @@ def load_run(directory: Path, root: str | None = None, test_root: str | None = N
 
 
 def load_images(config: DataConfig, seed: int) -> Data:
-    """`supernet.data.load_data`, where the error for images that are not there says how to name another place."""
+    """`supernet.training.data.load_data`, where the error for images that are not there says how to name
+    another place."""
     for flag, place in (("--root", config.root), ("--test-root", config.test_root)):
         if place and os.path.isabs(place) and not os.path.exists(place) and "/" not in config.dataset:
             raise ValueError(f"no images at root {place!r}: say with {flag} where they lie now")

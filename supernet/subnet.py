@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from supernet import provenance
 from supernet.atomic import write_atomically
 from supernet.complexity import count_macs, count_parameters
-from supernet.data import Data, DataConfig
 from supernet.errors import first_line
 from supernet.evaluation import calibrated_subnet
 from supernet.export import (
@@ -41,9 +40,10 @@ from supernet.export import (
     quantise_onnx,
 )
 from supernet.families.timm_models import TimmModel, self_contained, timm_model
-from supernet.images import evaluation_transform
 from supernet.runs import Run, make_family
 from supernet.space import Arch
+from supernet.training.data import Data, DataConfig
+from supernet.training.data.images import evaluation_transform
 from supernet.weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class SubnetConfig:
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """What turns any PIL image into the module's input [C, H, W], as in training and evaluation
-        (`supernet.images`)."""
+        (`supernet.training.data.images`)."""
         return evaluation_transform(self.input_size[-1], self.interpolation, self.crop_pct, self.mean, self.std)
 
 

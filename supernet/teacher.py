@@ -10,9 +10,9 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from supernet.data import DataConfig, resize
 from supernet.runs import load_run
 from supernet.subnet import check_classes, load_network, take_out
+from supernet.training.data import DataConfig, resize
 
 # N images, C channels, R resolution in pixels
 

@@ -21,7 +21,7 @@ import tyro
 from PIL import Image
 
 from search.strategies import GUIDED, STRATEGIES
-from supernet.recipes import RECIPES
+from supernet.training.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -23,9 +23,9 @@ from supernet.calibration import calibrate
 from supernet.evaluation import accuracy, calibrated_subnet, quality
 from supernet.export import agreement
 from supernet.families import Family
-from supernet.prioritized import Entry, PrioritizedPaths
-from supernet.sampling import Path, Step
-from supernet.train import TrainConfig, TrainStep
+from supernet.training.prioritized import Entry, PrioritizedPaths
+from supernet.training.sampling import Path, Step
+from supernet.training.train import TrainConfig, TrainStep
 
 SPACE = SearchSpace({"width": (2, 4)})
 LARGEST, SMALLEST = SPACE.largest, SPACE.smallest

@@ -9,11 +9,11 @@ from distill.objective import Objective
 from netaug.augmentation import augment
 from netaug.training import NetAugConfig, NetAugJob, run_netaug_job, train_netaug
 from supernet.calibration import calibrate
-from supernet.data import DataConfig, load_data
 from supernet.families import FAMILIES
-from supernet.loop import LoopConfig
-from supernet.standalone import read_model_job, train_model
 from supernet.subnet import load_subnet, save_subnet
+from supernet.training.data import DataConfig, load_data
+from supernet.training.loop import LoopConfig
+from supernet.training.standalone import read_model_job, train_model
 
 DATA = DataConfig(holdout=0.97, workers=0, hflip=0.0, color_jitter=0.0)  # 43 images to train on, 5 batches
 CONFIG = LoopConfig(epochs=2, batch_size=8, eval_epochs=0, log_steps=1, checkpoint_steps=4, seed=3)

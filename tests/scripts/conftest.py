@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from predictors import Device, LatencyPredictor
-from supernet.recipes import digits
 from supernet.runs import run_job
+from supernet.training.recipes import digits
 
 
 @pytest.fixture(scope="session")

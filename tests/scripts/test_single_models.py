@@ -8,9 +8,9 @@ import pytest
 import timm
 import torch
 
-from supernet.data import DataConfig, load_data
 from supernet.evaluation import accuracy
 from supernet.subnet import Subnet, load_subnet, save_subnet
+from supernet.training.data import DataConfig, load_data
 
 SHORT = ["--epochs", "1", "--warmup-epochs", "0", "--batch-size", "8", "--eval-epochs", "0"]
 FEW = ["--holdout", "0.97"]  # 43 images to train on

@@ -20,8 +20,8 @@ from search.problem import Problem
 from search.scopes import Scopes, all_archs, complete, subspace
 from supernet import Choice, SearchSpace
 from supernet.calibration import calibrate
-from supernet.data import DataConfig, load_data
 from supernet.families import Family
+from supernet.training.data import DataConfig, load_data
 
 SPACE = SearchSpace(
     {

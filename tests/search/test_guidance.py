@@ -9,8 +9,8 @@ from distill.blockwise import Teacher
 from distill.rdm import dissimilarity, rdm_similarity
 from search.evaluate import SupernetAccuracy, resized
 from search.guidance import FromSupernet, GuidanceConfig, TeacherGuided, TrainedBriefly, brief_training, guidance_of
-from supernet.data import DataConfig, load_data
 from supernet.families import FAMILIES
+from supernet.training.data import DataConfig, load_data
 
 
 @pytest.fixture(scope="module")

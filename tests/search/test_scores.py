@@ -11,7 +11,7 @@ from search.proxies import nasbench_macro_proxies
 from search.scores import make_judge, training_batch, untrained_run
 from search.te_nas import Settings, prunable, search_by_pruning
 from search.training_free import TrainingFreeScore
-from supernet.data import DataConfig
+from supernet.training.data import DataConfig
 
 SMALL = Settings(repeats=1, ntk_images=4, region_images=40, batch_norm="frozen")
 TE_NAS = SearchJob("te_nas", te_nas=SMALL, population=3, evaluations=5, zero_cost_images=4)

@@ -9,10 +9,10 @@ from search.evaluate import SupernetAccuracy, accuracy, resized
 from search.guidance import FromSupernet
 from supernet import runs
 from supernet.calibration import calibrate
-from supernet.data import DataConfig, load_data
 from supernet.evaluation import calibrated_subnet, expected_calibration_error, quality
 from supernet.families import from_model
-from supernet.train import TrainConfig, train
+from supernet.training.data import DataConfig, load_data
+from supernet.training.train import TrainConfig, train
 
 
 class Table(nn.Module):

@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from supernet.data import DataConfig, load_data
-from supernet.randomness import Stream
 from supernet.runs import Job, job_from_dict, open_run, read_job
-from supernet.standalone import ModelJob, read_model_job
+from supernet.training.data import DataConfig, load_data
+from supernet.training.randomness import Stream
+from supernet.training.standalone import ModelJob, read_model_job
 
 FORMER = DataConfig(workers=0, rules=1)
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from supernet.data import DataConfig, load_data
 from supernet.runs import Job
 from supernet.subnet import SubnetConfig
+from supernet.training.data import DataConfig, load_data
 
 
 def kinds():

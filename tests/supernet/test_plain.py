@@ -11,8 +11,8 @@ from torch.nn.utils import parametrizations
 from supernet import SearchSpace, Supernet
 from supernet.calibration import calibrate
 from supernet.families import Family, from_model
-from supernet.memory_format import channels_last
 from supernet.plain import plain
+from supernet.training.memory_format import channels_last
 
 SPACE = SearchSpace({"width": (4, 8)})
 

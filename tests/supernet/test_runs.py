@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from supernet.data import DataConfig
-from supernet.execution import EXECUTION, LOCATION, differences
-from supernet.loop import TrainingError
 from supernet.runs import Job, load_run, read_job, run_job
-from supernet.standalone import ModelJob, read_model_job, run_model_job
-from supernet.train import TrainConfig
+from supernet.training.data import DataConfig
+from supernet.training.execution import EXECUTION, LOCATION, differences
+from supernet.training.loop import TrainingError
+from supernet.training.standalone import ModelJob, read_model_job, run_model_job
+from supernet.training.train import TrainConfig
 
 TRAIN = TrainConfig(
     epochs=2, batch_size=4, method="spos", random_subnets=1, warmup_epochs=0, eval_epochs=0, checkpoint_steps=100,

@@ -8,9 +8,7 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from supernet.data import Data, DataConfig, load_data
 from supernet.families.timm_models import self_contained
-from supernet.recipes import digits
 from supernet.runs import Job, Run, load_run, make_family, read_family, run_job
 from supernet.subnet import (
     Subnet,
@@ -21,7 +19,9 @@ from supernet.subnet import (
     save_subnet,
     take_out,
 )
-from supernet.train import TrainConfig
+from supernet.training.data import Data, DataConfig, load_data
+from supernet.training.recipes import digits
+from supernet.training.train import TrainConfig
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ from torch import nn
 from supernet import SearchSpace
 from supernet.channels import trace
 from supernet.channels.importance import bn_scale, geometric_median, l1_norm, order_channels
-from supernet.data import DataConfig, load_data
 from supernet.families import Family
-from supernet.sampling import Uniform
-from supernet.train import TrainConfig, train
+from supernet.training.data import DataConfig, load_data
+from supernet.training.sampling import Uniform
+from supernet.training.train import TrainConfig, train
 
 
 def test_l1_norm_sums_absolute_values_of_every_filter():

@@ -1,0 +1,378 @@
+"""Images: any dataset that timm reads, split three ways, in an order and with augmentation that follow from a seed.
+
+The supernet trains on the *train* part. A *holdout* part of the training images judges subnets during training and
+search. The *test* part is for the chosen subnet alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, default_collate
+
+from supernet.training.data.datasets import Digits, open_dataset
+from supernet.training.data.images import evaluation_transform, to_rgb
+from supernet.training.data.splits import hold_out, warn_of_small_classes
+from supernet.training.randomness import Stream, generator, global_seeds
+
+logger = logging.getLogger(__name__)
+
+# N images, C channels, R resolution in pixels
+
+__all__ = ["Data", "DataConfig", "Digits", "load_data", "resize"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how they are prepared."""
+
+    dataset: str = "digits"
+    """`digits` (8x8 pixels, within scikit-learn), or a name for timm's create_dataset: `folder` for folders and tar
+    files, torch/NAME, hfds/NAME, wds/NAME, ..."""
+    root: str | None = None
+    """Folder (with train/ and val/ in it, say) or tar file of the images; a cache folder for hfds/NAME."""
+    test_root: str | None = None
+    """Where the test images are, if not under `root`."""
+    train_split: str = "train"
+    """Name of the split to train on."""
+    test_split: str = "validation"
+    """Name of the split that only the chosen subnet is tested on."""
+    holdout: float = 0.1
+    """Part of the training images that is not trained on but judges subnets, above 0 and below 1."""
+    holdout_split: str | None = None
+    """Name of a split to judge subnets by instead; needed where images cannot be picked by index (wds/NAME, ...)."""
+    num_classes: int | None = None
+    """Number of classes, where the dataset does not tell (wds/NAME)."""
+    rules: int = 2
+    """Version of the rules by which images are found and held out. By the former ones, 1, which runs from before go
+    by, files .png, .jpg and .jpeg alone are images, their innermost folder is their class, and they are held out
+    regardless of it."""
+    workers: int = 4
+    """Processes that load images; 0 loads in the training process."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Area of a random training crop, as a part of the image."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Aspect ratio of a random training crop."""
+    hflip: float = 0.5
+    """Probability of a horizontal flip in training."""
+    color_jitter: float = 0.4
+    """Strength of random brightness, contrast and saturation in training; 0 for none."""
+    auto_augment: str | None = None
+    """timm's name of an augmentation policy, such as rand-m9-mstd0.5."""
+    re_prob: float = 0.0
+    """Probability of random erasing."""
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
+    """How images are resized."""
+    crop_pct: float = 0.875
+    """Part of the image's shorter side that the central crop keeps in evaluation."""
+    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
+    """Mean of each channel, subtracted."""
+    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
+    """Standard deviation of each channel, divided by."""
+
+    def __post_init__(self):
+        if self.rules not in (1, 2):
+            raise ValueError(f"rules are 2, or 1, the former ones, not {self.rules}")
+        if not 0 < self.holdout < 1:
+            raise ValueError(f"holdout is a part of the training images, between 0 and 1, not {self.holdout}")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct is a part of the image, above 0 and at most 1, not {self.crop_pct}")
+        for name in ("hflip", "re_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a probability, not {getattr(self, name)}")
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} is a range of positive numbers, the smaller first, not {low} {high}")
+        if self.color_jitter < 0:
+            raise ValueError(f"color_jitter is 0 or more, not {self.color_jitter}")
+        if self.workers < 0:
+            raise ValueError(f"workers is a number of processes, 0 or more, not {self.workers}")
+
+
+@dataclass(frozen=True)
+class Data:
+    """The three parts of a dataset, as pairs of a PIL image and a label."""
+
+    train: Dataset
+    holdout: Dataset
+    test: Dataset
+    classes: tuple[str, ...]
+    config: DataConfig
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Whole batches in one pass over the training images; ValueError if there is none."""
+        steps = len(self.train) // batch_size
+        if steps == 0:
+            raise ValueError(f"a batch of {batch_size} is more than the {len(self.train)} training images")
+        return steps
+
+    def training_batches(
+        self, resolution: int, batch_size: int, seed: int, steps: range, rank: int = 0, world_size: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Augmented images [N, C, R, R] and labels [N] of each step in `steps`.
+
+        What a step gets depends on the seed and the step alone: every epoch is a new permutation, every image is
+        augmented by its own random numbers. Of the joint batch of a step, rank r of w ranks gets every w-th image.
+        """
+        transform = _training_transform(self.config, resolution)
+        if isinstance(self.train, IterableDataset):
+            if world_size > 1:
+                raise ValueError(f"dataset {self.config.dataset!r} is a stream, which trains in one process only")
+            stream = _Stream(self.train, transform, seed)
+            loader = self._loader(stream, batch_size=batch_size, drop_last=True)
+            return _skip(iter(loader), steps.start, len(steps))
+        order = _Order(len(self.train), batch_size, self.steps_per_epoch(batch_size), seed, steps, rank, world_size)
+        return iter(self._loader(_Augmented(self.train, transform, seed), batch_sampler=order))
+
+    def calibration_images(self, resolution: int, count: int, seed: int) -> Tensor:
+        """`count` training images [N, C, R, R], prepared as for evaluation, always the same for one seed."""
+        if isinstance(self.train, IterableDataset):
+            return self.images(self.train, resolution, count)[0]
+        chosen = generator(seed, Stream.CALIBRATION).permutation(len(self.train))[:count]
+        return self.images(Subset(self.train, chosen.tolist()), resolution)[0]
+
+    def images(self, part: Dataset, resolution: int, count: int | None = None) -> tuple[Tensor, Tensor]:
+        """The first `count` images (all if None) of a part [N, C, R, R] and their labels [N], in memory."""
+        batches, images_so_far = [], 0
+        for images, labels in self.evaluation_batches(part, resolution):
+            batches.append((images, labels))
+            images_so_far += len(labels)
+            if count is not None and images_so_far >= count:
+                break
+        images, labels = (torch.cat(tensors)[:count] for tensors in zip(*batches))
+        return images, labels
+
+    def evaluation_batches(self, part: Dataset, resolution: int, batch_size: int = 256) -> DataLoader:
+        """Batches of the images of a part [N, C, R, R], resized and centrally cropped, and their labels [N]."""
+        transform = self.evaluation_transform(resolution)
+        if isinstance(part, IterableDataset):
+            return self._loader(_Stream(part, transform, seed=None), batch_size=batch_size)
+        return self._loader(_Transformed(part, transform), batch_size=batch_size)
+
+    def evaluation_transform(self, resolution: int) -> Callable[[Image.Image], Tensor]:
+        config = self.config
+        return evaluation_transform(resolution, config.interpolation, config.crop_pct, config.mean, config.std)
+
+    def _loader(self, dataset: Dataset, **options) -> DataLoader:
+        return _Loader(
+            dataset,
+            num_workers=self.config.workers,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=_collate,
+            generator=torch.Generator(),  # a loader draws a seed for its workers, from torch's global one otherwise
+            **options,
+        )
+
+
+def load_data(config: DataConfig, seed: int = 0) -> Data:
+    """Open the dataset that `config` names and hold out a part of its training images, chosen by `seed`.
+
+    Raises ValueError, naming what is missing, if the dataset, its package or a split is not there, if the splits have
+    different classes, fewer than two, or images in common, or if there are labels of no class.
+    """
+    places = [(config.train_split, config.root), (config.test_split, config.test_root or config.root)]
+    if config.holdout_split:
+        places.append((config.holdout_split, config.root))
+    if len(set(places)) < len(places):
+        names = ", ".join(split for split, _ in places)
+        raise ValueError(f"the splits to train on, to test on and to judge by must differ: {names}")
+    parts = [
+        open_dataset(config.dataset, root, split, is_training=not index, seed=seed, rules=config.rules)
+        for index, (split, root) in enumerate(places)
+    ]
+    named = [(split, part) for (split, _), part in zip(places, parts)]
+    images = [(split, set(part.names or ())) for split, part in named]
+    for (split, names), (other_split, other_names) in itertools.combinations(images, 2):
+        if common := names & other_names:
+            what = "files" if isinstance(parts[0], IterableDataset) else "images"
+            raise ValueError(
+                f"{len(common)} {what} are in both splits {split!r} and {other_split!r}, such as {min(common)}: name "
+                "folders or splits that have none in common (test_split, test_root, holdout_split)"
+            )
+    train, test, *judges = parts
+    classes = _classes(train, config)
+    for split, part in named:
+        if odd := sorted(set(classes) ^ set(_classes(part, config))):
+            raise ValueError(
+                f"splits {config.train_split!r} and {split!r} have different classes; in one of them only: "
+                f"{', '.join(odd[:5])}"
+            )
+    if config.rules > 1:
+        _check_labels(named, classes)
+    try:
+        _training_transform(config, 32)
+    except (AssertionError, ValueError, KeyError, IndexError) as error:
+        raise ValueError(f"timm knows no augmentation policy {config.auto_augment!r}: {error}") from error
+    if judges:
+        (holdout,) = judges
+    elif isinstance(train, IterableDataset):
+        raise ValueError(f"dataset {config.dataset!r} is a stream: name a split to judge subnets by with holdout_split")
+    else:
+        split = hold_out(_strata(train, config, classes), config.holdout, generator(seed, Stream.SPLIT))
+        train, holdout = Subset(train, split.train), Subset(train, split.holdout)
+    return Data(train, holdout, test, classes, config)
+
+
+def resize(images: Tensor, resolution: int) -> Tensor:
+    """Images [N, C, H, W] resized to [N, C, R, R] by bicubic interpolation with antialiasing."""
+    if images.shape[-2:] == (resolution, resolution):
+        return images
+    return F.interpolate(images, size=(resolution, resolution), mode="bicubic", antialias=True)
+
+
+def _training_transform(config: DataConfig, resolution: int) -> Callable[[Image.Image], Tensor]:
+    return create_transform(
+        resolution,
+        is_training=True,
+        scale=config.scale,
+        ratio=config.ratio,
+        hflip=config.hflip,
+        color_jitter=config.color_jitter or None,
+        auto_augment=config.auto_augment,
+        re_prob=config.re_prob,
+        interpolation=config.interpolation,
+        mean=config.mean,
+        std=config.std,
+    )
+
+
+def _classes(dataset: Dataset, config: DataConfig) -> tuple[str, ...]:
+    """Names of the classes in the order of their labels."""
+    if dataset.classes:
+        return dataset.classes
+    if config.num_classes is None:
+        raise ValueError(f"dataset {config.dataset!r} does not tell its classes: give their number as num_classes")
+    return tuple(map(str, range(config.num_classes)))
+
+
+def _check_labels(parts: Sequence[tuple[str, Dataset]], classes: Sequence[str]) -> None:
+    """ValueError if there is nothing to tell apart, or if labels of a split are of no class."""
+    if len(classes) < 2:
+        raise ValueError(
+            f"there is one class only, {classes[0]}: put the images of each class into a folder of its own, directly "
+            "beneath train/ and val/"
+        )
+    for split, part in parts:
+        labels = np.zeros(1, dtype=int) if part.targets is None else np.asarray(part.targets)
+        if labels.min() < 0 or labels.max() >= len(classes):
+            raise ValueError(
+                f"labels of split {split!r} are {labels.min()} to {labels.max()}, but there are {len(classes)} "
+                "classes: name a split whose images all have a label"
+            )
+
+
+def _strata(dataset: Dataset, config: DataConfig, classes: Sequence[str]) -> np.ndarray:
+    """Labels of the training images to hold out by [N]; all the same where they are held out regardless of them."""
+    if config.rules > 1 and dataset.targets is not None:
+        labels = np.asarray(dataset.targets)
+        warn_of_small_classes(labels, classes)
+        return labels
+    if config.rules > 1:
+        logger.warning("dataset %r does not tell its labels: they are not looked at in holding out", config.dataset)
+    return np.zeros(len(dataset), dtype=int)
+
+
+class _Loader(DataLoader):
+    """Batches; of a ValueError in a process that loads images, for bad input, the one line that says which."""
+
+    def __iter__(self) -> Iterator:
+        try:
+            yield from super().__iter__()
+        except ValueError as error:
+            lines = str(error).strip().splitlines() or [""]
+            raise ValueError(lines[-1].removeprefix("ValueError: ")) from error
+
+
+def _collate(samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    images, labels = default_collate(samples)
+    return images, labels
+
+
+class _Transformed(Dataset):
+    def __init__(self, dataset: Dataset, transform: Callable):
+        self._dataset, self._transform = dataset, transform
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self._dataset[index]
+        return self._transform(image), label
+
+
+class _Augmented(Dataset):
+    """Images by epoch and index, each augmented by random numbers of its own."""
+
+    def __init__(self, dataset: Dataset, transform: Callable, seed: int):
+        self._dataset, self._transform, self._seed = dataset, transform, seed
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int]:
+        image, label = self._dataset[place[1]]
+        with global_seeds(self._seed, Stream.AUGMENTATION, *place):
+            return self._transform(to_rgb(image)), label
+
+
+class _Stream(IterableDataset):
+    """Images of a stream: once through, or, with a seed for the augmentation, epoch after epoch."""
+
+    def __init__(self, dataset: IterableDataset, transform: Callable, seed: int | None):
+        self._dataset, self._transform, self._seed = dataset, transform, seed
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        if self._seed is None:
+            yield from ((self._transform(image), label) for image, label in self._dataset)
+            return
+        worker = torch.utils.data.get_worker_info()
+        epoch = 0
+        while True:
+            self._dataset.set_epoch(epoch)
+            for index, (image, label) in enumerate(self._dataset):
+                with global_seeds(self._seed, Stream.AUGMENTATION, epoch, index, worker.id if worker else 0):
+                    sample = self._transform(to_rgb(image)), label
+                yield sample
+            epoch += 1
+
+
+class _Order(Sampler):
+    """For each step its epoch and the indices of its images."""
+
+    def __init__(
+        self, images: int, batch_size: int, steps_per_epoch: int, seed: int, steps: range, rank: int, world_size: int
+    ):
+        self._images, self._batch_size, self._steps_per_epoch = images, batch_size, steps_per_epoch
+        self._seed, self._steps, self._rank, self._world_size = seed, steps, rank, world_size
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        permutation, permuted = None, None
+        for step in self._steps:
+            epoch, position = divmod(step, self._steps_per_epoch)
+            if epoch != permuted:
+                permutation = generator(self._seed, Stream.ORDER, epoch).permutation(self._images).tolist()
+                permuted = epoch
+            batch = permutation[position * self._batch_size : (position + 1) * self._batch_size]
+            yield [(epoch, index) for index in batch[self._rank :: self._world_size]]
+
+
+def _skip(batches: Iterator, start: int, count: int) -> Iterator:
+    for _ in range(start):
+        next(batches)
+    for _ in range(count):
+        yield next(batches)

@@ -1,0 +1,412 @@
+"""What every training here has in common: settings, and all of the loop but the gradients."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from supernet.atomic import set_aside
+from supernet.training import distributed
+from supernet.training.checkpoint import MINUTES, Timer, load_checkpoint, save_checkpoint
+from supernet.training.data import Data
+from supernet.training.divergence import ADVICE, Divergence, TrainingError, worst
+from supernet.training.memory_format import channels_last
+from supernet.training.metrics import Metrics, scalars
+from supernet.training.randomness import Stream, torch_seed
+
+# N images, C channels, R resolution in pixels
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How any network is trained."""
+
+    epochs: int = 30
+    """Passes over the training images."""
+    batch_size: int = 64
+    """Images a step, over all processes together."""
+    opt: str = "sgd"
+    """timm's name of the optimizer; sgd has Nesterov momentum."""
+    lr: float = 0.1
+    """Peak learning rate for 256 images a step; it is scaled by batch_size / 256."""
+    momentum: float = 0.9
+    """Momentum, for optimizers that have it."""
+    weight_decay: float = 1e-5
+    """Weight decay of weights with two and more dimensions; BatchNorm and biases have none."""
+    sched: Literal["cosine", "step", "poly"] = "cosine"
+    """timm's name of the schedule of the learning rate, updated every step."""
+    warmup_epochs: float = 1.0
+    """Epochs in which the learning rate grows linearly from zero."""
+    decay_rate: float = 0.1
+    """Factor of each decay of the schedule step; exponent of the schedule poly, where 1 is linear."""
+    decay_epochs: float = 30.0
+    """Epochs between the decays of the schedule step."""
+    min_lr: float = 0.0
+    """Learning rate, before scaling, that the schedule ends in (cosine, poly) or stops falling at (step)."""
+    label_smoothing: float = 0.1
+    """Part of the true label's probability that is spread over all classes; in a supernet for the
+    largest subnet."""
+    drop_rate: float = 0.0
+    """Dropout before the classifier; in a supernet for the largest subnet."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth of the last block, growing linearly over the blocks; in a supernet for the
+    largest subnet."""
+    clip: float | None = None
+    """Limit of the gradient, in the sense of clip_mode; none by default."""
+    clip_mode: Literal["norm", "value"] = "norm"
+    """Whether the norm of all gradients together is limited, or every entry by itself."""
+    ema_decay: float | None = None
+    """Decay a step of an exponential moving average of the weights, which is then what is evaluated and kept."""
+    amp: Literal["none", "bf16"] = "none"
+    """Precision of the forward pass; bf16 where the device has it."""
+    channels_last: bool = True
+    """Keep images and kernels in the channels-last memory format."""
+    eval_epochs: int = 10
+    """Epochs between evaluations on held-out images, in a supernet of the largest, the smallest and random subnets; 0
+    for none."""
+    eval_images: int = 2000
+    """Held-out images in an evaluation, at most."""
+    log_steps: int = 10
+    """Steps between lines in metrics.jsonl."""
+    tensorboard: bool = False
+    """Write metrics for TensorBoard as well."""
+    checkpoint_steps: int = 200
+    """Steps between checkpoints."""
+    checkpoint_minutes: float = MINUTES
+    """Minutes after which there is one as well, in trainings whose steps are slow."""
+    keep_checkpoints: int = 3
+    """Number of the newest checkpoints kept."""
+    device: str = "auto"
+    """cpu, cuda or cuda:N; auto takes a GPU if there is one."""
+    seed: int = 0
+    """All that is random follows from it: initial weights, order and augmentation of images, subnets, dropout."""
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "log_steps", "checkpoint_steps", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
+        for name in ("drop_rate", "drop_path_rate", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is from 0 to below 1, not {getattr(self, name)}")
+        if self.checkpoint_minutes <= 0:
+            raise ValueError(f"checkpoint_minutes is above 0, not {self.checkpoint_minutes}")
+        if self.seed < 0:
+            raise ValueError(f"seed is 0 or more, not {self.seed}")
+        if self.lr <= 0:
+            raise ValueError(f"lr is above 0, not {self.lr}")
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise ValueError(f"warmup_epochs is from 0 to the {self.epochs} epochs, not {self.warmup_epochs}")
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"clip is above 0, or none, not {self.clip}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay is between 0 and 1, not {self.ema_decay}")
+
+
+class StepResult(NamedTuple):
+    """What a step did, for logs and progress bars."""
+
+    step: int  # counted from 1
+    steps: int  # in the whole training
+    losses: list[float] | None  # those in metrics.jsonl, every `log_steps` steps
+    lr: float
+
+
+class Stateful(Protocol):
+    """Something that changes in training, and goes on from what it was."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> object: ...
+
+
+class Loop:
+    """Trains `net` by gradients that the caller computes::
+
+        loop = Loop(net, data, config, run_dir, evaluate)
+        for step, images, labels in loop.batches(resolution, num_classes):
+            ...  # a forward and a backward pass
+            loop.update(step, losses, names)
+            loop.finish(step, {"losses": losses})
+        return loop.result
+
+    `evaluate` gives the accuracies, to be noted every `config.eval_epochs`, of the network to use. `kept` is what
+    checkpoints hold besides network, optimizer and moving average, by name. `parts` are the equal parts of its batch
+    that a process runs one after another. `uninformed` is the loss of a network that knows nothing, log K of K classes
+    by default, which says what a diverged training is (`supernet.training.divergence`). Where `distributed.start`
+    joined processes, all of them do this and the first one evaluates, writes and calls `on_step`.
+
+    Writes `run_dir/checkpoints/` and `run_dir/metrics.jsonl`, nothing of it before the first step is done, and calls
+    `on_begin` just before. What an earlier training left there is kept beside it, as checkpoints.1 and metrics.jsonl.1,
+    if this one begins anew. With `resume` it goes on from the newest readable
+    checkpoint, if any, and ends in the same weights as a run that was never interrupted: bit for bit on one CPU thread,
+    and on several as far as the math library keeps the order of its sums (MKL may not on a busy machine).
+
+    ValueError if the batch does not split into processes and parts, for a device that this machine does not have, and
+    for checkpoints of another network or of other settings.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        data: Data,
+        config: LoopConfig,
+        run_dir: Path,
+        evaluate: Callable[[Any], object],
+        *,
+        kept: Mapping[str, Stateful] = MappingProxyType({}),
+        parts: int = 1,
+        resume: bool = False,
+        on_step: Callable[[StepResult], None] = lambda result: None,
+        on_begin: Callable[[], None] = lambda: None,
+        uninformed: float | None = None,
+    ) -> None:
+        self.device = pick_device(config.device)
+        processes = distributed.world_size()
+        if config.batch_size % (processes * parts):
+            raise ValueError(
+                f"a batch of {config.batch_size} does not split into {processes * parts} equal parts, for {processes} "
+                f"processes that do {parts} one after another"
+            )
+        self._memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.net = self.place(net).train()
+        self._data, self._config, self._kept = data, config, kept
+        self._evaluate, self._on_step, self._on_begin = evaluate, on_step, on_begin
+        self.steps_per_epoch = data.steps_per_epoch(config.batch_size)
+        self.optimizer, self._scheduler = make_optimizer(net, config, self.steps_per_epoch)
+        self.ema = ModelEmaV3(net, config.ema_decay) if config.ema_decay else None
+        self._divergence = Divergence(math.log(max(data.num_classes, 2)) if uninformed is None else uninformed)
+        self._checkpoints = run_dir / "checkpoints"
+        start = self._restore() if resume else 0
+        self.steps = range(start, config.epochs * self.steps_per_epoch)  # those still to do
+        self._timer = Timer(config.checkpoint_minutes)
+        self._metrics = Metrics(run_dir, start, config.tensorboard) if distributed.rank() == 0 else None
+
+    @property
+    def result(self) -> nn.Module:
+        """The network to use: the moving average if there is one, otherwise `net` itself."""
+        return self.ema.module if self.ema else self.net
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of this step."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """`module`, moved to where and in the memory format in which the training is."""
+        if self._memory_format == torch.channels_last:
+            return channels_last(module.to(self.device))
+        return module.to(self.device, memory_format=self._memory_format)
+
+    def seeded(self, step: int) -> AbstractContextManager[None]:
+        """The context of a step's forward passes: what dropout draws follows from seed, step and process."""
+        return torch_seed(self.device, self._config.seed, Stream.DROPOUT, step, distributed.rank())
+
+    def batches(self, resolution: int, num_classes: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Each step still to do, counted from 0, with this process's images [N, C, R, R] and their labels [N].
+
+        They are on the device, the learning rate is set, and there are no gradients. ValueError for labels beyond
+        `num_classes`.
+        """
+        config = self._config
+        batches = self._data.training_batches(
+            resolution, config.batch_size, config.seed, self.steps, distributed.rank(), distributed.world_size()
+        )
+        for step, (images, labels) in zip(self.steps, batches):
+            if labels.min() < 0 or labels.max() >= num_classes:
+                raise ValueError(f"labels are {labels.min()} to {labels.max()}, but there are {num_classes} classes")
+            set_lr(self.optimizer, self._scheduler, config, step, self.steps_per_epoch)
+            self.optimizer.zero_grad()
+            images = images.to(self.device, memory_format=self._memory_format, non_blocking=True)
+            yield step, images, labels.to(self.device)
+        if self._metrics:
+            self._metrics.close()
+        distributed.wait()
+
+    def update(self, step: int, losses: Tensor, names: Sequence[object]) -> None:
+        """Descend by the gradients, averaged over all processes and clipped.
+
+        `losses` [L] gave them, `names` [L] say of what. TrainingError, naming step and name, if a loss or gradient is
+        not finite, or if the training has diverged: the weights of the step before are not touched.
+        """
+        distributed.average_gradients(self.net.parameters())
+        norm = clip_gradients(self.net, self._config)
+        self._check(step, distributed.average(losses.detach().clone()), names, norm)
+        self.optimizer.step()
+        if self.ema:
+            self.ema.update(self.net, step)
+
+    def finish(self, step: int, losses: Mapping[str, Any]) -> None:
+        """Write, evaluate and report what is due after a step; `losses` are tensors by name, or mappings of such."""
+        if not self._metrics:
+            return
+        config, done = self._config, step + 1
+        is_last = done == self.steps.stop
+        logged = None
+        if step == self.steps.start:
+            self._on_begin()
+            if not step and (aside := set_aside(self._checkpoints)):
+                logger.warning("the checkpoints of an earlier training are now in %s", aside)
+        if done % config.log_steps == 0 or is_last:
+            values = _numbers(losses)
+            self._metrics.append({"step": done, "epoch": done / self.steps_per_epoch, "lr": self.lr, **values})
+            logged = [value for _, value in scalars(values)]
+        every = config.eval_epochs * self.steps_per_epoch
+        if every and (is_last or done % every == 0):
+            line = {"step": done, "accuracy": self._evaluate(self.result)}
+            self._metrics.append(line)
+            self.net.train()
+            if is_last:
+                self._look_at(line)
+        if done % config.checkpoint_steps == 0 or is_last or self._timer.due:
+            state = {
+                "net": self.net.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "ema": self.ema and self.ema.state_dict(),
+                "divergence": self._divergence.state_dict(),
+                **{name: kept.state_dict() for name, kept in self._kept.items()},
+            }
+            save_checkpoint(self._checkpoints, done, state, config.keep_checkpoints)
+            self._timer.restart()
+        self._on_step(StepResult(done, self.steps.stop, logged, self.lr))
+
+    def _check(self, step: int, losses: Tensor, names: Sequence[object], norm: Tensor) -> None:
+        """TrainingError as `update` says; the same in all processes for `losses` that are means over them."""
+        *values, norm_value = torch.cat([losses, norm[None]]).tolist()
+        loss, name = worst(values, names)
+        self._divergence.update(step, loss, name)
+        if not math.isfinite(norm_value):
+            raise TrainingError(f"the gradient's norm is {norm_value} in step {step + 1}, for one of {names}; {ADVICE}")
+        if step + 1 == self.steps.stop:
+            self._divergence.end(step, name)
+
+    def _look_at(self, line: Mapping[str, Any]) -> None:
+        """Say so if no accuracy of the last evaluation is above chance by more than two standard errors."""
+        best = max((value for name, value in scalars(line) if name != "step"), default=1.0)
+        chance = 1 / max(self._data.num_classes, 1)
+        images = min(self._config.eval_images, len(self._data.holdout))
+        if best <= chance + 2 * math.sqrt(chance * (1 - chance) / max(images, 1)):
+            logger.warning(
+                "the accuracy on %d held-out images is %.1f %% at best, where guessing gets %.1f %%: the training has "
+                "failed or was too short; look at metrics.jsonl, and lower lr or raise epochs",
+                images,
+                100 * best,
+                100 * chance,
+            )
+
+    def _restore(self) -> int:
+        """Go on from the newest checkpoint, if there is one; the number of steps that are done."""
+        state = load_checkpoint(self._checkpoints)
+        if state is None:
+            if (self._checkpoints.parent / "metrics.jsonl").exists() and distributed.rank() == 0:
+                logger.warning("there is no checkpoint in %s yet: the training begins anew", self._checkpoints)
+            return 0
+        own = {name: tensor.shape for name, tensor in self.net.state_dict().items()}
+        for name in own.keys() | state["net"].keys():
+            shape = state["net"][name].shape if name in state["net"] else None
+            if shape != own.get(name):
+                raise ValueError(
+                    f"the checkpoints in {self._checkpoints} are of another network: tensor {name!r} is {shape} there "
+                    f"and {own.get(name)} here"
+                )
+        if bool(state["ema"]) != bool(self.ema):
+            raise ValueError(
+                f"the checkpoints in {self._checkpoints} were made {'without' if self.ema else 'with'} ema_decay"
+            )
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        if "divergence" in state:  # a former version did not look
+            self._divergence.load_state_dict(state["divergence"])
+        for name, kept in self._kept.items():
+            kept.load_state_dict(state[name])
+        logger.info("going on from step %d", state["step"])
+        return state["step"]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device `name`, `auto` for a GPU if there is one; ValueError if this machine has no such."""
+    if name == "auto":
+        index = int(os.environ.get("LOCAL_RANK", 0))
+        return torch.device("cuda", index) if torch.cuda.is_available() else torch.device("cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r}: this machine has no GPU that torch can use; say cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device is cpu, cuda, cuda:N or auto, not {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name!r}: this machine has {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def make_optimizer(net: nn.Module, config: LoopConfig, steps_per_epoch: int) -> tuple[torch.optim.Optimizer, Scheduler]:
+    """timm's optimizer and its schedule, which `set_lr` applies every step."""
+    optimizer = create_optimizer_v2(
+        net, config.opt, config.lr * config.batch_size / 256, config.weight_decay, config.momentum
+    )
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        config.sched,
+        config.epochs,
+        decay_epochs=config.decay_epochs,
+        decay_rate=config.decay_rate,
+        min_lr=config.min_lr * config.batch_size / 256,
+        warmup_lr=0.0,
+        warmup_epochs=config.warmup_epochs,
+        updates_per_epoch=steps_per_epoch,
+        step_on_epochs=False,
+    )
+    return optimizer, scheduler
+
+
+def set_lr(
+    optimizer: torch.optim.Optimizer, scheduler: Scheduler, config: LoopConfig, step: int, steps_per_epoch: int
+) -> None:
+    """Set the learning rate of the step `step`, counted from 0: that in its middle, so that none has a rate of 0. Once
+    it is warm, the schedule `step` falls no further than to `min_lr`."""
+    middle = step + 0.5
+    scheduler.step_update(middle)
+    if config.sched == "step" and middle / steps_per_epoch >= config.warmup_epochs:
+        for group in optimizer.param_groups:
+            group["lr"] = max(group["lr"], config.min_lr * config.batch_size / 256)
+
+
+def autocast(config: LoopConfig, device: torch.device) -> torch.autocast:
+    """The context of a forward pass in the precision that `config` names."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.amp == "bf16")
+
+
+def clip_gradients(net: nn.Module, config: LoopConfig) -> Tensor:
+    """Clip the gradients; their norm before that. Of a list of networks each is clipped by itself, and the largest
+    norm given."""
+    if isinstance(net, nn.ModuleList):
+        return torch.stack([clip_gradients(network, config) for network in net]).max()
+    parameters = [p for p in net.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    if config.clip is not None and config.clip_mode == "norm":
+        torch.nn.utils.clip_grads_with_norm_(parameters, config.clip, norm)
+    elif config.clip is not None:
+        torch.nn.utils.clip_grad_value_(parameters, config.clip)
+    return norm
+
+
+def _numbers(losses: Mapping[str, Any]) -> dict[str, Any]:
+    """`losses` with numbers, or lists of them, for the tensors."""
+    return {name: _numbers(loss) if isinstance(loss, Mapping) else loss.tolist() for name, loss in losses.items()}

@@ -1,0 +1,157 @@
+"""Prioritised paths (Cream of the Crop, Peng et al., NeurIPS 2020, arXiv 2010.15821)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from supernet.space import Arch, SearchSpace
+from supernet.training import distributed
+from supernet.training.sampling import Method, Path, Step
+
+# P paths on the board, S images of each, C channels, R resolution in pixels, K classes
+
+
+@dataclass
+class Entry:
+    """A path on the board."""
+
+    arch: Arch
+    accuracy: float  # on the batch it was last trained on, 0 to 1
+    macs: int
+    images: Tensor  # [S, C, R, R], the first of that batch
+    probabilities: Tensor  # [S, K] that it gave them
+
+
+class PrioritizedPaths(Method):
+    """One random path a step, which learns from the best of a board of the most accurate paths so far.
+
+    A linear function M scores how well each path on the board would teach the random one, x: s = M(p_t - p_x), with
+    the probabilities p that either gives S images of the board's path t. The one of the highest score teaches, with
+    weight m = sigmoid(s):
+
+        loss = (m * distillation + (2 - m) * cross_entropy) / 2        (section 3.2)
+
+    Every `update_steps` steps M descends the loss on S images that x has after a step of gradient descent on S others
+    with the loss m * distillation (the step is taken back). From `start_epoch` on a path joins the board while that
+    has less than `board_size`; then it takes the place of the least accurate one if it is more accurate by
+    `accuracy_gap`, or more accurate at all with fewer MACs. The same path is on it once, with its latest accuracy.
+
+    Published: a board of 10, from epoch 20 of 120, updates every 200 steps at a learning rate of 1e-4, S = 4. The
+    authors' code weighs by sigmoid of -s of the last path on the board and keeps the step on which M is judged; here
+    both follow the paper.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        macs: Callable[[Arch], int],
+        num_classes: int,
+        distill: Callable[[Tensor, Tensor], Tensor],
+        *,
+        board_size: int = 10,
+        start_epoch: int = 20,
+        update_steps: int = 200,
+        images: int = 4,
+        accuracy_gap: float = 0.05,
+        lr: float = 1e-4,
+    ) -> None:
+        self.space = space
+        self.board: list[Entry] = []  # the most accurate first
+        self.weight = torch.zeros(images * num_classes)  # of M, [S * K]
+        self.bias = torch.zeros(())
+        self._macs = macs
+        self._distill = distill
+        self._board_size = board_size
+        self._start_epoch = start_epoch
+        self._update_steps = update_steps
+        self._images = images
+        self._accuracy_gap = accuracy_gap
+        self._lr = lr
+
+    def paths(self, step: Step) -> list[Path]:
+        arch = self.space.sample(step.generator)
+        if not self.board:
+            return [Path(arch)]
+        if len(step.images) < 2 * self._images:
+            raise ValueError(
+                f"cream needs batches of {2 * self._images} images in every process, not {len(step.images)}"
+            )
+        if step.number % self._update_steps == 0:
+            self._learn_to_match(step, arch)
+        teacher, matching, _ = self.match(step, arch)
+        m = matching.item()
+        return [Path(teacher.arch, label_weight=0.0), Path(arch, 0, label_weight=(2 - m) / 2, teacher_weight=m / 2)]
+
+    def finish(self, step: Step, paths: Sequence[Path], logits: Sequence[Tensor]) -> None:
+        if step.epoch < self._start_epoch:
+            return
+        correct = (logits[-1].argmax(1) == step.labels).float().mean()
+        probabilities = logits[-1][: self._images].softmax(1)
+        arch = paths[-1].arch
+        accuracy = distributed.average(correct).item()
+        self.enter(Entry(arch, accuracy, self._macs(arch), step.images[: self._images].clone(), probabilities))
+
+    def enter(self, entry: Entry) -> None:
+        """Put a path on the board, if it is good enough."""
+        others = [other for other in self.board if other.arch != entry.arch]
+        if len(others) == self._board_size:
+            last = others[-1]
+            gap = 0.0 if entry.macs < last.macs else self._accuracy_gap
+            if entry.accuracy <= last.accuracy + gap:
+                return
+            others.pop()
+        self.board = sorted([*others, entry], key=lambda e: e.accuracy, reverse=True)
+
+    @torch.no_grad()
+    def match(self, step: Step, arch: Arch) -> tuple[Entry, Tensor, Tensor]:
+        """The path on the board that is to teach `arch`, its weight m, and the difference [S * K] that gave it."""
+        device = step.images.device  # a checkpoint is loaded on the CPU
+        own = step.logits(arch, torch.cat([entry.images for entry in self.board]).to(device)).softmax(1)
+        theirs = torch.cat([entry.probabilities for entry in self.board]).to(device)
+        differences = (theirs - own).view(len(self.board), -1)
+        self.weight, self.bias = self.weight.to(differences), self.bias.to(differences)
+        scores = distributed.average(differences @ self.weight + self.bias)  # the same teacher in every process
+        best = int(scores.argmax())
+        return self.board[best], scores[best].sigmoid(), differences[best]
+
+    def _learn_to_match(self, step: Step, arch: Arch) -> None:
+        """A step of gradient descent of M.
+
+        With the gradient g of the distillation and the learning rate r, the lookahead is w'(m) = w - r m g, so that
+        the loss L on the other images has dL(w'(m))/dm = -r <grad L(w'), g>.
+        """
+        teacher, matching, difference = self.match(step, arch)
+        first, second = step.images[: self._images], step.images[self._images : 2 * self._images]
+        labels = step.labels[self._images : 2 * self._images]
+        with torch.no_grad():
+            soft_labels = step.logits(teacher.arch, first)
+        parameters = list(step.net.parameters())
+        gradients = _gradients(self._distill(step.logits(arch, first), soft_labels), parameters)
+        before = [parameter.detach().clone() for parameter in parameters]
+        with torch.no_grad():
+            torch._foreach_add_(parameters, [-step.lr * matching * gradient for gradient in gradients])
+        ahead = _gradients(F.cross_entropy(step.logits(arch, second), labels), parameters)
+        with torch.no_grad():
+            torch._foreach_copy_(parameters, before)
+            slope = -step.lr * sum((a * g).sum() for a, g in zip(ahead, gradients)) * matching * (1 - matching)
+            descent = distributed.average(torch.cat([slope * difference, slope[None]]))
+            descent *= self._lr / descent.norm().clamp_min(1.0)  # the authors clip it to a norm of 1
+            self.weight, self.bias = self.weight - descent[:-1], self.bias - descent[-1]
+
+    def state_dict(self) -> dict[str, Any]:
+        board = [vars(entry) | {"arch": dict(entry.arch)} for entry in self.board]
+        return {"board": board, "weight": self.weight, "bias": self.bias}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.board = [Entry(**entry | {"arch": Arch(entry["arch"])}) for entry in state["board"]]
+        self.weight, self.bias = state["weight"], state["bias"]
+
+
+def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))

@@ -1,0 +1,353 @@
+"""Training one plain model, on labels, by a teacher and by peers: from scratch, or on from the weights that it has.
+
+With the settings, the images and the loop of a supernet's training, so that the two may be compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from distill.objective import Objective, cohort_losses
+from supernet.evaluation import accuracy
+from supernet.families import Family
+from supernet.families.timm_models import self_contained
+from supernet.ownership import owned
+from supernet.runs import load_images, make_family, open_run, read_config, with_tuples
+from supernet.skeleton import build_skeleton
+from supernet.space import Arch
+from supernet.subnet import Subnet, SubnetConfig, load_subnet, read_subnet_config, save_subnet
+from supernet.teacher import load_teacher
+from supernet.training import distributed
+from supernet.training.data import Data, DataConfig, resize
+from supernet.training.execution import located
+from supernet.training.loop import Loop, LoopConfig, StepResult, autocast
+from supernet.training.randomness import Stream, part_seed
+from supernet.weights import load_weights
+
+# N images, C channels, R resolution in pixels
+
+LABELS_ALONE = Objective()
+
+
+@dataclass(frozen=True)
+class ModelJob:
+    """All that defines the training of one model."""
+
+    space: str = "mobilenet_v3_micro"
+    """Name of the search space; `timm` is that of a single timm model."""
+    space_options: str = "{}"
+    """Options of the space as a JSON object, such as {"name": "resnet18", "input_size": 32}."""
+    arch: str | None = None
+    """The architecture as a JSON object; by default the largest."""
+    start: str = "scratch"
+    """Weights to start from: scratch, pretrained (those that the space's options name), or the folder of a subnet. A
+    classifier for other classes starts anew."""
+    teacher: str | None = None
+    """Network to learn from: the folder of a subnet or of a finished training run, or a name of timm's. One that
+    answers, for kl or adaptive_alpha, tells the same classes apart, by name and in their order."""
+    teacher_weights: str | None = None
+    """File with the weights of a timm teacher for these classes; by default timm's own, for its own classes."""
+    teacher_input_size: int | None = None
+    """Pixels a side of a timm teacher's images; by default the model's own. Refused for a folder of another size."""
+    peers: tuple[str, ...] = ()
+    """Networks that train beside it, to learn from each other by the loss mutual: names of timm's, or folders of
+    subnets."""
+    data: DataConfig = field(default_factory=DataConfig)
+    train: LoopConfig = field(default_factory=LoopConfig)
+    objective: Objective = field(default_factory=Objective)
+
+    def __post_init__(self):
+        if self.objective.needs_teacher != (self.teacher is not None):
+            raise ValueError(
+                "the losses kl, adaptive_alpha, attention, distance, angle and similarity need a teacher, and a "
+                f"teacher needs one of them: the teacher is {self.teacher}, the losses are {self.objective}"
+            )
+        if bool(self.objective.mutual) != bool(self.peers):
+            raise ValueError(
+                "the loss mutual needs peers, and peers need a weight of it: the peers are "
+                f"{', '.join(self.peers) or 'none'}, the weight is {self.objective.mutual}"
+            )
+
+
+AnyModelJob = TypeVar("AnyModelJob", bound=ModelJob)
+
+
+def run_model_job(
+    job: ModelJob, directory: Path, *, resume: bool = False, on_step: Callable[[StepResult], None] = lambda result: None
+) -> Subnet:
+    """Train the model that `job` describes, with its run in `directory`; the model on the CPU, in eval mode.
+
+    Its peers are saved in `directory/peers/`, each as a folder like 1-resnet18. With `resume` a run that was begun
+    there goes on, and one that was not begins. ValueError if there is a run already and `resume` is not said, if it was
+    begun with other settings than may be said anew (`supernet.training.execution`), or if another process is at it.
+    """
+    with owned(directory):
+        data, members, teacher, begin = prepare_job(job, directory, resume)
+        trained = train_cohort(
+            [member.model for member in members],
+            [member.family.resolution(member.arch) for member in members],
+            data,
+            job.train,
+            directory,
+            job.objective,
+            teacher,
+            resume=resume,
+            on_step=on_step,
+            on_begin=begin,
+        )
+        own, *peers = [
+            Subnet(
+                model.to("cpu", memory_format=torch.contiguous_format).eval(),
+                SubnetConfig.of(member.job.space, member.job.space_options, member.arch, data),
+            )
+            for model, member in zip(trained, members)
+        ]
+        for index, (name, peer) in enumerate(zip(job.peers, peers), 1):
+            folder = directory / "peers" / f"{index}-{Path(name).name}"
+            if distributed.rank() == 0 and not (folder / "config.json").exists():
+                save_subnet(folder, peer, onnx=False)
+    return own
+
+
+class Member(NamedTuple):
+    """A network to train: that of a job, or one of its peers."""
+
+    job: ModelJob  # with options of its space as they are saved
+    family: Family
+    arch: Arch
+    model: nn.Module  # with the weights to start from
+
+
+class Prepared(NamedTuple):
+    """What a job names."""
+
+    data: Data
+    members: list[Member]  # the peers come last
+    teacher: nn.Module | None
+    begin: Callable[[], None]  # to be called when the first step is done, see `supernet.runs.open_run`
+
+
+def prepare_job(job: ModelJob, directory: Path, resume: bool) -> Prepared:
+    """Open and make all that `job` names, and see that its run may begin or go on in `directory`; raises what
+    `run_model_job` does."""
+    job = dataclasses.replace(job, data=located(job.data))
+    data = load_images(job.data, job.train.seed)
+    own = _member(job, data.classes)
+    peers = [_member(peer, data.classes) for peer in peer_jobs(job, own.family.resolution(own.arch))]
+    teacher = None
+    if job.teacher is not None:
+        objective = job.objective
+        teacher = load_teacher(
+            job.teacher,
+            job.data,
+            data.classes,
+            job.teacher_weights,
+            job.teacher_input_size,
+            by_logits=bool(objective.kl or objective.adaptive_alpha),
+        )
+    begin = open_run(job, data, directory, resume)
+    distributed.wait()
+    return Prepared(data, [own, *peers], teacher, begin)
+
+
+def _member(job: ModelJob, classes: Sequence[str]) -> Member:
+    family = make_family(job.space, job.space_options, len(classes))
+    arch = family.space.largest if job.arch is None else family.space.validate(Arch.from_json(job.arch))
+    model = initial_model(job, family, arch, classes)
+    # a folder that these options name may be gone when the model is saved
+    job = dataclasses.replace(job, space_options=self_contained(job.space, job.space_options))
+    return Member(job, family, arch, model)
+
+
+def peer_jobs(job: ModelJob, resolution: int) -> list[ModelJob]:
+    """What each of the peers of `job` would be trained by alone: with fresh weights by a seed of its own, or, where the
+    model does not start from scratch either, with the weights of a subnet. Models of timm's take the images [N, C, R,
+    R] of the model."""
+    jobs = []
+    for index, name in enumerate(job.peers, 1):
+        train = dataclasses.replace(job.train, seed=part_seed(job.train.seed, Stream.PEER, index))
+        if Path(name).is_dir():
+            config = read_subnet_config(Path(name))
+            start = "scratch" if job.start == "scratch" else name
+            peer = ModelJob(config.space, config.space_options, json.dumps(config.arch), start, train=train)
+        else:
+            peer = ModelJob("timm", json.dumps({"name": name, "input_size": resolution}), train=train)
+        jobs.append(peer)
+    return jobs
+
+
+def read_model_job(directory: Path, kind: type[AnyModelJob] = ModelJob) -> AnyModelJob | None:
+    """The job of the run that was begun in `directory`, None if there is none."""
+    if not (directory / "config.json").exists():
+        return None
+    values = read_config(directory)["job"]
+    parts = {name: type(part) for name, part in vars(kind()).items() if dataclasses.is_dataclass(part)}
+    try:
+        return kind(**{n: parts[n](**with_tuples(v)) if n in parts else v for n, v in with_tuples(values).items()})
+    except TypeError as error:
+        raise ValueError(f"this job was written by another version: {error}") from error
+
+
+def initial_model(job: ModelJob, family: Family, arch: Arch, classes: Sequence[str]) -> nn.Module:
+    """The plain module of `arch` with the weights that `job` starts from, to tell `classes` apart; fresh ones are drawn
+    from its seed.
+
+    From a subnet of other classes, compared by name, all weights are taken but those of the classifier, which starts
+    anew; if the same classes have another order, its rows are put into that order. A pretrained classifier is taken as
+    `Family.supernet` does. ValueError if the weights do not fit.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(job.train.seed)
+        model = family.build(arch, drop_rate=job.train.drop_rate, drop_path_rate=job.train.drop_path_rate)
+    if job.start == "scratch":
+        return model
+    if job.start == "pretrained":
+        if family.weights is None:
+            raise ValueError(f"the space {job.space!r} with options {job.space_options} has no pretrained weights")
+        weights = family.supernet(job.train.seed, classes=classes).extract(arch).state_dict()
+    else:
+        subnet = load_subnet(job.start)
+        weights = subnet.model.state_dict()
+        if subnet.config.classes != tuple(classes):
+            fresh = model.state_dict()
+            for name, dim in _classifier(job, arch, len(classes)).items():
+                weights[name] = _for_classes(weights.get(name), fresh[name], dim, subnet.config.classes, classes)
+    load_weights(model, weights, job.start)
+    return model
+
+
+def _classifier(job: ModelJob, arch: Arch, num_classes: int) -> dict[str, int]:
+    """The tensors of the subnet `arch` whose size is the number of classes, and in which dimension."""
+    shapes = [
+        {name: tensor.shape for name, tensor in build_skeleton(family.build, arch).state_dict().items()}
+        for family in (make_family(job.space, job.space_options, num_classes + more) for more in (0, 1))
+    ]
+    return {
+        name: dim
+        for name, shape in shapes[0].items()
+        for dim, (size, one_more) in enumerate(zip(shape, shapes[1][name]))
+        if one_more == size + 1 == num_classes + 1
+    }
+
+
+def _for_classes(
+    trained: Tensor | None, fresh: Tensor, dim: int, trained_for: Sequence[str], classes: Sequence[str]
+) -> Tensor:
+    """A classifier's tensor for `classes`: that for `trained_for` in their order, or else the fresh one."""
+    if trained is None or sorted(trained_for) != sorted(classes):
+        return fresh
+    order = torch.tensor([tuple(trained_for).index(name) for name in classes])
+    return trained.index_select(dim, order)
+
+
+def train_model(
+    model: nn.Module,
+    resolution: int,
+    data: Data,
+    config: LoopConfig,
+    run_dir: Path,
+    objective: Objective = LABELS_ALONE,
+    teacher: nn.Module | None = None,
+    *,
+    resume: bool = False,
+    on_step: Callable[[StepResult], None] = lambda result: None,
+    on_begin: Callable[[], None] = lambda: None,
+) -> nn.Module:
+    """Train `model` on images [N, C, R, R] and return the network to use: its moving average if there is one.
+
+    A step minimises `distill.objective.objective_losses`, where the frozen `teacher` takes the same images. Writes,
+    resumes, joins processes and raises as `supernet.training.loop.Loop` does.
+    """
+    (trained,) = train_cohort(
+        [model],
+        [resolution],
+        data,
+        config,
+        run_dir,
+        objective,
+        teacher,
+        resume=resume,
+        on_step=on_step,
+        on_begin=on_begin,
+    )
+    return trained
+
+
+class Cohort(nn.ModuleList):
+    """Networks that train side by side, as one for the optimizer, the moving average and checkpoints."""
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that are not to decay, as timm's models tell theirs."""
+        own = [getattr(network, "no_weight_decay", set)() for network in self]
+        return {f"{index}.{name}" for index, names in enumerate(own) for name in names}
+
+
+def train_cohort(
+    models: Sequence[nn.Module],
+    resolutions: Sequence[int],
+    data: Data,
+    config: LoopConfig,
+    run_dir: Path,
+    objective: Objective = LABELS_ALONE,
+    teacher: nn.Module | None = None,
+    *,
+    resume: bool = False,
+    on_step: Callable[[StepResult], None] = lambda result: None,
+    on_begin: Callable[[], None] = lambda: None,
+) -> list[nn.Module]:
+    """Train `models` side by side on the same images, each resized to its own of `resolutions`; the networks to use.
+
+    A step minimises `distill.objective.cohort_losses`, by which they teach each other if `objective` says so. One model
+    is trained as `train_model` does. With more, metrics give losses and accuracy of each, in their order; checkpoints
+    hold all of them.
+    """
+    net = Cohort(models) if len(models) > 1 else models[0]
+
+    def members(net: nn.Module) -> list[nn.Module]:
+        return list(net) if isinstance(net, Cohort) else [net]
+
+    def evaluate(net: nn.Module) -> float | list[float]:
+        found = []
+        for model, resolution in zip(members(net), resolutions):
+            images, labels = data.images(data.holdout, resolution, config.eval_images)
+            found.append(accuracy(model, zip(images.split(256), labels.split(256))))
+        return found if isinstance(net, Cohort) else found[0]
+
+    uninformed = math.log(max(data.num_classes, 2)) * max(objective.total_weight, 1.0) * len(models)
+    name = ", ".join(type(model).__name__ for model in models)
+    with owned(run_dir):
+        loop = Loop(
+            net,
+            data,
+            config,
+            run_dir,
+            evaluate,
+            resume=resume,
+            on_step=on_step,
+            on_begin=on_begin,
+            uninformed=uninformed,
+        )
+        if teacher is not None:
+            loop.place(teacher).eval()
+        for step, images, labels in loop.batches(max(resolutions), data.num_classes):
+            with loop.seeded(step), autocast(config, loop.device):
+                sized = [resize(images, resolution) for resolution in resolutions]
+                losses = cohort_losses(objective, models, sized, labels, teacher, config.label_smoothing)
+            losses.total.backward()
+            loop.update(step, losses.total[None], [name])
+            loop.finish(step, {"loss": losses.total, "losses": losses.parts})
+        return members(loop.result)
+
+
+def model_settings(config: LoopConfig) -> LoopConfig:
+    """The part of a supernet's settings that holds for one model, too."""
+    return LoopConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(LoopConfig)})

@@ -1,0 +1,117 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from distill.objective import Objective
+from supernet.training.data import DataConfig, load_data
+from supernet.training.divergence import Divergence, TrainingError, worst
+from supernet.training.loop import LoopConfig
+from supernet.training.standalone import train_model
+
+DATA = DataConfig(holdout=0.97, workers=0, hflip=0.0, color_jitter=0.0)  # 43 images to train on, 5 batches
+CONFIG = LoopConfig(epochs=6, batch_size=8, warmup_epochs=0, eval_epochs=0, log_steps=1)
+
+
+def steps_until_stopped(losses, uninformed=1.0):
+    watch = Divergence(uninformed)
+    for step, loss in enumerate(losses):
+        try:
+            watch.update(step, loss, "it")
+        except TrainingError:
+            return step + 1
+    return None
+
+
+@pytest.mark.parametrize(("loss", "steps"), [(1e15, 6), (1e5, 6), (100.0, 21), (20.0, 67), (10.0, None)])
+def test_how_long_a_loss_may_be_how_high(loss, steps):
+    """min(log10(loss / 10), 4) a step, and more than 20 stop."""
+    assert steps_until_stopped([loss] * 1000 if steps is None else [1.0, *[loss] * steps]) == (steps and steps + 1)
+
+
+def test_the_first_loss_counts_where_it_is_higher():
+    assert steps_until_stopped([1e6] * 1000) is None
+    assert steps_until_stopped([1e6, *[1e11] * 6]) == 7
+
+
+def test_spikes_that_go_away_are_forgiven():
+    assert steps_until_stopped([1.0, *([1e9] * 4 + [0.5] * 16) * 50]) is None
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+def test_noise_stops_nothing(classes):
+    """A loss about that of guessing for 100,000 steps, with a standard deviation of a factor of e; and one that falls
+    to nothing."""
+    noise = np.exp(np.random.default_rng(0).normal(size=100_000))
+    chance = math.log(classes)
+    assert steps_until_stopped(chance * noise, chance) is None
+    assert steps_until_stopped(chance * noise * np.geomspace(1, 1e-9, len(noise)), chance) is None
+
+
+def test_what_is_watched_goes_on_after_a_resume():
+    watch = Divergence(1.0)
+    for step in range(5):
+        watch.update(step, 1e9 if step else 1.0, "it")
+    resumed = Divergence(1.0)
+    resumed.load_state_dict(watch.state_dict())
+    resumed.update(5, 1e9, "it")
+    with pytest.raises(TrainingError, match=r"has diverged: the loss is 1e\+09 in step 7 for it, .* about 1; lower lr"):
+        resumed.update(6, 1e9, "it")
+
+
+def test_a_training_does_not_end_with_a_loss_far_above_guessing():
+    watch = Divergence(1.0)
+    watch.update(0, 9.0, "it")
+    watch.end(0, "it")
+    watch.update(1, 100.0, "it")
+    with pytest.raises(TrainingError, match="in step 2"):
+        watch.end(1, "it")
+
+
+def test_the_worst_of_several_losses_is_named():
+    assert worst([1.0, 3.0, 2.0], ["a", "b", "c"]) == (3.0, "b")
+    assert worst([1.0, 3.0, math.nan], ["a", "b", "c"])[1] == "c"
+    with pytest.raises(TrainingError, match="the loss is inf in step 3 for c; lower lr"):
+        Divergence(1.0).update(2, math.inf, "c")
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+
+
+@pytest.mark.parametrize(
+    ("change", "objective"),
+    [
+        ({"lr": 1e4}, Objective()),
+        ({"lr": 1e4, "clip": 1.0}, Objective()),
+        ({"lr": 1e5, "label_smoothing": 0.3, "amp": "bf16"}, Objective()),
+        ({"lr": 1e6}, Objective(labels=0.0, kl=1.0)),
+    ],
+)
+def test_a_training_that_blows_up_stops_early(tmp_path, change, objective):
+    done = []
+    teacher = network().eval() if objective.needs_teacher else None
+    with pytest.raises(
+        TrainingError, match=r"in step \d+ for Sequential.*; lower lr, lengthen warmup_epochs or set clip"
+    ):
+        train_model(
+            network(), 16, load_data(DATA), dataclasses.replace(CONFIG, **change), tmp_path, objective, teacher,
+            on_step=lambda result: done.append(result.step),
+        )  # fmt: skip
+    assert 1 <= len(done) < 25  # of 30
+
+
+@pytest.mark.parametrize("change", [{}, {"lr": 3.0}, {"label_smoothing": 0.5}, {"amp": "bf16", "warmup_epochs": 1}])
+def test_ordinary_trainings_go_on(tmp_path, change):
+    train_model(network(), 16, load_data(DATA), dataclasses.replace(CONFIG, **change), tmp_path)
+
+
+def test_an_accuracy_of_guessing_is_told(tmp_path, caplog):
+    frozen = dataclasses.replace(CONFIG, epochs=1, lr=1e-30, eval_epochs=1, eval_images=50)
+    train_model(network(), 16, load_data(DATA), frozen, tmp_path)
+    assert "the accuracy on 50 held-out images is" in caplog.text
+    assert "where guessing gets 10.0 %" in caplog.text

@@ -1,0 +1,214 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from distill.losses import kl_divergence
+from supernet.families import FAMILIES
+from supernet.runs import Job, run_job
+from supernet.training import distributed
+from supernet.training.data import DataConfig, resize
+from supernet.training.prioritized import Entry, PrioritizedPaths
+from supernet.training.sampling import Path, Step
+from supernet.training.train import TrainConfig
+
+FAMILY = FAMILIES["mobilenet_v3_micro"]()
+ARCHS = [FAMILY.space.sample(np.random.default_rng(seed)) for seed in range(5)]
+
+
+def entry(arch, accuracy, macs):
+    return Entry(arch, accuracy, macs, torch.zeros(1, 3, 8, 8), torch.zeros(1, 10))
+
+
+def method(**options):
+    return PrioritizedPaths(FAMILY.space, FAMILY.macs, 10, kl_divergence, **options)
+
+
+def double_step(number=0, epoch=0):
+    """A step on noise in float64, at a rate of 0.5, and the network that it trains."""
+    draw = torch.Generator().manual_seed(0)
+    net = FAMILY.supernet().double().train()
+    images = torch.randn(8, 3, 32, 32, generator=draw, dtype=torch.float64)
+    labels = torch.randint(10, (8,), generator=draw)
+
+    def logits(arch, images):
+        return net(resize(images, FAMILY.resolution(arch)), arch)
+
+    return Step(number, epoch, 0.0, np.random.default_rng(0), net, images, labels, logits, 0.5)
+
+
+def test_who_comes_on_the_board():
+    paths = method(board_size=2, accuracy_gap=0.05)
+    a, b, c, d, e = ARCHS
+
+    def board():
+        return [(entry.arch, entry.accuracy) for entry in paths.board]
+
+    paths.enter(entry(a, 0.5, 100))
+    paths.enter(entry(b, 0.7, 100))
+    assert board() == [(b, 0.7), (a, 0.5)]
+    paths.enter(entry(c, 0.54, 100))  # more accurate by less than the gap, with no fewer MACs
+    assert board() == [(b, 0.7), (a, 0.5)]
+    paths.enter(entry(c, 0.54, 99))  # with fewer MACs
+    assert board() == [(b, 0.7), (c, 0.54)]
+    paths.enter(entry(d, 0.6, 200))  # by more than the gap
+    assert board() == [(b, 0.7), (d, 0.6)]
+    paths.enter(entry(e, 0.6, 1))  # no more accurate
+    assert board() == [(b, 0.7), (d, 0.6)]
+    paths.enter(entry(b, 0.55, 100))  # known: it has its latest accuracy
+    assert board() == [(d, 0.6), (b, 0.55)]
+
+
+def test_before_the_board_a_path_learns_from_labels_and_after_a_step_it_teaches():
+    paths = method(start_epoch=1, images=2)
+    step = double_step(epoch=0)
+    (path,) = paths.paths(step)
+    assert (path.teacher, path.label_weight) == (None, 1)
+    logits = F.one_hot(step.labels, 10).double() * 8
+    logits[0] = 0
+    logits[0, (step.labels[0] + 1) % 10] = 8
+    paths.finish(step, [path], [logits])
+    assert not paths.board
+    paths.finish(double_step(epoch=1), [path], [logits])
+    (found,) = paths.board
+    assert (found.arch, found.accuracy, found.macs) == (path.arch, 7 / 8, FAMILY.macs(path.arch))
+    assert torch.equal(found.probabilities, logits[:2].softmax(1))
+    assert torch.equal(found.images, step.images[:2])
+
+    teacher, student = paths.paths(double_step(number=1, epoch=1))
+    m = 0.5  # of a function that has learned nothing
+    assert teacher == Path(path.arch, None, label_weight=0.0)
+    assert not teacher.learns
+    assert (student.teacher, student.label_weight, student.teacher_weight) == (0, (2 - m) / 2, m / 2)
+
+
+def test_the_teacher_is_the_path_of_the_highest_score():
+    paths = method(images=2)
+    step = double_step()
+    probabilities = torch.rand(3, 2, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).softmax(2)
+    for arch, own, accuracy in zip(ARCHS[:3], probabilities, (0.9, 0.8, 0.7)):
+        paths.board.append(Entry(arch, accuracy, 1, step.images[:2], own))
+    paths.weight = torch.linspace(-3, 3, 20, dtype=torch.float64)
+    paths.bias = torch.tensor(0.25, dtype=torch.float64)
+    teacher, matching, _ = paths.match(step, ARCHS[4])
+    # BatchNorm sees the images of the whole board at once, which are the same three times
+    own = step.logits(ARCHS[4], step.images[:2].repeat(3, 1, 1, 1)).softmax(1)[:2].flatten()
+    scores = [((p.flatten() - own) @ paths.weight).item() + 0.25 for p in probabilities]
+    best = int(np.argmax(scores))
+    assert best != 0
+    assert teacher.arch == ARCHS[best]
+    assert matching.item() == pytest.approx(1 / (1 + math.exp(-scores[best])))
+
+
+def test_matching_descends_the_loss_after_a_step_of_distillation():
+    step = double_step(number=0)
+    student, teaching = ARCHS[0], ARCHS[1]
+    paths = method(images=4, update_steps=1, lr=1e-3)
+    soft = torch.rand(4, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).mul(5).softmax(1)
+    paths.board = [Entry(teaching, 0.9, 1, step.images[4:], soft)]
+    paths.weight = torch.linspace(-1, 1, 40, dtype=torch.float64)
+    paths.bias = torch.tensor(0.1, dtype=torch.float64)
+    weight, bias = paths.weight.clone(), paths.bias.clone()
+    before = {name: parameter.clone() for name, parameter in step.net.named_parameters()}
+    _, _, difference = paths.match(step, student)
+    paths._learn_to_match(step, student)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in step.net.named_parameters())
+
+    def loss_after(theta, constant):
+        """The definition: the loss on the second images with weights that took a step on the first."""
+        net = step.net
+        m = torch.sigmoid(difference @ theta + constant)
+        soft_labels = step.logits(teaching, step.images[:4]).detach()
+        net.zero_grad()
+        kl_divergence(step.logits(student, step.images[:4]), soft_labels).backward()
+        with torch.no_grad():
+            for parameter in net.parameters():
+                if parameter.grad is not None:
+                    parameter -= step.lr * m * parameter.grad
+            loss = F.cross_entropy(step.logits(student, step.images[4:]), step.labels[4:])
+            for name, parameter in net.named_parameters():
+                parameter.copy_(before[name])
+        return loss.item()
+
+    small = 1e-4
+    numeric = []
+    for index in [*range(0, 40, 7), None]:
+        shift = torch.zeros(40, dtype=torch.float64)
+        extra = small if index is None else 0.0
+        if index is not None:
+            shift[index] = small
+        rise = loss_after(weight + shift, bias + extra) - loss_after(weight - shift, bias - extra)
+        numeric.append(rise / (2 * small))
+    moved = torch.cat([(weight - paths.weight)[::7], (bias - paths.bias)[None]]) / 1e-3
+    scale = max(1.0, (torch.cat([weight - paths.weight, (bias - paths.bias)[None]]) / 1e-3).norm().item())
+    assert scale == 1.0  # the descent was not clipped
+    np.testing.assert_allclose(moved.numpy(), numeric, rtol=1e-4, atol=1e-9)
+    assert np.abs(numeric).max() > 1e-5
+
+
+def on_a_board(**options):
+    """Paths of a board of one, and a step that goes with them."""
+    paths, step = method(images=4, **options), double_step()
+    soft = torch.rand(4, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).mul(5).softmax(1)
+    paths.board = [Entry(ARCHS[1], 0.9, 1, step.images[4:], soft)]
+    return paths
+
+
+def test_matching_learns_every_so_many_steps():
+    paths = on_a_board(update_steps=3)
+    learned = []
+    for number in range(5):
+        before = paths.weight.clone()
+        paths.paths(double_step(number))
+        learned.append(not torch.equal(paths.weight.double(), before.double()))
+    assert learned == [True, False, False, True, False]
+
+
+def test_a_steep_descent_of_matching_is_clipped(monkeypatch):
+    paths = on_a_board(update_steps=1, lr=1e-3)
+    monkeypatch.setattr(distributed, "average", lambda values: values * 1e8)
+    paths.paths(double_step())
+    assert torch.cat([paths.weight, paths.bias[None]]).norm().item() == pytest.approx(1e-3)
+
+
+def test_the_board_and_the_teacher_are_the_same_in_every_process(monkeypatch):
+    paths, step = method(images=2), double_step()
+    for arch, accuracy in zip(ARCHS, (0.9, 0.8, 0.7)):
+        paths.board.append(Entry(arch, accuracy, 1, step.images[:2], torch.full((2, 10), 0.1, dtype=torch.float64)))
+    monkeypatch.setattr(distributed, "average", lambda values: torch.tensor([0.0, 0.0, 1.5]))
+    teacher, matching, _ = paths.match(step, ARCHS[4])
+    assert (teacher.arch, matching.item()) == (ARCHS[2], pytest.approx(1 / (1 + math.exp(-1.5))))
+    monkeypatch.setattr(distributed, "average", lambda values: torch.tensor(0.85))
+    paths.finish(double_step(epoch=20), [Path(ARCHS[3])], [torch.zeros(8, 10)])
+    assert [entry.arch for entry in paths.board] == [ARCHS[0], ARCHS[3], ARCHS[1], ARCHS[2]]
+
+
+def test_a_resumed_run_has_its_board(tmp_path):
+    data = DataConfig(holdout=0.95, workers=0, hflip=0.0)  # 72 images, 4 steps an epoch
+    train = TrainConfig(
+        epochs=3, batch_size=16, method="cream", board_epoch=1, matching_steps=3, eval_epochs=0, checkpoint_steps=3
+    )
+    job = Job(data=data, train=train)
+    run_job(job, tmp_path / "whole")
+
+    class Stopped(Exception):
+        pass
+
+    def stop(result):
+        if result.step == 8:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run_job(job, tmp_path / "stopped", on_step=stop)
+    run_job(job, tmp_path / "stopped", resume=True)
+    name = "supernet.safetensors"
+    assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
+
+
+def test_batches_too_small_to_match_by_are_refused():
+    paths = method(images=5)
+    paths.board = [entry(ARCHS[0], 0.5, 1)]
+    with pytest.raises(ValueError, match="cream needs batches of 10 images in every process, not 8"):
+        paths.paths(double_step())
