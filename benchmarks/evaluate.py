@@ -43,8 +43,8 @@ from search.run import evaluate_here, run
 from search.scores import RunImages
 from search.strategies import make_strategy
 from supernet import Arch, Supernet
+from supernet.artifacts.runs import Run, load_run, run_job
 from supernet.calibration import calibrate
-from supernet.runs import Run, load_run, run_job
 from supernet.training.recipes import cifar10
 
 GENERATIONS = (1, 5, 20)

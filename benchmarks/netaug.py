@@ -40,7 +40,7 @@ from distill.objective import Objective, objective_losses
 from netaug.augmentation import Augmentation, augment
 from netaug.method import NetAug
 from netaug.training import NetAugConfig, initial_supernet, train_netaug
-from supernet.atomic import write_atomically
+from supernet.artifacts.atomic import write_atomically
 from supernet.evaluation import accuracy
 from supernet.families import FAMILIES, Family
 from supernet.space import Arch

@@ -28,7 +28,7 @@ from torch.utils.data import Subset
 
 from search.evaluate import SupernetAccuracy, resized
 from supernet import Arch
-from supernet.atomic import write_atomically
+from supernet.artifacts.atomic import write_atomically
 from supernet.families import FAMILIES, Family
 from supernet.families.nas_bench_macro import from_string
 from supernet.training.data import Data, DataConfig, load_data

@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from supernet import provenance
-from supernet.atomic import write_atomically
+from supernet.artifacts import provenance
+from supernet.artifacts.atomic import write_atomically
 
 # Python looks for modules beside a benchmark first, where search.py would hide the package of that name.
 sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]

@@ -51,7 +51,7 @@ from search.scores import training_batch
 from search.te_nas import PUBLISHED
 from search.training_free import score_architecture
 from supernet import Arch, Supernet
-from supernet.atomic import write_atomically
+from supernet.artifacts.atomic import write_atomically
 from supernet.families import FAMILIES, Family
 from supernet.families.nas_bench_macro import to_string
 from supernet.training.data import Data, DataConfig, load_data

@@ -32,7 +32,7 @@ from report import report
 from rich.progress import track
 from torch import nn
 
-from supernet.complexity import count_macs, count_parameters
+from supernet.costs import count_macs, count_parameters
 from supernet.errors import first_line
 from supernet.families import Family, from_model, from_timm
 from supernet.families.timm_models import timm_model

@@ -12,10 +12,10 @@ from torch import nn
 
 from netaug.augmentation import Augmentation, augment
 from netaug.method import NetAug
+from supernet.artifacts.ownership import owned
+from supernet.artifacts.subnet import Subnet, SubnetConfig
 from supernet.channels import widen
 from supernet.evaluation import calibrated_subnet
-from supernet.ownership import owned
-from supernet.subnet import Subnet, SubnetConfig
 from supernet.supernet import Supernet
 from supernet.training.data import Data
 from supernet.training.loop import LoopConfig, StepResult

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from supernet import provenance
-from supernet.atomic import write_atomically
+from supernet.artifacts import provenance
+from supernet.artifacts.atomic import write_atomically
 
 
 @dataclass(frozen=True)

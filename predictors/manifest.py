@@ -7,8 +7,8 @@ import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from supernet.atomic import write_atomically
-from supernet.export import export_onnx
+from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.export import export_onnx
 from supernet.families import Family
 from supernet.space import Arch
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from predictors.measurements import Measurement, append_measurements, read_measurements
 from predictors.runtimes import Timer
-from supernet.ownership import owned
+from supernet.artifacts.ownership import owned
 from supernet.space import Arch
 
 # n runs of one visit

@@ -18,9 +18,9 @@ from torch import nn
 
 from distill.untouched import untouched
 from predictors.device import Device
-from supernet.deployment import deployed
-from supernet.export import INPUT_NAME, export_onnx, quantise_onnx
-from supernet.extras import require
+from supernet.artifacts.deployment import deployed
+from supernet.artifacts.export import INPUT_NAME, export_onnx, quantise_onnx
+from supernet.optional import require
 
 # B batch, C channels, H height, W width
 
@@ -29,7 +29,8 @@ Runtime = Callable[[nn.Module, Device, Sequence[int]], Timer]
 
 
 def prepare(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
-    """A timer of `model`, as `supernet.deployment.deployed`, on images [C, H, W] = `input_size` of random values.
+    """A timer of `model`, as `supernet.artifacts.deployment.deployed`, on images [C, H, W] = `input_size` of random
+    values.
 
     ValueError if the runtime does not suit (see `check`) or the model does not convert.
     """

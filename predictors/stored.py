@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from supernet.atomic import write_atomically
+from supernet.artifacts.atomic import write_atomically
 
 VERSION = 2
 

@@ -17,7 +17,7 @@ from typing import Annotated
 import tyro
 from command_line import console, progress_bar, run
 
-from supernet.runs import read_job
+from supernet.artifacts.runs import read_job
 from supernet.training.data import DataConfig, load_data
 from supernet.training.data.datasets import broken_images
 

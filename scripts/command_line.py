@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from supernet.artifacts.runs import make_family, read_family
 from supernet.errors import first_line
 from supernet.families import Family
-from supernet.runs import make_family, read_family
 from supernet.training.loop import TrainingError
 
 # Python looks for modules beside a script first, where search.py would hide the package of that name.

@@ -29,11 +29,11 @@ from rich.table import Table
 
 from predictors import prepare, this_device
 from predictors.device import Device
-from supernet import provenance
-from supernet.atomic import write_atomically
+from supernet.artifacts import provenance
+from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.runs import load_images
+from supernet.artifacts.subnet import Subnet, check_classes, load_network
 from supernet.evaluation import quality
-from supernet.runs import load_images
-from supernet.subnet import Subnet, check_classes, load_network
 from supernet.training.data import Data, DataConfig
 from supernet.training.loop import pick_device
 

@@ -6,7 +6,7 @@
 
 Recalibrates BatchNorm on training images, tests the subnet on the test images, and writes config.json,
 model.safetensors, model.onnx, model.int8.onnx (static, calibrated on training images) and model.pt2 (torch.export);
-`supernet.subnet.load_subnet` gives the model back. Prints how each file agrees with the model on test images.
+`supernet.artifacts.subnet.load_subnet` gives the model back. Prints how each file agrees with the model on test images.
 A quarter of a minute for digits.
 """
 
@@ -24,11 +24,11 @@ from search.history import read_history
 from search.margin import probability_within
 from search.report.limits import latency_limit
 from search.report.sources import HISTORY, TRIALS, read_sources
-from supernet.atomic import write_folder
+from supernet.artifacts.atomic import write_folder
+from supernet.artifacts.runs import load_run
+from supernet.artifacts.subnet import export_subnet, save_subnet, take_out
 from supernet.evaluation import accuracy
-from supernet.runs import load_run
 from supernet.space import Arch, SearchSpace
-from supernet.subnet import export_subnet, save_subnet, take_out
 
 CALIBRATION_IMAGES = 256  # of int8
 

@@ -18,7 +18,7 @@ import json
 
 from model_training import Arguments, parse, run, train
 
-from supernet.subnet import read_subnet_config
+from supernet.artifacts.subnet import read_subnet_config
 from supernet.training.standalone import ModelJob, model_settings
 
 

@@ -13,9 +13,9 @@ from typing import Annotated, TypeVar
 import tyro
 from command_line import console, progress_bar, run, to_resume
 
+from supernet.artifacts.runs import Job, read_job
+from supernet.artifacts.subnet import Subnet, load_subnet, read_subnet_config, save_subnet
 from supernet.evaluation import Quality, quality
-from supernet.runs import Job, read_job
-from supernet.subnet import Subnet, load_subnet, read_subnet_config, save_subnet
 from supernet.training import distributed
 from supernet.training.data import load_data
 from supernet.training.recipes import RECIPES

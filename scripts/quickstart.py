@@ -28,10 +28,10 @@ from search.job import ACCURACY, SearchJob, run_search
 from search.plot import plot_front
 from search.report.sources import write_origin
 from search.run import Result
+from supernet.artifacts.runs import Run, run_job
+from supernet.artifacts.subnet import load_subnet, onnx_difference, save_subnet, take_out
 from supernet.evaluation import accuracy
-from supernet.runs import Run, run_job
 from supernet.space import Arch
-from supernet.subnet import load_subnet, onnx_difference, save_subnet, take_out
 from supernet.training.recipes import digits
 
 LATENCY = "latency_ms"

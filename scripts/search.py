@@ -50,7 +50,7 @@ from search.run import Generation
 from search.scores import TRAINING_FREE, untrained_run
 from search.table import write_csv
 from search.te_nas import Settings
-from supernet.runs import Run, load_run
+from supernet.artifacts.runs import Run, load_run
 from supernet.space import Arch
 from supernet.training.data import DataConfig
 

@@ -36,7 +36,7 @@ from search.report.sources import write_origin
 from search.run import Generation
 from search.strategies import GUIDED, check_strategy
 from search.sweep import Settings, Sweep, combined_front, run_sweep, write_sweep
-from supernet.runs import load_run, read_family
+from supernet.artifacts.runs import load_run, read_family
 from supernet.space import Arch
 from supernet.training.data import DataConfig
 from supernet.training.execution import located

@@ -7,9 +7,9 @@
     python scripts/train_supernet.py --list-spaces
 
 A recipe sets everything, any flag overrides it; `--help` shows each flag with its unit and the recipe's value. Writes
-the output folder (see supernet/runs.py). With --resume it goes on with the run in that folder, by its own settings;
-where its images lie (--root, --test-root) and how it is executed (--device, --workers, --log-steps, ...) may be said
-anew. A training that was stopped before its first step was done is started without --resume.
+the output folder (see supernet/artifacts/runs.py). With --resume it goes on with the run in that folder, by its own
+settings; where its images lie (--root, --test-root) and how it is executed (--device, --workers, --log-steps, ...) may
+be said anew. A training that was stopped before its first step was done is started without --resume.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import tyro
 from command_line import console, progress_bar, run, to_resume
 from rich.table import Table
 
+from supernet.artifacts.runs import Job, read_job, run_job
 from supernet.families import FAMILIES, describe
-from supernet.runs import Job, read_job, run_job
 from supernet.training import distributed
 from supernet.training.recipes import RECIPES
 

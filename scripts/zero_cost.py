@@ -26,9 +26,9 @@ from search.proxies import PROXIES
 from search.scores import training_batch
 from search.te_nas import Settings
 from search.training_free import ENSEMBLES, Batch, check_names, score_architecture
-from supernet.atomic import write_atomically
+from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.runs import make_family
 from supernet.families import Family
-from supernet.runs import make_family
 from supernet.training.data import Data, DataConfig, load_data
 
 

@@ -23,9 +23,9 @@ from search.cuts import finer_features, given_cuts, maps_of, matching_cuts
 from search.evaluate import EvaluationImages
 from search.problem import Problem
 from search.scopes import all_archs
-from supernet.atomic import write_atomically
+from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.ownership import owned
 from supernet.families import Family
-from supernet.ownership import owned
 from supernet.space import Arch, SearchSpace
 from supernet.training import randomness
 from supernet.training.checkpoint import MINUTES, Timer, load_checkpoint, save_checkpoint

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from supernet.atomic import write_atomically
-from supernet.ownership import owned
+from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.ownership import owned
 from supernet.space import Arch
 
 FORMAT = "supernet search history 1"

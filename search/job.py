@@ -24,8 +24,8 @@ from search.run import Evaluator, Generation, Result, Strategy, evaluate_here, r
 from search.scores import JUDGES, make_judge
 from search.strategies import ACCURACY, GUIDED, check_strategy, make_strategy
 from search.te_nas import PUBLISHED, Settings
+from supernet.artifacts.runs import Run
 from supernet.families import Family
-from supernet.runs import Run
 from supernet.space import Arch
 from supernet.training import randomness
 

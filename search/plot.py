@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from search.history import Evaluation
-from supernet.atomic import write_atomically
+from supernet.artifacts.atomic import write_atomically
 from supernet.space import Arch
 
 

@@ -26,9 +26,9 @@ from search.proxies import PROXIES
 from search.strategies import ACCURACY
 from search.te_nas import Proxies, prunable, search_by_pruning
 from search.training_free import Batch, TrainingFreeScore
-from supernet.runs import Job, Run
+from supernet.artifacts.runs import Job, Run
+from supernet.artifacts.teacher import load_teacher
 from supernet.space import Arch
-from supernet.teacher import load_teacher
 from supernet.training.data import Data, DataConfig, load_data
 from supernet.training.memory_format import channels_last
 from supernet.training.randomness import Stream, generator

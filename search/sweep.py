@@ -22,8 +22,8 @@ from search import pareto
 from search.history import Evaluation, read_history, write_history
 from search.run import Generation
 from search.table import write_csv
-from supernet.atomic import set_aside, write_atomically
-from supernet.ownership import owned
+from supernet.artifacts.atomic import set_aside, write_atomically
+from supernet.artifacts.ownership import owned
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from supernet.atomic import write_atomically
+from supernet.artifacts.atomic import write_atomically
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

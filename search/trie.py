@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from distill.untouched import untouched
 from search.pieces import Piece, cut, weights_in
 from supernet.calibration import Reference, calibrate, keeps_statistics
+from supernet.concurrency import at_a_time, side_by_side
 from supernet.evaluation import known_references, references_of
 from supernet.space import Arch
 from supernet.supernet import Supernet
-from supernet.threads import at_a_time, side_by_side
 
 # N images, B batch, K classes
 

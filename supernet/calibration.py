@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.untouched import untouched
-from supernet.threads import at_a_time, side_by_side
+from supernet.concurrency import at_a_time, side_by_side
 
 # B batch, C channels
 

@@ -19,9 +19,9 @@ from search.te_nas import Settings, condition_numbers
 from search.training_free import Batch, score_architecture
 from search.zero_cost import SCORES
 from supernet import SearchSpace, Supernet
+from supernet.artifacts.export import agreement
 from supernet.calibration import calibrate
 from supernet.evaluation import accuracy, calibrated_subnet, quality
-from supernet.export import agreement
 from supernet.families import Family
 from supernet.training.prioritized import Entry, PrioritizedPaths
 from supernet.training.sampling import Path, Step

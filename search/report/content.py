@@ -14,7 +14,7 @@ from search import pareto
 from search.report.limits import notes, within
 from search.report.sources import DeviceRecord, Search, Sources, Training
 from search.report.standing import COUNTS, Content, comparison, rounded, search_content
-from supernet import provenance
+from supernet.artifacts import provenance
 from supernet.space import Arch, Value
 
 # n candidates, a axes, c choices

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from search.report.content import NORMAL_95, Content
-from supernet.atomic import write_atomically
+from supernet.artifacts.atomic import write_atomically
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito
 MARKS = "osD^Xv"

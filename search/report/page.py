@@ -10,8 +10,8 @@ from pathlib import Path
 
 from search.report.content import Content, make_content
 from search.report.sources import read_sources
-from supernet.atomic import write_atomically
-from supernet.extras import require
+from supernet.artifacts.atomic import write_atomically
+from supernet.optional import require
 
 SCRIPTS = ("drawing.js", "charts.js", "page.js")
 

@@ -21,8 +21,8 @@ from predictors.latency import FILE as PREDICTOR
 from predictors.measurements import Measurement, read_measurements
 from predictors.noise import relative_differences
 from search.history import Evaluation, read_history
-from supernet import provenance
-from supernet.atomic import write_atomically
+from supernet.artifacts import provenance
+from supernet.artifacts.atomic import write_atomically
 
 HISTORY = "search.jsonl"
 TRIALS = "trials"

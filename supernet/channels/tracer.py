@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from supernet.channels.labels import FIXED, Labels, LabelSet
 from supernet.channels.residuals import Residuals
 from supernet.channels.rules import adds, changes_one, rule_for
-from supernet.complexity import flop_counter
+from supernet.costs import flop_counter
 from supernet.plain import floating_dtype
 from supernet.skeleton import without_data
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from supernet.complexity import count_macs, count_parameters
+from supernet.costs import count_macs, count_parameters
 from supernet.plain import count_classes, floating_dtype
 from supernet.skeleton import build_skeleton, without_data
 from supernet.slicing import Rule
@@ -28,7 +28,7 @@ class Family:
     `build(arch, drop_rate=0.0, drop_path_rate=0.0)` gives the plain module; the rates (of dropout before the
     classifier and of stochastic depth) add no tensors. `macs(arch)` counts the multiply-accumulates of convolutions
     and matrix products for one image at `resolution(arch)`, `parameters(arch)` the parameters, trainable or frozen:
-    both exactly what `supernet.complexity` counts in the module that `build` makes. Where they are not given, that is
+    both exactly what `supernet.costs` counts in the module that `build` makes. Where they are not given, that is
     how they are found, which takes tens of milliseconds an architecture.
 
     `weights()` loads pretrained ones of the largest subnet. Where `weights_classes` is given, it also takes

@@ -8,8 +8,8 @@ import re
 
 from torch import Tensor
 
+from supernet.artifacts.weights import read_weights, without_prefix
 from supernet.supernet import Supernet, rule_name
-from supernet.weights import read_weights, without_prefix
 
 _log = logging.getLogger(__name__)
 

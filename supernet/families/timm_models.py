@@ -14,7 +14,7 @@ import torch
 from timm.models import filter_pretrained_cfg, parse_model_name
 from torch import Tensor, nn
 
-from supernet.complexity import count_macs, count_parameters
+from supernet.costs import count_macs, count_parameters
 from supernet.families.family import Family
 from supernet.families.timm_weights import load_pretrained, own_classes, read_source
 from supernet.skeleton import build_skeleton

@@ -26,8 +26,8 @@ from timm.models._hub import (
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys, register_module_module_registration_hook
 
+from supernet.artifacts.weights import check_names, read_weights, starts_with, tensors_in, without_prefix
 from supernet.errors import first_line
-from supernet.weights import check_names, read_weights, starts_with, tensors_in, without_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +47,11 @@ def load_pretrained(
 
     timm adapts them: it reads the formats of the models' authors, fits the first convolution to the images' channels
     and positions to their size. A beginning that all names have in common, such as "module.", is taken off
-    (`supernet.weights.without_prefix`). The classifier starts anew where there is none for `num_classes`, which the
-    log says; if `classifier` is true that is an error, if it is false the classifier starts anew in any case.
+    (`supernet.artifacts.weights.without_prefix`). The classifier starts anew where there is none for `num_classes`,
+    which the log says; if `classifier` is true that is an error, if it is false the classifier starts anew in any case.
 
     ValueError, in one line, if weights cannot be read, or if any other tensor is missing, left over or of another
-    shape (`supernet.weights.check_names`).
+    shape (`supernet.artifacts.weights.check_names`).
     """
     is_file = not isinstance(weights, bool)
     source = f"{str(weights)!r}" if is_file else f"what {name!r} names"

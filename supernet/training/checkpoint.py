@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from supernet.atomic import write_atomically
+from supernet.artifacts.atomic import write_atomically
 from supernet.errors import first_line
 
 logger = logging.getLogger(__name__)

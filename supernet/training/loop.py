@@ -19,7 +19,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from supernet.atomic import set_aside
+from supernet.artifacts.atomic import set_aside
 from supernet.training import distributed
 from supernet.training.checkpoint import MINUTES, Timer, load_checkpoint, save_checkpoint
 from supernet.training.data import Data

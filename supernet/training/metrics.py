@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from supernet.atomic import set_aside, write_atomically
-from supernet.extras import require
+from supernet.artifacts.atomic import set_aside, write_atomically
+from supernet.optional import require
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from supernet.runs import Job
+from supernet.artifacts.runs import Job
 from supernet.training.data import DataConfig
 from supernet.training.progressive import ONCE_FOR_ALL, Phase
 from supernet.training.train import TrainConfig

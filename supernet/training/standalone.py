@@ -17,21 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from distill.objective import Objective, cohort_losses
+from supernet.artifacts.ownership import owned
+from supernet.artifacts.runs import load_images, make_family, open_run, read_config, with_tuples
+from supernet.artifacts.subnet import Subnet, SubnetConfig, load_subnet, read_subnet_config, save_subnet
+from supernet.artifacts.teacher import load_teacher
+from supernet.artifacts.weights import load_weights
 from supernet.evaluation import accuracy
 from supernet.families import Family
 from supernet.families.timm_models import self_contained
-from supernet.ownership import owned
-from supernet.runs import load_images, make_family, open_run, read_config, with_tuples
 from supernet.skeleton import build_skeleton
 from supernet.space import Arch
-from supernet.subnet import Subnet, SubnetConfig, load_subnet, read_subnet_config, save_subnet
-from supernet.teacher import load_teacher
 from supernet.training import distributed
 from supernet.training.data import Data, DataConfig, resize
 from supernet.training.execution import located
 from supernet.training.loop import Loop, LoopConfig, StepResult, autocast
 from supernet.training.randomness import Stream, part_seed
-from supernet.weights import load_weights
 
 # N images, C channels, R resolution in pixels
 
@@ -133,7 +133,7 @@ class Prepared(NamedTuple):
     data: Data
     members: list[Member]  # the peers come last
     teacher: nn.Module | None
-    begin: Callable[[], None]  # to be called when the first step is done, see `supernet.runs.open_run`
+    begin: Callable[[], None]  # to be called when the first step is done, see `supernet.artifacts.runs.open_run`
 
 
 def prepare_job(job: ModelJob, directory: Path, resume: bool) -> Prepared:

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from distill.losses import adaptive_alpha_divergence, kl_divergence
 from distill.untouched import untouched
+from supernet.artifacts.ownership import owned
 from supernet.evaluation import accuracy, calibrated_subnet
 from supernet.families import Family
-from supernet.ownership import owned
 from supernet.space import Arch, SearchSpace
 from supernet.supernet import Builder, Supernet
 from supernet.training.data import Data, resize

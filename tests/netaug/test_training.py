@@ -8,9 +8,9 @@ import torch
 from distill.objective import Objective
 from netaug.augmentation import augment
 from netaug.training import NetAugConfig, NetAugJob, run_netaug_job, train_netaug
+from supernet.artifacts.subnet import load_subnet, save_subnet
 from supernet.calibration import calibrate
 from supernet.families import FAMILIES
-from supernet.subnet import load_subnet, save_subnet
 from supernet.training.data import DataConfig, load_data
 from supernet.training.loop import LoopConfig
 from supernet.training.standalone import read_model_job, train_model

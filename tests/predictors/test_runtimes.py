@@ -7,7 +7,7 @@ from torch import nn
 
 from predictors import Device, prepare, runtimes, this_device
 from predictors import device as device_module
-from supernet import extras
+from supernet import optional as extras
 from supernet.families import FAMILIES
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from predictors import Device, LatencyPredictor
-from supernet.runs import run_job
+from supernet.artifacts.runs import run_job
 from supernet.training.recipes import digits
 
 

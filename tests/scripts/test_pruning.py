@@ -9,7 +9,7 @@ from pathlib import Path
 import timm
 import torch
 
-from supernet.subnet import load_subnet
+from supernet.artifacts.subnet import load_subnet
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,8 +13,8 @@ from search.history import Evaluation, read_history, write_history
 from search.job import SearchJob, run_search
 from search.report import write_report
 from search.report.sources import write_origin
+from supernet.artifacts.runs import load_run
 from supernet.families import FAMILIES
-from supernet.runs import load_run
 from supernet.space import Arch
 
 pytest.importorskip("plotly", reason="the report is not looked at: plotly is not installed")

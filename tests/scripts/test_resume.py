@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from supernet.ownership import owned
+from supernet.artifacts.ownership import owned
 
 SHORT = ["--epochs", "3", "--warmup-epochs", "0", "--holdout", "0.97", "--batch-size", "8", "--eval-epochs", "0"]
 

@@ -8,8 +8,8 @@ import pytest
 import timm
 import torch
 
+from supernet.artifacts.subnet import Subnet, load_subnet, save_subnet
 from supernet.evaluation import accuracy
-from supernet.subnet import Subnet, load_subnet, save_subnet
 from supernet.training.data import DataConfig, load_data
 
 SHORT = ["--epochs", "1", "--warmup-epochs", "0", "--batch-size", "8", "--eval-epochs", "0"]

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from supernet.subnet import load_subnet
+from supernet.artifacts.subnet import load_subnet
 
 SHORT = ["--epochs", "1", "--warmup-epochs", "0", "--holdout", "0.97", "--batch-size", "8", "--eval-epochs", "0"]
 

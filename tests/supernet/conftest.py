@@ -14,7 +14,7 @@ def in_two_processes():
 
 def _launch(function, *arguments):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["supernet.runs"])
+    context.set_forkserver_preload(["supernet.artifacts.runs"])
     with context.Manager() as manager:
         results, address = manager.dict(), manager.list()
         processes = [context.Process(target=_join, args=(r, address, results, function, arguments)) for r in (0, 1)]

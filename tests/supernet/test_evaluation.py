@@ -7,7 +7,7 @@ from torch import nn
 
 from search.evaluate import SupernetAccuracy, accuracy, resized
 from search.guidance import FromSupernet
-from supernet import runs
+from supernet.artifacts import runs
 from supernet.calibration import calibrate
 from supernet.evaluation import calibrated_subnet, expected_calibration_error, quality
 from supernet.families import from_model

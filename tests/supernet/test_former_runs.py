@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from supernet.runs import Job, job_from_dict, open_run, read_job
+from supernet.artifacts.runs import Job, job_from_dict, open_run, read_job
 from supernet.training.data import DataConfig, load_data
 from supernet.training.randomness import Stream
 from supernet.training.standalone import ModelJob, read_model_job

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from supernet.runs import Job
-from supernet.subnet import SubnetConfig
+from supernet.artifacts.runs import Job
+from supernet.artifacts.subnet import SubnetConfig
 from supernet.training.data import DataConfig, load_data
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from supernet.channels import narrow, trace
 from supernet.channels.importance import order_channels
-from supernet.complexity import count_macs
+from supernet.costs import count_macs
 
 
 class Calls(nn.Module):

@@ -8,7 +8,7 @@ from timm.models import save_for_hf
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from supernet.complexity import count_macs
+from supernet.costs import count_macs
 from supernet.families import from_model, from_timm
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from supernet.complexity import count_macs, count_parameters
+from supernet.costs import count_macs, count_parameters
 from supernet.families import from_timm
 from supernet.skeleton import build_skeleton
 

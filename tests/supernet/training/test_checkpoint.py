@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from supernet.atomic import write_atomically
+from supernet.artifacts.atomic import write_atomically
 from supernet.training.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 
 

@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 import torch
 
+from supernet.artifacts.runs import Job, run_job
 from supernet.families import FAMILIES
-from supernet.runs import Job, run_job
 from supernet.training import distributed
 from supernet.training.data import DataConfig
 from supernet.training.sampling import Path

@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from distill.losses import kl_divergence
+from supernet.artifacts.runs import Job, run_job
 from supernet.families import FAMILIES
-from supernet.runs import Job, run_job
 from supernet.training import distributed
 from supernet.training.data import DataConfig, resize
 from supernet.training.prioritized import Entry, PrioritizedPaths

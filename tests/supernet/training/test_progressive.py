@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from supernet.artifacts.runs import Job, load_run, run_job
 from supernet.families import FAMILIES
-from supernet.runs import Job, load_run, run_job
 from supernet.training.progressive import (
     ONCE_FOR_ALL,
     Phase,

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from supernet.runs import Job, run_job
+from supernet.artifacts.runs import Job, run_job
 from supernet.training.recipes import RECIPES
 
 

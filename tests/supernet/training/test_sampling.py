@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from supernet.artifacts.runs import Job, run_job
 from supernet.families import FAMILIES, Family
-from supernet.runs import Job, run_job
 from supernet.space import Choice, SearchSpace
 from supernet.training import distributed
 from supernet.training.data import DataConfig, load_data

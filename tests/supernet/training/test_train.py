@@ -14,9 +14,9 @@ import torch
 from torch.nn import functional as F
 
 from distill.losses import kl_divergence
+from supernet.artifacts.runs import Job, load_run, run_job
 from supernet.evaluation import accuracy, calibrated_subnet
 from supernet.families import FAMILIES
-from supernet.runs import Job, load_run, run_job
 from supernet.training.checkpoint import load_checkpoint
 from supernet.training.data import DataConfig, load_data, resize
 from supernet.training.loop import TrainingError
@@ -110,7 +110,7 @@ def test_dropout_is_on_in_the_largest_subnet_alone(family, batch):
 
 def test_a_run_that_is_killed_and_resumed_ends_in_the_same_weights(tmp_path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["supernet.runs"])
+    context.set_forkserver_preload(["supernet.artifacts.runs"])
 
     def start(directory, *killed):
         process = context.Process(target=_train_on_one_thread, args=(JOB, directory, *killed))

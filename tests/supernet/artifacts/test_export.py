@@ -6,7 +6,7 @@ import timm
 import torch
 from torch import nn
 
-from supernet.export import (
+from supernet.artifacts.export import (
     INPUT_NAME,
     Agreement,
     agreement,

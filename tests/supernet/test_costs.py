@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from supernet.complexity import _count, count_macs, count_parameters
+from supernet.costs import _count, count_macs, count_parameters
 from supernet.families import FAMILIES, Family
 from supernet.skeleton import copy_to
 from supernet.space import SearchSpace

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from distill.untouched import untouched
-from supernet.atomic import write_atomically
-from supernet.deployment import deployed
+from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.deployment import deployed
 from supernet.errors import first_line
-from supernet.extras import require
+from supernet.optional import require
 
 # N images, C channels, H height, W width, K classes
 

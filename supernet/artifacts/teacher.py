@@ -10,8 +10,8 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from supernet.runs import load_run
-from supernet.subnet import check_classes, load_network, take_out
+from supernet.artifacts.runs import load_run
+from supernet.artifacts.subnet import check_classes, load_network, take_out
 from supernet.training.data import DataConfig, resize
 
 # N images, C channels, R resolution in pixels
@@ -29,8 +29,8 @@ def load_teacher(
     """A frozen network in eval mode that takes images [N, C, R, R] normalised as `data` says.
 
     It is the largest subnet of the finished training run in the folder `name`, its BatchNorm recalibrated, or else
-    that of `supernet.subnet.load_network` with the same arguments. It resizes and normalises images to what it was
-    trained with, which all that it computes inside follows from.
+    that of `supernet.artifacts.subnet.load_network` with the same arguments. It resizes and normalises images to what
+    it was trained with, which all that it computes inside follows from.
 
     ValueError if it tells other classes apart than `classes`, or the same in another order, unless `by_logits` is
     false, and it teaches by what it computes inside; and if what is in a folder is for images of another size than

@@ -25,12 +25,9 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from supernet import provenance
-from supernet.atomic import write_atomically
-from supernet.complexity import count_macs, count_parameters
-from supernet.errors import first_line
-from supernet.evaluation import calibrated_subnet
-from supernet.export import (
+from supernet.artifacts import provenance
+from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.export import (
     Agreement,
     agreement,
     export_onnx,
@@ -39,12 +36,15 @@ from supernet.export import (
     program_runner,
     quantise_onnx,
 )
+from supernet.artifacts.runs import Run, make_family
+from supernet.artifacts.weights import load_weights
+from supernet.costs import count_macs, count_parameters
+from supernet.errors import first_line
+from supernet.evaluation import calibrated_subnet
 from supernet.families.timm_models import TimmModel, self_contained, timm_model
-from supernet.runs import Run, make_family
 from supernet.space import Arch
 from supernet.training.data import Data, DataConfig
 from supernet.training.data.images import evaluation_transform
-from supernet.weights import load_weights
 
 logger = logging.getLogger(__name__)
 

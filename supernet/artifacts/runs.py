@@ -27,12 +27,13 @@ import tyro
 from safetensors import SafetensorError
 from torch.utils.data import Dataset, Subset
 
-from supernet import provenance
-from supernet.atomic import write_atomically
+from supernet.artifacts import provenance
+from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.ownership import owned
+from supernet.artifacts.weights import load_weights
 from supernet.errors import first_line
 from supernet.families import FAMILIES, Family
 from supernet.families.timm_models import self_contained
-from supernet.ownership import owned
 from supernet.supernet import Supernet
 from supernet.training import distributed, randomness
 from supernet.training.checkpoint import has_checkpoints
@@ -42,7 +43,6 @@ from supernet.training.loop import StepResult
 from supernet.training.progressive import Phase, new_kinds, phase_config, phase_space, sort_channels
 from supernet.training.sampling import Uniform
 from supernet.training.train import TrainConfig, train
-from supernet.weights import load_weights
 
 logger = logging.getLogger(__name__)
 

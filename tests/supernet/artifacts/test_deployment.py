@@ -9,9 +9,9 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import is_parametrized
 
 from predictors import prepare, runtimes, this_device
-from supernet.complexity import count_macs, count_parameters
-from supernet.deployment import deployed
-from supernet.export import agreement, export_onnx, export_program, onnx_runner, program_runner
+from supernet.artifacts.deployment import deployed
+from supernet.artifacts.export import agreement, export_onnx, export_program, onnx_runner, program_runner
+from supernet.costs import count_macs, count_parameters
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 

@@ -13,10 +13,10 @@ from search import scores
 from search.cuts import finer_features
 from search.job import SearchJob
 from search.pieces import cut
+from supernet.artifacts.runs import Job, load_run, run_job
+from supernet.artifacts.subnet import Subnet, SubnetConfig, save_subnet, take_out
+from supernet.artifacts.teacher import load_teacher, prepared
 from supernet.families.timm_models import TimmModel
-from supernet.runs import Job, load_run, run_job
-from supernet.subnet import Subnet, SubnetConfig, save_subnet, take_out
-from supernet.teacher import load_teacher, prepared
 from supernet.training.data import Data, DataConfig, resize
 from supernet.training.train import TrainConfig
 

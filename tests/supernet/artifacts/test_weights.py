@@ -6,7 +6,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from supernet.weights import check_names, load_weights, read_weights, without_prefix
+from supernet.artifacts.weights import check_names, load_weights, read_weights, without_prefix
 
 
 def network() -> nn.Module:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from supernet.ownership import owned
+from supernet.artifacts.ownership import owned
 
 
 @contextmanager

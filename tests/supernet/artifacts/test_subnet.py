@@ -8,9 +8,8 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from supernet.families.timm_models import self_contained
-from supernet.runs import Job, Run, load_run, make_family, read_family, run_job
-from supernet.subnet import (
+from supernet.artifacts.runs import Job, Run, load_run, make_family, read_family, run_job
+from supernet.artifacts.subnet import (
     Subnet,
     SubnetConfig,
     export_subnet,
@@ -19,6 +18,7 @@ from supernet.subnet import (
     save_subnet,
     take_out,
 )
+from supernet.families.timm_models import self_contained
 from supernet.training.data import Data, DataConfig, load_data
 from supernet.training.recipes import digits
 from supernet.training.train import TrainConfig

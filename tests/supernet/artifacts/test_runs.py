@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from supernet.runs import Job, load_run, read_job, run_job
+from supernet.artifacts.runs import Job, load_run, read_job, run_job
 from supernet.training.data import DataConfig
 from supernet.training.execution import EXECUTION, LOCATION, differences
 from supernet.training.loop import TrainingError
