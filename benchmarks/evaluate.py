@@ -35,12 +35,13 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from search import trie
-from search.evaluate import SupernetAccuracy
 from search.history import History
-from search.job import ACCURACY, SearchJob, make_problem
-from search.run import evaluate_here, run
-from search.scores import RunImages
+from search.loop import evaluate_here, run
+from search.prefix import trie
+from search.run import ACCURACY, make_problem
+from search.scores.accuracy import SupernetAccuracy
+from search.scores.judges import RunImages
+from search.settings import SearchJob
 from search.strategies import make_strategy
 from supernet import Arch, Supernet
 from supernet.artifacts.runs import Run, load_run, run_job

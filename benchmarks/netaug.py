@@ -48,7 +48,7 @@ from supernet.training.data import Data, DataConfig, load_data
 from supernet.training.loop import LoopConfig, autocast, make_optimizer, pick_device
 from supernet.training.sampling import Path as Subnet
 from supernet.training.standalone import train_model
-from supernet.training.train import TrainConfig, TrainStep
+from supernet.training.step import TrainConfig, TrainStep
 
 
 @dataclass(frozen=True)

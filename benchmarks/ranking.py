@@ -26,13 +26,14 @@ from rich.progress import track
 from scipy.stats import kendalltau, spearmanr
 from torch.utils.data import Subset
 
-from search.evaluate import SupernetAccuracy, resized
+from search.scores.accuracy import SupernetAccuracy, resized
 from supernet import Arch
 from supernet.artifacts.atomic import write_atomically
 from supernet.families import FAMILIES, Family
 from supernet.families.nas_bench_macro import from_string
 from supernet.training.data import Data, DataConfig, load_data
-from supernet.training.train import TrainConfig, train
+from supernet.training.step import TrainConfig
+from supernet.training.train import train
 
 METHODS = {
     "sandwich_kl": {"method": "sandwich"},

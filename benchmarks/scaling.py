@@ -21,9 +21,9 @@ import torch
 import tyro
 from report import report
 
-from search.evaluate import SupernetAccuracy, resized
 from search.parallel import RayEvaluator
 from search.problem import Score
+from search.scores.accuracy import SupernetAccuracy, resized
 from supernet.families import FAMILIES
 from supernet.space import Arch, SearchSpace
 

@@ -20,8 +20,8 @@ import torch
 import tyro
 from report import report
 
+from search.loop import evaluate_here, run
 from search.problem import Problem
-from search.run import evaluate_here, run
 from search.strategies import make_strategy
 from supernet.families import FAMILIES
 from supernet.space import Arch, SearchSpace

@@ -39,23 +39,24 @@ from torch.utils.data import Subset
 from distill.blockwise import Teacher
 from predictors import LatencyPredictor, measure, prepare, stratified, this_device
 from predictors.transfer import family_costs
-from search.dna import BlockRating, DnaConfig
-from search.ensemble import mean_rank
-from search.evaluate import EvaluationImages, resized
-from search.evolution import Evolution, EvolutionSettings
-from search.guidance import FromSupernet, GuidanceConfig, TeacherGuided, TrainedBriefly
+from search.blockwise.dna import BlockRating, DnaConfig
+from search.loop import evaluate_here, run
 from search.problem import Problem, Score
-from search.proxies import PROXIES
-from search.run import evaluate_here, run
-from search.scores import training_batch
-from search.te_nas import PUBLISHED
-from search.training_free import score_architecture
+from search.scores.accuracy import EvaluationImages, resized
+from search.scores.judges import training_batch
+from search.scores.teacher_guided import FromSupernet, GuidanceConfig, TeacherGuided, TrainedBriefly
+from search.scores.untrained import score_architecture
+from search.strategies.evolution import Evolution, EvolutionSettings
+from search.untrained.ensemble import mean_rank
+from search.untrained.proxies import PROXIES
+from search.untrained.te_nas import PUBLISHED
 from supernet import Arch, Supernet
 from supernet.artifacts.atomic import write_atomically
 from supernet.families import FAMILIES, Family
 from supernet.families.nas_bench_macro import to_string
 from supernet.training.data import Data, DataConfig, load_data
-from supernet.training.train import TrainConfig, train
+from supernet.training.step import TrainConfig
+from supernet.training.train import train
 
 # n architectures, s scores
 

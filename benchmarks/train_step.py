@@ -36,7 +36,7 @@ from supernet.families import FAMILIES, Family
 from supernet.training import sampling
 from supernet.training.sampling import Path as Subnet
 from supernet.training.sampling import Sandwich
-from supernet.training.train import TrainConfig, TrainStep
+from supernet.training.step import TrainConfig, TrainStep
 
 GLIBC_THRESHOLDS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 

@@ -32,12 +32,12 @@ from rich.progress import track
 from scipy.stats import kendalltau, spearmanr
 from torch import Tensor
 
-from search import zero_cost
-from search.ensemble import majority_vote, mean_rank
-from search.ntk import condition_number
-from search.proxies import PROXIES
-from search.te_nas import PUBLISHED, Proxies, Settings, condition_numbers, region_counts, search_by_pruning
-from search.training_free import build_untrained
+from search.scores.untrained import build_untrained
+from search.untrained import zero_cost
+from search.untrained.ensemble import majority_vote, mean_rank
+from search.untrained.ntk import condition_number
+from search.untrained.proxies import PROXIES
+from search.untrained.te_nas import PUBLISHED, Proxies, Settings, condition_numbers, region_counts, search_by_pruning
 from supernet.families import FAMILIES, Family, nas_bench_201, nas_bench_macro
 from supernet.space import Arch
 from supernet.training.data.folders import open_folder

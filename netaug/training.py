@@ -20,7 +20,8 @@ from supernet.supernet import Supernet
 from supernet.training.data import Data
 from supernet.training.loop import LoopConfig, StepResult
 from supernet.training.standalone import ModelJob, prepare_job
-from supernet.training.train import TrainConfig, train
+from supernet.training.step import TrainConfig
+from supernet.training.train import train
 
 
 @dataclass(frozen=True)

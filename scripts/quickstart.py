@@ -24,10 +24,11 @@ from rich.table import Table
 
 from predictors import LatencyPredictor, family_costs, measure, prepare, stratified, this_device
 from search.history import Evaluation
-from search.job import ACCURACY, SearchJob, run_search
-from search.plot import plot_front
+from search.loop import Result
+from search.report.plot import plot_front
 from search.report.sources import write_origin
-from search.run import Result
+from search.run import ACCURACY, run_search
+from search.settings import SearchJob
 from supernet.artifacts.runs import Run, run_job
 from supernet.artifacts.subnet import load_subnet, onnx_difference, save_subnet, take_out
 from supernet.evaluation import accuracy

@@ -40,16 +40,17 @@ from command_line import console, progress_bar, report, run
 from rich.table import Table
 
 from predictors import LatencyPredictor, is_this_machine, measure, prepare, runtimes
-from search.dna import DnaConfig
-from search.guidance import GuidanceConfig
+from search.blockwise.dna import DnaConfig
 from search.history import Evaluation
-from search.job import SearchJob, image_size, load_predictors, run_search
+from search.loop import Generation
 from search.margin import beyond_measurements, device_limits, limit_notes, probability_within
 from search.report.sources import write_origin
-from search.run import Generation
-from search.scores import TRAINING_FREE, untrained_run
+from search.run import image_size, load_predictors, run_search
+from search.scores.judges import TRAINING_FREE, untrained_run
+from search.scores.teacher_guided import GuidanceConfig
+from search.settings import SearchJob
 from search.table import write_csv
-from search.te_nas import Settings
+from search.untrained.te_nas import Settings
 from supernet.artifacts.runs import Run, load_run
 from supernet.space import Arch
 from supernet.training.data import DataConfig
@@ -93,7 +94,7 @@ class Arguments:
     batch_size: int = SearchJob.batch_size
     """Images that a subnet runs on at a time."""
     zero_cost: tuple[str, ...] = SearchJob.zero_cost
-    """Scores of search.training_free.NAMES whose mean rank is the score zero_cost, or vote."""
+    """Scores of search.scores.untrained.NAMES whose mean rank is the score zero_cost, or vote."""
     zero_cost_images: int = SearchJob.zero_cost_images
     """Images that the scores without training see at a time; te_nas draws from eight times as many."""
     te_nas: Settings = SearchJob.te_nas

@@ -29,11 +29,12 @@ import tyro
 from command_line import console, fail, progress_bar, report, run
 
 from predictors import LatencyPredictor
-from search.job import SearchJob, load_predictors, make_problem, run_search
 from search.limits import reachable
+from search.loop import Generation
 from search.margin import beyond_measurements, limit_notes, probability_within
 from search.report.sources import write_origin
-from search.run import Generation
+from search.run import load_predictors, make_problem, run_search
+from search.settings import SearchJob
 from search.strategies import GUIDED, check_strategy
 from search.sweep import Settings, Sweep, combined_front, run_sweep, write_sweep
 from supernet.artifacts.runs import load_run, read_family

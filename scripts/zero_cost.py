@@ -21,11 +21,11 @@ import tyro
 from command_line import console, progress_bar, run
 from rich.table import Table
 
-from search.ensemble import mean_rank
-from search.proxies import PROXIES
-from search.scores import training_batch
-from search.te_nas import Settings
-from search.training_free import ENSEMBLES, Batch, check_names, score_architecture
+from search.scores.judges import training_batch
+from search.scores.untrained import ENSEMBLES, Batch, check_names, score_architecture
+from search.untrained.ensemble import mean_rank
+from search.untrained.proxies import PROXIES
+from search.untrained.te_nas import Settings
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.runs import make_family
 from supernet.families import Family
@@ -39,7 +39,7 @@ class Arguments:
     space_options: str = "{}"
     """Options of the space as a JSON object, such as {\"name\": \"resnet18\"} for from_timm."""
     scores: str = "synflow,naswot,jacob_cov"
-    """Names with commas between them, of search.training_free.NAMES, or vote or te_nas by itself."""
+    """Names with commas between them, of search.scores.untrained.NAMES, or vote or te_nas by itself."""
     archs: int = 20
     """Architectures to sample."""
     batch_size: int = 64

@@ -7,8 +7,8 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+from search.loop import Outcome, evaluate_here
 from search.problem import Score
-from search.run import Outcome, evaluate_here
 from supernet.space import Arch, SearchSpace
 
 logger = logging.getLogger(__name__)

@@ -1,196 +1,133 @@
-"""A search from start to end: ask a strategy, have its architectures evaluated, record, tell, and so on."""
+"""A search of a supernet or of a space: what it was asked to do, and its parts made from that."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from search import pareto
+from predictors import LatencyPredictor
+from predictors.activation_memory import peak_activation
 from search.history import Evaluation, History
 from search.limits import reachable
-from search.problem import Problem, Score
+from search.loop import Evaluator, Generation, Result, Strategy, evaluate_here, run
+from search.parallel import RayEvaluator
+from search.problem import Cost, Problem
+from search.scores.judges import make_judge
+from search.settings import SAID_ANEW, SearchJob
+from search.strategies import ACCURACY, GUIDED, make_strategy
+from search.strategies.given_order import GivenOrder
+from supernet.artifacts.runs import Run
+from supernet.families import Family
 from supernet.space import Arch
+from supernet.training import randomness
 
-# n architectures, s scores
-
-
-class Strategy(Protocol):
-    """What decides which architectures are evaluated.
-
-    It may have `notes`, numbers by name that it has to say of the last `tell`.
-    """
-
-    def ask(self) -> list[Arch]:
-        """The next architectures to evaluate: admissible, different, and none asked for before; empty at the end."""
-
-    def tell(self, archs: Sequence[Arch], scores: np.ndarray) -> None:
-        """The scores [n, s] of architectures that were asked for, NaN where an evaluation failed."""
+ACTIVATION_BYTES = "activation_bytes"
 
 
-class Outcome(NamedTuple):
-    """The evaluation of the architecture at `index` of a list: its scores, or the reason why there are none."""
-
-    index: int
-    scores: Mapping[str, float]
-    error: str | None = None
+class SearchOutcome(NamedTuple):
+    result: Result
+    strategy: Strategy
+    retried: list[str]  # what Ray workers that died made necessary
 
 
-Evaluator = Callable[[Sequence[Arch]], Iterator[Outcome]]  # one outcome an architecture, in any order
-
-
-@dataclass(frozen=True)
-class Generation:
-    """Where a search stands after a round of ask and tell."""
-
-    index: int  # from 0
-    evaluated: int  # architectures so far
-    failed: int  # of those
-    hypervolume: float  # of everything evaluated so far (`Problem.hypervolume`)
-    best: Mapping[str, float]  # the best value of each score so far
-    notes: Mapping[str, float] = field(default_factory=dict)  # what the strategy says of it
-
-
-@dataclass(frozen=True)
-class Result:
-    problem: Problem
-    evaluations: list[Evaluation] = field(default_factory=list)
-    generations: list[Generation] = field(default_factory=list)
-
-    @property
-    def front(self) -> list[Evaluation]:
-        """The evaluations that none dominates in the objectives, by increasing first objective, the best first."""
-        return [self.evaluations[index] for index in pareto.front(self.values())]
-
-    def values(self) -> np.ndarray:
-        """The objectives [n, m] of all evaluations, lower is better."""
-        return self.problem.values(*_table(self.evaluations, self.problem))
-
-
-def run(
-    problem: Problem,
-    strategy: Strategy,
-    evaluate: Evaluator,
-    budget: int,
+def run_search(
+    job: SearchJob,
+    trained: Run,
+    predictors: Mapping[str, LatencyPredictor],
+    history: Path | None = None,
     *,
-    history: History | None = None,
+    resume: bool = False,
+    workers: int = 0,
+    threads: int = 1,
+    address: str | None = None,
     on_evaluation: Callable[[Evaluation, int], None] | None = None,
     on_generation: Callable[[Generation], None] | None = None,
-) -> Result:
-    """Evaluate up to `budget` architectures that `strategy` asks for; fewer if it has no more.
+) -> SearchOutcome:
+    """Search a finished training run, with latency predictors by the names of their devices. Scores that need no
+    training see the run's images and space alone.
 
-    An architecture that is in `history` is not evaluated again. A strategy that follows from its seed asks for the same
-    architectures when it starts anew, so a search that was killed goes through its past in moments and continues.
-
-    `on_evaluation(evaluation, count)` is called after every evaluation, with the number so far, and
-    `on_generation(generation)` after every `tell`. ValueError, before anything is evaluated, if no architecture
-    meets the limits (`limits.reachable`) or the budget is not positive.
+    With `workers`, on so many Ray workers of `threads` threads each, in the cluster at `address` or on this machine;
+    the result is the same. Evaluations are recorded in the file `history`, from which `resume` goes on.
     """
-    if budget < 1:
-        raise ValueError(f"a search evaluates at least 1 architecture, not {budget}")
-    if problem.limits:
-        reachable(problem, np.random.default_rng(0))
-    result = Result(problem)
-    standing = _Standing(problem)
-    past = history.past if history else {}
-    while (remaining := budget - len(result.evaluations)) > 0 and (archs := strategy.ask()[:remaining]):
-        index = len(result.generations)
-        done: dict[Arch, Evaluation] = {arch: past[arch] for arch in archs if arch in past}
-        fresh = [arch for arch in archs if arch not in done]
-        prices = problem.price(fresh)
-        for outcome in evaluate(fresh) if fresh else ():
-            arch = fresh[outcome.index]
-            evaluation = _evaluation(arch, outcome, dict(zip(problem.costs, prices[outcome.index].tolist())), index)
-            done[arch] = evaluation
-            if history:
-                history.append(evaluation)
-            if on_evaluation:
-                on_evaluation(evaluation, len(result.evaluations) + len(done))
-        result.evaluations.extend(done[arch] for arch in archs)
-        scores, prices = _table([done[arch] for arch in archs], problem)
-        strategy.tell(archs, scores)
-        notes = dict(getattr(strategy, "notes", {}))
-        result.generations.append(dataclasses.replace(standing.add(scores, prices), notes=notes))
-        if on_generation:
-            on_generation(result.generations[-1])
-    return result
-
-
-def evaluate_here(scores: Mapping[str, Score]) -> Evaluator:
-    """The evaluator that calls `scores` in this process.
-
-    A score may have a method `each(archs)` that yields the index and the value of an architecture, or the exception
-    that evaluating it raised, as soon as it is known. Of several scores the last one's values then come one by one.
-    Another score is called with the whole list; if that raises, it is called for each architecture by itself.
-    """
-
-    def evaluate(archs: Sequence[Arch]) -> Iterator[Outcome]:
-        *first, last = scores
-        columns = {name: dict(_each(scores[name], archs)) for name in first}
-        for index, value in _each(scores[last], archs):
-            row = {name: column[index] for name, column in columns.items()} | {last: value}
-            errors = [f"{name}: {_reason(value)}" for name, value in row.items() if isinstance(value, Exception)]
-            yield Outcome(index, {} if errors else row, "; ".join(errors) or None)
-
-    return evaluate
-
-
-def _each(score: Score, archs: Sequence[Arch]) -> Iterator[tuple[int, float | Exception]]:
-    if hasattr(score, "each"):
-        yield from score.each(archs)
-        return
-    try:
-        yield from enumerate([float(value) for value in score(archs)])
-    except Exception as error:
-        if len(archs) == 1:
-            yield 0, error
-            return
-        for index, arch in enumerate(archs):
-            yield from ((index, value) for _, value in _each(score, [arch]))
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _evaluation(arch: Arch, outcome: Outcome, costs: Mapping[str, float], generation: int) -> Evaluation:
-    wrong = [name for name, value in outcome.scores.items() if not np.isfinite(value)]
-    error = outcome.error or (f"{wrong[0]} is {outcome.scores[wrong[0]]}" if wrong else None)
-    return Evaluation(arch, {} if error else dict(outcome.scores), costs, generation, error)
-
-
-def _table(evaluations: Sequence[Evaluation], problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """Scores [n, s], NaN for failed evaluations, and costs [n, c]."""
-    scores = [[evaluation.scores.get(name, np.nan) for name in problem.scores] for evaluation in evaluations]
-    prices = [[evaluation.costs[name] for name in problem.costs] for evaluation in evaluations]
-    n = len(evaluations)
-    return np.array(scores).reshape(n, len(problem.scores)), np.array(prices).reshape(n, len(problem.costs))
-
-
-class _Standing:
-    """The front and the best scores so far, kept so that a generation costs what it brings."""
-
-    def __init__(self, problem: Problem) -> None:
-        self._problem = problem
-        self._front = np.empty((0, len(problem.objectives)))
-        self._best = np.full(len(problem.scores), -np.inf)
-        self._evaluated = self._failed = self._index = 0
-
-    def add(self, scores: np.ndarray, prices: np.ndarray) -> Generation:
-        values = np.concatenate([self._front, self._problem.values(scores, prices)])
-        self._front = values[pareto.front(values)]
-        self._best = np.fmax(self._best, np.fmax.reduce(scores))
-        self._evaluated += len(scores)
-        self._failed += int(np.isnan(scores).any(axis=1).sum())
-        generation = Generation(
-            index=self._index,
-            evaluated=self._evaluated,
-            failed=self._failed,
-            hypervolume=self._problem.hypervolume(self._front),
-            best=dict(zip(self._problem.scores, self._best.tolist())),
+    judge = make_judge(job, trained, history and history.parent)
+    problem = make_problem(job, trained.family, predictors, judge.worst)
+    reachable(problem, np.random.default_rng(0))  # before anything that takes long
+    with ExitStack() as stack:
+        record = stack.enter_context(History(history, describe(job, problem), resume, SAID_ANEW)) if history else None
+        judge.prepare()
+        archs = judge.best_first(problem) if job.strategy in GUIDED else None
+        if archs is not None:
+            strategy: Strategy = GivenOrder(archs, job.population)
+        else:
+            name = "evolution" if job.strategy in GUIDED else job.strategy
+            strategy = make_strategy(name, problem, job.seed, job.population)
+        scores = {job.judged_by: judge.score}
+        evaluate: Evaluator = evaluate_here(scores)
+        if workers:
+            evaluate = stack.enter_context(RayEvaluator(problem.space, scores, workers, threads, address=address))
+        result = run(
+            problem,
+            strategy,
+            evaluate,
+            job.evaluations,
+            history=record,
+            on_evaluation=on_evaluation,
+            on_generation=on_generation,
         )
-        self._index += 1
-        return generation
+        return SearchOutcome(result, strategy, evaluate.retried if workers else [])
+
+
+def describe(job: SearchJob, problem: Problem) -> dict[str, object]:
+    """What a history must agree on to be continued, but for `SAID_ANEW`: everything but how many evaluations there are
+    to be. Scores other than accuracy draw by themselves, so that they say how."""
+    fields = {name: value for name, value in dataclasses.asdict(job).items() if name not in ("evaluations", "limits")}
+    streams = {} if job.judged_by == ACCURACY else {"streams": randomness.VERSION}
+    return problem.describe() | fields | streams
+
+
+def load_predictors(directories: Sequence[Path], family: Family) -> dict[str, LatencyPredictor]:
+    """Latency predictors by the name of their device; ValueError if two have one name or one is of another space."""
+    predictors: dict[str, LatencyPredictor] = {}
+    for directory in directories:
+        predictor = LatencyPredictor.load(directory, family.space)
+        name = predictor.device.name if predictor.device else directory.name
+        if name in predictors:
+            raise ValueError(f"two latency predictors are for the device {name!r}; the second is in {directory}")
+        predictors[name] = predictor
+    return predictors
+
+
+def make_problem(
+    job: SearchJob, family: Family, predictors: Mapping[str, LatencyPredictor], worst: float = 0.0
+) -> Problem:
+    """The score and the costs of a family's architectures, with the job's limits; ValueError for a limit on nothing.
+
+    `worst` is the score that the hypervolume counts from.
+    """
+    costs: dict[str, Cost] = {
+        "macs": lambda archs: [family.macs(arch) for arch in archs],
+        "parameters": lambda archs: [family.parameters(arch) for arch in archs],
+        **{name: predictor.cost for name, predictor in predictors.items()},
+    }
+    if ACTIVATION_BYTES in [*job.limits, *job.objectives]:
+        costs[ACTIVATION_BYTES] = peak_activation(family.build, lambda arch: image_size(family, arch))
+    for what, names in (("a limit on", job.limits), ("an objective", job.objectives)):
+        if unknown := [name for name in names if name not in costs]:
+            raise ValueError(
+                f"{what} {unknown[0]!r}, which is no cost and no device with a latency predictor; "
+                f"there are {', '.join(dict.fromkeys([*costs, ACTIVATION_BYTES]))}"
+            )
+    objectives = job.objectives or tuple(predictors) or ("macs",)
+    score = job.judged_by
+    return Problem(family.space, [score], costs, job.limits, [score, *objectives], {score: worst})
+
+
+def image_size(family: Family, arch: Arch) -> tuple[int, int, int]:
+    """Channels, height and width of the images that an architecture is meant for."""
+    size = family.resolution(arch)
+    return family.in_chans, size, size

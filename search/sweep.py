@@ -20,7 +20,7 @@ import numpy as np
 
 from search import pareto
 from search.history import Evaluation, read_history, write_history
-from search.run import Generation
+from search.loop import Generation
 from search.table import write_csv
 from supernet.artifacts.atomic import set_aside, write_atomically
 from supernet.artifacts.ownership import owned

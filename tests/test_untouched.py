@@ -11,13 +11,13 @@ from distill.blockwise import BlockTrainer, BlockwiseConfig, Teacher
 from distill.objective import Objective, cohort_losses
 from distill.untouched import untouched
 from predictors import Device, runtimes
-from search import trie
-from search.evaluate import EvaluationImages, SupernetAccuracy
-from search.guidance import FromSupernet, GuidanceConfig, TeacherGuided
-from search.ntk import linear_regions, tangent_kernel
-from search.te_nas import Settings, condition_numbers
-from search.training_free import Batch, score_architecture
-from search.zero_cost import SCORES
+from search.prefix import trie
+from search.scores.accuracy import EvaluationImages, SupernetAccuracy
+from search.scores.teacher_guided import FromSupernet, GuidanceConfig, TeacherGuided
+from search.scores.untrained import Batch, score_architecture
+from search.untrained.ntk import linear_regions, tangent_kernel
+from search.untrained.te_nas import Settings, condition_numbers
+from search.untrained.zero_cost import SCORES
 from supernet import SearchSpace, Supernet
 from supernet.artifacts.export import agreement
 from supernet.calibration import calibrate
@@ -25,7 +25,7 @@ from supernet.evaluation import accuracy, calibrated_subnet, quality
 from supernet.families import Family
 from supernet.training.prioritized import Entry, PrioritizedPaths
 from supernet.training.sampling import Path, Step
-from supernet.training.train import TrainConfig, TrainStep
+from supernet.training.step import TrainConfig, TrainStep
 
 SPACE = SearchSpace({"width": (2, 4)})
 LARGEST, SMALLEST = SPACE.largest, SPACE.smallest

@@ -188,7 +188,7 @@ def _front(candidates: Sequence[Candidate], score: np.ndarray, cost: np.ndarray,
 def _intervals(sources: Sources, candidates: Sequence[Candidate]) -> list[tuple[float, float] | None]:
     images = []
     for search in sources.searches:
-        holdout = sources.holdout.get(search.run) if search.run else None
+        holdout = sources.holdout.get(search.loop) if search.loop else None
         asked = search.settings.get("images")
         images.append(min(asked, holdout or asked) if asked else holdout)
     return [

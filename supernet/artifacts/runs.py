@@ -42,7 +42,8 @@ from supernet.training.execution import differences, located
 from supernet.training.loop import StepResult
 from supernet.training.progressive import Phase, new_kinds, phase_config, phase_space, sort_channels
 from supernet.training.sampling import Uniform
-from supernet.training.train import TrainConfig, train
+from supernet.training.step import TrainConfig
+from supernet.training.train import train
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,10 @@ import pytest
 
 from predictors import LatencyPredictor
 from search.history import Evaluation, read_history, write_history
-from search.job import SearchJob, run_search
 from search.report import write_report
 from search.report.sources import write_origin
+from search.run import run_search
+from search.settings import SearchJob
 from supernet.artifacts.runs import load_run
 from supernet.families import FAMILIES
 from supernet.space import Arch

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from search.ensemble import mean_rank
 from search.history import read_history
+from search.untrained.ensemble import mean_rank
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 FEW = ["--images", "40", "--calibration-images", "40", "--population", "3"]

@@ -5,7 +5,7 @@ import pytest
 
 from search.limits import minimise
 from search.problem import Problem
-from search.proposals import Proposals
+from search.strategies.proposals import Proposals
 from supernet import SearchSpace
 from supernet.space import Arch
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from search.evaluate import SupernetAccuracy, resized
-from search.evolution import Evolution, EvolutionSettings
 from search.history import History
+from search.loop import evaluate_here, run
 from search.parallel import RayEvaluator
 from search.problem import Problem
-from search.run import evaluate_here, run
+from search.scores.accuracy import SupernetAccuracy, resized
+from search.strategies.evolution import Evolution, EvolutionSettings
 from supernet import SearchSpace
 from supernet.families import FAMILIES
 

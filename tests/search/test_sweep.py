@@ -11,8 +11,8 @@ from functools import partial
 import pytest
 
 from search.history import History
+from search.loop import evaluate_here, run
 from search.problem import Problem
-from search.run import evaluate_here, run
 from search.strategies import make_strategy
 from search.sweep import run_sweep, write_sweep
 from supernet import SearchSpace

@@ -5,14 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from search.evaluate import SupernetAccuracy, accuracy, resized
-from search.guidance import FromSupernet
+from search.scores.accuracy import SupernetAccuracy, accuracy, resized
+from search.scores.teacher_guided import FromSupernet
 from supernet.artifacts import runs
 from supernet.calibration import calibrate
 from supernet.evaluation import calibrated_subnet, expected_calibration_error, quality
 from supernet.families import from_model
 from supernet.training.data import DataConfig, load_data
-from supernet.training.train import TrainConfig, train
+from supernet.training.step import TrainConfig
+from supernet.training.train import train
 
 
 class Table(nn.Module):

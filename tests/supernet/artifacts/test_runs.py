@@ -15,7 +15,7 @@ from supernet.training.data import DataConfig
 from supernet.training.execution import EXECUTION, LOCATION, differences
 from supernet.training.loop import TrainingError
 from supernet.training.standalone import ModelJob, read_model_job, run_model_job
-from supernet.training.train import TrainConfig
+from supernet.training.step import TrainConfig
 
 TRAIN = TrainConfig(
     epochs=2, batch_size=4, method="spos", random_subnets=1, warmup_epochs=0, eval_epochs=0, checkpoint_steps=100,

@@ -21,7 +21,7 @@ from supernet.artifacts.subnet import (
 from supernet.families.timm_models import self_contained
 from supernet.training.data import Data, DataConfig, load_data
 from supernet.training.recipes import digits
-from supernet.training.train import TrainConfig
+from supernet.training.step import TrainConfig
 
 
 @pytest.fixture(scope="module")

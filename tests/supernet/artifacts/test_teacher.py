@@ -9,16 +9,16 @@ from timm.data import ImageNetInfo
 from torch import nn
 
 from distill.blockwise import Teacher
-from search import scores
-from search.cuts import finer_features
-from search.job import SearchJob
-from search.pieces import cut
+from search.blockwise.cuts import finer_features
+from search.prefix.pieces import cut
+from search.scores import judges
+from search.settings import SearchJob
 from supernet.artifacts.runs import Job, load_run, run_job
 from supernet.artifacts.subnet import Subnet, SubnetConfig, save_subnet, take_out
 from supernet.artifacts.teacher import load_teacher, prepared
 from supernet.families.timm_models import TimmModel
 from supernet.training.data import Data, DataConfig, resize
-from supernet.training.train import TrainConfig
+from supernet.training.step import TrainConfig
 
 
 def test_images_arrive_in_the_teachers_normalisation_and_size():
@@ -109,6 +109,6 @@ def test_a_run_teaches_by_its_largest_subnet_and_images_arrive_in_its_normalisat
         load_teacher(tmp_path, data, tuple("9876543210"))
     search = SearchJob("rdm", teacher=str(tmp_path))
     other = run._replace(data=dataclasses.replace(run.data, config=data))
-    torch.testing.assert_close(scores._teacher(search, other)(images), teacher(images))
+    torch.testing.assert_close(judges._teacher(search, other)(images), teacher(images))
     with pytest.raises(ValueError, match="tells other classes apart"):
-        scores._teacher(search, other._replace(data=dataclasses.replace(run.data, classes=tuple("9876543210"))))
+        judges._teacher(search, other._replace(data=dataclasses.replace(run.data, classes=tuple("9876543210"))))

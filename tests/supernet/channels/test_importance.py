@@ -11,7 +11,8 @@ from supernet.channels.importance import bn_scale, geometric_median, l1_norm, or
 from supernet.families import Family
 from supernet.training.data import DataConfig, load_data
 from supernet.training.sampling import Uniform
-from supernet.training.train import TrainConfig, train
+from supernet.training.step import TrainConfig
+from supernet.training.train import train
 
 
 def test_l1_norm_sums_absolute_values_of_every_filter():

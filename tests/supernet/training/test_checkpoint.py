@@ -41,7 +41,7 @@ except OSError as error:
 def test_a_full_disk_leaves_the_former_checkpoint(tmp_path):
     save_checkpoint(tmp_path, 1, {"weights": torch.ones(3)}, keep=1)
     command = [sys.executable, "-c", SAVE_BEYOND_THE_LIMIT, str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert f"checkpoint {tmp_path / 'step-000000002.pt'} cannot be written" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001.pt"]

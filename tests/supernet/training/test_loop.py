@@ -19,7 +19,8 @@ from supernet.training.data import DataConfig, load_data
 from supernet.training.loop import Loop, LoopConfig
 from supernet.training.sampling import Uniform
 from supernet.training.standalone import train_model
-from supernet.training.train import TrainConfig, train
+from supernet.training.step import TrainConfig
+from supernet.training.train import train
 
 STEPS, BATCH, RESOLUTION = 5, 8, 16
 CONFIGS = {

@@ -12,7 +12,7 @@ from supernet.training import distributed
 from supernet.training.data import DataConfig, resize
 from supernet.training.prioritized import Entry, PrioritizedPaths
 from supernet.training.sampling import Path, Step
-from supernet.training.train import TrainConfig
+from supernet.training.step import TrainConfig
 
 FAMILY = FAMILIES["mobilenet_v3_micro"]()
 ARCHS = [FAMILY.space.sample(np.random.default_rng(seed)) for seed in range(5)]

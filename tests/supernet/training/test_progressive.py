@@ -17,7 +17,7 @@ from supernet.training.progressive import (
     sort_channels,
 )
 from supernet.training.recipes import RECIPES
-from supernet.training.train import TrainConfig, TrainStep
+from supernet.training.step import TrainConfig, TrainStep
 
 PHASES = (
     Phase("largest", 2),

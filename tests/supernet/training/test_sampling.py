@@ -12,7 +12,8 @@ from supernet.space import Choice, SearchSpace
 from supernet.training import distributed
 from supernet.training.data import DataConfig, load_data
 from supernet.training.sampling import Attentive, Fair, Sandwich, Step, Uniform
-from supernet.training.train import TrainConfig, train
+from supernet.training.step import TrainConfig
+from supernet.training.train import train
 
 SPACE = SearchSpace(
     {

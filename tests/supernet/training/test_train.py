@@ -21,7 +21,8 @@ from supernet.training.checkpoint import load_checkpoint
 from supernet.training.data import DataConfig, load_data, resize
 from supernet.training.loop import TrainingError
 from supernet.training.sampling import Path
-from supernet.training.train import TrainConfig, TrainStep, train
+from supernet.training.step import TrainConfig, TrainStep
+from supernet.training.train import train
 
 DATA = DataConfig(holdout=0.97, workers=0, hflip=0.0, color_jitter=0.2)  # 43 images to train on, 5 batches
 CONFIG = TrainConfig(

@@ -1,0 +1,297 @@
+"""Search by blockwise distillation (DNA, Li et al., CVPR 2020, arXiv 1911.13053): train a supernet's blocks, rate all
+of their paths, and put the best ones together.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from distill.blockwise import BlockTrainer, BlockwiseConfig, Teacher, relative_deviation
+from search.blockwise.assembly import assemble
+from search.blockwise.blocks import Block, cut_blocks
+from search.blockwise.cuts import finer_features, given_cuts, maps_of, matching_cuts
+from search.prefix import trie
+from search.prefix.chains import Chains
+from search.prefix.scopes import all_archs
+from search.problem import Problem
+from search.scores.accuracy import EvaluationImages
+from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.ownership import owned
+from supernet.families import Family
+from supernet.space import Arch, SearchSpace
+from supernet.training import randomness
+from supernet.training.checkpoint import MINUTES, Timer, load_checkpoint, save_checkpoint
+from supernet.training.data import Data
+from supernet.training.divergence import Divergence
+from supernet.training.memory_format import channels_last
+from supernet.training.randomness import Stream, part_seed
+
+# N images, K blocks
+
+logger = logging.getLogger(__name__)
+
+OnStep = Callable[[int, int, Mapping[int, float]], None]  # of the steps done, of all steps, the losses of the blocks
+
+CHUNK = 500  # paths whose pieces are in memory at a time, where they have none in common
+
+
+@dataclass(frozen=True)
+class DnaConfig(BlockwiseConfig):
+    """How blocks are cut and trained."""
+
+    points: tuple[str, ...] = ()
+    """Modules of the teacher whose features are the targets; by default where timm takes features."""
+    cuts: tuple[str, ...] = ()
+    """Modules of the subnets that end a block, one for each point; by default the last one of each resolution."""
+    max_paths: int = 20000
+    """Paths of a block beyond which there are too many to rate."""
+    workers: int = 0
+    """Ray workers, on CPUs, that share the blocks; 0 trains all of them in this process."""
+    device: str = "auto"
+    """Where teacher and blocks run: cpu, cuda or cuda:N; auto takes a GPU if there is one and no Ray workers."""
+
+    def torch_device(self) -> torch.device:
+        """The device that `device` names; ValueError if there is none, or if Ray workers cannot use it."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() and not self.workers else "cpu")
+        try:
+            device = torch.device(self.device)
+        except RuntimeError:
+            raise ValueError(f"device is cpu, cuda, cuda:N or auto, not {self.device!r}") from None
+        if device.type == "cuda" and (self.workers or not torch.cuda.is_available()):
+            reason = "Ray workers train on CPUs" if self.workers else "this machine has no GPU that torch can use"
+            raise ValueError(f"device {self.device!r}: {reason}")
+        return device
+
+
+class BlockRating:
+    """The score "how well the blocks of an architecture imitate a teacher's": minus the sum of their paths' losses.
+
+    A path's loss is `relative_deviation`, the mean absolute error in units of the teacher feature's standard deviation,
+    with BatchNorm statistics of its own, on images that judge. `prepare` trains the blocks and rates every path of
+    each; afterwards architectures are looked up.
+
+    All images have the largest resolution of the space, and where resolution is a choice, architectures of that
+    resolution alone are rated: what a smaller one loses is not seen by blocks whose inputs are the teacher's. Choices
+    that no block depends on, such as those behind the last cut, make no difference.
+
+    With a `directory`, training goes on where it was stopped, and losses are read if they are there and of as many
+    images. ValueError if teacher and supernet do not match, if a block has too many paths, if the directory holds
+    another training, or for an architecture that is not rated.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        data: Data,
+        images: Callable[[int], EvaluationImages],
+        teacher: Teacher,
+        config: DnaConfig,
+        seed: int = 0,
+        directory: Path | None = None,
+        batch_size: int = 250,
+        on_step: OnStep = lambda done, steps, losses: None,
+    ) -> None:
+        self.space = rated_space(family)
+        self.resolution = family.resolution(self.space.largest)
+        self._data, self._images, self._config, self._seed = data, images, config, seed
+        self._directory, self._batch_size, self._on_step = directory, batch_size, on_step
+        self._device = next(teacher.model.parameters()).device
+        few = images(self.resolution).images[:2].to(self._device)
+        if config.cuts:
+            cuts = given_cuts(family, self.space, maps_of(teacher, few), config.cuts)
+        else:
+            features = maps_of(teacher, few) if config.points else finer_features(teacher, few)
+            cuts = matching_cuts(family, self.space, features, config.max_paths)
+        self.blocks = cut_blocks(family, self.space, cuts, seed)
+        self._teacher = Teacher(teacher.model, [block.target.name for block in self.blocks])
+        sizes = [block.net.space.size for block in self.blocks]
+        if max(sizes) > config.max_paths:
+            raise ValueError(
+                f"the blocks that end with {', '.join(block.name for block in self.blocks)} have "
+                f"{', '.join(map(str, sizes))} paths; beyond {config.max_paths} there are too many to rate: cut the "
+                "network into more blocks"
+            )
+        rated = set().union(*(block.scope for block in self.blocks))
+        unrated = [name for name in self.space.choices if name not in rated]
+        if len(unrated) > len(rated):
+            logger.warning("no block depends on %s: these choices make no difference", ", ".join(unrated))
+        for block in self.blocks:
+            channels_last(block.net.to(self._device))
+        self.losses: list[dict[Arch, float]] = []  # of each block's paths, once they are rated
+
+    def __call__(self, archs: Sequence[Arch]) -> list[float]:
+        """The ratings, higher is better."""
+        self.prepare()
+        return [-sum(self.block_losses(arch)) for arch in archs]
+
+    def block_losses(self, arch: Arch) -> list[float]:
+        """The loss of the path of each block, lower is better."""
+        if arch.get("resolution", self.resolution) != self.resolution:
+            raise ValueError(f"architectures are rated at a resolution of {self.resolution}, not {arch['resolution']}")
+        return [losses[block.path(arch)] for losses, block in zip(self.losses, self.blocks)]
+
+    def best_first(self, problem: Problem) -> Iterator[Arch]:
+        """The architectures within the limits of `problem`, the best rating first; see `assemble`."""
+        self.prepare()
+        return assemble(self.space, self.blocks, self.losses, problem)
+
+    def prepare(self) -> None:
+        """Train and rate, unless that is done."""
+        if self.losses:
+            return
+        with owned(self._directory) if self._directory else nullcontext():
+            self._prepare(self._directory and self._directory / "ratings.json")
+
+    def _prepare(self, path: Path | None) -> None:
+        images = [len(part) for part in self._images(self.resolution)[:2]]
+        if path and path.exists():
+            content = json.loads(path.read_text())
+            self._check_settings(content["settings"])
+            if content.get("images", images) == images:
+                self.losses = [{Arch(p): loss for p, loss in zip(b["paths"], b["losses"])} for b in content["blocks"]]
+                return
+        self.train()
+        self.losses = self.rate()
+        if path:
+            blocks = [
+                {"name": block.name, "paths": [dict(path) for path in losses], "losses": list(losses.values())}
+                for block, losses in zip(self.blocks, self.losses)
+            ]
+            with write_atomically(path) as temporary:
+                content = {"settings": self._settings(), "images": images, "blocks": blocks}
+                temporary.write_text(json.dumps(content) + "\n")
+
+    def train(self) -> None:
+        """Train all blocks, going on from the last checkpoint: one is written after every epoch, and every ten minutes.
+
+        The teacher's features of a batch are computed once, for all blocks. TrainingError if a loss is not finite or a
+        block has diverged (`supernet.training.divergence`, where a block that knows nothing has a loss of 1).
+        """
+        config, epoch = self._config, self._data.steps_per_epoch(self._config.batch_size)
+        checkpoints = self._directory and self._directory / "checkpoints"
+        state = load_checkpoint(checkpoints) if checkpoints else None
+        if state:
+            settings = json.loads(state["settings"])
+            self._check_settings(settings)
+            if settings.get("streams", 1) < randomness.VERSION:
+                logger.warning(
+                    "the blocks in %s were begun by a version that drew their paths otherwise: from here on they are "
+                    "drawn as by this one",
+                    self._directory,
+                )
+        steps = range(state["step"] if state else 0, config.epochs * epoch)
+        nets = {index: block.net for index, block in enumerate(self.blocks)}
+        seed = part_seed(self._seed, Stream.PATHS)
+        team = (_Workers if config.workers else BlockTrainer)(nets, config, epoch, seed)
+        divergence = {index: Divergence(1.0) for index in nets}
+        if state:
+            team.load(state["blocks"])
+        timer = Timer(MINUTES)
+        batches = self._data.training_batches(self.resolution, config.batch_size, self._seed, steps)
+        for step, (images, _) in zip(steps, batches):
+            images = images.to(self._device, memory_format=torch.channels_last)
+            losses = team.step([images, *self._teacher(images)], step)
+            for index, loss in losses.items():
+                name = f"block {index}, which ends with {self.blocks[index].name}"
+                divergence[index].update(step, loss, name)
+                if step + 1 == steps.stop:
+                    divergence[index].end(step, name)
+            if checkpoints and ((step + 1) % epoch == 0 or timer.due):
+                timer.restart()
+                content = {"settings": json.dumps(self._settings()), "blocks": team.state()}
+                save_checkpoint(checkpoints, step + 1, content, keep=1)
+            self._on_step(step + 1, steps.stop, losses)
+        for index, trained in team.state().items():
+            nets[int(index)].load_state_dict(trained["net"])
+
+    def rate(self) -> list[dict[Arch, float]]:
+        """The loss of every path of every block."""
+        calibration, images, _ = self._images(self.resolution)
+        parts = [part.to(self._device).split(self._batch_size) for part in (calibration, images)]
+        known = [[[batch, *self._teacher(batch)] for batch in part] for part in parts]  # [K + 1] of each batch
+        found = []
+        for index, block in enumerate(self.blocks):
+            logger.info("rating the %d paths of the block that ends with %s", block.net.space.size, block.name)
+            batches = trie.Batches(*([features[index] for features in part] for part in known))
+            target = torch.cat([features[index + 1] for features in known[1]])
+            found.append(rate_paths(block, batches, target))
+        return found
+
+    def _settings(self) -> dict[str, object]:
+        """What training follows from, as JSON."""
+        blocks = [[block.name, block.target.name, block.target.channels] for block in self.blocks]
+        config = {name: value for name, value in asdict(self._config).items() if name not in ("workers", "device")}
+        settings = {"config": config, "blocks": blocks, "seed": self._seed, "space": self.space.fingerprint}
+        settings["streams"] = randomness.VERSION
+        return json.loads(json.dumps(settings))
+
+    def _check_settings(self, found: Mapping[str, object]) -> None:
+        for name, value in self._settings().items():
+            if found.get(name) != value and name != "streams":  # what is rated is rated, however it was drawn
+                raise ValueError(
+                    f"{self._directory} holds blocks that were trained otherwise ({name} is {found.get(name)}, "
+                    f"not {value}): name another output"
+                )
+
+
+def rated_space(family: Family) -> SearchSpace:
+    """The architectures of a family at the largest resolution."""
+    space = family.space
+    return space.restrict({"resolution": [space.largest["resolution"]]}) if "resolution" in space.choices else space
+
+
+def rate_paths(block: Block, batches: trie.Batches, target: Tensor) -> dict[Arch, float]:
+    """The loss of every path of a block.
+
+    `batches` are the teacher's features before the block, of images to calibrate by and of those that judge, `target`
+    [N, ...] its features of the latter behind it.
+    """
+    net, losses = block.net.eval(), {}
+    chains, paths, remembered = Chains(net), list(all_archs(net.space)), trie.Remembered(2**30)
+    for start in range(0, len(paths), CHUNK):
+        some = paths[start : start + CHUNK]
+        for index, output in trie.evaluate(net, some, lambda size: batches, lambda path: 0, remembered, chains):
+            if isinstance(output, Exception):
+                raise output
+            losses[some[index]] = relative_deviation(output, target).item()
+    return {path: losses[path] for path in paths}
+
+
+class _Workers:
+    """Block trainers on Ray, on this machine or the running cluster, with the interface of one; all see each batch."""
+
+    def __init__(self, nets: Mapping[int, torch.nn.Module], config: DnaConfig, epoch: int, seed: int) -> None:
+        import ray
+
+        if not ray.is_initialized():
+            ray.init(num_cpus=config.workers, include_dashboard=False, log_to_driver=False)
+        trainer = ray.remote(BlockTrainer).options(num_cpus=1)
+        shares = [dict(list(nets.items())[first :: config.workers]) for first in range(min(config.workers, len(nets)))]
+        self._actors = [trainer.remote(share, config, epoch, seed) for share in shares]
+
+    def step(self, features: Sequence[Tensor], step: int) -> dict[int, float]:
+        import ray
+
+        shared = ray.put([feature.cpu() for feature in features])
+        found = ray.get([actor.step.remote(shared, step) for actor in self._actors])
+        return {block: loss for losses in found for block, loss in losses.items()}
+
+    def state(self) -> dict[str, dict]:
+        import ray
+
+        found = ray.get([actor.state.remote() for actor in self._actors])
+        return {block: state for states in found for block, state in states.items()}
+
+    def load(self, state: Mapping[str, Mapping]) -> None:
+        import ray
+
+        ray.get([actor.load.remote(state) for actor in self._actors])

@@ -1,0 +1,207 @@
+"""What a search may judge architectures by, by name, each made from a search's job and a run.
+
+accuracy    that of the trained supernet's subnets
+te_nas      the combined rank of trainability and expressivity (TE-NAS), without training
+zero_cost   the mean rank of zero-cost scores, without training
+rdm         accuracy plus how much a subnet sees images as a teacher does (P+TG)
+dna         how well blocks imitate those of a teacher (DNA)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+from torch.utils.data import IterableDataset, Subset
+
+from distill.blockwise import Teacher
+from search.blockwise.dna import BlockRating
+from search.problem import Problem, Score
+from search.scores.accuracy import EvaluationImages, SupernetAccuracy
+from search.scores.teacher_guided import Candidate, FromSupernet, TeacherGuided, TrainedBriefly, brief_training
+from search.scores.untrained import Batch, TrainingFreeScore
+from search.settings import SearchJob
+from search.strategies import ACCURACY
+from search.untrained.proxies import PROXIES
+from search.untrained.te_nas import Proxies, prunable, search_by_pruning
+from supernet.artifacts.runs import Job, Run
+from supernet.artifacts.teacher import load_teacher
+from supernet.space import Arch
+from supernet.training.data import Data, DataConfig, load_data
+from supernet.training.memory_format import channels_last
+from supernet.training.randomness import Stream, generator
+
+logger = logging.getLogger(__name__)
+
+TRAINING_FREE = ("te_nas", "zero_cost")  # what needs images and a space, but no trained supernet
+POOL = 8  # times the batch of the zero-cost scores: images that TE-NAS draws from
+
+
+def _nothing() -> None:
+    pass
+
+
+def _no_order(problem: Problem) -> None:
+    return None
+
+
+class Judge(NamedTuple):
+    """A score, and what a search has to know of it."""
+
+    score: Score
+    prepare: Callable[[], None] = _nothing
+    """What takes long and is done once, before workers get their copies of the score."""
+    best_first: Callable[[Problem], Iterator[Arch] | None] = _no_order
+    """The admissible architectures in the order in which this score's own search proposes them; None: it has none."""
+    worst: float = 0.0
+    """The value that the hypervolume counts from."""
+
+
+def make_judge(job: SearchJob, run: Run, directory: Path | None = None) -> Judge:
+    """The judge that `job` asks for. What it learns is kept in `directory`, if given, and found there again.
+
+    ValueError for what the run or the job lacks.
+    """
+    return JUDGES[job.judged_by](job, run, directory)
+
+
+def untrained_run(space: str, options: str, config: DataConfig) -> Run:
+    """A named space with images, as if from a run of no steps: for scores that need no training."""
+    data = load_data(config)
+    job = Job(space, options, config)
+    family = job.family(data.num_classes)
+    return Run(family, family.supernet(pretrained=False), data, job)
+
+
+def accuracy_score(job: SearchJob, trained: Run) -> SupernetAccuracy:
+    """The accuracy of a run's subnets on its held-out images."""
+    net = channels_last(trained.net)
+    return SupernetAccuracy(net, run_images(job, trained), trained.family.resolution, job.batch_size)
+
+
+def run_images(job: SearchJob, trained: Run) -> RunImages:
+    """The images of a run that a search judges by."""
+    count = job.calibration_images or trained.job.train.images_to_calibrate(trained.family.num_classes)
+    return RunImages(trained.data, count, trained.job.train.seed, job.images)
+
+
+class RunImages:
+    """Images of a run to calibrate and to judge by, kept in memory at every resolution that was asked for."""
+
+    def __init__(self, data: Data, calibration_images: int, seed: int, images: int | None) -> None:
+        self._data = data
+        self._calibration_images = calibration_images
+        self._seed = seed
+        self._images = images
+        self._known: dict[int, EvaluationImages] = {}
+
+    def __call__(self, resolution: int) -> EvaluationImages:
+        if resolution not in self._known:
+            self._known[resolution] = EvaluationImages(
+                self._data.calibration_images(resolution, self._calibration_images, self._seed),
+                *self._data.images(self._data.holdout, resolution, self._images),
+            )
+        return self._known[resolution]
+
+    def __getstate__(self):
+        return self.__dict__ | {"_known": {}}  # each process loads its own
+
+
+def training_batch(data: Data, resolution: int, size: int, seed: int) -> Batch:
+    """Random training images for scores that need no training: a batch of `size`, and as many more as TE-NAS draws
+    from."""
+    if isinstance(data.train, IterableDataset):
+        images, labels = data.images(data.train, resolution, POOL * size)
+    else:
+        chosen = generator(seed, Stream.SCORES).permutation(len(data.train))[: POOL * size]
+        images, labels = data.images(Subset(data.train, chosen.tolist()), resolution)
+    return Batch(images, labels, size)
+
+
+def _accuracy(job: SearchJob, run: Run, directory: Path | None) -> Judge:
+    return Judge(accuracy_score(job, run))
+
+
+def _zero_cost(job: SearchJob, run: Run, directory: Path | None) -> Judge:
+    score = _training_free(job, run, job.zero_cost, _batch(job, run))
+    return Judge(score, score.prepare)
+
+
+def _te_nas(job: SearchJob, run: Run, directory: Path | None) -> Judge:
+    """TE-NAS's own search, by pruning, knows no limits; under limits, and where operations cannot be mixed, evolution
+    goes by the combined rank."""
+    batch = _batch(job, run)
+    score = _training_free(job, run, ("te_nas",), batch)
+
+    def best_first(problem: Problem) -> Iterator[Arch] | None:
+        proxies = _proxies(run)
+        if problem.limits or not prunable(problem.space, proxies):
+            return None
+        return iter([search_by_pruning(problem.space, proxies, batch.images, job.te_nas, job.seed)])
+
+    return Judge(score, score.prepare, best_first)
+
+
+def _rdm(job: SearchJob, run: Run, directory: Path | None) -> Judge:
+    family, config = run.family, job.rdm
+    teacher = Teacher(_teacher(job, run), config.points)
+    resolution = family.resolution(family.space.largest)
+    if config.epochs:
+        if directory is None:
+            raise ValueError("candidates that train by themselves need a folder to train in: record a history")
+        training = brief_training(config, config.device, job.seed)
+        candidate: Candidate = TrainedBriefly(family, run.data, training, directory / "candidates")
+    else:
+        candidate = FromSupernet(channels_last(run.net))
+    images = run_images(job, run)
+    score = TeacherGuided(candidate, images, family.resolution, teacher, resolution, config, job.batch_size)
+    return Judge(score)
+
+
+def _dna(job: SearchJob, run: Run, directory: Path | None) -> Judge:
+    teacher = Teacher(_teacher(job, run).to(job.dna.torch_device()), job.dna.points)
+    folder = directory and directory / "dna"
+    score = BlockRating(
+        run.family, run.data, run_images(job, run), teacher, job.dna, job.seed, folder, job.batch_size, _log_blocks
+    )
+    return Judge(score, score.prepare, score.best_first, worst=-float(len(score.blocks)))
+
+
+def _log_blocks(done: int, steps: int, losses: Mapping[int, float]) -> None:
+    if done % 50 == 0 or done == steps:
+        found = ", ".join(f"{loss:.3f}" for loss in losses.values())
+        logger.info("step %d of %d, relative error of each block: %s", done, steps, found)
+
+
+def _teacher(job: SearchJob, run: Run) -> nn.Module:
+    if job.teacher is None:
+        raise ValueError(f"the score {job.judged_by} needs a teacher: name a model of timm's, or a folder")
+    size = run.family.resolution(run.family.space.largest)
+    return load_teacher(job.teacher, run.data.config, run.data.classes, input_size=size)
+
+
+def _training_free(job: SearchJob, run: Run, names: tuple[str, ...], batch: Batch) -> TrainingFreeScore:
+    """A score whose ranks are among as many random architectures as a generation has."""
+    return TrainingFreeScore(run.family, names, batch, job.seed, _proxies(run), job.te_nas, job.population)
+
+
+def _batch(job: SearchJob, run: Run) -> Batch:
+    resolution = run.family.resolution(run.family.space.largest)
+    return training_batch(run.data, resolution, job.zero_cost_images, job.seed)
+
+
+def _proxies(run: Run) -> Proxies | None:
+    make = PROXIES.get(run.job.space)
+    return make and make(run.family.num_classes, run.family.in_chans)
+
+
+JUDGES: Mapping[str, Callable[[SearchJob, Run, Path | None], Judge]] = {
+    ACCURACY: _accuracy,
+    "te_nas": _te_nas,
+    "zero_cost": _zero_cost,
+    "rdm": _rdm,
+    "dna": _dna,
+}

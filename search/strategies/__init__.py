@@ -1,0 +1,41 @@
+"""The strategies by name: how a space is searched, and what judges its architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from search.loop import Strategy
+from search.problem import Problem
+from search.strategies.baselines import LocalSearch, RandomSearch
+from search.strategies.evolution import Evolution, EvolutionSettings
+from search.strategies.screening import ScreenedEvolution
+from search.strategies.single_objective import SingleObjectiveEvolution, once_for_all, spos
+
+# ways to search a space, from a problem, a seed, and how many architectures a generation has, more or less
+STRATEGIES: Mapping[str, Callable[[Problem, int, int], Strategy]] = {
+    "evolution": lambda problem, seed, size: Evolution(problem, seed, EvolutionSettings(size)),
+    "screened": lambda problem, seed, size: ScreenedEvolution(problem, seed, EvolutionSettings(size)),
+    "once_for_all": lambda problem, seed, size: SingleObjectiveEvolution(problem, seed, once_for_all(size)),
+    "spos": lambda problem, seed, size: SingleObjectiveEvolution(problem, seed, spos()),
+    "random": RandomSearch,
+    "local": lambda problem, seed, size: LocalSearch(problem, seed),
+}
+
+ACCURACY = "accuracy"
+
+# strategies that are named after the score they go by: they search in the way that comes with the score, or else by
+# evolution (see search.scores.judges)
+GUIDED = ("te_nas", "zero_cost", "rdm", "dna")
+
+
+def make_strategy(name: str, problem: Problem, seed: int, size: int = 100) -> Strategy:
+    """The way to search `name`; ValueError if there is none."""
+    if name not in STRATEGIES:
+        raise ValueError(f"there is no strategy {name!r}; the strategies are {', '.join(STRATEGIES)}")
+    return STRATEGIES[name](problem, seed, size)
+
+
+def check_strategy(name: str) -> None:
+    """ValueError unless there is a strategy `name`, guided ones included."""
+    if name not in STRATEGIES and name not in GUIDED:
+        raise ValueError(f"there is no strategy {name!r}; the strategies are {', '.join((*STRATEGIES, *GUIDED))}")

@@ -1,0 +1,1 @@
+"""What is measured of networks before any training: zero-cost scores, tangent kernels, TE-NAS."""

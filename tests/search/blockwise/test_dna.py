@@ -1,0 +1,362 @@
+"""Blocks of a small family with a width that two blocks share: cutting, training, rating, assembling."""
+
+import dataclasses
+import itertools
+import json
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from distill.blockwise import BlockTrainer, Teacher, relative_deviation
+from search.blockwise.assembly import assemble
+from search.blockwise.blocks import cut_blocks
+from search.blockwise.cuts import Feature, given_cuts, matching_cuts
+from search.blockwise.dna import BlockRating, DnaConfig
+from search.prefix.scopes import Scopes, all_archs, complete, subspace
+from search.problem import Problem
+from search.scores.accuracy import resized
+from supernet import Choice, SearchSpace
+from supernet.calibration import calibrate
+from supernet.families import Family
+from supernet.training.data import DataConfig, load_data
+
+SPACE = SearchSpace(
+    {
+        "width.0": (4, 6),
+        "depth.0": (1, 2),
+        "kernel_size.1": Choice((1, 3), when={"depth.0": (2,)}),
+        "kernel_size.2": (1, 3, 5),
+        "width.3": (4, 8),
+        "head": (8, 12),
+    }
+)
+CUTS = ("stages.0", "stages.1")
+
+
+def convolution(in_chs, out_chs, kernel_size, stride=1):
+    conv = nn.Conv2d(in_chs, out_chs, kernel_size, stride, kernel_size // 2, bias=False)
+    return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(out_chs), act=nn.ReLU()))
+
+
+def build(arch):
+    width, last, head = arch["width.0"], arch["width.3"], arch["head"]
+    first = [convolution(3, width, 3, 2)]
+    if arch["depth.0"] == 2:
+        first.append(convolution(width, width, arch["kernel_size.1"]))
+    second = [convolution(width, 8, arch["kernel_size.2"], 2), convolution(8, last, 1)]
+    top = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last, head), nn.ReLU(), nn.Linear(head, 10))
+    stages = nn.Sequential(nn.Sequential(*first), nn.Sequential(*second))
+    return nn.Sequential(OrderedDict(stages=stages, top=top))
+
+
+def macs(arch):
+    """Multiply-accumulates of the convolutions: what is shared by both blocks multiplies what is their own."""
+    inner = 16 * (arch["width.0"] * arch["kernel_size.1"]) ** 2 if arch["depth.0"] == 2 else 0
+    return 16 * 27 * arch["width.0"] + inner + 4 * 8 * (arch["width.0"] * arch["kernel_size.2"] ** 2 + arch["width.3"])
+
+
+FAMILY = Family(SPACE, build, num_classes=10, input_size=8, macs=macs)
+
+
+def teacher(channels=(5, 8)):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            OrderedDict(a=convolution(3, channels[0], 3, 2), b=convolution(channels[0], channels[1], 3, 2))
+        )
+    return Teacher(model, ("a", "b"))
+
+
+def features(model, size=8):
+    return [
+        Feature(n, y.shape[1], tuple(y.shape[2:])) for n, y in zip(model.points, model(torch.zeros(2, 3, size, size)))
+    ]
+
+
+@pytest.fixture(scope="module")
+def data():
+    whole = load_data(DataConfig(workers=0, crop_pct=1.0))
+    return dataclasses.replace(whole, train=torch.utils.data.Subset(whole.train, range(64)))
+
+
+@pytest.fixture(scope="module")
+def images(data):
+    return resized(data.images(data.train, 8, 30)[0], *data.images(data.holdout, 8, 30))
+
+
+@pytest.fixture(scope="module")
+def rating(data, images, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("dna")
+    rating = BlockRating(FAMILY, data, images, teacher(), DnaConfig(epochs=2, batch_size=16), directory=directory)
+    rating.prepare()
+    return rating
+
+
+def test_blocks_depend_on_their_own_choices_and_the_width_between_them():
+    scopes = Scopes(FAMILY, SPACE)
+    found = scopes.of(CUTS)
+    scopes.check(CUTS, found)
+    assert found == [
+        {"width.0", "depth.0", "kernel_size.1"},
+        {"width.0", "kernel_size.2", "width.3"},
+    ]
+
+
+def test_paths_are_all_architectures_of_a_block():
+    archs = list(all_archs(SPACE))
+    assert len(set(archs)) == len(archs) == SPACE.size
+    first = subspace(SPACE, {"width.0", "depth.0", "kernel_size.1"})
+    assert first.size == 6 == len(list(all_archs(first)))
+    assert complete(SPACE, {"width.0": 4}) == SPACE.validate({**SPACE.largest, "width.0": 4})
+
+
+def test_blocks_end_to_end_compute_what_the_network_does():
+    """With a teacher of the student's widths there are no adapters, and the blocks are the network."""
+    space = SPACE.restrict({"width.0": [6], "width.3": [8]})
+    family = dataclasses.replace(FAMILY, space=space)
+    net = family.supernet().eval()
+    blocks = cut_blocks(family, space, given_cuts(family, space, features(teacher((6, 8))), CUTS))
+    for block in blocks:
+        own = {name: net.state_dict()[name.removeprefix("student.")] for name in block.net.state_dict()}
+        block.net.load_state_dict(own)
+        block.net.eval()
+    x = torch.randn(3, 3, 8, 8)
+    for arch in all_archs(space):
+        expected = net.extract(arch).stages(x)
+        y = x
+        for block in blocks:
+            y = block.net(y, block.path(arch))
+        assert torch.equal(y, expected)
+
+
+def test_adapters_stand_where_widths_differ():
+    first, second = cut_blocks(FAMILY, SPACE, given_cuts(FAMILY, SPACE, features(teacher()), CUTS))
+    shapes = {name: tuple(tensor.shape) for name, tensor in first.net.state_dict().items()}
+    assert shapes["after.0.weight"] == (5, 6, 1, 1)
+    assert not any(name.startswith("before") for name in shapes)
+    shapes = {name: tuple(tensor.shape) for name, tensor in second.net.state_dict().items()}
+    assert shapes["before.0.weight"] == (6, 5, 1, 1)
+    assert shapes["after.0.weight"] == (8, 8, 1, 1)
+    for path in all_archs(second.net.space):
+        assert second.net(torch.zeros(2, 5, 4, 4), path).shape == (2, 8, 2, 2)
+
+
+def test_resolutions_are_matched():
+    others = [Feature("x", 3, (8, 8)), *features(teacher()), Feature("y", 3, (1, 1))]
+    cuts = matching_cuts(FAMILY, SPACE, others, max_paths=12)
+    assert [(cut.target.name, cut.name) for cut in cuts] == [
+        ("a", "stages.0"),
+        ("b", "stages.1.1.act"),  # the innermost that every subnet has
+    ]
+    with pytest.raises(ValueError, match=r"it has a \(16x16\), b \(8x8\), and that has stages.0.0.conv \(4x4\), .*2x2"):
+        matching_cuts(FAMILY, SPACE, features(teacher(), 32), 100)
+
+
+def test_what_does_not_match_is_listed():
+    with pytest.raises(ValueError, match=r"has 2 features \(a \(4x4\), b \(2x2\)\), but the supernet is cut 1 times"):
+        given_cuts(FAMILY, SPACE, features(teacher()), CUTS[:1])
+    with pytest.raises(
+        ValueError, match=r"ends with 'stages.0' has maps of 4x4 pixels, and the teacher's at 'b' have 2x2"
+    ):
+        given_cuts(FAMILY, SPACE, features(teacher())[::-1], CUTS)
+    with pytest.raises(ValueError, match=r"no map at 'layers.0'; it has stages.0.0.conv \(4x4\), "):
+        given_cuts(FAMILY, SPACE, features(teacher()), ("layers.0", "stages.1"))
+    with pytest.raises(
+        ValueError, match=r"cannot be cut behind 'stages.0'; in their order there are stages.0, stages.1, top"
+    ):
+        given_cuts(FAMILY, SPACE, features(teacher())[:1] * 2, ("stages.0", "stages.0"))
+
+
+def test_features_without_positions_are_refused(data, images):
+    flat = Teacher(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), ("1",))
+    with pytest.raises(ValueError, match=r"imitate maps .*, and the teacher's features at '1' are none"):
+        BlockRating(FAMILY, data, images, flat, DnaConfig())
+
+
+def test_devices_are_checked():
+    assert DnaConfig(device="cpu").torch_device() == torch.device("cpu")
+    with pytest.raises(ValueError, match="device is cpu, cuda, cuda:N or auto, not 'tpu'"):
+        DnaConfig(device="tpu").torch_device()
+    with pytest.raises(ValueError, match="device 'cuda': Ray workers train on CPUs"):
+        DnaConfig(device="cuda", workers=1).torch_device()
+
+
+def test_a_block_of_too_many_paths_is_cut_once_more():
+    """The second of 12 paths is cut behind its first layer, where the teacher has a feature of that size, too."""
+    others = [*features(teacher()), Feature("c", 7, (2, 2)), Feature("d", 9, (2, 2))]
+    cuts = matching_cuts(FAMILY, SPACE, others, max_paths=11)
+    assert [(cut.target.name, cut.name) for cut in cuts] == [
+        ("a", "stages.0"),
+        ("c", "stages.1.0.act"),
+        ("d", "stages.1.1.act"),
+    ]
+    assert [subspace(SPACE, cut.scope).size for cut in cuts] == [6, 6, 2]
+    assert [block.net.space.size for block in cut_blocks(FAMILY, SPACE, cuts)] == [6, 6, 2]
+    with pytest.raises(
+        ValueError, match=r"'stages.1.1.act' has 12 paths, and beyond 11 .* teacher has b \(2x2\) there"
+    ):
+        matching_cuts(FAMILY, SPACE, features(teacher()), max_paths=11)
+    with pytest.raises(ValueError, match=r"'stages.0' has 6 paths, .* cut behind no other module"):
+        matching_cuts(FAMILY, SPACE, others, max_paths=5)
+
+
+def test_too_many_paths_are_counted(data, images):
+    with pytest.raises(ValueError, match=r"stages.0, stages.1 have 6, 12 paths; beyond 10 there are too many"):
+        BlockRating(FAMILY, data, images, teacher(), DnaConfig(cuts=CUTS, max_paths=10))
+
+
+def test_a_path_is_rated_by_its_own_statistics(rating, images):
+    """Every rating is that of the extracted, calibrated path by itself."""
+    calibration, judges, _ = images(8)
+    seen, target = teacher()(calibration), teacher()(judges)
+    for index, (block, losses) in enumerate(zip(rating.blocks, rating.losses)):
+        assert list(losses) == list(all_archs(block.net.space))
+        for path, loss in losses.items():
+            model = block.net.extract(path).eval()
+            calibrate(model, [[calibration, *seen][index]])
+            with torch.no_grad():
+                output = model([judges, *target][index])
+            assert loss == pytest.approx(relative_deviation(output, target[index]).item(), rel=1e-6)
+
+
+def test_training_makes_blocks_imitate_the_teacher(data, images):
+    rating = BlockRating(FAMILY, data, images, teacher(), DnaConfig(epochs=8, batch_size=16, lr=0.02))
+    untrained = rating.rate()
+    rating.train()
+    for before, after in zip(untrained, rating.rate()):
+        assert np.mean(list(after.values())) < np.mean(list(before.values()))
+
+
+def test_blocks_train_alike_in_one_trainer_and_apart(data):
+    def trained(groups):
+        blocks = cut_blocks(FAMILY, SPACE, given_cuts(FAMILY, SPACE, features(teacher()), CUTS))
+        trainers = [BlockTrainer({i: blocks[i].net for i in group}, DnaConfig(), 2, seed=1) for group in groups]
+        batches = data.training_batches(8, 16, 0, range(3))
+        for step, (x, _) in enumerate(batches):
+            for trainer in trainers:
+                trainer.step([x, *teacher()(x)], step)
+        return [block.net.state_dict() for block in blocks]
+
+    together, apart = trained([(0, 1)]), trained([(1,), (0,)])
+    for a, b in zip(together, apart):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_blocks_of_neighbouring_seeds_start_from_weights_of_their_own():
+    """The second block of a seed is not the first of the next."""
+    same = dataclasses.replace(FAMILY, space=SPACE.restrict({"width.0": [6], "width.3": [8]}))
+    cuts = given_cuts(same, same.space, features(teacher((6, 8))), CUTS)
+    stems = [cut_blocks(same, same.space, [cuts[0]], seed)[0].net.state_dict() for seed in (0, 1)]
+    name = "student.stages.0.0.conv.weight"
+    assert not torch.equal(stems[0][name], stems[1][name])
+    layers = {
+        f"{seed} {index}": next(iter(block.net.state_dict().values())).flatten()[:20]
+        for seed in (0, 1)
+        for index, block in enumerate(cut_blocks(same, same.space, cuts, seed))
+    }
+    drawn = [values / values.abs().max() for values in layers.values()]
+    assert not any(torch.allclose(a, b) for a, b in itertools.combinations(drawn, 2))
+
+
+def test_interrupted_training_ends_in_the_same_ratings(data, images, rating, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def kill(done, steps, losses):
+        if done == 6:  # in the second epoch of four steps
+            raise Killed
+
+    config = DnaConfig(epochs=2, batch_size=16)
+    with pytest.raises(Killed):
+        BlockRating(FAMILY, data, images, teacher(), config, directory=tmp_path, on_step=kill).prepare()
+    again = BlockRating(FAMILY, data, images, teacher(), config, directory=tmp_path)
+    again.prepare()
+    assert again.losses == rating.losses
+
+    def never(*_):
+        raise AssertionError("trained again")
+
+    read = BlockRating(FAMILY, data, images, teacher(), config, directory=tmp_path, on_step=never)
+    read.prepare()
+    assert read.losses == rating.losses
+    fewer = resized(images(8).calibration[:20], *images(8)[1:])
+    rated_anew = BlockRating(FAMILY, data, fewer, teacher(), config, directory=tmp_path, on_step=never)
+    rated_anew.prepare()
+    assert rated_anew.losses != rating.losses
+    with pytest.raises(ValueError, match=r"trained otherwise \(seed is 0, not 1\): name another output"):
+        BlockRating(FAMILY, data, images, teacher(), config, seed=1, directory=tmp_path).prepare()
+    assert json.loads((tmp_path / "ratings.json").read_text())["blocks"][0]["name"] == "stages.0"
+
+
+def brute_force(rating, problem):
+    """The rated architectures within the limits, the best first."""
+    archs = [arch for arch in all_archs(SPACE) if arch["head"] == 12]
+    good = [arch for arch in archs if (problem.violation(problem.price([arch])) <= 1).all()]
+    return sorted(good, key=lambda arch: -rating([arch])[0])
+
+
+def odd(archs):
+    """A cost that is no sum over blocks: the parts multiply."""
+    return [1.0 + a["width.0"] * a["depth.0"] * a["kernel_size.2"] * a["width.3"] for a in archs]
+
+
+@pytest.mark.parametrize("quantile", [0.02, 0.3, 1.0])
+@pytest.mark.parametrize("name", ["macs", "product", "odd"])
+def test_the_best_architecture_is_that_of_brute_force(rating, name, quantile):
+    cost = {
+        "macs": lambda archs: [FAMILY.macs(arch) for arch in archs],
+        "product": lambda archs: [np.exp(a["depth.0"] + 0.3 * a["width.0"] + 0.2 * a["kernel_size.2"]) for a in archs],
+        "odd": odd,
+    }[name]
+    limit = float(np.quantile(cost(list(all_archs(SPACE))), quantile))
+    problem = Problem(SPACE, ["dna"], {name: cost}, {name: limit})
+    found = [arch for arch in rating.best_first(problem) if arch["head"] == 12]
+    expected = brute_force(rating, problem)
+    assert set(found) == set(expected)
+    np.testing.assert_allclose(rating(found), rating(expected), rtol=1e-12)
+
+
+def test_two_limits_at_once(rating):
+    costs = {"macs": lambda archs: [FAMILY.macs(a) for a in archs], "odd": odd}
+    limits = {name: float(np.median(cost(list(all_archs(SPACE))))) for name, cost in costs.items()}
+    problem = Problem(SPACE, ["dna"], costs, limits)
+    found = list(itertools.islice(rating.best_first(problem), 5))
+    np.testing.assert_allclose(rating(found), rating(brute_force(rating, problem)[:5]), rtol=1e-12)
+
+
+def test_what_no_block_depends_on_is_large_first_and_small_where_it_must_be(rating):
+    def size(archs):
+        return [float(arch["head"] + arch["width.3"]) for arch in archs]
+
+    found = list(rating.best_first(Problem(SPACE, ["dna"], {"size": size}, {"size": 16.0})))
+    assert [arch["head"] for arch in found] == [12] * 18 + [8] * 36
+    assert {arch["width.3"] for arch in found[:18]} == {4}
+    found = list(rating.best_first(Problem(SPACE, ["dna"], {"size": size}, {"size": 12.0})))
+    assert {(arch["head"], arch["width.3"]) for arch in found} == {(8, 4)}
+
+
+def test_a_cost_that_is_no_sum_is_told(rating, caplog):
+    next(rating.best_first(Problem(SPACE, ["dna"], {"odd": odd}, {"odd": 100.0})))
+    assert "odd is no sum over blocks" in caplog.text
+
+
+def test_a_limit_that_no_rated_architecture_meets_is_named(rating):
+    problem = Problem(SPACE, ["dna"], {"odd": odd}, {"odd": 10.0})
+    with pytest.raises(ValueError, match="no architecture that is rated meets odd <= 10; the smallest has odd = 17"):
+        next(assemble(SPACE, rating.blocks, rating.losses, problem))
+
+
+def test_ray_workers_train_the_same_blocks(data, images, rating):
+    import ray
+
+    config = DnaConfig(epochs=2, batch_size=16, workers=1)
+    try:
+        shared = BlockRating(FAMILY, data, images, teacher(), config)
+        shared.prepare()
+    finally:
+        ray.shutdown()
+    for own, other in zip(rating.losses, shared.losses):
+        assert own == pytest.approx(other, rel=1e-4)

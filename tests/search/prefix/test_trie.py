@@ -1,0 +1,257 @@
+"""The trie against the naive loop: extract, calibrate, run, one by one."""
+
+import copy
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+from search.prefix import trie
+from search.prefix.pieces import cut
+from search.scores.accuracy import SupernetAccuracy, accuracy, resized
+from supernet import SearchSpace, Supernet
+from supernet.calibration import calibrate
+from supernet.evaluation import calibrated
+from supernet.families import FAMILIES, from_model
+
+
+def population(space, count, generator):
+    archs = [space.sample(generator) for _ in range(count // 3)]
+    while len(archs) < count:
+        archs.append(space.mutate(archs[generator.integers(len(archs))], generator, 0.1))
+    return archs
+
+
+def images(resolution, count=12, batch_size=5):
+    draw = torch.Generator().manual_seed(resolution)
+    calibration, evaluation = torch.randn(2, count, 3, resolution, resolution, generator=draw)
+    return trie.Batches(list(calibration.split(batch_size)), list(evaluation.split(batch_size)))
+
+
+def naive(net, arch, batches):
+    model = net.extract(arch).eval()
+    calibrate(model, batches.calibration)
+    with torch.inference_mode():
+        return torch.cat([model(batch) for batch in batches.evaluation])
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_logits_are_those_of_the_naive_loop(memory_format):
+    family = FAMILIES["mobilenet_v3_micro"](num_classes=10)
+    net = family.supernet().to(memory_format=memory_format)
+    archs = population(family.space, 12, np.random.default_rng(0))
+    logits = dict(trie.evaluate(net, archs, images, family.resolution))
+    assert sorted(logits) == list(range(12))
+    for index, arch in enumerate(archs):
+        assert torch.equal(logits[index], naive(net, arch, images(family.resolution(arch))))
+
+
+def test_weights_are_lent_and_the_supernet_stays_as_it_is():
+    family = FAMILIES["mobilenet_v3_micro"](num_classes=10)
+    net = family.supernet()
+    before = copy.deepcopy(net.state_dict())
+    archs = [family.space.smallest, family.space.largest]
+    dict(trie.evaluate(net, archs, images, family.resolution))
+    for arch in archs:
+        assert all(tensor.is_meta for tensor in net.skeleton(arch).state_dict().values())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["nasbench_macro", "nasbench201", "ofa_resnet50", "autoformer_tiny"])
+def test_other_families_share_and_agree(name):
+    family = FAMILIES[name](num_classes=10)
+    size = {"ofa_resnet50": 64, "autoformer_tiny": 224}.get(name, 32)
+    net = family.supernet()
+    generator = np.random.default_rng(1)
+    base = family.space.smallest
+    archs = [base, *(family.space.mutate(base, generator, 0.05) for _ in range(2))]
+    batches = images(size, count=3, batch_size=2)
+    logits = dict(trie.evaluate(net, archs, lambda resolution: batches, lambda arch: size))
+    for index, arch in enumerate(archs):
+        assert torch.equal(logits[index], naive(net, arch, batches))
+    first, again = (cut(net.extract(base).eval()) for _ in range(2))
+    assert len(first) > 5
+    assert [piece.key for piece in first] == [piece.key for piece in again]
+
+
+def count_calls(monkeypatch):
+    """The shape of a convolution's weight whenever one runs."""
+    calls = []
+    forward = nn.Conv2d.forward
+
+    def counted(self, x):
+        calls.append(tuple(self.weight.shape))
+        return forward(self, x)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", counted)
+    return calls
+
+
+def test_shared_layers_run_once(monkeypatch):
+    space = SearchSpace({"width": (1, 2, 3)})
+
+    def build(arch):
+        return nn.Sequential(nn.Conv2d(3, 5, 1), nn.Conv2d(5, 4, 1), nn.Conv2d(4, arch["width"], 1))
+
+    net = Supernet(space, build)
+    archs = space.decode(np.array([[0], [1], [2]]))
+    calls = count_calls(monkeypatch)
+    dict(trie.evaluate(net, archs, lambda _: images(4, batch_size=12), lambda arch: 4))
+    assert calls.count((5, 3, 1, 1)) == calls.count((4, 5, 1, 1)) == 1
+    assert [calls.count((width, 4, 1, 1)) for width in (1, 2, 3)] == [1, 1, 1]
+
+
+class ActivationFirst(nn.Module):
+    """Begins with an operation in place, as pre-activation networks do."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.conv = nn.Conv2d(4, width, 1)
+
+    def forward(self, x):
+        return self.conv(nn.functional.hardswish(x, inplace=True))
+
+
+def test_operations_in_place_do_not_disturb_others():
+    space = SearchSpace({"width": (1, 2, 3)})
+    net = Supernet(space, lambda arch: nn.Sequential(nn.Conv2d(3, 4, 1), ActivationFirst(arch["width"])))
+    archs = space.decode(np.array([[0], [1], [2]]))
+    logits = dict(trie.evaluate(net, archs, lambda _: images(4), lambda arch: 4))
+    for index, arch in enumerate(archs):
+        assert torch.equal(logits[index], naive(net, arch, images(4)))
+
+
+class DependsOnData(nn.Module):
+    """Cannot be traced, so it is a piece as a whole."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, width, 1)
+
+    def forward(self, x):
+        x = self.norm(self.first(x))
+        return self.second(x if x.mean() > 0 else -x)
+
+
+def test_what_cannot_be_traced_runs_as_a_whole():
+    space = SearchSpace({"width": (1, 2)})
+    net = Supernet(space, lambda arch: DependsOnData(arch["width"]))
+    archs = [space.smallest, space.largest]
+    assert len(cut(net.extract(archs[0]).eval())) == 1
+    logits = dict(trie.evaluate(net, archs, lambda _: images(4), lambda arch: 4))
+    for index, arch in enumerate(archs):
+        assert torch.equal(logits[index], naive(net, arch, images(4)))
+
+
+def test_pieces_differ_where_structure_differs_but_tensors_do_not():
+    def key(stride, slope):
+        return cut(nn.Sequential(nn.Conv2d(3, 4, 3, stride=stride), nn.LeakyReLU(slope)).eval())
+
+    base, strided, sloped = key(1, 0.1), key(2, 0.1), key(1, 0.2)
+    assert base[0].key != strided[0].key
+    assert base[1].key == strided[1].key
+    assert base[0].key == sloped[0].key
+    assert base[1].key != sloped[1].key
+
+
+class FailsWide(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 1)
+
+    def forward(self, x):
+        if self.conv.out_channels == 2:
+            raise RuntimeError("too wide")
+        return self.conv(x).mean((2, 3))
+
+
+def test_a_subnet_that_fails_fails_alone():
+    space = SearchSpace({"width": (1, 2, 3)})
+    net = Supernet(space, lambda arch: FailsWide(arch["width"]))
+    archs = space.decode(np.array([[0], [1], [2]]))
+    nothing = torch.zeros(4, 3, 2, 2)
+    score = SupernetAccuracy(net, resized(nothing, nothing, torch.zeros(4).long()), lambda arch: 2)
+    results = dict(score.each(archs))
+    assert isinstance(results[1], RuntimeError)
+    assert isinstance(results[0], float)
+    assert isinstance(results[2], float)
+    with pytest.raises(RuntimeError, match="too wide"):
+        score(archs)
+
+
+def test_accuracy_counts_right_answers():
+    logits = torch.tensor([[1.0, 2.0], [3.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
+    assert accuracy(logits, torch.tensor([1, 0, 0, 0])) == 0.75
+    assert np.isnan(accuracy(logits / 0 * 0, torch.tensor([1, 0, 0, 0])))
+
+
+def test_what_is_remembered_changes_nothing_and_is_forgotten_with_the_weights(monkeypatch):
+    family = FAMILIES["nasbench_macro"](num_classes=10)
+    net = family.supernet()
+    draw = torch.Generator().manual_seed(0)
+    calibration, evaluation = torch.randn(2, 6, 3, 8, 8, generator=draw)
+    at = resized(calibration, evaluation, torch.randint(10, (6,), generator=draw))
+    generator = np.random.default_rng(0)
+    first = population(family.space, 9, generator)
+    second = [family.space.mutate(arch, generator, 0.1) for arch in first]
+
+    def score(memory_bytes=2**30):
+        return SupernetAccuracy(net, at, lambda arch: 8, batch_size=4, memory_bytes=memory_bytes)
+
+    calls = count_calls(monkeypatch)
+    alone = [dict(enumerate(score(memory)(archs))) for memory in (0, 20_000) for archs in (first, second)]
+    assert alone[:2] == alone[2:]
+    calls.clear()
+    kept = score()
+    assert dict(enumerate(kept(first))) == alone[0]
+    calls.clear()
+    assert dict(enumerate(kept(second))) == alone[1]
+    assert (32, 3, 3, 3) not in calls  # the stem
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.05)
+    assert kept(second) == score(0)(second)
+
+
+def test_remembered_batches_are_not_written_to():
+    space = SearchSpace({"width": (1, 2, 3), "more": (1, 2)})
+
+    def build(arch):
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 1), ActivationFirst(arch["width"]), nn.Conv2d(arch["width"], arch["more"], 1)
+        )
+
+    net = Supernet(space, build)
+    archs = [space.decode(np.array([[i, j]]))[0] for i in range(3) for j in range(2)]
+    remembered = trie.Remembered(2**20)
+    for population in (archs[:4], archs[3:], archs):
+        logits = dict(trie.evaluate(net, population, lambda _: images(4), lambda arch: 4, remembered))
+        for index, arch in enumerate(population):
+            assert torch.equal(logits[index], naive(net, arch, images(4)))
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 2**30])
+def test_subnets_of_a_pretrained_network_are_corrected_as_in_extraction(memory_bytes):
+    def create():
+        return timm.create_model("mobilenetv3_small_050", num_classes=10)
+
+    def published():
+        model = create()
+        calibrate(model, [torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(1))])
+        return model
+
+    family = from_model(create, torch.empty(1, 3, 32, 32, device="meta"), pretrained=published)
+    net = family.supernet()
+    archs = [*population(family.space, 6, np.random.default_rng(0)), family.space.largest]
+    batches = images(32)
+    remembered = trie.Remembered(memory_bytes)
+    for some in (archs[:4], archs):
+        logits = dict(trie.evaluate(net, some, lambda size: batches, family.resolution, remembered))
+        assert sorted(logits) == list(range(len(some)))
+        for index, arch in enumerate(some):
+            model = calibrated(net, arch, batches.calibration)
+            with torch.inference_mode():
+                assert torch.equal(logits[index], torch.cat([model(batch) for batch in batches.evaluation]))
+    assert not torch.equal(logits[0], naive(net, archs[0], batches))  # it is something that was done
