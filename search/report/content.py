@@ -12,8 +12,8 @@ import numpy as np
 
 from search import pareto
 from search.report.limits import notes, within
+from search.report.progress import COUNTS, Content, comparison, rounded, search_content
 from search.report.sources import DeviceRecord, Search, Sources, Training
-from search.report.standing import COUNTS, Content, comparison, rounded, search_content
 from supernet.artifacts import provenance
 from supernet.space import Arch, Value
 
@@ -188,7 +188,7 @@ def _front(candidates: Sequence[Candidate], score: np.ndarray, cost: np.ndarray,
 def _intervals(sources: Sources, candidates: Sequence[Candidate]) -> list[tuple[float, float] | None]:
     images = []
     for search in sources.searches:
-        holdout = sources.holdout.get(search.loop) if search.loop else None
+        holdout = sources.holdout.get(search.run) if search.run else None
         asked = search.settings.get("images")
         images.append(min(asked, holdout or asked) if asked else holdout)
     return [

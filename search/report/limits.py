@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from search.margin import beyond_measurements, limit_notes, probability_within
+from search.report.progress import rounded
 from search.report.sources import DeviceRecord, Search
-from search.report.standing import rounded
 
 if TYPE_CHECKING:
     from search.report.content import Candidate

@@ -109,7 +109,7 @@ def read_sources(folders: Sequence[Path], predictors: Sequence[Path] = ()) -> So
             costs.setdefault(path, set()).add(cost)
         searches += _searches(folder, run)
     devices = [record for path, names in costs.items() if (record := _device(path, names, folders))]
-    runs = list(dict.fromkeys(search.loop for search in searches if search.loop))
+    runs = list(dict.fromkeys(search.run for search in searches if search.run))
     configs = {run: json.loads((run / "config.json").read_text()) for run in runs if (run / "config.json").exists()}
     return Sources(
         searches,

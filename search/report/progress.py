@@ -25,7 +25,7 @@ def search_content(searches: Sequence[Search], index: int, group: int, score: st
     search = searches[index]
     reference = {name: _reference(searches, search, name) for name in objectives(search)}
     volumes = hypervolumes(search, score, reference, worst)
-    run = shlex.quote(str(search.loop)) if search.loop else "RUN"
+    run = shlex.quote(str(search.run)) if search.run else "RUN"
     slug = re.sub(r"[^\w.-]+", "-", search.name).strip("-") or "subnet"
     return {
         "name": search.name,
