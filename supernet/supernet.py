@@ -168,10 +168,12 @@ class Supernet(nn.Module):
         return self._subnet_of(assemble(arch) if assemble else build_skeleton(build, arch), arch)
 
     def _subnet_of(self, module: nn.Module, arch: Arch) -> _Subnet:
+        converted = floating_dtype(self) != floating_dtype(module)  # by `double()`, say, as constants are then, too
         for child in module.modules():
             for name, buffer in child._buffers.items():
                 if buffer is not None and not buffer.is_meta:
-                    child._buffers[name] = buffer.to(self._device())
+                    dtype = floating_dtype(self) if converted and buffer.is_floating_point() else buffer.dtype
+                    child._buffers[name] = buffer.to(self._device(), dtype)
         parts = []
         for name, tensor in module.state_dict(keep_vars=True).items():
             part = self._parts.get((name, tensor.shape))
@@ -256,7 +258,8 @@ class Supernet(nn.Module):
         return next(self.parameters()).device
 
     def _apply(self, fn, recurse: bool = True):
-        self._subnet.cache_clear()  # their buffers lie on the former device
+        self._subnet.cache_clear()  # their buffers are of the former type and on the former device
+        self._assemble = copy.copy(self._assemble)  # from new pieces
         return super()._apply(fn, recurse)
 
     def __getstate__(self):

@@ -37,12 +37,15 @@ def widen(model: nn.Module, sizes: Mapping[Channels, int]) -> nn.Module:
 
 
 def slicing_rules(channels: Iterable[Channels]) -> dict[str, Rule]:
-    """The rules that `Supernet` needs for the tensors in which some of these channels lie in several blocks."""
+    """The rules that `Supernet` needs for the tensors of those of these channels that lie in several blocks.
+
+    Also for a tensor in which they are one block, such as the weight of a convolution in groups, each of which takes in
+    a block: without a rule it would be taken to be one whose smaller groups see the channels of others.
+    """
     rules = {}
-    for name, blocks in _blocks_by_tensor(channels).items():
-        if set(blocks.values()) != {1}:
-            whole = tuple(blocks.get(dim, 1) for dim in range(max(blocks) + 1))
-            rules[glob.escape(name)] = partial(leading_of_blocks, blocks=whole)
+    for name, blocks in _blocks_by_tensor(group for group in channels if not group.plain).items():
+        whole = tuple(blocks.get(dim, 1) for dim in range(max(blocks) + 1))
+        rules[glob.escape(name)] = partial(leading_of_blocks, blocks=whole)
     return rules
 
 

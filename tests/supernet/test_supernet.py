@@ -47,6 +47,32 @@ def images(count: int = 2, size: int = 16) -> torch.Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
+class Blur(nn.Module):
+    """Has a constant, which is no part of its state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kernel", torch.full((1, 1, 3, 3), 1 / 9), persistent=False)
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.kernel.expand(x.shape[1], 1, 3, 3), groups=x.shape[1])
+
+
+@pytest.mark.parametrize("pieces", [None, lambda arch: {"0": arch["width"], "1": 0, "4": arch["width"]}])
+def test_constants_are_of_the_type_that_the_supernet_is_converted_to(pieces):
+    def build(arch):
+        width = arch["width"]
+        layers = (nn.Conv2d(3, width, 1), Blur(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+        return nn.Sequential(*layers)
+
+    net = Supernet(SearchSpace({"width": (4, 8)}), build, pieces=pieces).eval()
+    for dtype in (torch.float64, torch.float32):
+        net, x = net.to(dtype), images().to(dtype)
+        for arch in (net.space.smallest, net.space.largest):
+            assert torch.equal(net(x, arch), net.extract(arch)(x))
+            assert net(x, arch).dtype == dtype
+
+
 def region(shared: torch.Tensor, shape: torch.Size, rule) -> torch.Tensor:
     """Ones where a subnet's tensor of `shape` lies in the shared one, zeros elsewhere."""
     probe = torch.zeros_like(shared, requires_grad=True)

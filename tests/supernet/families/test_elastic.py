@@ -307,6 +307,23 @@ def test_widths_that_would_cut_the_channels_of_others_are_left_out():
     assert list(family.space.choices) == ["other.width"]
 
 
+def test_groups_whose_inputs_alone_vary_are_parts():
+    """As of a convolution whose outputs are fixed."""
+
+    def create():
+        layers = nn.Conv2d(1, 16, 1), nn.Conv2d(16, 8, 3, groups=2), Cumulative(), nn.Conv2d(8, 4, 1)
+        return nn.Sequential(*layers, Pooled())
+
+    family = from_model(create, torch.empty(1, 1, 8, 8))
+    assert {name: choice.values for name, choice in family.space.choices.items()} == {"0.width": (4, 6, 8)}
+    net = family.supernet().eval()
+    part, x = net.extract(family.space.smallest), torch.randn(2, 1, 8, 8)
+    leading = [0, 1, 2, 3, 8, 9, 10, 11]  # of each of the two blocks that the groups take in
+    assert torch.equal(part[0].weight, net.get_parameter("0.weight")[leading])
+    assert torch.equal(part[1].weight, net.get_parameter("1.weight")[:, :4])
+    assert torch.equal(net(x, family.space.smallest), part(x))
+
+
 def test_lists_of_blocks_within_blocks_that_have_names_become_shorter_with_them():
     class Residual(nn.Module):
         def __init__(self):
