@@ -24,7 +24,7 @@ from supernet.families.elastic_space import Elastic, join, running_space
 from supernet.families.family import Family
 from supernet.families.timm_models import create_regularised, timm_model
 from supernet.plain import count_classes, plain
-from supernet.skeleton import copy_to
+from supernet.skeleton import build_uninitialised, copy_to
 from supernet.space import Arch
 
 REASONS = 5  # that a message gives at most
@@ -97,7 +97,7 @@ def from_model(
         raise ValueError(f"a family's images are square, [B, C, H, H], not {list(example.shape)}")
     create = partial(_plain, create)
     with torch.device("meta"):
-        model = copy_to(create(), torch.device("meta"))
+        model = copy_to(build_uninitialised(lambda _: create(), None), torch.device("meta"))
     found = trace(model, example)
     num_classes, device = count_classes(found.output), found.output.device
     model = copy_to(model, device).requires_grad_(False).eval()

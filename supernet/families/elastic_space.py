@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -89,7 +90,7 @@ def running_space(elastic: Elastic, model: nn.Module, example: Tensor) -> Runnin
             outcome = _run(elastic, model, arch, example)
             if isinstance(outcome, str):
                 failure = partial(_failure, elastic, model, example, left_out, space, arch)
-                left_out.update(_failing(list(space.choices), failure))
+                left_out.update(_failing(space.choices, failure))
                 break
             counted[arch] = outcome
         else:
@@ -112,11 +113,11 @@ def join(*parts: str) -> str:
     return ".".join(part for part in parts if part)
 
 
-def _failing(names: Sequence[str], failure: Callable[[Sequence[str]], str | None]) -> dict[str, str]:
-    """The choices that have to be left out for the others not to fail, and how each failed.
+def _failing(names: Iterable[str], failure: Callable[[Sequence[str]], str | None]) -> dict[str, str]:
+    """The choices that have to be left out for the others not to fail, and how they failed.
 
-    Choices of one kind, the same in all blocks, are tried together, and where the first and the last of a kind fail
-    alone, all of it is left out. Otherwise halves are tried, and their halves.
+    Choices of one kind, the same in all blocks, are left out together: one alone may run where it fails with another,
+    or only because its number happens to agree with another's. Kinds are tried in halves, and halves of these.
     """
     kinds: dict[str, list[str]] = {}
     for name in names:
@@ -124,26 +125,18 @@ def _failing(names: Sequence[str], failure: Callable[[Sequence[str]], str | None
     good: list[str] = []
     failing: dict[str, str] = {}
 
-    def divide(candidates: Sequence[str]) -> None:
-        error = failure([*good, *candidates])
+    def divide(candidates: Sequence[Sequence[str]]) -> None:
+        together = list(itertools.chain(*candidates))
+        error = failure([*good, *together])
         if error is None:
-            good.extend(candidates)
+            good.extend(together)
         elif len(candidates) == 1:
-            failing[candidates[0]] = error
+            failing.update(dict.fromkeys(together, error))
         else:
             divide(candidates[: len(candidates) // 2])
             divide(candidates[len(candidates) // 2 :])
 
-    for kind in kinds.values():
-        ends = [failure([*good, name]) for name in (kind[0], kind[-1])] if len(kind) > 2 else [None]
-        if None in ends:
-            divide(kind)
-        else:
-            failing.update(dict.fromkeys(kind, ends[0]))
-        # one that is left may only run because its number happens to agree with another
-        for name in list(failing):
-            if name in kind:
-                failing.update(dict.fromkeys(kind, failing[name]))
+    divide(list(kinds.values()))
     return failing
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from supernet.costs import count_macs, count_parameters
 from supernet.families.family import Family
 from supernet.families.timm_weights import load_pretrained, own_classes, read_source
-from supernet.skeleton import build_skeleton
+from supernet.skeleton import build_skeleton, build_uninitialised
 from supernet.space import Arch, SearchSpace
 
 SPACES = ("timm", "from_timm")  # whose models have names of timm's
@@ -87,7 +87,7 @@ def timm_model(
         options["num_classes"] = num_classes
     options["in_chans"] = in_chans
     with torch.device("meta"):
-        model = timm.create_model(known, **options)
+        model = build_uninitialised(partial(timm.create_model, **options), known)
     config = model.pretrained_cfg
     if input_size is None:
         input_size = config["input_size"][-1]
