@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: quickstart test lint docs links clean
 
 quickstart: .venv/installed
-	$(BIN)/python scripts/quickstart.py
+	$(BIN)/supernet quickstart
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n auto --dist loadfile

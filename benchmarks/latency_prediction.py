@@ -20,7 +20,7 @@ Coverage: of 95 % intervals, from 10 to 300 random samples of FBNet's devices an
 validation; three of them, the test devices, are sums of a lookup table to the last digit, which 300 samples would
 determine, so that their measurements are given a noise of 1 %.
 
-This machine: 200 subnets of ofa_mobilenet_v3 of at most 160 pixels that scripts/measure_latency.py measured into the
+This machine: 200 subnets of ofa_mobilenet_v3 of at most 160 pixels that `supernet measure-latency` measured into the
 folder `--local`, 100 of them held out, ten random splits; and the noise floor, from its `--noise-floor`.
 """
 
@@ -70,7 +70,7 @@ class Arguments:
     data: Path = Path(__file__).parents[2] / "shared/data/latency"
     """Folder of the tables."""
     local: Path = Path("runs/latency")
-    """Folder of measurements of this machine, as scripts/measure_latency.py writes it."""
+    """Folder of measurements of this machine, as `supernet measure-latency` writes it."""
     seeds: int = 10
     """Seeds of the FBNet benchmark."""
 
@@ -232,7 +232,7 @@ def this_machine(arguments: Arguments) -> tuple[list[dict], dict[str, float]]:
     rows, noises, errors = [], [], []
     paths = sorted(arguments.local.glob("*/measurements.csv"))
     if not paths:
-        raise ValueError(f"{arguments.local} holds no measurements; scripts/measure_latency.py makes them")
+        raise ValueError(f"{arguments.local} holds no measurements; `supernet measure-latency` makes them")
     for path in paths:
         measured = [r for r in read_measurements(path, family.space) if not r.reference and not r.error]
         archs, latency = [r.arch for r in measured], np.array([r.latency_ms for r in measured])

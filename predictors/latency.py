@@ -230,7 +230,7 @@ def load_devices(directory: str | Path) -> dict[str, LatencyPredictor]:
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise ValueError(f"{directory} is no folder of latency predictors; scripts/measure_latency.py makes one")
+        raise ValueError(f"{directory} is no folder of latency predictors; `supernet measure-latency` makes one")
     return {path.parent.name: LatencyPredictor.load(path.parent) for path in sorted(directory.glob(f"*/{FILE}"))}
 
 

@@ -1,46 +1,6 @@
-"""Train an extracted subnet on, with or without a teacher.
+"""`supernet finetune` from a checkout; supernet_cli/finetune.py says what it does."""
 
-    python scripts/finetune.py --subnet subnets/mine --run runs/mine --output subnets/tuned
-    python scripts/finetune.py --subnet subnets/mine --run runs/mine --output subnets/tuned --teacher subnets/big --kl 1
-    python scripts/finetune.py --subnet subnets/mine --recipe cifar10 --root other_images/ --output subnets/transferred
-
-By default with a tenth of the run's or the recipe's learning rate, for a fifth of its epochs, without warm-up. Images
-are prepared as the subnet has it. Where they have other classes, by name, the classifier starts anew; where they have
-the same in another order, it is put into that order. Prints the accuracy on the test images before and after; writes
-the output folder as scripts/extract.py does, and the run in training/ within it. With --peers and --mutual other
-subnets go on beside it, and they learn from each other (train_standalone.py). Seconds for digits.
-"""
-
-from __future__ import annotations
-
-import dataclasses
-import json
-
-from model_training import Arguments, parse, run, train
-
-from supernet.artifacts.subnet import read_subnet_config
-from supernet.training.standalone import ModelJob, model_settings
-
-
-def main() -> None:
-    arguments = parse(Arguments, __doc__, settings)
-    if arguments.subnet is None:
-        raise ValueError("say which subnet to train on: --subnet FOLDER")
-    train(arguments)
-
-
-def settings(job, known) -> ModelJob:
-    """The subnet's architecture and weights, and a shorter and gentler training."""
-    train = model_settings(job.train)
-    train = dataclasses.replace(train, epochs=max(1, train.epochs // 5), lr=train.lr / 10, warmup_epochs=0.0)
-    if known.subnet is None:
-        return ModelJob(job.space, job.space_options, data=job.data, train=train)
-    config = read_subnet_config(known.subnet)
-    shared = {name: getattr(config, name) for name in ("mean", "std", "interpolation", "crop_pct")}
-    data = dataclasses.replace(job.data, **shared)
-    arch = json.dumps(config.arch)
-    return ModelJob(config.space, config.space_options, arch, start=str(known.subnet), data=data, train=train)
-
+from supernet_cli.main import run_script
 
 if __name__ == "__main__":
-    run(main)
+    run_script("finetune", __file__)

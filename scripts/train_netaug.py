@@ -1,42 +1,6 @@
-"""Train a tiny model by network augmentation: within wider networks, which are then thrown away.
+"""`supernet train-netaug` from a checkout; supernet_cli/train_netaug.py says what it does."""
 
-    python scripts/train_netaug.py --model mobilenetv2_035 --input-size 32 --output models/tiny
-    python scripts/train_netaug.py --model mobilenetv2_035 --recipe cifar10 --root images/ --output models/tiny
-    python scripts/train_netaug.py --model tinynet_e --recipe cifar10 --root images/ --output models/tiny \
-        --widths 1 1.8 2.6 --expansions 1 1.6 2.2 2.8 --teacher models/big --kl 1 --temperature 2
-    python scripts/train_netaug.py --subnet subnets/mine --run runs/mine --output subnets/augmented
-
-NetAug (Cai et al., arXiv 2110.08890) is for models that are too small to overfit. What comes out is the model itself,
-as train_standalone.py would have trained it: for a timm model, timm.create_model loads its weights. A step costs the
-tiny model's and one wider network's; --weight 0 trains it alone. Writes the output folder as scripts/extract.py does,
-and the run in training/ within it. Digits take about two minutes on 2 cores.
-"""
-
-from __future__ import annotations
-
-import dataclasses
-from dataclasses import dataclass
-from typing import Annotated
-
-import tyro
-from model_training import FromScratch, from_scratch, parse, run, train
-
-from netaug.training import NetAugJob, run_netaug_job
-
-
-@dataclass(frozen=True)
-class Arguments(FromScratch):
-    job: Annotated[NetAugJob, tyro.conf.arg(name="")]
-
-
-def main() -> None:
-    train(parse(Arguments, __doc__, settings, NetAugJob), run_netaug_job)
-
-
-def settings(job, known) -> NetAugJob:
-    plain = from_scratch(job, known)
-    return NetAugJob(**{field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)})
-
+from supernet_cli.main import run_script
 
 if __name__ == "__main__":
-    run(main)
+    run_script("train-netaug", __file__)

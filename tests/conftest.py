@@ -1,14 +1,14 @@
 import io
 import os
-import runpy
 import sys
 from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+
+from supernet_cli.main import main
 
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets its workers starve beside the other tests
 
@@ -27,20 +27,15 @@ class Result(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def script():
-    """Run a script as the command line would, but in this process, which has everything imported already."""
-    import search.history  # before a script of the name `search` may hide the package  # noqa: F401
-
-    scripts = Path(__file__).parents[1] / "scripts"
+def command():
+    """Run `supernet NAME ...` as the command line would, but in this process, which has everything imported already."""
 
     def run(name, *arguments):
         stdout, stderr = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(scripts)
-            patch.delitem(sys.modules, "command_line", raising=False)  # which takes that path away again
-            patch.setattr(sys, "argv", [name, *map(str, arguments)])
+            patch.setattr(sys, "argv", ["supernet", name, *map(str, arguments)])
             with redirect_stdout(stdout), redirect_stderr(stderr), pytest.raises(SystemExit) as end:
-                runpy.run_path(str(scripts / name), run_name="__main__")
+                main()
         return Result(end.value.code, stdout.getvalue(), stderr.getvalue())
 
     return run

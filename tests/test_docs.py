@@ -1,8 +1,8 @@
-"""The documentation: blocks run, commands have the flags that scripts take, tables are those of the results.
+"""The documentation: blocks run, commands have the flags that they take, tables are those of the results.
 
 A page is followed as a reader would, with a shell and a Python session, in a new folder or, where its source says so,
 in that of the page it goes on from. Blocks marked `python` and `bash` run as they stand. Those marked `text` are
-formulas, and commands for what is not here, a cluster say: these are parsed by the script that they call, like those
+formulas, and commands for what is not here, a cluster say: these are parsed by the command that they call, like those
 in the README and in docstrings.
 """
 
@@ -22,16 +22,17 @@ from PIL import Image
 
 from search.strategies import GUIDED, STRATEGIES
 from supernet.training.recipes import RECIPES
+from supernet_cli.main import COMMANDS, module
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 FIRST = DOCS / "tutorials" / "own_images.md"
 PAGES = [page for page in sorted(DOCS.rglob("*.md")) if "_build" not in page.parts]
-SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.py") if "__main__" in path.read_text())
+MODULES = [ROOT / "supernet_cli" / f"{module(name)}.py" for name in COMMANDS]
 GOES_ON_FROM = re.compile(r"^<!-- goes on from (\S+) -->$", flags=re.MULTILINE)
 BLOCK = re.compile(r"^ *```(\S+)\n(.*?)^ *```$", flags=re.DOTALL | re.MULTILINE)
-COMMAND = re.compile(r"^ *(?:python|torchrun --nproc-per-node \d+) scripts/(\w+\.py)( .*)?$")
+COMMAND = re.compile(r"^ *(?:torchrun --nproc-per-node \d+ -m supernet_cli|supernet) ([\w-]+)( .*)?$")
 SPAN = re.compile(r"`([^`]+)`")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # timm leaves images to be closed, and Ray its processes
@@ -43,7 +44,7 @@ def blocks(page):
 
 
 def commands(text):
-    """Each command in `text` that calls a script: the script, and its arguments as bash makes them."""
+    """Each command of ours in `text`: its name, and its arguments as bash makes them."""
     for line in lines(text):
         if found := COMMAND.match(line):
             name, rest = found.groups(default="")
@@ -57,7 +58,7 @@ def lines(text):
 
 
 @pytest.fixture(scope="module")
-def follow(script, tmp_path_factory):
+def follow(command, tmp_path_factory):
     """Run the blocks of a page, unless that was done before; gives the folder that they ran in."""
     folders = {}
 
@@ -74,9 +75,9 @@ def follow(script, tmp_path_factory):
                         exec(compile(text, page, "exec"), names)
                     else:
                         called = list(commands(text))
-                        assert len(called) == len(lines(text)), f"something else than scripts is called: {text}"
+                        assert len(called) == len(lines(text)), f"something else than our commands is called: {text}"
                         for name, arguments in called:
-                            result = script(name, *arguments)
+                            result = command(name, *arguments)
                             assert result.returncode == 0, f"{name} {arguments}\n{result.stdout}\n{result.stderr}"
         return folders[page]
 
@@ -112,8 +113,8 @@ def test_the_python_of_the_readme_runs(follow, monkeypatch, capsys):
 
 
 @pytest.fixture
-def parse(follow, script, monkeypatch):
-    """Run a script until its command line is parsed, which it says by its return code, where runs and subnets are."""
+def parse(follow, command, monkeypatch):
+    """Run a command until its command line is parsed, which it says by its return code, where runs and subnets are."""
     monkeypatch.chdir(follow(FIRST))
     if not Path("runs/digits").exists():
         Path("runs/digits").symlink_to("mine")
@@ -124,25 +125,25 @@ def parse(follow, script, monkeypatch):
         sys.exit("parsed")
 
     monkeypatch.setattr(tyro, "cli", parsed)
-    return script
+    return command
 
 
-@pytest.mark.parametrize("path", [README, *PAGES, *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
-def test_scripts_accept_the_commands(parse, path):
+@pytest.mark.parametrize("path", [README, *PAGES, *MODULES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_have_the_flags_of_the_text(parse, path):
     text = ast.get_docstring(ast.parse(path.read_text())) if path.suffix == ".py" else path.read_text()
     for name, arguments in commands(text):
         result = parse(name, *arguments)
         assert result.returncode == "parsed", f"{name} {arguments}\n{result.stderr}"
 
 
-def test_flags_in_the_text_are_those_of_scripts(script, monkeypatch):
+def test_flags_in_the_text_are_those_of_commands(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")
-    flags = {path.name: set(re.findall(r"--[\w.-]+", script(path.name, "--help").stdout)) for path in SCRIPTS}
-    assert "--evaluations" in flags["search.py"]
+    flags = {name: set(re.findall(r"--[\w.-]+", command(name, "--help").stdout)) for name in COMMANDS}
+    assert "--evaluations" in flags["search"]
     everywhere = set.union(*flags.values())
     for page in (README, *PAGES):
         for span in SPAN.findall(BLOCK.sub("", page.read_text())):
-            named = re.search(r"scripts/(\w+\.py)", span)
+            named = re.match(r"supernet (\w[\w-]*)", span)
             known = flags[named[1]] if named else everywhere
             if named or span.startswith("--"):
                 unknown = set(re.findall(r"(?<!\S)--[\w.-]+", span[named.end() if named else 0 :])) - known

@@ -27,7 +27,7 @@ class Candidate:
     """An evaluated architecture, and where it was evaluated."""
 
     search: int
-    line: int  # in the history, the first evaluation being 1, as scripts/extract.py counts
+    line: int  # in the history, the first evaluation being 1, as `supernet extract` counts
     generation: int
     arch: Arch
     score: float

@@ -39,7 +39,7 @@ def search_content(searches: Sequence[Search], index: int, group: int, score: st
         "failed": sum(score not in evaluation.scores for evaluation in search.evaluations),
         "generations": [(evaluated, rounded(volume)) for evaluated, volume in volumes],
         "command": [
-            f"python scripts/extract.py --run {run} --history {shlex.quote(str(search.history))} --line ",
+            f"supernet extract --run {run} --history {shlex.quote(str(search.history))} --line ",
             f" --output subnets/{slug}-",
         ],
     }

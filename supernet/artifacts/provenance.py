@@ -47,7 +47,8 @@ def hardware() -> dict[str, str | int]:
 
 def command() -> str:
     """The command line of this process, with the script's path as it was typed."""
-    return " ".join(["python", *sys.argv])
+    python = [] if sys.argv[0].startswith("supernet ") else ["python"]  # see supernet_cli.main
+    return " ".join([*python, *sys.argv])
 
 
 def today() -> str:

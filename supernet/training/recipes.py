@@ -166,7 +166,7 @@ def prune() -> Job:
     """Structured pruning of a pretrained timm model, by default mobilenetv3_large_100: hours on a GPU.
 
     Channels are ordered by importance first; narrower and shallower subnets are then trained for a while, and
-    scripts/search.py finds the best one within a limit of MACs, parameters or latency.
+    `supernet search` finds the best one within a limit of MACs, parameters or latency.
     """
     return Job(
         space="from_timm",

@@ -181,7 +181,7 @@ function drawDevices() {
       device.noise_percent !== null
         ? `the noise floor, the mean difference of two independent measurements, is ${device.noise_percent.toFixed(1)} %`
         : device.spread_percent !== null
-          ? `repeated runs spread by ${device.spread_percent.toFixed(1)} % (half their interquartile range; measure_latency.py --noise-floor measures the noise floor proper)`
+          ? `repeated runs spread by ${device.spread_percent.toFixed(1)} % (half their interquartile range; supernet measure-latency --noise-floor measures the noise floor proper)`
           : "nothing is known of the noise";
     figure(charts, `${device.name}: mean error of a prediction ${device.error_percent.toFixed(1)} %; ${noise}.`, (chart) => drawDevice(chart, device));
   }

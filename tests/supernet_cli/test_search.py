@@ -1,4 +1,4 @@
-"""scripts/search.py from the command line on a supernet that was hardly trained."""
+"""`supernet search`, `sweep` and `extract` on a supernet that was hardly trained, by the scripts of a checkout."""
 
 import csv
 import os
@@ -107,4 +107,4 @@ def test_a_sweep_writes_a_table_and_a_front(folder):
     assert again.stderr.strip().endswith("resume it, or choose another name")
     refused = search(folder, "--predictors", folder / "phone", "--strategies", "random", "dna", script="sweep.py")
     assert refused.returncode == 2
-    assert "dna goes by a score of its own: run it with scripts/search.py" in refused.stderr
+    assert "dna goes by a score of its own: run it with `supernet search`" in refused.stderr

@@ -1,39 +1,27 @@
 """Structured pruning from the command line, as the README has it, on a small model and few digits."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import timm
 import torch
 
 from supernet.artifacts.subnet import load_subnet
 
-ROOT = Path(__file__).parents[2]
 
-
-def script(name, *arguments):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert result.returncode == 0, result.stderr
-
-
-def test_a_pretrained_model_is_pruned_to_a_limit(tmp_path):
+def test_a_pretrained_model_is_pruned_to_a_limit(command, tmp_path):
     weights = tmp_path / "weights.pth"
     torch.save(timm.create_model("mobilenetv3_small_050", num_classes=10).state_dict(), weights)
     options = {"name": "mobilenetv3_small_050", "pretrained": str(weights), "input_size": 32}
     run, subnet = tmp_path / "run", tmp_path / "subnet"
     short = ["--dataset", "digits", "--epochs", "1", "--warmup-epochs", "0", "--holdout", "0.95", "--batch-size", "16"]
-    script(
-        "train_supernet.py", "--recipe", "prune", "--space-options", json.dumps(options), "--output", run,
+    trained = command(
+        "train", "--recipe", "prune", "--space-options", json.dumps(options), "--output", run,
         "--workers", "0", "--eval-epochs", "0", "--calibration-images", "40", *short,
     )  # fmt: skip
     few = ["--evaluations", "4", "--population", "4", "--images", "40"]
-    script("search.py", "--run", run, "--limits", "macs=8e5", *few)
-    script("extract.py", "--run", run, "--history", run / "search.jsonl", "--output", subnet)
+    searched = command("search", "--run", run, "--limits", "macs=8e5", *few)
+    extracted = command("extract", "--run", run, "--history", run / "search.jsonl", "--output", subnet)
+    assert [result.returncode for result in (trained, searched, extracted)] == [0, 0, 0]
     model, config = load_subnet(subnet)
     assert type(model) is timm.models.MobileNetV3
     assert 0 < config.facts["macs"] <= 8e5

@@ -1,4 +1,4 @@
-"""scripts/train_supernet.py and scripts/extract.py from the command line."""
+"""`supernet train` and `supernet extract`."""
 
 import json
 
@@ -11,18 +11,16 @@ SHORT = ["--epochs", "1", "--warmup-epochs", "0", "--holdout", "0.97", "--batch-
 
 
 @pytest.fixture(scope="module")
-def run(script, tmp_path_factory):
+def run(command, tmp_path_factory):
     output = tmp_path_factory.mktemp("scripts") / "run"
-    result = script("train_supernet.py", *SHORT, "--output", output)
+    result = command("train", *SHORT, "--output", output)
     assert result.returncode == 0, result.stderr
     assert f"--run {output}" in result.stdout.replace("\n", "")
     return output
 
 
-def test_a_trained_subnet_is_extracted(script, run, tmp_path):
-    result = script(
-        "extract.py", "--run", run, "--smallest", "--calibration-images", "40", "--output", tmp_path / "out"
-    )
+def test_a_trained_subnet_is_extracted(command, run, tmp_path):
+    result = command("extract", "--run", run, "--smallest", "--calibration-images", "40", "--output", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     model, config = load_subnet(tmp_path / "out")
     assert model(torch.zeros(2, *config.input_size)).shape == (2, 10)
@@ -40,8 +38,8 @@ def test_a_trained_subnet_is_extracted(script, run, tmp_path):
         (["--batch-size", "5000"], "a batch of 5000 is more than the 1150 training images"),
     ],
 )
-def test_bad_input_ends_in_one_line(script, tmp_path, arguments, message):
-    result = script("train_supernet.py", *arguments, "--output", tmp_path / "run")
+def test_bad_input_ends_in_one_line(command, tmp_path, arguments, message):
+    result = command("train", *arguments, "--output", tmp_path / "run")
     assert result.returncode == 2
     assert message in result.stderr
     assert result.stderr.startswith("error: ")
@@ -58,17 +56,17 @@ def test_bad_input_ends_in_one_line(script, tmp_path, arguments, message):
         (["--history", "nowhere.jsonl"], "nowhere.jsonl"),
     ],
 )
-def test_extraction_of_what_there_is_not_ends_in_one_line(script, run, tmp_path, arguments, message):
-    result = script("extract.py", "--run", run, *arguments, "--output", tmp_path / "out")
+def test_extraction_of_what_there_is_not_ends_in_one_line(command, run, tmp_path, arguments, message):
+    result = command("extract", "--run", run, *arguments, "--output", tmp_path / "out")
     assert result.returncode in (1, 2)
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_flag_or_a_wrong_value_is_usage(script, tmp_path):
+def test_an_unknown_flag_or_a_wrong_value_is_usage(command, tmp_path):
     for arguments in (["--epochz", "3"], ["--epochs", "0"], ["--epochs", "many"]):
-        result = script("train_supernet.py", *arguments, "--output", tmp_path / "run")
+        result = command("train", *arguments, "--output", tmp_path / "run")
         assert result.returncode == 2
         assert arguments[0].strip("-")[:5] in result.stderr
         assert "Traceback" not in result.stderr

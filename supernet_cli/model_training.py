@@ -1,4 +1,4 @@
-"""What the scripts about single models have in common: flags, the training, and what is said at its end."""
+"""What the commands about single models have in common: flags, the training, and what is said at its end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import tyro
-from command_line import console, progress_bar, run, to_resume
 
 from supernet.artifacts.runs import Job, read_job
 from supernet.artifacts.subnet import Subnet, load_subnet, read_subnet_config, save_subnet
@@ -20,8 +19,7 @@ from supernet.training import distributed
 from supernet.training.data import load_data
 from supernet.training.recipes import RECIPES
 from supernet.training.standalone import ModelJob, model_settings, read_model_job, run_model_job
-
-__all__ = ["Arguments", "FromScratch", "console", "from_scratch", "job_of", "parse", "run", "train"]
+from supernet_cli.command_line import console, progress_bar, to_resume
 
 
 @dataclass(frozen=True)

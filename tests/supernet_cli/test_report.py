@@ -73,7 +73,7 @@ def shown(browser, name):
 def selected(browser, evaluations):
     """The evaluation that the extraction command on the page names, which is the page's architecture; the command."""
     words = shlex.split(shown(browser, "command"))
-    assert words[:2] == ["python", "scripts/extract.py"]
+    assert words[:2] == ["supernet", "extract"]
     evaluation = evaluations[int(words[words.index("--line") + 1]) - 1]
     text = browser.execute_script("return document.getElementById('json').textContent")
     assert Arch(json.loads(text)) == evaluation.arch

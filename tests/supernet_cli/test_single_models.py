@@ -1,4 +1,4 @@
-"""scripts/train_standalone.py, finetune.py, train_netaug.py and evaluate.py from the command line."""
+"""`supernet train-standalone`, `finetune`, `train-netaug` and `evaluate`."""
 
 import dataclasses
 import json
@@ -17,21 +17,21 @@ FEW = ["--holdout", "0.97"]  # 43 images to train on
 
 
 @pytest.fixture(scope="module")
-def folder(script, tmp_path_factory):
+def folder(command, tmp_path_factory):
     """A supernet's short run, and a subnet of it."""
     folder = tmp_path_factory.mktemp("models")
-    for command in (
-        ["train_supernet.py", *SHORT, *FEW, "--output", folder / "run"],
-        ["extract.py", "--run", folder / "run", "--smallest", "--output", folder / "subnet", "--no-onnx"],
+    for words in (
+        ["train", *SHORT, *FEW, "--output", folder / "run"],
+        ["extract", "--run", folder / "run", "--smallest", "--output", folder / "subnet", "--no-onnx"],
     ):
-        result = script(*command)
+        result = command(*words)
         assert result.returncode == 0, result.stderr
     return folder
 
 
-def test_a_subnets_architecture_is_trained_from_scratch_with_the_runs_settings(script, folder, tmp_path):
-    result = script(
-        "train_standalone.py", "--subnet", folder / "subnet", "--run", folder / "run", "--output", tmp_path / "model",
+def test_a_subnets_architecture_is_trained_from_scratch_with_the_runs_settings(command, folder, tmp_path):
+    result = command(
+        "train-standalone", "--subnet", folder / "subnet", "--run", folder / "run", "--output", tmp_path / "model",
         "--no-onnx",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -46,21 +46,21 @@ def test_a_subnets_architecture_is_trained_from_scratch_with_the_runs_settings(s
     assert config.facts["accuracy"] == pytest.approx(expected)
     for name, right in (("subnet", subnet.facts["accuracy"]), ("model", expected)):
         assert f"{name}: {right:.2%} of the test images are right" in result.stdout
-    again = script("train_standalone.py", *SHORT, "--output", tmp_path / "model")
+    again = command("train-standalone", *SHORT, "--output", tmp_path / "model")
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
     assert "holds a model already" in again.stderr
 
 
-def test_a_timm_student_learns_from_a_subnet_by_several_losses(script, folder, tmp_path):
-    result = script(
-        "train_standalone.py", "--model", "mobilenetv3_small_050", "--input-size", "32", *SHORT, *FEW, "--no-onnx",
+def test_a_timm_student_learns_from_a_subnet_by_several_losses(command, folder, tmp_path):
+    result = command(
+        "train-standalone", "--model", "mobilenetv3_small_050", "--input-size", "32", *SHORT, *FEW, "--no-onnx",
         "--teacher", folder / "subnet", "--kl", "1", "--attention", "1000", "--labels", "0.5", "--layers",
         "blocks.1", "blocks.2", "--output", tmp_path,
     )  # fmt: skip
     assert result.returncode == 2
     assert "attention maps are compared position by position" in result.stderr
-    result = script(
-        "train_standalone.py", "--model", "mobilenetv3_small_050", "--input-size", "32", *SHORT, *FEW, "--no-onnx",
+    result = command(
+        "train-standalone", "--model", "mobilenetv3_small_050", "--input-size", "32", *SHORT, *FEW, "--no-onnx",
         "--teacher", folder / "subnet", "--kl", "1", "--similarity", "3000", "--labels", "0.5", "--output",
         tmp_path / "student",
     )  # fmt: skip
@@ -72,9 +72,9 @@ def test_a_timm_student_learns_from_a_subnet_by_several_losses(script, folder, t
     )
 
 
-def test_a_model_and_its_peers_teach_each_other(script, folder, tmp_path):
-    result = script(
-        "train_standalone.py", "--model", "mobilenetv3_small_050", "--input-size", "32", *SHORT, *FEW, "--no-onnx",
+def test_a_model_and_its_peers_teach_each_other(command, folder, tmp_path):
+    result = command(
+        "train-standalone", "--model", "mobilenetv3_small_050", "--input-size", "32", *SHORT, *FEW, "--no-onnx",
         "--mutual", "1", "--peers", folder / "subnet", "--output", tmp_path / "model",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -89,10 +89,10 @@ def test_a_model_and_its_peers_teach_each_other(script, folder, tmp_path):
     assert json.loads(metrics[-1])["losses"].keys() == {"labels", "mutual"}
 
 
-def test_a_subnet_is_tuned_gently_and_evaluated_beside_others(script, folder, tmp_path):
+def test_a_subnet_is_tuned_gently_and_evaluated_beside_others(command, folder, tmp_path):
     tuned = tmp_path / "tuned"
-    result = script(
-        "finetune.py", "--subnet", folder / "subnet", "--run", folder / "run", "--teacher", folder / "subnet",
+    result = command(
+        "finetune", "--subnet", folder / "subnet", "--run", folder / "run", "--teacher", folder / "subnet",
         "--kl", "1", "--output", tuned, "--no-onnx",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -103,8 +103,8 @@ def test_a_subnet_is_tuned_gently_and_evaluated_beside_others(script, folder, tm
     assert not torch.equal(before.conv_stem.weight, after.conv_stem.weight)
 
     torch.save(timm.create_model("resnet10t", num_classes=10).state_dict(), tmp_path / "resnet.pth")
-    result = script(
-        "evaluate.py", folder / "subnet", tuned, f"resnet10t={tmp_path / 'resnet.pth'}", "--input-size", "32",
+    result = command(
+        "evaluate", folder / "subnet", tuned, f"resnet10t={tmp_path / 'resnet.pth'}", "--input-size", "32",
         "--workers", "0", "--json", tmp_path / "figures.json",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -118,22 +118,22 @@ def test_a_subnet_is_tuned_gently_and_evaluated_beside_others(script, folder, tm
     assert all(row["latency_ms"] > 0 and 0 <= row["calibration_error"] <= 1 for row in rows.values())
 
 
-def test_a_tiny_model_is_augmented_and_goes_on_where_it_stopped(script, folder, tmp_path):
-    arguments = ["train_netaug.py", "--output", tmp_path / "model", "--no-onnx"]
+def test_a_tiny_model_is_augmented_and_goes_on_where_it_stopped(command, folder, tmp_path):
+    arguments = ["train-netaug", "--output", tmp_path / "model", "--no-onnx"]
     few = ["--expansions", "1", "2", "--widths", "1", "1.5", "--calibration-images", "40"]
-    result = script(*arguments, "--subnet", folder / "subnet", *SHORT, *FEW, *few)
+    result = command(*arguments, "--subnet", folder / "subnet", *SHORT, *FEW, *few)
     assert result.returncode == 0, result.stderr
     weights = load_subnet(tmp_path / "model").model.state_dict()
     for path in (tmp_path / "model").glob("*.*"):
         path.unlink()
-    result = script(*arguments, "--resume")
+    result = command(*arguments, "--resume")
     assert result.returncode == 0, result.stderr
     model, config = load_subnet(tmp_path / "model")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     assert config.arch == load_subnet(folder / "subnet").config.arch
 
 
-def test_weights_of_another_network_and_classes_of_another_order_end_in_one_line(script, folder, tmp_path):
+def test_weights_of_another_network_and_classes_of_another_order_end_in_one_line(command, folder, tmp_path):
     torch.save(timm.create_model("test_vit", num_classes=10).state_dict(), tmp_path / "vit.pth")
     model, config = load_subnet(folder / "subnet")
     other = dataclasses.replace(config, classes=config.classes[::-1])
@@ -142,7 +142,7 @@ def test_weights_of_another_network_and_classes_of_another_order_end_in_one_line
         (f"test_resnet={tmp_path / 'vit.pth'}", "does not fit ResNet: "),
         (tmp_path / "reversed", "tells other classes apart: 9, 8, 7, 6, 5, ... (10), where"),
     ):
-        result = script("evaluate.py", network, "--input-size", "32", "--workers", "0")
+        result = command("evaluate", network, "--input-size", "32", "--workers", "0")
         assert result.returncode == 2
         assert message in result.stderr
         assert result.stderr.count("\n") == 1
@@ -151,20 +151,20 @@ def test_weights_of_another_network_and_classes_of_another_order_end_in_one_line
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["finetune.py", "--output", "out"], "say which subnet to train on"),
-        (["train_standalone.py", "--model", "resnet19", "--output", "out"], "timm has no model 'resnet19'"),
-        (["train_standalone.py", "--peers", "resnet19", "--mutual", "1", "--output", "out"], "timm has no model"),
-        (["train_standalone.py", "--recipe", "cifar100", "--output", "out"], "there is no recipe 'cifar100'"),
-        (["evaluate.py", "--run", "nowhere", "subnet"], "nowhere is no directory of a training run"),
-        (["evaluate.py"], "say which networks to evaluate"),
+        (["finetune", "--output", "out"], "say which subnet to train on"),
+        (["train-standalone", "--model", "resnet19", "--output", "out"], "timm has no model 'resnet19'"),
+        (["train-standalone", "--peers", "resnet19", "--mutual", "1", "--output", "out"], "timm has no model"),
+        (["train-standalone", "--recipe", "cifar100", "--output", "out"], "there is no recipe 'cifar100'"),
+        (["evaluate", "--run", "nowhere", "subnet"], "nowhere is no directory of a training run"),
+        (["evaluate"], "say which networks to evaluate"),
         (
-            ["evaluate.py", "resnet18", "--recipe", "cifar10", "--root", "/nowhere"],
+            ["evaluate", "resnet18", "--recipe", "cifar10", "--root", "/nowhere"],
             "no images at root '/nowhere': say with --root where they lie now",
         ),
     ],
 )
-def test_bad_input_ends_in_one_line(script, arguments, message):
-    result = script(*arguments)
+def test_bad_input_ends_in_one_line(command, arguments, message):
+    result = command(*arguments)
     assert result.returncode == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1

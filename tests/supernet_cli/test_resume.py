@@ -1,4 +1,4 @@
-"""What scripts say to those who resume what there is not, or what another process is at."""
+"""What commands say to those who resume what there is not, or what another process is at."""
 
 import os
 import signal
@@ -14,22 +14,22 @@ SHORT = ["--epochs", "3", "--warmup-epochs", "0", "--holdout", "0.97", "--batch-
 @pytest.mark.parametrize(
     ("name", "arguments", "folder"),
     [
-        ("train_supernet.py", [], "out"),
-        ("train_standalone.py", ["--model", "resnet18"], "out/training"),
-        ("train_netaug.py", ["--model", "resnet18"], "out/training"),
-        ("finetune.py", ["--subnet", "nowhere"], "out/training"),
-        ("search.py", ["--run", "nowhere"], "out"),
+        ("train", [], "out"),
+        ("train-standalone", ["--model", "resnet18"], "out/training"),
+        ("train-netaug", ["--model", "resnet18"], "out/training"),
+        ("finetune", ["--subnet", "nowhere"], "out/training"),
+        ("search", ["--run", "nowhere"], "out"),
     ],
 )
-def test_what_is_not_there_is_not_resumed(script, tmp_path, name, arguments, folder):
-    result = script(name, *arguments, "--resume", "--output", tmp_path / "out")
+def test_what_is_not_there_is_not_resumed(command, tmp_path, name, arguments, folder):
+    result = command(name, *arguments, "--resume", "--output", tmp_path / "out")
     assert result.returncode == 2
     assert f"to resume in {tmp_path / folder}: start without --resume, or name another folder" in result.stderr
     assert result.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_another_process_writes_to_is_refused(script, tmp_path):
+def test_a_folder_that_another_process_writes_to_is_refused(command, tmp_path):
     reading, writing = os.pipe()
     process = os.fork()
     if not process:
@@ -42,11 +42,11 @@ def test_a_folder_that_another_process_writes_to_is_refused(script, tmp_path):
     try:
         os.read(reading, 1)
         for name, arguments, folder in (
-            ("train_supernet.py", ["--output", tmp_path / "run"], "run"),
-            ("train_standalone.py", ["--output", tmp_path / "model"], "model/training"),
-            ("train_netaug.py", ["--output", tmp_path / "model"], "model/training"),
+            ("train", ["--output", tmp_path / "run"], "run"),
+            ("train-standalone", ["--output", tmp_path / "model"], "model/training"),
+            ("train-netaug", ["--output", tmp_path / "model"], "model/training"),
         ):
-            result = script(name, *SHORT, *arguments)
+            result = command(name, *SHORT, *arguments)
             assert result.returncode == 2
             assert f"{tmp_path / folder} is in use by process {process} on " in result.stderr
             assert result.stderr.count("\n") == 1
@@ -57,8 +57,8 @@ def test_a_folder_that_another_process_writes_to_is_refused(script, tmp_path):
         os.close(writing)
 
 
-def test_a_training_that_blows_up_ends_in_one_line(script, tmp_path):
-    result = script("train_supernet.py", *SHORT, "--lr", "1e4", "--method", "spos", "--output", tmp_path / "run")
+def test_a_training_that_blows_up_ends_in_one_line(command, tmp_path):
+    result = command("train", *SHORT, "--lr", "1e4", "--method", "spos", "--output", tmp_path / "run")
     assert result.returncode == 1
     assert result.stderr.startswith("error: ")
     assert "lower lr, lengthen warmup_epochs or set clip" in result.stderr

@@ -1,4 +1,4 @@
-"""What scripts have in common: one clear line for bad input, progress bars, reports, and whose subnets to measure."""
+"""What commands have in common: one clear line for bad input, progress bars, reports, and whose subnets to measure."""
 
 from __future__ import annotations
 
@@ -18,15 +18,12 @@ from supernet.errors import first_line
 from supernet.families import Family
 from supernet.training.loop import TrainingError
 
-# Python looks for modules beside a script first, where search.py would hide the package of that name.
-sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
-
 console = Console()
 Job = TypeVar("Job")
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run a script's `main` and exit: with code 2 and one line for bad input, 1 for a failure, 130 for Ctrl-C."""
+    """Run a command's `main` and exit: with code 2 and one line for bad input, 1 for a failure, 130 for Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
     try:
         main()

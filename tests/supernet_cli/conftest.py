@@ -1,4 +1,4 @@
-"""A supernet that was hardly trained, for all scripts that need one."""
+"""A supernet that was hardly trained, for all commands that need one."""
 
 import dataclasses
 

@@ -1,40 +1,32 @@
-"""scripts/search.py and scripts/zero_cost.py by scores other than the supernet's accuracy, within this process."""
+"""`supernet search` and `supernet zero-cost` by scores other than the supernet's accuracy, within this process."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
 from search.history import read_history
 from search.untrained.ensemble import mean_rank
+from supernet_cli import search, zero_cost
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 FEW = ["--images", "40", "--calibration-images", "40", "--population", "3"]
 SPACE = ["--space", "nasbench201", "--space-options", '{"channels": 4, "cells": 1}', "--data.workers", "0"]
 
 
 @pytest.fixture
 def call(monkeypatch):
-    """Runs a script's main with command-line arguments."""
-    monkeypatch.syspath_prepend(SCRIPTS)
+    """Runs a command's main with command-line arguments."""
 
-    def call(script, *arguments):
-        name = f"script_{Path(script).stem}"
-        spec = importlib.util.spec_from_file_location(name, SCRIPTS / script)
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        module.main()
+    def call(command, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"supernet {command.__name__}", *map(str, arguments)])
+        command.main()
 
     return call
 
 
 def test_a_run_is_searched_by_how_it_resembles_a_teacher(call, folder, tmp_path):
     run = ["--run", folder / "run", "--teacher", folder / "run", "--output", tmp_path]
-    call("search.py", *run, "--strategy", "rdm", "--evaluations", 4, *FEW, "--rdm.weight", 0.5)
+    call(search, *run, "--strategy", "rdm", "--evaluations", 4, *FEW, "--rdm.weight", 0.5)
     settings, evaluations = read_history(tmp_path / "search.jsonl")
     assert settings["scores"] == ["rdm"]
     assert settings["rdm"]["weight"] == 0.5
@@ -45,7 +37,7 @@ def test_a_run_is_searched_by_how_it_resembles_a_teacher(call, folder, tmp_path)
 def test_a_run_is_searched_by_blocks(call, folder, tmp_path):
     run = ["--run", folder / "run", "--teacher", folder / "run", "--output", tmp_path, "--limits", "macs=2e6"]
     blocks = ["--dna.epochs", 1, "--dna.batch-size", 256, "--dna.points", "blocks.0", "--dna.cuts", "blocks.0"]
-    call("search.py", *run, "--strategy", "dna", "--evaluations", 3, *FEW, *blocks)
+    call(search, *run, "--strategy", "dna", "--evaluations", 3, *FEW, *blocks)
     settings, evaluations = read_history(tmp_path / "search.jsonl")
     assert settings["scores"] == ["dna"]
     ratings = [evaluation.scores["dna"] for evaluation in evaluations]
@@ -58,7 +50,7 @@ def test_a_run_is_searched_by_blocks(call, folder, tmp_path):
 
 def test_a_space_is_searched_without_a_run(call, tmp_path):
     options = ["--strategy", "zero_cost", "--evaluations", 4, "--population", 3, "--zero-cost", "synflow", "parameters"]
-    call("search.py", *SPACE, *options, "--zero-cost-images", 4, "--output", tmp_path)
+    call(search, *SPACE, *options, "--zero-cost-images", 4, "--output", tmp_path)
     settings, evaluations = read_history(tmp_path / "search.jsonl")
     assert settings["scores"] == ["zero_cost"]
     assert len(evaluations) == 4
@@ -80,13 +72,13 @@ def test_bad_input_is_named(call, folder, tmp_path, arguments, message):
     given = [folder / "run" if argument == "RUN" else argument for argument in arguments]
     given += [] if "te_nas" in arguments and SPACE[0] in arguments else ["--output", tmp_path / "out"]
     with pytest.raises(ValueError, match=message):
-        call("search.py", *given)
+        call(search, *given)
     assert not (tmp_path / "out" / "search.jsonl").exists()
 
 
 def test_zero_cost_scores_of_sampled_architectures(call, tmp_path, capsys):
     output = tmp_path / "scores.jsonl"
-    call("zero_cost.py", *SPACE, "--scores", "synflow,macs", "--archs", 4, "--batch-size", 4, "--output", output)
+    call(zero_cost, *SPACE, "--scores", "synflow,macs", "--archs", 4, "--batch-size", 4, "--output", output)
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(lines) == 4
     ranks = [line["rank"] for line in lines]
@@ -94,6 +86,6 @@ def test_zero_cost_scores_of_sampled_architectures(call, tmp_path, capsys):
     assert ranks == mean_rank([[line[name] for line in lines] for name in ("synflow", "macs")]).tolist()
     assert "synflow" in capsys.readouterr().out
     with pytest.raises(ValueError, match="there is no score 'flops'"):
-        call("zero_cost.py", *SPACE, "--scores", "flops")
+        call(zero_cost, *SPACE, "--scores", "flops")
     with pytest.raises(ValueError, match="archs is at least 2, not 1"):
-        call("zero_cost.py", *SPACE, "--archs", 1)
+        call(zero_cost, *SPACE, "--archs", 1)

@@ -1,0 +1,81 @@
+"""Show how far devices agree on which architectures are fast, and where they disagree.
+
+    supernet compare-devices --plot devices.png
+
+Reads the predictors in FOLDER/DEVICE/, asks them for 1,000 random architectures, and prints Spearman's rank correlation
+for every two devices and the architectures on which those that agree least disagree most. Seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import tyro
+from rich.table import Column, Table
+
+from predictors.comparison import Comparison, Disagreement, compare, disagreements
+from predictors.latency import load_devices
+from supernet_cli.command_line import console
+
+
+@dataclass(frozen=True)
+class Arguments:
+    folder: Path = Path("runs/latency")
+    """Folder with one folder a device."""
+    devices: tuple[str, ...] = ()
+    """Devices to compare; by default all in the folder."""
+    archs: int = 1000
+    """Random architectures to compare by."""
+    disagreements: int = 6
+    """Architectures to show that the two devices which agree least disagree on most."""
+    plot: Path | None = None
+    """Image file for a plot of these two devices (needs matplotlib)."""
+    seed: int = 0
+    """Which architectures are drawn."""
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    predictors = load_devices(arguments.folder)
+    for name in arguments.devices:
+        if name not in predictors:
+            raise ValueError(f"no device {name!r} in {arguments.folder}; there are {', '.join(predictors) or 'none'}")
+    chosen = {name: predictors[name] for name in arguments.devices or predictors}
+    comparison = compare(chosen, arguments.archs, arguments.seed)
+    names = comparison.devices
+    table = Table("Spearman", *(Column(name, overflow="fold") for name in names))
+    for name, correlations in zip(names, comparison.spearman):
+        table.add_row(name, *(f"{value:.3f}" for value in correlations))
+    console.print(table)
+    a, b = min(combinations(range(len(names)), 2), key=lambda pair: comparison.spearman[pair])
+    rows = disagreements(comparison, a, b, arguments.disagreements)
+    console.print(f"Ranks (0 fastest, 1 slowest) and milliseconds on {names[a]} and {names[b]}, which agree least:")
+    for row in rows:
+        (rank_a, rank_b), (ms_a, ms_b) = row.ranks, row.latency_ms
+        console.print(
+            f"{rank_a:.2f} and {rank_b:.2f}, {ms_a:.3f} and {ms_b:.3f} ms: {row.arch.to_json()}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    if arguments.plot:
+        plot(comparison, a, b, rows, arguments.plot)
+        console.print(f"The plot is in {arguments.plot}.")
+
+
+def plot(comparison: Comparison, a: int, b: int, marked: list[Disagreement], path: Path) -> None:
+    """Latency on device `b` over latency on `a`; architectures on which they disagree are marked."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.scatter(comparison.latency_ms[a], comparison.latency_ms[b], s=6, label="random architectures")
+    axes.scatter(*zip(*(row.latency_ms for row in marked)), s=30, marker="x", color="red", label="largest disagreement")
+    axes.set_xlabel(f"{comparison.devices[a]} (ms)")
+    axes.set_ylabel(f"{comparison.devices[b]} (ms)")
+    axes.set_title(f"Spearman {comparison.spearman[a, b]:.3f}")
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,141 @@
+"""What networks are worth on the same images: accuracy, calibration, latency on this machine, MACs, parameters.
+
+    supernet evaluate subnets/mine subnets/tuned models/mine --run runs/mine
+    supernet evaluate subnets/mine resnet18=resnet18.pth --input-size 64 --recipe cifar10 --root images/
+    supernet evaluate mobilenetv3_large_100 resnet50 --recipe alphanet --root imagenet/ --json figures.json
+
+A network is the folder of a saved subnet, NAME=FILE for a timm model with weights for these classes, or NAME for one
+with timm's pretrained weights and classes. One that tells other classes apart, by name or in their order, is refused,
+and so is a FILE that is not of the model or has no classifier for as many classes. Each network gets the test images at
+its own size, prepared as it was trained: a subnet knows how, a timm model too, and what is in a FILE is prepared by the
+flags. Top-1, top-5 and the expected calibration error (15 bins) are from 0 to 1; a latency is the median of 50 runs on
+one image, the networks taking turns. Seconds for digits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from rich.table import Table
+
+from predictors import prepare, this_device
+from predictors.device import Device
+from supernet.artifacts import provenance
+from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.runs import load_images
+from supernet.artifacts.subnet import Subnet, check_classes, load_network
+from supernet.evaluation import quality
+from supernet.training.data import Data, DataConfig
+from supernet.training.loop import pick_device
+from supernet_cli.command_line import console
+from supernet_cli.model_training import job_of
+
+
+@dataclass(frozen=True)
+class Arguments:
+    data: Annotated[DataConfig, tyro.conf.arg(name="")]
+    networks: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Folders of saved subnets, NAME=FILE or NAME of timm models."""
+    recipe: str = "digits"
+    """Recipe that says which images."""
+    run: Path | None = None
+    """Folder of a supernet's training run that says so instead."""
+    input_size: int | None = None
+    """Pixels a side of timm models' images; by default each model's own."""
+    latency: bool = True
+    """Measure the latency on this machine, too."""
+    runtime: str = "onnxruntime"
+    """What runs the networks then: torch, torch_compile, onnxruntime, openvino, cuda or cuda_graph."""
+    precision: str = "fp32"
+    """fp32, or int8 (onnxruntime), of the latency alone."""
+    threads: int = 1
+    """Threads of the runtime."""
+    device: str = "auto"
+    """Where accuracy is computed: cpu, cuda, cuda:N or auto."""
+    seed: int = 0
+    """Seed of the training run, which the split into parts follows from."""
+    json: Path | None = None
+    """File for the figures."""
+
+
+def main() -> None:
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--recipe", default=Arguments.recipe)
+    first.add_argument("--run", type=Path)
+    known = first.parse_known_args()[0]
+    job = job_of(known.run, known.recipe)
+    default = Arguments(job.data, tyro.MISSING, seed=job.train.seed)
+    arguments = tyro.cli(Arguments, default=default, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    if not arguments.networks:
+        raise ValueError("say which networks to evaluate: folders of subnets, or names of timm models")
+    data = load_images(arguments.data, arguments.seed)
+    subnets = {name: opened(name, data, arguments.input_size) for name in arguments.networks}
+    rows = [{"network": name, **figures(subnet, data, arguments.device)} for name, subnet in subnets.items()]
+    device = None
+    if arguments.latency:
+        device = this_device(arguments.runtime, arguments.precision, arguments.threads)
+        for row, latency_ms in zip(rows, latencies_ms(list(subnets.values()), device)):
+            row["latency_ms"] = latency_ms
+    console.print(table(rows, f"{len(data.test)} test images" + (f", {device.name}" if device else "")))
+    if arguments.json:
+        content = {
+            "command": provenance.command(),
+            "date": provenance.today(),
+            "versions": provenance.versions(),
+            "device": device and dataclasses.asdict(device),
+            "rows": rows,
+        }
+        with write_atomically(arguments.json) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def opened(name: str, data: Data, input_size: int | None) -> Subnet:
+    """The network that `name` stands for; ValueError if it does not tell the classes of the data apart."""
+    model, _, weights = (name, "", "") if Path(name).is_dir() else name.partition("=")
+    subnet = load_network(model, data.config, data.classes, weights or None, input_size)
+    check_classes(name, subnet.config.classes, data.classes)
+    return subnet
+
+
+def figures(subnet: Subnet, data: Data, device: str) -> dict[str, float]:
+    model, config = subnet
+    kept = {name: getattr(config, name) for name in ("mean", "std", "interpolation", "crop_pct")}
+    own = dataclasses.replace(data, config=dataclasses.replace(data.config, **kept))
+    found = quality(model.to(pick_device(device)), own.evaluation_batches(own.test, config.input_size[-1]))
+    model.cpu()
+    costs = {name: config.facts[name] for name in ("macs", "parameters")}
+    return {"resolution": config.input_size[-1], **found._asdict(), **costs}
+
+
+def latencies_ms(subnets: Sequence[Subnet], device: Device, rounds: int = 10, runs: int = 5) -> list[float]:
+    """Median milliseconds of each network over `rounds` turns of `runs`, each turn after a run to warm up."""
+    timers = [prepare(model, device, config.input_size) for model, config in subnets]
+    turns = [[timer(runs + 1)[1:] for timer in timers] for _ in range(rounds + 1)][1:]
+    return np.median(np.array(turns), axis=(0, 2)).tolist()
+
+
+HEADINGS = {
+    "network": "network",
+    "resolution": "pixels",
+    "top1": "top-1",
+    "top5": "top-5",
+    "calibration_error": "calibration error",
+    "macs": "MACs",
+    "parameters": "parameters",
+    "latency_ms": "ms",
+}
+
+
+def table(rows: Sequence[dict[str, float | str]], title: str) -> Table:
+    found = Table(*(HEADINGS[name] for name in rows[0]), title=title)
+    for row in rows:
+        found.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+    return found

@@ -1,0 +1,125 @@
+"""Take a subnet out of a trained supernet as a plain timm model.
+
+    supernet extract --run runs/digits --arch '{"resolution": 24, ...}' --output subnets/small
+    supernet extract --run runs/digits --history runs/digits/search.jsonl --line 17 --output subnets/small
+    supernet extract --run runs/digits --largest --output subnets/largest
+
+Recalibrates BatchNorm on training images, tests the subnet on the test images, and writes config.json,
+model.safetensors, model.onnx, model.int8.onnx (static, calibrated on training images) and model.pt2 (torch.export);
+`supernet.artifacts.subnet.load_subnet` gives the model back. Prints how each file agrees with the model on test images.
+A quarter of a minute for digits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from search.history import read_history
+from search.margin import probability_within
+from search.report.limits import latency_limit
+from search.report.sources import HISTORY, TRIALS, read_sources
+from supernet.artifacts.atomic import write_folder
+from supernet.artifacts.runs import load_run
+from supernet.artifacts.subnet import export_subnet, save_subnet, take_out
+from supernet.evaluation import accuracy
+from supernet.space import Arch, SearchSpace
+from supernet_cli.command_line import console
+
+CALIBRATION_IMAGES = 256  # of int8
+
+
+@dataclass(frozen=True)
+class Arguments:
+    run: Path
+    """Folder of the training run."""
+    output: Path
+    """Folder for the subnet."""
+    arch: str | None = None
+    """The architecture as a JSON object."""
+    history: Path | None = None
+    """History of a search to take the architecture from."""
+    line: int | None = None
+    """Which evaluation of the history, counted from 1; by default the one of the highest first score."""
+    largest: bool = False
+    """Take the largest architecture."""
+    smallest: bool = False
+    """Take the smallest architecture."""
+    calibration_images: int | None = None
+    """Training images for BatchNorm; by default as in training."""
+    onnx: bool = True
+    """Write model.onnx, model.int8.onnx and model.pt2 too."""
+    root: str | None = None
+    """Folder or tar file of the run's images, if they are no longer where they were in training."""
+    test_root: str | None = None
+    """The same of the test images."""
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    if (arguments.output / "config.json").exists():
+        raise ValueError(f"{arguments.output} holds a subnet already; name another folder")
+    trained = load_run(arguments.run, arguments.root, arguments.test_root)
+    arch = chosen_arch(arguments, trained.net.space)
+    for line in latency_lines(arguments.history, arch) if arguments.history else ():
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    subnet = take_out(trained, arch, arguments.calibration_images)
+    test = trained.data.evaluation_batches(trained.data.test, subnet.config.input_size[-1])
+    subnet.config.facts["accuracy"] = accuracy(subnet.model, test)
+    with write_folder(arguments.output, last="config.json") as folder:
+        save_subnet(folder, subnet, onnx=arguments.onnx)
+        for name, value in subnet.config.facts.items():
+            console.print(f"{name}: {value:.6g}", highlight=False)
+        if arguments.onnx:
+            resolution = subnet.config.input_size[-1]
+            calibration = trained.data.calibration_images(resolution, CALIBRATION_IMAGES, trained.job.train.seed)
+            for name, found in export_subnet(folder, subnet, calibration, next(iter(test))[0]).items():
+                text = f"{name}: the same class for {found.top1:.1%}, logits differ by at most {found.difference:.1e}"
+                console.print(text, highlight=False)
+    console.print(f"The subnet is in {arguments.output}.")
+
+
+def latency_lines(history: Path, arch: Arch) -> Iterator[str]:
+    """How surely the architecture keeps within the latency limits of the search that it is from."""
+    folder = history.parent.parent if history.parent.name == TRIALS else history.parent
+    if history not in (folder / HISTORY, folder / TRIALS / history.name):
+        return  # not where searches and sweeps leave it, with their predictors beside it
+    sources = read_sources([folder])
+    search = next((search for search in sources.searches if search.history == history), None)
+    for device in sources.devices if search else ():
+        limit_ms = latency_limit(search, device)
+        if not math.isfinite(limit_ms):
+            continue
+        latency_ms, error_ms = (float(value[0]) for value in device.predictor.predict([arch]))
+        sure = probability_within(device.predictor, [arch], limit_ms)[0]
+        yield (
+            f"{device.name}: predicted {latency_ms:.3g} ms, give or take {error_ms:.2g}; it keeps within the limit of "
+            f"{limit_ms:g} ms with a probability of {sure:.0%}"
+        )
+        for row in device.measurements:
+            if row.arch == arch:
+                slower = ", slower than the limit" if row.latency_ms > limit_ms else ""
+                yield f"{device.name}: measured {row.latency_ms:.3g} ms{slower}"
+
+
+def chosen_arch(arguments: Arguments, space: SearchSpace) -> Arch:
+    ways = [arguments.arch is not None, arguments.history is not None, arguments.largest, arguments.smallest]
+    if sum(ways) != 1:
+        raise ValueError("say which architecture: one of --arch, --history, --largest and --smallest")
+    if arguments.largest or arguments.smallest:
+        return space.largest if arguments.largest else space.smallest
+    if arguments.arch is not None:
+        return space.validate(Arch.from_json(arguments.arch))
+    evaluations = read_history(arguments.history)[1]
+    if arguments.line is None:
+        scored = [evaluation for evaluation in evaluations if evaluation.scores]
+        if not scored:
+            raise ValueError(f"{arguments.history} holds no architecture with a score")
+        return max(scored, key=lambda evaluation: next(iter(evaluation.scores.values()))).arch
+    if not 1 <= arguments.line <= len(evaluations):
+        raise ValueError(f"{arguments.history} has evaluations 1 to {len(evaluations)}, not {arguments.line}")
+    return evaluations[arguments.line - 1].arch

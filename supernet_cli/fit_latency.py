@@ -1,0 +1,82 @@
+"""Fit a latency predictor to milliseconds measured anywhere.
+
+    supernet fit-latency --run runs/mine --measurements manifest.csv --name my-phone
+    supernet fit-latency --family ofa_mobilenet_v3 --measurements manifest.csv --name my-phone
+    supernet fit-latency --family ofa_mobilenet_v3 --measurements ten.csv --name my-phone \\
+        --sources runs/latency/xeon-onnxruntime-fp32-1t-b1
+    supernet fit-latency --family ofa_mobilenet_v3 --suggest 10 --export-to onnx_files \\
+        --sources runs/latency/xeon-onnxruntime-fp32-1t-b1
+
+The CSV file has the columns arch (JSON) and latency_ms, such as manifest.csv of `supernet measure-latency
+--export-only` once it is filled in. With predictors of other devices as sources ten measurements do; `--suggest 10`
+exports the ten to measure. Writes OUTPUT/NAME/device.json and predictor.json, in seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from predictors import Device, LatencyPredictor, family_costs, suggest
+from predictors.manifest import export_subnets
+from predictors.measurements import read_measurements
+from supernet_cli.command_line import console, family_of
+
+
+@dataclass(frozen=True)
+class Arguments:
+    run: Path | None = None
+    """Folder of a training run, whose space the subnets are of."""
+    family: str | None = None
+    """Instead of a run, a search space: one of supernet.families.FAMILIES."""
+    measurements: Path | None = None
+    """CSV file with the columns arch and latency_ms."""
+    name: str = ""
+    """Name of the device: letters, digits, '-', '_' and '.'."""
+    sources: tuple[Path, ...] = ()
+    """Folders of predictors of other devices on the same space."""
+    num_classes: int = 1000
+    """Classes of the classifier of a `family`; a run has its own."""
+    runtime: str = "unknown"
+    """What ran the subnets, for the record."""
+    precision: str = "fp32"
+    """Precision, for the record."""
+    threads: int = 1
+    """Threads, for the record."""
+    batch_size: int = 1
+    """Images in one run."""
+    output: Path = Path("runs/latency")
+    """Folder with one folder a device."""
+    suggest: int | None = None
+    """Fit nothing; export so many subnets that say most about a new device."""
+    export_to: Path = Path("onnx_files")
+    """Where --suggest exports to."""
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    family = family_of(arguments.run, arguments.family, arguments.num_classes)
+    sources = [LatencyPredictor.load(directory, family.space) for directory in arguments.sources]
+    sources += family_costs(family)
+    if arguments.suggest is not None:
+        export_subnets(
+            family, suggest(family.space, arguments.suggest, sources), arguments.export_to, arguments.batch_size
+        )
+        console.print(f"{arguments.export_to}/manifest.csv lists the files; fill in its column latency_ms.")
+        return
+    if arguments.measurements is None:
+        raise ValueError("say what to fit with --measurements FILE.csv, or what to measure with --suggest 10")
+    device = Device(arguments.name, arguments.runtime, arguments.precision, arguments.threads, arguments.batch_size)
+    rows = read_measurements(arguments.measurements, family.space)
+    good = [row for row in rows if not row.reference and not row.error]
+    predictor = LatencyPredictor.fit(
+        family.space, [row.arch for row in good], [row.latency_ms for row in good], sources, device
+    )
+    predictor.save(arguments.output / device.name)
+    device.save(arguments.output / device.name / "device.json")
+    console.print(
+        f"{len(good)} measurements; expected error of a prediction {predictor.error_percent:.2f} %. "
+        f"The predictor is in {arguments.output / device.name}."
+    )

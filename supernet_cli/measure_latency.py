@@ -1,0 +1,191 @@
+"""Measure subnets on this machine and fit its latency predictor.
+
+    supernet measure-latency --run runs/mine
+    supernet measure-latency --family ofa_mobilenet_v3 --subnets 200
+    supernet measure-latency --family ofa_mobilenet_v3 --runtime onnxruntime --precision int8 --threads 2
+    supernet measure-latency --family ofa_mobilenet_v3 --noise-floor
+    supernet measure-latency --family ofa_mobilenet_v3 --subnets 100 --export-only onnx_files
+
+Writes OUTPUT/DEVICE/: device.json, measurements.csv (a row a subnet, as it goes) and predictor.json; the device's name
+is made of the processor and the options. Started again, it goes on where it stopped. One to two seconds a subnet of
+5 ms; let nothing else run meanwhile.
+
+A target that cannot run Python: `--export-only` writes ONNX files and manifest.csv; fill in its column latency_ms and
+give it to supernet fit-latency.
+"""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tyro
+from rich.table import Table
+
+from predictors import LatencyPredictor, Protocol, family_costs, measure, prepare, runtimes, stratified, this_device
+from predictors.device import Device
+from predictors.manifest import export_subnets
+from predictors.measurements import Measurement, read_measurements
+from predictors.methods import MINIMUM
+from predictors.noise import NOISE_SUBNETS, relative_differences
+from supernet.families import Family
+from supernet.space import Arch
+from supernet_cli.command_line import console, fail, family_of, progress_bar
+
+ONE_PROCESS = (sys.executable, "-m", "supernet_cli", "measure-latency")  # this command anew
+
+
+@dataclass(frozen=True)
+class Arguments:
+    run: Path | None = None
+    """Folder of a training run, the subnets of whose space are measured."""
+    family: str | None = None
+    """Instead of a run, a search space: one of supernet.families.FAMILIES."""
+    subnets: int = 200
+    """Number of subnets, half of them uniform, half spread over MACs."""
+    largest_resolution: int | None = None
+    """Only subnets for images of at most so many pixels a side."""
+    num_classes: int = 1000
+    """Classes of the classifier of a `family`; a run has its own."""
+    runtime: str = "onnxruntime"
+    """What runs the subnets: torch, torch_compile, onnxruntime, openvino, cuda or cuda_graph."""
+    precision: str = "fp32"
+    """fp32, or int8 (onnxruntime)."""
+    threads: int = 1
+    """Threads of the runtime."""
+    batch_size: int = 1
+    """Images in one run; the latency is that of the batch."""
+    name: str = ""
+    """Name of the device; by default made of the processor and the options."""
+    output: Path = Path("runs/latency")
+    """Folder with one folder a device."""
+    rounds: int = Protocol.rounds
+    """Visits to each subnet."""
+    noise_floor: bool = False
+    """Measure 50 of the subnets twice, completely and independently, and print how much that differs."""
+    noise_pass: Literal[1, 2] | None = None
+    """Only one of these two measurements; used by the command itself."""
+    export_only: Path | None = None
+    """Measure nothing; write the subnets as ONNX files and a manifest to this folder."""
+    seed: int = 0
+    """Which subnets are drawn, and the order of the measurements."""
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    family = family_of(arguments.run, arguments.family, arguments.num_classes)
+    space = family.space
+    if arguments.largest_resolution is not None:
+        sizes = space.choices["resolution"].values if "resolution" in space.choices else (family.input_size,)
+        kept = [size for size in sizes if size <= arguments.largest_resolution]
+        if not kept:
+            raise ValueError(f"no resolution of at most {arguments.largest_resolution} pixels; there are {sizes}")
+        if "resolution" in space.choices:
+            space = space.restrict({"resolution": kept})
+    archs = stratified(space, family.macs, arguments.subnets, np.random.default_rng(arguments.seed))
+    if arguments.export_only is not None:
+        with progress_bar() as progress:
+            task = progress.add_task("Exporting", total=len(archs), note="")
+            export_subnets(
+                family,
+                archs,
+                arguments.export_only,
+                arguments.batch_size,
+                lambda done: progress.update(task, completed=done),
+            )
+        console.print(f"{arguments.export_only}/manifest.csv lists the files; fill in its column latency_ms.")
+        return
+    device = this_device(
+        arguments.runtime, arguments.precision, arguments.threads, arguments.batch_size, arguments.name
+    )
+    try:
+        runtimes.check(device)
+    except ModuleNotFoundError as error:
+        fail(str(error), 2)
+    directory = arguments.output / device.name
+    claim(directory, device)
+    if arguments.noise_floor:
+        chosen = archs[:: max(len(archs) // NOISE_SUBNETS, 1)][:NOISE_SUBNETS]
+        if arguments.noise_pass is not None:
+            measured(
+                family, device, chosen, directory / f"noise_{arguments.noise_pass}.csv", arguments, arguments.noise_pass
+            )
+            return
+        for number in (1, 2):  # in a process each: torch is up to 1.6 times slower in one that has measured before
+            done = subprocess.run([*ONE_PROCESS, *sys.argv[1:], "--noise-pass", str(number)])
+            if done.returncode:
+                sys.exit(done.returncode)
+        report_noise(*(read_measurements(directory / f"noise_{number}.csv", family.space) for number in (1, 2)))
+        return
+    rows = measured(family, device, archs, directory / "measurements.csv", arguments, arguments.seed)
+    good = [row for row in rows if not row.error]
+    for row in rows:
+        if row.error:
+            console.print(f"failed: {row.arch.to_json()}: {row.error}", highlight=False, markup=False)
+    if len(good) < MINIMUM:
+        console.print(f"{len(good)} subnets are too few for a predictor, which needs {MINIMUM}.")
+        return
+    predictor = LatencyPredictor.fit(
+        family.space,
+        [row.arch for row in good],
+        [row.latency_ms for row in good],
+        sources=family_costs(family),
+        device=device,
+    )
+    predictor.save(directory)
+    console.print(
+        f"{len(good)} subnets measured, {len(rows) - len(good)} failed; expected error of a prediction "
+        f"{predictor.error_percent:.2f} %. All is in {directory}."
+    )
+
+
+def claim(directory: Path, device: Device) -> None:
+    """Write device.json, or check that the one there describes the same device, if anything was measured on it."""
+    path = directory / "device.json"
+    if not path.exists() or not any(directory.glob("*.csv")):
+        device.save(path)
+        return
+    there = Device.from_json(path.read_text())
+    for what in ("runtime", "precision", "threads", "batch_size"):
+        if getattr(there, what) != getattr(device, what):
+            raise ValueError(
+                f"{directory} holds measurements with {what} {getattr(there, what)}, not {getattr(device, what)}; "
+                "give this device another --name"
+            )
+
+
+def measured(
+    family: Family, device: Device, archs: list[Arch], path: Path, arguments: Arguments, seed: int
+) -> list[Measurement]:
+    if path.exists():
+        read_measurements(path, family.space)  # an error if they are of another family
+
+    def prepared(arch: Arch):
+        size = family.resolution(arch)
+        return prepare(family.build(arch), device, (family.in_chans, size, size))
+
+    with progress_bar() as progress:
+        task = progress.add_task(f"Measuring on {device.name}", total=len(archs), note="")
+        return measure(
+            archs,
+            prepared,
+            path,
+            Protocol(rounds=arguments.rounds),
+            seed,
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+
+
+def report_noise(first: list[Measurement], second: list[Measurement]) -> None:
+    differences = relative_differences(first, second)
+    table = Table("", "relative difference of two measurements (%)")
+    table.add_row("mean: the noise floor", f"{100 * np.abs(differences).mean():.2f}")
+    table.add_row("median", f"{100 * np.median(np.abs(differences)):.2f}")
+    table.add_row("largest", f"{100 * np.abs(differences).max():.2f}")
+    table.add_row("common to all subnets", f"{100 * math.fabs(np.median(differences)):.2f}")
+    console.print(table)

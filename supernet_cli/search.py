@@ -1,0 +1,270 @@
+"""Search a trained supernet for the best architectures within limits.
+
+    supernet search --run runs/digits
+    supernet search --run runs/digits --predictors runs/latency/* --limits xeon-onnxruntime-fp32-1t-b1=0.3
+    supernet search --run runs/digits --limits macs=1.5e6 parameters=2e5 --strategy once_for_all
+    supernet search --run runs/digits --workers 2
+    supernet search --run runs/digits --strategy rdm --teacher models/teacher --evaluations 24 \
+        --output runs/rdm
+    supernet search --run runs/digits --strategy dna --teacher models/teacher --limits macs=2e6 \
+        --images 100 --calibration-images 100 --dna.epochs 5 --output runs/dna
+    supernet search --space nasbench201 --strategy te_nas --output runs/te_nas
+
+Accuracy is that on the held-out images with BatchNorm recalibrated; the test images are not touched. Without a latency
+predictor it is traded off against MACs. With `--workers` on Ray workers, with the same result. A search that was killed
+goes on with `--resume`. Writes OUTPUT/report.html to look at, OUTPUT/search.jsonl (every evaluation),
+OUTPUT/generations.csv and OUTPUT/front.csv; the front's latency is measured for devices that are this machine. About
+10 subnets of digits a second on 2 cores. Where a latency is limited, the column "DEVICE, within limit" of front.csv
+says how probable it is that each architecture keeps within the limit, and what was measured to be slower is named.
+
+A teacher has the classes, by name, and the input size of the run: `supernet train-standalone --run runs/digits --model
+resnet18 --input-size 32 --output models/teacher trains one. `rdm` then scores two subnets of digits a second on one
+core. `dna` trains blocks first, in OUTPUT/dna, from where it was stopped; then it rates every path of each block, which
+takes tens of milliseconds each, and proposes the best architectures within the limits in order. The line above trains
+four blocks and rates 6,278 paths in three minutes on one core. Where blocks end follows from the resolutions of both
+networks, unless --dna.points and --dna.cuts say it. `te_nas` prunes where operations can be mixed and nothing is
+limited.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import nan
+from pathlib import Path
+
+import tyro
+from rich.table import Table
+
+from predictors import LatencyPredictor, is_this_machine, measure, prepare, runtimes
+from search.blockwise.dna import DnaConfig
+from search.history import Evaluation
+from search.loop import Generation
+from search.margin import beyond_measurements, device_limits, limit_notes, probability_within
+from search.report.sources import write_origin
+from search.run import image_size, load_predictors, run_search
+from search.scores.judges import TRAINING_FREE, untrained_run
+from search.scores.teacher_guided import GuidanceConfig
+from search.settings import SearchJob
+from search.table import write_csv
+from search.untrained.te_nas import Settings
+from supernet.artifacts.runs import Run, load_run
+from supernet.space import Arch
+from supernet.training.data import DataConfig
+from supernet_cli.command_line import console, progress_bar, report
+
+
+@dataclass(frozen=True)
+class Arguments:
+    run: Path | None = None
+    """Folder of the training run."""
+    space: str | None = None
+    """Instead of a run, a space of supernet.families.FAMILIES, for te_nas and zero_cost."""
+    space_options: str = "{}"
+    """Options of that space as a JSON object."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Images for a search without a run."""
+    root: str | None = None
+    """Folder or tar file of the images, if a run's are no longer where they were in training (or --data.root)."""
+    test_root: str | None = None
+    """The same of the test images."""
+    output: Path | None = None
+    """Folder for the results; by default that of the training run."""
+    strategy: str = SearchJob.strategy
+    """evolution, screened, once_for_all, spos, random or local, which go by accuracy or by --score; or te_nas,
+    zero_cost, rdm or dna, which go by the score of that name."""
+    score: str | None = SearchJob.score
+    """What architectures are judged by: accuracy, te_nas, zero_cost, rdm or dna; by default as the strategy says."""
+    predictors: tuple[Path, ...] = ()
+    """Folders of latency predictors, one a device."""
+    limits: tuple[str, ...] = ()
+    """NAME=VALUE, the largest admissible value; names are macs, parameters, activation_bytes, and devices (ms)."""
+    objectives: tuple[str, ...] = SearchJob.objectives
+    """Costs to trade off against the score; by default the latency on every device, or macs if there is none."""
+    evaluations: int = SearchJob.evaluations
+    """Architectures to evaluate."""
+    population: int = SearchJob.population
+    """Architectures in a generation."""
+    images: int | None = SearchJob.images
+    """Held-out images that judge an architecture; by default all."""
+    calibration_images: int | None = SearchJob.calibration_images
+    """Training images for BatchNorm; by default as in training."""
+    batch_size: int = SearchJob.batch_size
+    """Images that a subnet runs on at a time."""
+    zero_cost: tuple[str, ...] = SearchJob.zero_cost
+    """Scores of search.scores.untrained.NAMES whose mean rank is the score zero_cost, or vote."""
+    zero_cost_images: int = SearchJob.zero_cost_images
+    """Images that the scores without training see at a time; te_nas draws from eight times as many."""
+    te_nas: Settings = SearchJob.te_nas
+    teacher: str | None = SearchJob.teacher
+    """Whom rdm and dna follow: a pretrained model of timm's, or the folder of an extracted subnet or a training run."""
+    rdm: GuidanceConfig = field(default_factory=GuidanceConfig)
+    dna: DnaConfig = field(default_factory=DnaConfig)
+    seed: int = SearchJob.seed
+    """All that is random follows from it."""
+    workers: int = 0
+    """Ray workers; 0 evaluates in this process, without Ray."""
+    threads: int = 1
+    """CPU threads of each Ray worker."""
+    address: str | None = None
+    """Ray cluster to join, such as auto; by default one is started on this machine."""
+    resume: bool = False
+    """Go on with the search in OUTPUT, with the same settings."""
+    measure: bool = True
+    """Measure the front's latency where a predictor's device is this machine."""
+
+    def job(self) -> SearchJob:
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(SearchJob) if f.name != "limits"}
+        return SearchJob(limits=dict(parse_limit(text) for text in self.limits), **shared)
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    job = arguments.job()
+    logging.getLogger("search").setLevel(logging.INFO)  # how far blocks are trained and rated
+    if arguments.resume and not ((arguments.output or arguments.run or Path()) / "search.jsonl").exists():
+        folder = arguments.output or arguments.run
+        raise ValueError(f"there is no search to resume in {folder}: start without --resume, or name another folder")
+    trained = find_run(arguments, job)
+    predictors = load_predictors(arguments.predictors, trained.family)
+    output = arguments.output or arguments.run
+    limits = device_limits(job.limits, predictors)
+    for name, limit_ms in limits.items():
+        if warning := beyond_measurements(name, predictors[name], limit_ms):
+            say(f"warning: {warning}")
+    generations: list[Generation] = []
+
+    with progress_bar() as progress:
+        task = progress.add_task("Searching", total=job.evaluations, note="")
+
+        def on_generation(generation: Generation) -> None:
+            generations.append(generation)
+            note = f"generation {generation.index + 1}: {job.judged_by} {generation.best[job.judged_by]:.4f}"
+            note += "".join(f", {name} {value:.2f}" for name, value in generation.notes.items())
+            progress.update(task, completed=generation.evaluated, note=note)
+
+        outcome = run_search(
+            job,
+            trained,
+            predictors,
+            output / "search.jsonl",
+            resume=arguments.resume,
+            workers=arguments.workers,
+            threads=arguments.threads,
+            address=arguments.address,
+            on_evaluation=lambda evaluation, count: progress.update(task, completed=count),
+            on_generation=on_generation,
+        )
+    for line in outcome.retried:
+        say(line)
+    for evaluation in outcome.result.evaluations:
+        if evaluation.error:
+            say(f"failed: {evaluation.arch.to_json()}: {evaluation.error}")
+    front = sorted(outcome.result.front, key=lambda evaluation: evaluation.scores[job.judged_by])
+    measured = measure_front(front, trained, predictors, output) if arguments.measure else {}
+    columns = front_rows(front, predictors, limits, measured)
+    write_csv(output / "front.csv", [{**row, "arch": e.arch.to_json()} for row, e in zip(columns, front)])
+    write_csv(output / "generations.csv", [generation_row(generation) for generation in generations])
+    if arguments.run:
+        write_origin(output, arguments.run, arguments.predictors)
+    console.print(front_table(columns))
+    for name, limit_ms in limits.items():
+        probabilities = [row[f"{name}, within limit"] for row in columns]
+        for note in limit_notes(name, limit_ms, probabilities, [row.get(f"{name}, measured", nan) for row in columns]):
+            say(note)
+    console.print(f"The front is in {output / 'front.csv'}, every evaluation in {output / 'search.jsonl'}.")
+    report(output)
+
+
+def find_run(arguments: Arguments, job: SearchJob) -> Run:
+    """The run that was asked for, or an untrained one of the space."""
+    if (arguments.run is None) == (arguments.space is None):
+        raise ValueError("say which run to search with --run, or which space with --space")
+    data = arguments.data
+    root, test_root = arguments.root or data.root, arguments.test_root or data.test_root
+    if arguments.run is not None:
+        return load_run(arguments.run, root, test_root)
+    if job.judged_by not in TRAINING_FREE:
+        raise ValueError(
+            f"the score {job.judged_by} needs a trained supernet: give --run, or search the space "
+            f"by {' or '.join(TRAINING_FREE)}"
+        )
+    if arguments.output is None:
+        raise ValueError("say where the results go with --output")
+    return untrained_run(
+        arguments.space, arguments.space_options, dataclasses.replace(data, root=root, test_root=test_root)
+    )
+
+
+def parse_limit(text: str) -> tuple[str, float]:
+    name, _, value = text.rpartition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise ValueError(f"a limit is NAME=VALUE, such as macs=3e8, not {text!r}") from None
+
+
+def measure_front(
+    front: Sequence[Evaluation], trained: Run, predictors: Mapping[str, LatencyPredictor], output: Path
+) -> dict[str, dict[Arch, float]]:
+    """Milliseconds of the architectures on each of the devices that is this machine."""
+    measured: dict[str, dict[Arch, float]] = {}
+    for name, predictor in predictors.items():
+        device = predictor.device
+        if device is None or device.runtime not in runtimes.RUNTIMES or not is_this_machine(device):
+            continue
+
+        def prepared(arch: Arch, device=device):
+            return prepare(trained.family.build(arch), device, image_size(trained.family, arch))
+
+        with progress_bar() as progress:
+            task = progress.add_task(f"Measuring on {name}", total=len(front), note="")
+            rows = measure(
+                [evaluation.arch for evaluation in front],
+                prepared,
+                output / f"front_{name}.csv",
+                progress=lambda done, total, task=task: progress.update(task, completed=done, total=total),
+            )
+        measured[name] = {row.arch: row.latency_ms for row in rows}
+    return measured
+
+
+def front_rows(
+    front: Sequence[Evaluation],
+    predictors: Mapping[str, LatencyPredictor],
+    limits: Mapping[str, float],
+    measured: Mapping[str, Mapping[Arch, float]],
+) -> list[dict[str, float]]:
+    """A row an architecture: scores, costs, and for each device the standard error of its predicted milliseconds, the
+    probability that they keep within the limit, if there is one, and what was measured, if anything was."""
+    archs = [evaluation.arch for evaluation in front]
+    rows = [{**evaluation.scores, **evaluation.costs} for evaluation in front]
+    for name, predictor in predictors.items():
+        columns = {f"{name}, standard error": predictor.predict(archs).standard_error_ms} if archs else {}
+        if name in limits:
+            columns[f"{name}, within limit"] = probability_within(predictor, archs, limits[name])
+        if name in measured:
+            columns[f"{name}, measured"] = [measured[name][arch] for arch in archs]
+        for column, values in columns.items():
+            for row, value in zip(rows, values):
+                row[column] = float(value)
+    return rows
+
+
+def front_table(rows: Sequence[Mapping[str, float]]) -> Table:
+    table = Table(*(rows[0] if rows else ()), title="Pareto front")
+    for row in rows:
+        table.add_row(*(f"{value:.6g}" for value in row.values()))
+    return table
+
+
+def say(line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def generation_row(generation: Generation) -> dict[str, float]:
+    fields = dataclasses.asdict(generation)
+    notes = fields.pop("notes")
+    return {"generation": fields.pop("index"), **fields.pop("best"), **fields, **notes}

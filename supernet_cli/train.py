@@ -1,0 +1,89 @@
+"""Train a supernet.
+
+    supernet train                      # digits, two minutes on 2 cores
+    supernet train --recipe cifar10 --root images/ --output runs/mine
+    supernet train --output runs/mine --resume
+    torchrun --nproc-per-node 8 -m supernet_cli train --recipe alphanet --root imagenet/ --output runs/alphanet
+    supernet train --list-spaces
+
+A recipe sets everything, any flag overrides it; `--help` shows each flag with its unit and the recipe's value. Writes
+the output folder (see supernet/artifacts/runs.py). With --resume it goes on with the run in that folder, by its own
+settings; where its images lie (--root, --test-root) and how it is executed (--device, --workers, --log-steps, ...) may
+be said anew. A training that was stopped before its first step was done is started without --resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.table import Table
+
+from supernet.artifacts.runs import Job, read_job, run_job
+from supernet.families import FAMILIES, describe
+from supernet.training import distributed
+from supernet.training.recipes import RECIPES
+from supernet_cli.command_line import console, progress_bar, to_resume
+
+
+@dataclass(frozen=True)
+class Arguments:
+    job: Annotated[Job, tyro.conf.arg(name="")]
+    recipe: str = "digits"
+    """Recipe that sets what the other flags do not."""
+    output: Path | None = None
+    """Folder of the run; by default runs/ and the recipe's name."""
+    resume: bool = False
+    """Go on with the run in the output folder."""
+    list_spaces: bool = False
+    """Print the search spaces and end."""
+
+
+def main() -> None:
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--recipe", default="digits")
+    first.add_argument("--output", type=Path)
+    first.add_argument("--resume", action="store_true")
+    known = first.parse_known_args()[0]
+    recipe = known.recipe
+    if recipe not in RECIPES:
+        raise ValueError(f"there is no recipe {recipe!r}; the recipes are {', '.join(RECIPES)}")
+    begun = to_resume(known.output or Path("runs") / recipe, read_job) if known.resume else None
+    arguments = tyro.cli(
+        Arguments,
+        default=Arguments(begun or RECIPES[recipe](), recipe),
+        description=__doc__,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    if arguments.list_spaces:
+        list_spaces()
+        return
+    output = arguments.output or Path("runs") / recipe
+    distributed.start()
+    with progress_bar(disable=distributed.rank() != 0) as progress:
+        task = progress.add_task("Training", total=None, note="")
+
+        def show(result):
+            losses = result.losses and " ".join(f"{loss:.2f}" for loss in result.losses)
+            progress.update(
+                task, completed=result.step, total=result.steps, **({"note": f"losses {losses}"} if losses else {})
+            )
+
+        trained = run_job(arguments.job, output, resume=arguments.resume, on_step=show)
+    if distributed.rank() != 0:
+        return
+    console.print(f"The supernet is in {output}: {trained.net.space.size:.3g} architectures in one set of weights.")
+    console.print(f"Next: supernet search --run {output}")
+
+
+def list_spaces() -> None:
+    table = Table("space", "architectures", "MACs (M)", "parameters (M)", "paper")
+    for name, make in FAMILIES.items():
+        found = describe(name, make())
+        macs = " to ".join(f"{count / 1e6:.4g}" for count in found.macs)
+        parameters = " to ".join(f"{count / 1e6:.3g}" for count in found.parameters)
+        table.add_row(name, f"{found.size:.3g}", macs, parameters, found.paper)
+    console.print(table)

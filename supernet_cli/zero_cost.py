@@ -1,0 +1,96 @@
+"""Score random architectures of a space without training them.
+
+    supernet zero-cost --space nasbench201 --scores ntk,regions,synflow
+    supernet zero-cost --space mobilenet_v3_micro --scores synflow,naswot,macs --archs 50 --output scores.jsonl
+    supernet zero-cost --space nasbench201 --scores vote --data.dataset folder --data.root images/
+
+Prints the architectures by the mean rank of their scores (or by the ensemble `vote` or `te_nas`), the best first; every
+score is signed so that higher is better, `ntk` is the negative condition number. 20 architectures of NAS-Bench-201 take
+2 minutes on 2 cores with `ntk`, half a minute with the other scores above.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from rich.table import Table
+
+from search.scores.judges import training_batch
+from search.scores.untrained import ENSEMBLES, Batch, check_names, score_architecture
+from search.untrained.ensemble import mean_rank
+from search.untrained.proxies import PROXIES
+from search.untrained.te_nas import Settings
+from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.runs import make_family
+from supernet.families import Family
+from supernet.training.data import Data, DataConfig, load_data
+from supernet_cli.command_line import console, progress_bar
+
+
+@dataclass(frozen=True)
+class Arguments:
+    space: str = "nasbench201"
+    """One of supernet.families.FAMILIES."""
+    space_options: str = "{}"
+    """Options of the space as a JSON object, such as {\"name\": \"resnet18\"} for from_timm."""
+    scores: str = "synflow,naswot,jacob_cov"
+    """Names with commas between them, of search.scores.untrained.NAMES, or vote or te_nas by itself."""
+    archs: int = 20
+    """Architectures to sample."""
+    batch_size: int = 64
+    """Images that the scores see at a time; ntk and regions draw from eight times as many."""
+    te_nas: Settings = field(default_factory=Settings)
+    data: DataConfig = field(default_factory=DataConfig)
+    device: str = "cpu"
+    """Where networks run, such as cpu or cuda."""
+    seed: int = 0
+    """Architectures, weights and images follow from it."""
+    output: Path | None = None
+    """JSON lines with each architecture and its scores."""
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    for name in ("archs", "batch_size"):
+        if getattr(arguments, name) < 2:
+            raise ValueError(f"{name} is at least 2, not {getattr(arguments, name)}")
+    data = load_data(arguments.data)
+    family = make_family(arguments.space, arguments.space_options, data.num_classes)
+    proxies = PROXIES[arguments.space](data.num_classes, family.in_chans) if arguments.space in PROXIES else None
+    combine, names = ENSEMBLES.get(arguments.scores, (mean_rank, tuple(arguments.scores.split(","))))
+    check_names(names, proxies)
+    batch = read_batch(data, family, arguments)
+    generator = np.random.default_rng(arguments.seed)
+    archs = [family.space.sample(generator) for _ in range(arguments.archs)]
+    rows = []
+    with progress_bar() as progress:
+        task = progress.add_task("Scoring", total=len(archs), note="")
+        for arch in archs:
+            scores = score_architecture(family, names, arch, batch, arguments.seed, proxies, arguments.te_nas)
+            rows.append(scores)
+            progress.advance(task)
+    combined = combine([[row[name] for row in rows] for name in names])
+    order = np.argsort(-combined, kind="stable")
+    table = Table("rank", *names, "architecture")
+    for index in order:
+        arch = ", ".join(map(str, archs[index].values()))
+        table.add_row(f"{combined[index]:.3f}", *(f"{rows[index][name]:.5g}" for name in names), arch)
+    console.print(table)
+    if arguments.output:
+        lines = [{"arch": dict(archs[i]), "rank": combined[i], **rows[i]} for i in order]
+        with write_atomically(arguments.output) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        console.print(f"All scores are in {arguments.output}.")
+
+
+def read_batch(data: Data, family: Family, arguments: Arguments) -> Batch:
+    """Random training images at the space's largest resolution, on the device."""
+    resolution = family.resolution(family.space.largest)
+    batch = training_batch(data, resolution, arguments.batch_size, arguments.seed)
+    device = torch.device(arguments.device)
+    return Batch(batch.images.to(device), batch.labels.to(device), batch.size)
