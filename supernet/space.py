@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from types import MappingProxyType
@@ -214,6 +214,41 @@ class SearchSpace:
                 for name, choice in self.choices.items()
             }
         )
+
+    def subspace(self, names: Collection[str]) -> SearchSpace:
+        """The space of the choices `names` alone, which apply whatever the others are; where there are none, a space of
+        one architecture, whose only choice is named "only"."""
+        choices = {
+            name: Choice(choice.values, {parent: values for parent, values in choice.when.items() if parent in names})
+            for name, choice in self.choices.items()
+            if name in names
+        }
+        return SearchSpace(choices or {"only": (1,)})
+
+    def complete(self, part: Mapping[str, Value]) -> Arch:
+        """The architecture that has the values of `part`, and the last value of every other choice.
+
+        Names that are no choices of this space, as the architecture of an empty `subspace` has, are passed over.
+        ValueError for a value that is not one of its choice's.
+        """
+        chosen = {name: value for name, value in part.items() if name in self.choices}
+        return self.validate({name: choice.values[-1] for name, choice in self.choices.items()} | chosen)
+
+    def __iter__(self) -> Iterator[Arch]:
+        """Every architecture, in the order of `encode`."""
+
+        def extend(values: dict[str, Value], names: Sequence[str]) -> Iterator[Arch]:
+            if not names:
+                yield Arch(values)
+                return
+            choice = self.choices[names[0]]
+            if not _is_active(choice, values):
+                yield from extend(values, names[1:])
+                return
+            for value in choice.values:
+                yield from extend({**values, names[0]: value}, names[1:])
+
+        return extend({}, tuple(self.choices))
 
     def validate(self, arch: Mapping[str, Value]) -> Arch:
         """`arch` as a canonical Arch of this space: choices in order, inactive ones dropped.

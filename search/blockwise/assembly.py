@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from search.blockwise.blocks import Block
 from search.blockwise.traversal import Blocks, combinations
-from search.prefix.scopes import all_archs, complete, subspace
 from search.problem import Cost, Problem
 from supernet.space import Arch, SearchSpace, Value
 
@@ -21,6 +20,15 @@ logger = logging.getLogger(__name__)
 
 ROUNDING = 1e-6  # relative: costs that are off by no more add up; predictors sum in single precision
 SAMPLES = 500  # random architectures that tell how far a cost is off
+
+
+class _Paths(NamedTuple):
+    """What architectures are put together from."""
+
+    blocks: Sequence[Block]
+    shared: frozenset[str]  # choices that several blocks depend on
+    cases: Sequence[Arch]  # [a] their assignments
+    tables: Sequence[Sequence[Arch]]  # K times [p]
 
 
 class _Sum(NamedTuple):
@@ -74,10 +82,13 @@ def _with_rest(
     """Those architectures that have the values of `rest`."""
     uses = Counter(name for block in blocks for name in block.scope)
     shared = frozenset(name for name, count in uses.items() if count > 1)
-    cases = list(all_archs(subspace(space, shared))) if shared else [Arch({})]
+    cases = list(space.subspace(shared)) if shared else [Arch({})]
     paths = [list(table) for table in losses]
+    rated = frozenset(name for block in blocks for name in block.scope)
+    generator = np.random.default_rng(0)
+    samples = [_part(space.sample(generator), rated) for _ in range(SAMPLES)]
     sums = [
-        _as_sum(space, rest, blocks, shared, cases, paths, problem.costs[name], limit, name)
+        _as_sum(_Prices(space, rest, problem.costs[name]), _Paths(blocks, shared, cases, paths), samples, limit, name)
         for name, limit in problem.limits.items()
     ]
     members = [_members(block, shared, cases, own) for block, own in zip(blocks, paths)]  # K times a times [p]
@@ -90,7 +101,7 @@ def _with_rest(
         alternatives.append(Blocks([v[i] for v, i in zip(values, own)], [p[i] for p, i in zip(prices, own)], budget))
     for best in combinations(alternatives):
         parts = [own[of_block[best.case][row]] for own, of_block, row in zip(paths, members, best.paths)]
-        arch = complete(space, {**rest, **{name: value for part in parts for name, value in part.items()}})
+        arch = space.complete({**rest, **{name: value for part in parts for name, value in part.items()}})
         if problem.violation(problem.price([arch]))[0] <= 1:
             yield arch
 
@@ -103,41 +114,40 @@ def _members(block: Block, shared: frozenset[str], cases: Sequence[Arch], paths:
     return [np.array(by_common[_part(case, block.scope)]) for case in cases]
 
 
-def _as_sum(
-    space: SearchSpace,
-    rest: Mapping[str, Value],
-    blocks: Sequence[Block],
-    shared: frozenset[str],
-    cases: Sequence[Arch],
-    paths: Sequence[Sequence[Arch]],
-    cost: Cost,
-    limit: float,
-    name: str,
-) -> _Sum:
-    known: dict[Arch, float] = {}
+class _Prices:
+    """One cost of architectures of which a part is said: the choices `rest`, or else their last values, are the others.
 
-    def values(parts: Sequence[Arch]) -> np.ndarray:
-        archs = [complete(space, {**rest, **part}) for part in parts]
-        fresh = [arch for arch in dict.fromkeys(archs) if arch not in known]
-        known.update(zip(fresh, map(float, cost(fresh)) if fresh else ()))
-        return np.array([known[arch] for arch in archs])
+    What was asked once is kept.
+    """
 
-    common, own = values(cases), [values(table) for table in paths]
-    own_common = [values([_part(path, shared) for path in table]) for table in paths]
-    generator = np.random.default_rng(0)
-    rated = frozenset(choice for block in blocks for choice in block.scope)
-    samples = [_part(space.sample(generator), rated) for _ in range(SAMPLES)]
-    true, sampled_common = values(samples), values([_part(arch, shared) for arch in samples])
-    rows = [
-        [{path: row for row, path in enumerate(table)}[p] for p in map(block.path, samples)]
-        for block, table in zip(blocks, paths)
-    ]
+    def __init__(self, space: SearchSpace, rest: Mapping[str, Value], cost: Cost) -> None:
+        self._space, self._rest, self._cost = space, rest, cost
+        self._known: dict[Arch, float] = {}
+
+    def __call__(self, parts: Sequence[Mapping[str, Value]]) -> np.ndarray:
+        archs = [self._space.complete({**self._rest, **part}) for part in parts]
+        fresh = [arch for arch in dict.fromkeys(archs) if arch not in self._known]
+        self._known.update(zip(fresh, map(float, self._cost(fresh)) if fresh else ()))
+        return np.array([self._known[arch] for arch in archs])
+
+
+class _Scale(NamedTuple):
+    """What adds up: a cost itself, or its logarithm."""
+
+    to: Callable[[np.ndarray], np.ndarray]
+    back: Callable[[np.ndarray], np.ndarray]
+
+
+SCALES = (_Scale(np.asarray, np.asarray), _Scale(np.log, np.exp))
+
+
+def _as_sum(prices: _Prices, paths: _Paths, samples: Sequence[Arch], limit: float, name: str) -> _Sum:
+    """The cost as a sum, on the scale on which it is one, or else on that on which it is least off, with a warning."""
     found = []
-    for forward, back in ((np.asarray, np.asarray), (np.log, np.exp)):
-        added = [forward(a) - forward(b) for a, b in zip(own, own_common)]
-        total = forward(sampled_common) + sum(table[row] for table, row in zip(added, rows))
-        off = float(np.abs(back(total) / true - 1).max())
-        found.append((off, _Sum(forward(common), added, float(forward(limit * (1 + max(2 * off, ROUNDING)))))))
+    for scale in SCALES:
+        common, added = _path_prices(prices, paths, scale)
+        off = _additivity_error(prices, paths, scale, added, samples)
+        found.append((off, _Sum(common, added, float(scale.to(limit * (1 + max(2 * off, ROUNDING)))))))
         if off <= ROUNDING:
             return found[-1][1]
     off, best = min(found, key=lambda pair: pair[0])
@@ -147,6 +157,28 @@ def _as_sum(
         100 * off,
     )
     return best
+
+
+def _path_prices(prices: _Prices, paths: _Paths, scale: _Scale) -> tuple[np.ndarray, list[np.ndarray]]:
+    """What the assignments [a] of the shared choices cost, and what each path of each block, K times [p], adds."""
+    added = [
+        scale.to(prices(table)) - scale.to(prices([_part(path, paths.shared) for path in table]))
+        for table in paths.tables
+    ]
+    return scale.to(prices(paths.cases)), added
+
+
+def _additivity_error(
+    prices: _Prices, paths: _Paths, scale: _Scale, added: Sequence[np.ndarray], samples: Sequence[Arch]
+) -> float:
+    """The largest relative error of the sum among `samples`."""
+    rows = [{path: row for row, path in enumerate(table)} for table in paths.tables]
+    own = [
+        prices_of_block[[row[block.path(arch)] for arch in samples]]
+        for block, row, prices_of_block in zip(paths.blocks, rows, added)
+    ]
+    total = scale.to(prices([_part(arch, paths.shared) for arch in samples])) + sum(own)
+    return float(np.abs(scale.back(total) / prices(samples) - 1).max())
 
 
 def _part(arch: Arch, names: frozenset[str]) -> Arch:

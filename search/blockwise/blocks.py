@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from distill.blockwise import adapter
 from search.blockwise.cuts import Cut, Feature
-from search.prefix.pieces import Piece
-from search.prefix.scopes import complete, parts, subspace
+from search.prefix.dependence import layer_names, split
+from search.prefix.pieces import Piece, cut
 from supernet.families import Family
 from supernet.nesting import covering_archs
 from supernet.slicing import Rule
@@ -66,16 +66,22 @@ class Segment(nn.Sequential):
 def cut_blocks(family: Family, space: SearchSpace, cuts: Sequence[Cut], seed: int = 0) -> list[Block]:
     """The blocks of the architectures `space` of a family that end with each of the `cuts`; see
     `search.blockwise.cuts`."""
-    names = tuple(cut.name for cut in cuts)
+    names = tuple(place.name for place in cuts)
     blocks = []
     for index, (target, name, scope) in enumerate(cuts):
-        paths = subspace(space, scope)
+        paths = space.subspace(scope)
         before = cuts[index - 1].target.channels if index else None
         build = _BlockBuilder(family.build, space, family.in_chans, names, index, before, target.channels)
         build = build.with_adapters(paths)
         net = Supernet(paths, build, _rules(family, build(paths.largest)), seed=part_seed(seed, Stream.BLOCK, index))
         blocks.append(Block(name, target, scope, net))
     return blocks
+
+
+def parts(model: nn.Module, cuts: Sequence[str]) -> list[list[Piece]]:
+    """The pieces of a subnet, in eval mode, up to each cut. ValueError as in `split`."""
+    pieces = cut(model)
+    return [pieces[part] for part in split(layer_names(model, pieces), cuts)]
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class _BlockBuilder:
     adapt_out: bool = True
 
     def __call__(self, path: Arch) -> nn.Module:
-        model = self.build(complete(self.space, path)).eval()
+        model = self.build(self.space.complete(path)).eval()
         *before, own = parts(model, self.cuts[: self.index + 1])
         in_chs, out_chs = self._widths(before, own)
         modules: dict[str, nn.Module] = {"student": Segment(model, own)}
@@ -107,7 +113,7 @@ class _BlockBuilder:
         """The same with adapters on the sides where a path's width is not the teacher's."""
         widths = []
         for path in (*covering_archs(paths), paths.smallest):
-            *before, own = parts(self.build(complete(self.space, path)).eval(), self.cuts[: self.index + 1])
+            *before, own = parts(self.build(self.space.complete(path)).eval(), self.cuts[: self.index + 1])
             widths.append(self._widths(before, own))
         ins, outs = (set(column) for column in zip(*widths))
         return replace(self, adapt_in=ins != {self.teacher_in}, adapt_out=outs != {self.teacher_out})

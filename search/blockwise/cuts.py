@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from distill.blockwise import Teacher
+from search.prefix.dependence import Dependence, end_of, layer_names
 from search.prefix.pieces import cut
-from search.prefix.scopes import Scopes, end_of, layer_names, subspace
+from search.temporary import hooks
 from supernet.families import Family
 from supernet.nesting import covering_archs, probing_archs
 from supernet.skeleton import build_skeleton
@@ -43,7 +44,7 @@ def given_cuts(family: Family, space: SearchSpace, features: Sequence[Feature], 
     ValueError, listing what was found, if they do not match in number or resolution.
     """
     _check(outputs(family, space.largest), features, names)
-    return _cuts(Scopes(family, space), features, names)
+    return _cuts(Dependence.of_family(family, space), features, names)
 
 
 def matching_cuts(family: Family, space: SearchSpace, features: Sequence[Feature], max_paths: int) -> list[Cut]:
@@ -57,7 +58,7 @@ def matching_cuts(family: Family, space: SearchSpace, features: Sequence[Feature
     ValueError, listing what was found, if no resolution matches, or if there are too few features or places for blocks
     of at most `max_paths` paths.
     """
-    scopes = Scopes(family, space)
+    dependence = Dependence.of_family(family, space)
     places = _places(family, space)
     chosen: list[_Place] = []
     targets: list[Feature] = []
@@ -66,7 +67,7 @@ def matching_cuts(family: Family, space: SearchSpace, features: Sequence[Feature
         if not own or max(size) == 1:
             continue
         found = [feature for feature in features if feature.size == size]
-        more = _divide(scopes, space, chosen[-1] if chosen else None, own, found, max_paths)
+        more = _divide(dependence, space, chosen[-1] if chosen else None, own, found, max_paths)
         chosen += more
         targets += [found[math.ceil(i * len(found) / len(more)) - 1] for i in range(1, len(more) + 1)]
     if not chosen:
@@ -74,7 +75,7 @@ def matching_cuts(family: Family, space: SearchSpace, features: Sequence[Feature
             f"the teacher has no features at the resolutions of the supernet: it has {_list(features)}, "
             f"and that has {_list(outputs(family, space.largest))}"
         )
-    return _cuts(scopes, targets, [place.name for place in chosen])
+    return _cuts(dependence, targets, [place.name for place in chosen])
 
 
 def finer_features(teacher: Teacher, images: Tensor) -> list[Feature]:
@@ -84,24 +85,16 @@ def finer_features(teacher: Teacher, images: Tensor) -> list[Feature]:
     `images` [B, C, H, W] are a few. ValueError for features that are no maps.
     """
     model, found = teacher.model, maps_of(teacher, images)
-    pieces = cut(model)
-    layers = layer_names(model, pieces)
-    points = {point: end_of(layers, point) for point in teacher.points}
+    with torch.no_grad():
+        stops = walk(model, images.clone())
+    points = {point: end_of([stop.layers for stop in stops], point) for point in teacher.points}
     if not all(points.values()):  # within a layer
         return found
-    ends: dict[str, int] = {}
-    x = images.clone()
-    with torch.no_grad():
-        for index, piece in enumerate(pieces[: max(points.values())]):
-            made: list[Tensor] = []
-            hooks = [
-                layer.register_forward_hook(lambda *args, made=made: made.append(args[2])) for layer in piece.layers
-            ]
-            x = piece(x)
-            for hook in hooks:
-                hook.remove()
-            if made and made[-1] is x and _ends_a_layer(pieces, index) and index + 1 not in points.values():
-                ends[layers[index][-1]] = index + 1
+    ends = {
+        stop.layers[-1]: end
+        for end, stop in enumerate(stops[: max(points.values())], 1)
+        if stop.is_layers_output and stop.ends_layer and end not in points.values()
+    }
     ends |= points
     names = sorted(ends, key=ends.__getitem__)
     return [
@@ -125,15 +118,32 @@ def _feature(name: str, y: Tensor) -> Feature:
 
 def outputs(family: Family, arch: Arch) -> list[Feature]:
     """The maps that the pieces of a subnet compute, named after modules; of several of one name the last."""
-    return list({feature.name: feature for feature in _subnet(family, arch).maps if feature}.values())
+    return list({stop.map.name: stop.map for stop in _subnet(family, arch) if stop.map}.values())
 
 
-class _Subnet(NamedTuple):
-    """The pieces of a subnet."""
+class Stop(NamedTuple):
+    """The end of a piece of a network."""
 
-    layers: list[tuple[str, ...]]  # of each piece, the names of its modules
-    maps: list[Feature | None]  # what each computes, if it has modules and computes a map
-    ends: list[bool]  # whether a layer ends with it
+    layers: tuple[str, ...]  # names of the modules of the piece
+    map: Feature | None  # what the piece computes, if it has modules and computes a map
+    is_layers_output: bool  # whether that is what its last module put out
+    ends_layer: bool  # whether the next piece has a matrix or a kernel: what follows a convolution before belongs to it
+
+
+def walk(model: nn.Module, x: Tensor) -> list[Stop]:
+    """Run the pieces of `model`, which is in eval mode, one after the other on `x`, and say where each ends."""
+    pieces = cut(model)
+    stops = []
+    for piece, layers, following in zip(pieces, layer_names(model, pieces), [*pieces[1:], nn.Identity()]):
+        made: list[Tensor] = []
+        with hooks(
+            layer.register_forward_hook(lambda *args, made=made: made.append(args[2])) for layer in piece.layers
+        ):
+            x = piece(x)
+        found = _feature(layers[-1], x) if layers and x.dim() == 4 else None
+        ends_layer = any(parameter.dim() > 1 for parameter in following.parameters())
+        stops.append(Stop(layers, found, bool(made) and made[-1] is x, ends_layer))
+    return stops
 
 
 class _Place(NamedTuple):
@@ -144,22 +154,10 @@ class _Place(NamedTuple):
     ends: tuple[int, ...]  # in some subnets, the number of pieces up to it
 
 
-def _subnet(family: Family, arch: Arch) -> _Subnet:
-    model = build_skeleton(family.build, arch).eval()
-    pieces = cut(model)
-    layers = layer_names(model, pieces)
+def _subnet(family: Family, arch: Arch) -> list[Stop]:
     size = family.resolution(arch)
-    x = torch.empty(2, family.in_chans, size, size, device="meta")
-    maps: list[Feature | None] = []
-    for piece, own in zip(pieces, layers):
-        x = piece(x)
-        maps.append(_feature(own[-1], x) if own and x.dim() == 4 else None)
-    return _Subnet(layers, maps, [_ends_a_layer(pieces, index) for index in range(len(pieces))])
-
-
-def _ends_a_layer(pieces: Sequence[nn.Module], index: int) -> bool:
-    """Whether the next piece has a matrix or a kernel: what follows a convolution up to there belongs to it."""
-    return any(parameter.dim() > 1 for piece in pieces[index + 1 : index + 2] for parameter in piece.parameters())
+    image = torch.empty(2, family.in_chans, size, size, device="meta")
+    return walk(build_skeleton(family.build, arch).eval(), image)
 
 
 def _places(family: Family, space: SearchSpace) -> list[_Place]:
@@ -168,12 +166,12 @@ def _places(family: Family, space: SearchSpace) -> list[_Place]:
     archs = dict.fromkeys([*covering_archs(space), *probing_archs(space, 2)])
     subnets = [_subnet(family, arch) for arch in archs]
     found: dict[tuple[int, ...], _Place] = {}
-    for name in dict.fromkeys(name for feature in subnets[0].maps if feature for name in _with_parents(feature.name)):
-        ends = tuple(end_of(subnet.layers, name) for subnet in subnets)
-        maps = [subnet.maps[end - 1] for subnet, end in zip(subnets, ends) if end]
+    for name in dict.fromkeys(name for stop in subnets[0] if stop.map for name in _with_parents(stop.map.name)):
+        ends = tuple(end_of([stop.layers for stop in stops], name) for stops in subnets)
+        maps = [stops[end - 1].map for stops, end in zip(subnets, ends) if end]
         if len(maps) == len(subnets) and len({feature and feature.size for feature in maps}) == 1 and maps[0]:
-            last = (max(i for i, m in enumerate(subnet.maps, 1) if m and m.size == maps[0].size) for subnet in subnets)
-            at_end = all(s.ends[end - 1] for s, end in zip(subnets, ends)) or ends == tuple(last)
+            last = (max(i for i, s in enumerate(stops, 1) if s.map and s.map.size == maps[0].size) for stops in subnets)
+            at_end = all(stops[end - 1].ends_layer for stops, end in zip(subnets, ends)) or ends == tuple(last)
             if at_end and len(name) > len(found[ends].name if ends in found else ""):
                 found[ends] = _Place(name, maps[0].size, ends)
     return sorted(found.values(), key=lambda place: place.ends)
@@ -185,7 +183,7 @@ def _with_parents(name: str) -> list[str]:
 
 
 def _divide(
-    scopes: Scopes,
+    dependence: Dependence,
     space: SearchSpace,
     before: _Place | None,
     places: Sequence[_Place],
@@ -202,7 +200,7 @@ def _divide(
         if first and any(a >= b for a, b in zip(first.ends, last.ends)):
             return math.inf
         names = [stop.name for stop in (first, last) if stop]
-        return subspace(space, scopes.of(names)[-1]).size
+        return space.subspace(dependence.scopes(names)[-1]).size
 
     if paths(0, len(places)) <= max_paths:
         return [places[-1]]
@@ -226,10 +224,10 @@ def _divide(
     return [stops[end] for end in ends]
 
 
-def _cuts(scopes: Scopes, features: Sequence[Feature], names: Sequence[str]) -> list[Cut]:
-    own = scopes.of(names)
-    scopes.check(names, own)
-    return [Cut(feature, name, frozenset(scope)) for feature, name, scope in zip(features, names, own)]
+def _cuts(dependence: Dependence, features: Sequence[Feature], names: Sequence[str]) -> list[Cut]:
+    scopes = dependence.scopes(names)
+    dependence.check(names, scopes)
+    return [Cut(feature, name, frozenset(scope)) for feature, name, scope in zip(features, names, scopes)]
 
 
 def _check(own: Sequence[Feature], features: Sequence[Feature], names: Sequence[str]) -> None:

@@ -19,8 +19,7 @@ from search.blockwise.assembly import assemble
 from search.blockwise.blocks import Block, cut_blocks
 from search.blockwise.cuts import finer_features, given_cuts, maps_of, matching_cuts
 from search.prefix import trie
-from search.prefix.chains import Chains
-from search.prefix.scopes import all_archs
+from search.prefix.dependence import chains
 from search.problem import Problem
 from search.scores.accuracy import EvaluationImages
 from supernet.artifacts.atomic import write_atomically
@@ -256,10 +255,10 @@ def rate_paths(block: Block, batches: trie.Batches, target: Tensor) -> dict[Arch
     [N, ...] its features of the latter behind it.
     """
     net, losses = block.net.eval(), {}
-    chains, paths, remembered = Chains(net), list(all_archs(net.space)), trie.Remembered(2**30)
+    pieces_of, paths, remembered = chains(net), list(net.space), trie.Remembered(2**30)
     for start in range(0, len(paths), CHUNK):
         some = paths[start : start + CHUNK]
-        for index, output in trie.evaluate(net, some, lambda size: batches, lambda path: 0, remembered, chains):
+        for index, output in trie.evaluate(net, some, lambda size: batches, lambda path: 0, remembered, pieces_of):
             if isinstance(output, Exception):
                 raise output
             losses[some[index]] = relative_deviation(output, target).item()

@@ -6,11 +6,11 @@ import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from search import pareto
+from search.report.candidate import Candidate
 from search.report.limits import notes, within
 from search.report.progress import COUNTS, Content, comparison, rounded, search_content
 from search.report.sources import DeviceRecord, Search, Sources, Training
@@ -20,18 +20,6 @@ from supernet.space import Arch, Value
 # n candidates, a axes, c choices
 
 NORMAL_95 = 1.96  # standard errors on either side that hold 95 % of a normal distribution
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An evaluated architecture, and where it was evaluated."""
-
-    search: int
-    line: int  # in the history, the first evaluation being 1, as `supernet extract` counts
-    generation: int
-    arch: Arch
-    score: float
-    costs: Mapping[str, float]
 
 
 def make_content(sources: Sources, title: str = "") -> Content:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from search.margin import beyond_measurements, limit_notes, probability_within
+from search.report.candidate import Candidate
 from search.report.progress import rounded
 from search.report.sources import DeviceRecord, Search
-
-if TYPE_CHECKING:
-    from search.report.content import Candidate
 
 # n candidates
 

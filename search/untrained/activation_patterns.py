@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
-from search.untrained.temporary import hooks
+from search.temporary import hooks
 
 # B batch, N units
 

@@ -17,8 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from distill.untouched import untouched
+from search.temporary import batch_statistics, hooks, modes
 from search.untrained.activation_patterns import watch_patterns
-from search.untrained.temporary import batch_statistics, hooks, modes
 from search.untrained.zero_cost import WORST
 
 # B batch, C channels, H height, W width, P weights, N units

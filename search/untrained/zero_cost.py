@@ -28,8 +28,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from distill.untouched import untouched
+from search.temporary import batch_statistics, hooks
 from search.untrained.activation_patterns import watch_patterns
-from search.untrained.temporary import batch_statistics, hooks
 
 # B batch, C channels, H height, W width, O output channels of a layer
 

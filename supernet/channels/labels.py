@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
 
 FIXED = 0  # the label of every dimension that stays as it is
 Labels = tuple[int, ...]  # a label for every dimension of a tensor
@@ -151,3 +153,27 @@ class LabelSet:
             before *= size
         self.fix((label,))
         return tuple(labels)
+
+
+class Follower(Protocol):
+    """What the rules for torch's functions tell of a call: the tracer of a forward pass."""
+
+    set: LabelSet
+
+    def labels(self, tensor: Tensor) -> Labels:
+        """Those of the dimensions of a tensor that was met."""
+
+    def tie(self, a: int, b: int) -> int:
+        """The label of both, which are the same channels."""
+
+    def fix(self, labels: Iterable[int], reason: str | None = None) -> None:
+        """Keep these channels as many as they are."""
+
+    def costs(self, *labels: int) -> None:
+        """The MACs of the call are proportional to the sizes of these dimensions."""
+
+    def produce(self, weight: Tensor, output: int) -> None:
+        """A layer with this weight puts out the channels `output`."""
+
+    def scale(self, weight: Tensor | None, label: int) -> None:
+        """The channels `label` pass a normalisation with this scale."""

@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from supernet.channels import shapes
-from supernet.channels.labels import FIXED, Labels
-
-if TYPE_CHECKING:
-    from supernet.channels.tracer import Tracer
+from supernet.channels.labels import FIXED, Follower, Labels
 
 # B batch, C channels, O output channels, I input channels, K kernel size
 
@@ -46,7 +42,7 @@ def changes_one(name: str) -> bool:
 
 
 def convolution(
-    t: Tracer, result: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *args, **options
+    t: Follower, result: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *args, **options
 ) -> Labels | None:
     groups = options.get("groups", args[3] if len(args) > 3 else 1)
     outputs, inputs, *kernel = t.labels(weight)
@@ -70,7 +66,7 @@ def convolution(
 
 
 def transposed_convolution(
-    t: Tracer, result: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *args, **options
+    t: Follower, result: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *args, **options
 ) -> Labels | None:
     groups = options.get("groups", args[3] if len(args) > 3 else 1)
     inputs, outputs, *kernel = t.labels(weight)
@@ -86,7 +82,7 @@ def transposed_convolution(
     return (rows, outputs, *(FIXED for _ in kernel))
 
 
-def linear(t: Tracer, result: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Labels | None:
+def linear(t: Follower, result: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Labels | None:
     if weight.dim() != 2:
         return None
     outputs, inputs = t.labels(weight)
@@ -99,14 +95,14 @@ def linear(t: Tracer, result: Tensor, x: Tensor, weight: Tensor, bias: Tensor | 
     return (*rows, outputs)
 
 
-def embedding(t: Tracer, result: Tensor, x: Tensor, weight: Tensor, *args, **options) -> Labels:
+def embedding(t: Follower, result: Tensor, x: Tensor, weight: Tensor, *args, **options) -> Labels:
     entries, outputs = t.labels(weight)
     t.fix((entries,))
     t.produce(weight, outputs)
     return (*t.labels(x), outputs)
 
 
-def batch_norm(t: Tracer, result: Tensor, x: Tensor, *args, **options) -> Labels:
+def batch_norm(t: Follower, result: Tensor, x: Tensor, *args, **options) -> Labels:
     """Also `instance_norm` and `prelu`: of [B, C, ...], each channel on its own, with vectors [C]."""
     channels = t.labels(x)[1] if x.dim() > 1 else FIXED
     for vector in [*args, *options.values()]:
@@ -116,14 +112,14 @@ def batch_norm(t: Tracer, result: Tensor, x: Tensor, *args, **options) -> Labels
     return t.labels(x)
 
 
-def prelu(t: Tracer, result: Tensor, x: Tensor, weight: Tensor) -> Labels:
+def prelu(t: Follower, result: Tensor, x: Tensor, weight: Tensor) -> Labels:
     if weight.numel() > 1:
         t.tie(t.labels(weight)[0], t.labels(x)[1])
     return t.labels(x)
 
 
 def layer_norm(
-    t: Tracer, result: Tensor, x: Tensor, shape: Sequence[int], weight: Tensor | None = None, *args, **options
+    t: Follower, result: Tensor, x: Tensor, shape: Sequence[int], weight: Tensor | None = None, *args, **options
 ) -> Labels | None:
     if weight is None or len(shape) > 1:
         return None
@@ -135,7 +131,7 @@ def layer_norm(
 
 
 def group_norm(
-    t: Tracer, result: Tensor, x: Tensor, num_groups: int, weight: Tensor | None = None, bias=None, *args, **options
+    t: Follower, result: Tensor, x: Tensor, num_groups: int, weight: Tensor | None = None, bias=None, *args, **options
 ) -> Labels | None:
     if weight is None:
         return None  # nothing is there that the layer's number of channels could follow
@@ -148,7 +144,7 @@ def group_norm(
     return t.labels(x)
 
 
-def matmul(t: Tracer, result: Tensor, a: Tensor, b: Tensor) -> Labels | None:
+def matmul(t: Follower, result: Tensor, a: Tensor, b: Tensor) -> Labels | None:
     if a.dim() < 2 or b.dim() < 2:
         return None
     *first, inner = t.labels(a)
@@ -159,7 +155,7 @@ def matmul(t: Tracer, result: Tensor, a: Tensor, b: Tensor) -> Labels | None:
     return (*leading, first[-1], outputs)
 
 
-def einsum(t: Tracer, result: Tensor, equation: str, *operands: Tensor) -> Labels | None:
+def einsum(t: Follower, result: Tensor, equation: str, *operands: Tensor) -> Labels | None:
     inputs, arrow, output = equation.replace(" ", "").partition("->")
     letters = inputs.split(",")
     if not arrow or "." in equation or len(operands) > 2 or any(len(set(those)) < len(those) for those in letters):
@@ -172,17 +168,17 @@ def einsum(t: Tracer, result: Tensor, equation: str, *operands: Tensor) -> Label
     return tuple(found[letter] for letter in output)
 
 
-def elementwise(t: Tracer, result: Tensor, *args, **options) -> Labels:
+def elementwise(t: Follower, result: Tensor, *args, **options) -> Labels:
     tensors = [a for a in [*args, *options.values()] if isinstance(a, Tensor)]
     return shapes.broadcast(t, result.dim(), [(t.labels(tensor), tensor.shape) for tensor in tensors])
 
 
-def along(t: Tracer, result: Tensor, x: Tensor, *args, **options) -> Labels:
+def along(t: Follower, result: Tensor, x: Tensor, *args, **options) -> Labels:
     """A function of the entries along a dimension in which none is like no other, such as softmax."""
     return t.labels(x)
 
 
-def channelwise(t: Tracer, result: Tensor, x: Tensor, *args, **options) -> Labels | None:
+def channelwise(t: Follower, result: Tensor, x: Tensor, *args, **options) -> Labels | None:
     """A function of every channel of [B, C, ...] on its own."""
     if result.dim() != x.dim() or x.dim() < 3:
         return None

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from supernet.channels.labels import FIXED, Labels
-
-if TYPE_CHECKING:
-    from supernet.channels.tracer import Tracer
+from supernet.channels.labels import FIXED, Follower, Labels
 
 # B batch, C channels, H height, W width
 
 
-def broadcast(t: Tracer, dims: int, operands: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Labels:
+def broadcast(t: Follower, dims: int, operands: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Labels:
     """The labels that operands, each with labels and sizes, have in common in a result of so many dimensions."""
     labels = [FIXED] * dims
     first = [True] * dims
@@ -28,7 +24,7 @@ def broadcast(t: Tracer, dims: int, operands: Sequence[tuple[Sequence[int], Sequ
     return tuple(labels)
 
 
-def padding(t: Tracer, result: Tensor, x: Tensor, pad: Sequence[int], *args, **options) -> Labels:
+def padding(t: Follower, result: Tensor, x: Tensor, pad: Sequence[int], *args, **options) -> Labels:
     labels = list(t.labels(x))
     for dim, (before, after) in enumerate(zip(pad[::2], pad[1::2]), 1):
         if before or after:
@@ -37,7 +33,7 @@ def padding(t: Tracer, result: Tensor, x: Tensor, pad: Sequence[int], *args, **o
     return tuple(labels)
 
 
-def reduction(t: Tracer, result: object, x: Tensor, *args, **options) -> list[Labels] | None:
+def reduction(t: Follower, result: object, x: Tensor, *args, **options) -> list[Labels] | None:
     """Entries along some dimensions become one, whatever their order: a mean, a norm, the largest."""
     dim = options.get("dim", args[0] if args else None)
     if isinstance(dim, Tensor):  # the larger of two tensors
@@ -50,11 +46,11 @@ def reduction(t: Tracer, result: object, x: Tensor, *args, **options) -> list[La
     return [tuple(kept)] * len(results)
 
 
-def norm(t: Tracer, result: Tensor, x: Tensor, p=2, dim=None, *args, **options) -> list[Labels] | None:
+def norm(t: Follower, result: Tensor, x: Tensor, p=2, dim=None, *args, **options) -> list[Labels] | None:
     return reduction(t, result, x, dim)
 
 
-def reshape(t: Tracer, result: Tensor, x: Tensor, *args, **options) -> Labels:
+def reshape(t: Follower, result: Tensor, x: Tensor, *args, **options) -> Labels:
     """Where the shapes agree on a dimension, it stays what it is. Where dimensions are merged, the channels of one of
     them may lie in blocks and repeat; where one is split, it has to fall apart in the same way."""
     labels = [FIXED] * result.dim()
@@ -76,45 +72,45 @@ def reshape(t: Tracer, result: Tensor, x: Tensor, *args, **options) -> Labels:
     return tuple(labels)
 
 
-def permute(t: Tracer, result: Tensor, x: Tensor, *dims, **options) -> Labels:
+def permute(t: Follower, result: Tensor, x: Tensor, *dims, **options) -> Labels:
     dims = options.get("dims", dims)
     order = dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims
     return tuple(t.labels(x)[dim] for dim in order)
 
 
-def transpose(t: Tracer, result: Tensor, x: Tensor, a: int, b: int) -> Labels:
+def transpose(t: Follower, result: Tensor, x: Tensor, a: int, b: int) -> Labels:
     labels = list(t.labels(x))
     labels[a], labels[b] = labels[b], labels[a]
     return tuple(labels)
 
 
-def transposed(t: Tracer, result: Tensor, x: Tensor) -> Labels:
+def transposed(t: Follower, result: Tensor, x: Tensor) -> Labels:
     return t.labels(x)[::-1]
 
 
-def last_two_transposed(t: Tracer, result: Tensor, x: Tensor) -> Labels:
+def last_two_transposed(t: Follower, result: Tensor, x: Tensor) -> Labels:
     return transpose(t, result, x, -2, -1)
 
 
-def movedim(t: Tracer, result: Tensor, x: Tensor, source: int, destination: int) -> Labels:
+def movedim(t: Follower, result: Tensor, x: Tensor, source: int, destination: int) -> Labels:
     labels = list(t.labels(x))
     label = labels.pop(source)
     labels.insert(destination % x.dim(), label)
     return tuple(labels)
 
 
-def expand(t: Tracer, result: Tensor, x: Tensor, *sizes, **options) -> Labels:
+def expand(t: Follower, result: Tensor, x: Tensor, *sizes, **options) -> Labels:
     labels = t.labels(x)
     return (*(FIXED for _ in range(result.dim() - len(labels))), *labels)
 
 
-def repeat(t: Tracer, result: Tensor, x: Tensor, *counts, **options) -> Labels:
+def repeat(t: Follower, result: Tensor, x: Tensor, *counts, **options) -> Labels:
     counts = options.get("repeats", counts[0] if len(counts) == 1 and not isinstance(counts[0], int) else counts)
     labels = (*(FIXED for _ in range(result.dim() - x.dim())), *t.labels(x))
     return tuple(t.set.compose(count, label, 1) for count, label in zip(counts, labels))
 
 
-def concatenation(t: Tracer, result: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> Labels | None:
+def concatenation(t: Follower, result: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> Labels | None:
     """Tensors of the same channels are blocks of them; others are fixed along the dimension in which they lie."""
     if len({tensor.dim() for tensor in tensors}) > 1:
         return None
@@ -133,7 +129,7 @@ def concatenation(t: Tracer, result: Tensor, tensors: Sequence[Tensor], dim: int
     return tuple(labels)
 
 
-def stack(t: Tracer, result: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> Labels:
+def stack(t: Follower, result: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> Labels:
     columns = zip(*(t.labels(tensor) for tensor in tensors))
     labels = []
     for first, *others in columns:
@@ -144,7 +140,7 @@ def stack(t: Tracer, result: Tensor, tensors: Sequence[Tensor], dim: int = 0) ->
     return tuple(labels)
 
 
-def indexing(t: Tracer, result: Tensor, x: Tensor, index) -> Labels | None:
+def indexing(t: Follower, result: Tensor, x: Tensor, index) -> Labels | None:
     indices = list(index) if isinstance(index, tuple) else [index]
     if any(isinstance(i, list) or (isinstance(i, Tensor) and not _is_index(i)) for i in indices):
         return None
@@ -174,7 +170,7 @@ def _is_index(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() and not tensor.is_complex() and "bool" not in str(tensor.dtype)
 
 
-def moved(t: Tracer, result: Tensor, x: Tensor, shifts, dims=None, **options) -> Labels | None:
+def moved(t: Follower, result: Tensor, x: Tensor, shifts, dims=None, **options) -> Labels | None:
     """`roll`: entries change places along some dimensions."""
     if dims is None:
         return None
@@ -185,18 +181,18 @@ def moved(t: Tracer, result: Tensor, x: Tensor, shifts, dims=None, **options) ->
     return tuple(labels)
 
 
-def flip(t: Tracer, result: Tensor, x: Tensor, *dims, **options) -> Labels:
+def flip(t: Follower, result: Tensor, x: Tensor, *dims, **options) -> Labels:
     dims = options.get("dims", dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims)
     return moved(t, result, x, None, dims)
 
 
-def unbind(t: Tracer, result: Sequence[Tensor], x: Tensor, dim: int = 0) -> list[Labels]:
+def unbind(t: Follower, result: Sequence[Tensor], x: Tensor, dim: int = 0) -> list[Labels]:
     labels = list(t.labels(x))
     t.fix((labels.pop(dim),))
     return [tuple(labels)] * len(result)
 
 
-def chunk(t: Tracer, result: Sequence[Tensor], x: Tensor, size=None, dim: int = 0, **options) -> list[Labels] | None:
+def chunk(t: Follower, result: Sequence[Tensor], x: Tensor, size=None, dim: int = 0, **options) -> list[Labels] | None:
     """Equal parts are blocks of the same channels; unequal ones fix them."""
     labels = list(t.labels(x))
     if len({part.shape[dim] for part in result}) == 1 and len(result) > 1:
@@ -207,26 +203,26 @@ def chunk(t: Tracer, result: Sequence[Tensor], x: Tensor, size=None, dim: int = 
     return [tuple(labels)] * len(result)
 
 
-def glu(t: Tracer, result: Tensor, x: Tensor, dim: int = -1) -> Labels:
+def glu(t: Follower, result: Tensor, x: Tensor, dim: int = -1) -> Labels:
     """The first half of the channels times a function of the second half."""
     return chunk(t, [result, result], x, 2, dim)[0]
 
 
-def pixel_unshuffle(t: Tracer, result: Tensor, x: Tensor, factor: int) -> Labels:
+def pixel_unshuffle(t: Follower, result: Tensor, x: Tensor, factor: int) -> Labels:
     """Every channel becomes `factor`^2 in a row."""
     *others, channels, height, width = t.labels(x)
     t.fix((height, width))
     return (*others, t.set.compose(1, channels, factor**2), FIXED, FIXED)
 
 
-def pixel_shuffle(t: Tracer, result: Tensor, x: Tensor, factor: int) -> Labels:
+def pixel_shuffle(t: Follower, result: Tensor, x: Tensor, factor: int) -> Labels:
     *others, channels, height, width = t.labels(x)
     t.fix((height, width))
     inner, _ = t.set.unmerge(channels, (x.shape[-3] // factor**2, factor**2))
     return (*others, inner, FIXED, FIXED)
 
 
-def unfold(t: Tracer, result: Tensor, x: Tensor, *args, **options) -> Labels | None:
+def unfold(t: Follower, result: Tensor, x: Tensor, *args, **options) -> Labels | None:
     """Patches [B, C x K^2, L] of [B, C, H, W]: every channel in as many entries in a row as a patch has pixels."""
     if x.dim() != 4 or result.dim() != 3:
         return None

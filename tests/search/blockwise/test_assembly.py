@@ -7,17 +7,16 @@ import pytest
 
 from search.blockwise.assembly import assemble
 from search.blockwise.blocks import Block
-from search.prefix.scopes import all_archs
 from search.problem import Problem
 from supernet import SearchSpace
 
 SPACE = SearchSpace({"a": (1, 2, 3), "b": (1, 2, 3), "c": (1, 2)})
 BLOCKS = [Block(name, None, frozenset(name), None) for name in SPACE.choices]
 LOSSES = [
-    {block.path(arch): loss[arch[block.name]] for arch in all_archs(SPACE)}
+    {block.path(arch): loss[arch[block.name]] for arch in SPACE}
     for block, loss in zip(BLOCKS, ({1: 5.0, 2: 2.0, 3: 1.0}, {1: 4.0, 2: 1.7, 3: 1.1}, {1: 0.3, 2: 0.0}))
 ]
-ARCHS = list(all_archs(SPACE))
+ARCHS = list(SPACE)
 
 
 def loss(arch):

@@ -6,7 +6,6 @@ import torch
 
 from distill.blockwise import Teacher
 from search.blockwise.cuts import Feature, finer_features, matching_cuts
-from search.prefix.scopes import subspace
 from supernet.families import FAMILIES
 
 
@@ -98,7 +97,7 @@ def test_every_family_is_cut(name, options, kept, expected):
     space = few_choices(family, kept)
     features = two_features_a_size(family.resolution(space.largest))
     cuts = matching_cuts(family, space, features, max_paths=16)
-    assert [(cut.name, cut.target.name, subspace(space, cut.scope).size) for cut in cuts] == expected
+    assert [(cut.name, cut.target.name, space.subspace(cut.scope).size) for cut in cuts] == expected
 
 
 def test_networks_of_tokens_have_no_maps_to_match():

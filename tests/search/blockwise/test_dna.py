@@ -15,7 +15,7 @@ from search.blockwise.assembly import assemble
 from search.blockwise.blocks import cut_blocks
 from search.blockwise.cuts import Feature, given_cuts, matching_cuts
 from search.blockwise.dna import BlockRating, DnaConfig
-from search.prefix.scopes import Scopes, all_archs, complete, subspace
+from search.prefix.dependence import Dependence
 from search.problem import Problem
 from search.scores.accuracy import resized
 from supernet import Choice, SearchSpace
@@ -96,9 +96,9 @@ def rating(data, images, tmp_path_factory):
 
 
 def test_blocks_depend_on_their_own_choices_and_the_width_between_them():
-    scopes = Scopes(FAMILY, SPACE)
-    found = scopes.of(CUTS)
-    scopes.check(CUTS, found)
+    dependence = Dependence.of_family(FAMILY, SPACE)
+    found = dependence.scopes(CUTS)
+    dependence.check(CUTS, found)
     assert found == [
         {"width.0", "depth.0", "kernel_size.1"},
         {"width.0", "kernel_size.2", "width.3"},
@@ -106,11 +106,11 @@ def test_blocks_depend_on_their_own_choices_and_the_width_between_them():
 
 
 def test_paths_are_all_architectures_of_a_block():
-    archs = list(all_archs(SPACE))
+    archs = list(SPACE)
     assert len(set(archs)) == len(archs) == SPACE.size
-    first = subspace(SPACE, {"width.0", "depth.0", "kernel_size.1"})
-    assert first.size == 6 == len(list(all_archs(first)))
-    assert complete(SPACE, {"width.0": 4}) == SPACE.validate({**SPACE.largest, "width.0": 4})
+    first = SPACE.subspace({"width.0", "depth.0", "kernel_size.1"})
+    assert first.size == 6 == len(list(first))
+    assert SPACE.complete({"width.0": 4}) == SPACE.validate({**SPACE.largest, "width.0": 4})
 
 
 def test_blocks_end_to_end_compute_what_the_network_does():
@@ -124,7 +124,7 @@ def test_blocks_end_to_end_compute_what_the_network_does():
         block.net.load_state_dict(own)
         block.net.eval()
     x = torch.randn(3, 3, 8, 8)
-    for arch in all_archs(space):
+    for arch in space:
         expected = net.extract(arch).stages(x)
         y = x
         for block in blocks:
@@ -140,7 +140,7 @@ def test_adapters_stand_where_widths_differ():
     shapes = {name: tuple(tensor.shape) for name, tensor in second.net.state_dict().items()}
     assert shapes["before.0.weight"] == (6, 5, 1, 1)
     assert shapes["after.0.weight"] == (8, 8, 1, 1)
-    for path in all_archs(second.net.space):
+    for path in second.net.space:
         assert second.net(torch.zeros(2, 5, 4, 4), path).shape == (2, 8, 2, 2)
 
 
@@ -193,7 +193,7 @@ def test_a_block_of_too_many_paths_is_cut_once_more():
         ("c", "stages.1.0.act"),
         ("d", "stages.1.1.act"),
     ]
-    assert [subspace(SPACE, cut.scope).size for cut in cuts] == [6, 6, 2]
+    assert [SPACE.subspace(cut.scope).size for cut in cuts] == [6, 6, 2]
     assert [block.net.space.size for block in cut_blocks(FAMILY, SPACE, cuts)] == [6, 6, 2]
     with pytest.raises(
         ValueError, match=r"'stages.1.1.act' has 12 paths, and beyond 11 .* teacher has b \(2x2\) there"
@@ -213,7 +213,7 @@ def test_a_path_is_rated_by_its_own_statistics(rating, images):
     calibration, judges, _ = images(8)
     seen, target = teacher()(calibration), teacher()(judges)
     for index, (block, losses) in enumerate(zip(rating.blocks, rating.losses)):
-        assert list(losses) == list(all_archs(block.net.space))
+        assert list(losses) == list(block.net.space)
         for path, loss in losses.items():
             model = block.net.extract(path).eval()
             calibrate(model, [[calibration, *seen][index]])
@@ -293,7 +293,7 @@ def test_interrupted_training_ends_in_the_same_ratings(data, images, rating, tmp
 
 def brute_force(rating, problem):
     """The rated architectures within the limits, the best first."""
-    archs = [arch for arch in all_archs(SPACE) if arch["head"] == 12]
+    archs = [arch for arch in SPACE if arch["head"] == 12]
     good = [arch for arch in archs if (problem.violation(problem.price([arch])) <= 1).all()]
     return sorted(good, key=lambda arch: -rating([arch])[0])
 
@@ -311,7 +311,7 @@ def test_the_best_architecture_is_that_of_brute_force(rating, name, quantile):
         "product": lambda archs: [np.exp(a["depth.0"] + 0.3 * a["width.0"] + 0.2 * a["kernel_size.2"]) for a in archs],
         "odd": odd,
     }[name]
-    limit = float(np.quantile(cost(list(all_archs(SPACE))), quantile))
+    limit = float(np.quantile(cost(list(SPACE)), quantile))
     problem = Problem(SPACE, ["dna"], {name: cost}, {name: limit})
     found = [arch for arch in rating.best_first(problem) if arch["head"] == 12]
     expected = brute_force(rating, problem)
@@ -321,7 +321,7 @@ def test_the_best_architecture_is_that_of_brute_force(rating, name, quantile):
 
 def test_two_limits_at_once(rating):
     costs = {"macs": lambda archs: [FAMILY.macs(a) for a in archs], "odd": odd}
-    limits = {name: float(np.median(cost(list(all_archs(SPACE))))) for name, cost in costs.items()}
+    limits = {name: float(np.median(cost(list(SPACE)))) for name, cost in costs.items()}
     problem = Problem(SPACE, ["dna"], costs, limits)
     found = list(itertools.islice(rating.best_first(problem), 5))
     np.testing.assert_allclose(rating(found), rating(brute_force(rating, problem)[:5]), rtol=1e-12)

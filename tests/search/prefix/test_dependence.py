@@ -1,5 +1,6 @@
 """Chains of pieces put together from few subnets, against cutting each subnet."""
 
+import dataclasses
 from collections import OrderedDict
 
 import numpy as np
@@ -12,9 +13,8 @@ from search.blockwise.blocks import Block
 from search.blockwise.cuts import Feature
 from search.blockwise.dna import rate_paths
 from search.prefix import trie
-from search.prefix.chains import Chains
+from search.prefix.dependence import Dependence, chains
 from search.prefix.pieces import cut
-from search.prefix.scopes import all_archs
 from supernet import Choice, SearchSpace, Supernet
 from supernet.calibration import calibrate
 from supernet.families import FAMILIES
@@ -23,10 +23,21 @@ from supernet.families import FAMILIES
 @pytest.mark.parametrize("name", ["nasbench_macro", "mobilenet_v3_micro"])
 def test_chains_are_those_of_subnets_that_are_built(name):
     net = FAMILIES[name](num_classes=10).supernet().eval()
-    chains = Chains(net)
+    pieces_of = chains(net)
     generator = np.random.default_rng(1)
     for arch in (net.space.sample(generator) for _ in range(10)):
-        assert [piece.key for piece in chains(arch)] == [piece.key for piece in cut(net.skeleton(arch))]
+        assert [piece.key for piece in pieces_of(arch)] == [piece.key for piece in cut(net.skeleton(arch))]
+
+
+def test_what_a_family_says_is_what_changing_one_choice_at_a_time_finds():
+    family = FAMILIES["mobilenet_v3_micro"](num_classes=10)
+    told = Dependence.of_family(family, family.space)
+    found = Dependence.of_family(dataclasses.replace(family, pieces=None), family.space)
+    cuts = ["blocks.0", "blocks.1.0", "blocks.2", "conv_head"]
+    scopes = told.scopes(cuts)
+    assert scopes == found.scopes(cuts)
+    assert scopes[0] != set()
+    assert "resolution" not in set().union(*scopes)
 
 
 SPACE = SearchSpace(
@@ -68,10 +79,10 @@ def test_few_subnets_hold_the_pieces_of_all(monkeypatch):
     kernel size."""
     net = Supernet(SPACE, build).eval()
     built = count_built(net, monkeypatch)
-    chains = Chains(net)
+    pieces_of = chains(net)
     probed = len(built)
-    archs = list(all_archs(SPACE))
-    keys = [tuple(piece.key for piece in chains(arch)) for arch in archs]
+    archs = list(SPACE)
+    keys = [tuple(piece.key for piece in pieces_of(arch)) for arch in archs]
     assert len(set(keys)) == len(archs) == 72
     assert len(built) - probed <= 6
     assert keys == [tuple(piece.key for piece in cut(net.skeleton(arch))) for arch in archs]
@@ -82,9 +93,9 @@ def test_what_one_choice_at_a_time_does_not_show_is_built(monkeypatch):
     space = SearchSpace({"a": (1, 3, 5), "b": (1, 3, 5)})
     net = Supernet(space, lambda arch: nn.Sequential(convolution(3, 2, max(arch["a"], arch["b"])))).eval()
     built = count_built(net, monkeypatch)
-    chains = Chains(net)
-    for arch in all_archs(space):
-        assert [piece.key for piece in chains(arch)] == [piece.key for piece in cut(net.skeleton(arch))]
+    pieces_of = chains(net)
+    for arch in space:
+        assert [piece.key for piece in pieces_of(arch)] == [piece.key for piece in cut(net.skeleton(arch))]
     assert len(built) == space.size
 
 
@@ -95,7 +106,7 @@ def test_paths_are_rated_as_one_by_one(monkeypatch):
     calibration, judges = torch.randn(2, 10, 3, 6, 6, generator=draw)
     target = torch.randn(10, 4, 6, 6, generator=draw)
     expected = {}
-    for path in all_archs(SPACE):
+    for path in SPACE:
         model = net.extract(path)
         calibrate(model, [calibration])
         with torch.no_grad():
