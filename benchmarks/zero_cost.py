@@ -37,7 +37,7 @@ from search.untrained import zero_cost
 from search.untrained.ensemble import majority_vote, mean_rank
 from search.untrained.ntk import condition_number
 from search.untrained.proxies import PROXIES
-from search.untrained.te_nas import PUBLISHED, Proxies, Settings, condition_numbers, region_counts, search_by_pruning
+from search.untrained.te_nas import PUBLISHED, Proxies, TeNasConfig, condition_numbers, region_counts, search_by_pruning
 from supernet.families import FAMILIES, Family, nas_bench_201, nas_bench_macro
 from supernet.space import Arch
 from supernet.training.data.folders import open_folder
@@ -89,7 +89,7 @@ class Task(NamedTuple):
     family: Family
     from_string: Callable[[str], Arch]
     proxies: Proxies
-    settings: Settings
+    settings: TeNasConfig
     accuracy: dict[str, float]  # of the sampled architectures by name, in percent
 
 
@@ -174,7 +174,7 @@ def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
 
 
 def read_task(
-    space: str, from_string: Callable[[str], Arch], data: Path, settings: Settings, count: int | None = None
+    space: str, from_string: Callable[[str], Arch], data: Path, settings: TeNasConfig, count: int | None = None
 ) -> Task:
     """`count` random architectures of a space, or all."""
     with gzip.open(data / "accuracy" / f"{space}_cifar10.csv.gz", "rt") as file:

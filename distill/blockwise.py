@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill.layers import recorded, stages
 from distill.untouched import untouched
 
 # B batch, C channels, H height, W width, N tokens, K blocks
@@ -87,7 +87,7 @@ class Teacher:
 
     def __init__(self, model: nn.Module, points: Sequence[str] = ()) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.points = tuple(points) or feature_points(model)
+        self.points = tuple(points) or tuple(stages(model).values())
         modules = dict(model.named_modules())
         if unknown := [point for point in self.points if point not in modules]:
             near = [name for name in modules if name.count(".") < 2 and name]
@@ -98,38 +98,15 @@ class Teacher:
 
         ValueError if the network does not take the images, or never calls one of the modules.
         """
-        found: dict[str, Tensor] = {}
-
-        def keep(point: str, module: nn.Module, args: tuple, output: Tensor) -> None:
-            found[point] = _as_map(output, self.model)
-
-        modules = dict(self.model.named_modules())
-        handles = [modules[point].register_forward_hook(partial(keep, point)) for point in self.points]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), recorded(self.model, self.points) as found:
                 untouched(self.model, images)
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"the teacher does not take images of {list(images.shape[1:])}: {reason}") from error
-        finally:
-            for handle in handles:
-                handle.remove()
         if idle := [point for point in self.points if point not in found]:
             raise ValueError(f"the teacher never calls its module {idle[0]!r}")
-        return [found[point] for point in self.points]
-
-
-def feature_points(model: nn.Module) -> tuple[str, ...]:
-    """The modules at which timm says that features are taken; of several at one resolution the last.
-
-    ValueError if the model has no `feature_info`.
-    """
-    info = getattr(model, "feature_info", None)
-    entries = getattr(info, "info", info)
-    if not entries or not isinstance(entries[0], Mapping):
-        raise ValueError(f"a {type(model).__name__} has no feature_info of timm's: name the modules to compare by")
-    last = {entry["reduction"]: entry["module"] for entry in entries}
-    return tuple(last.values())
+        return [_as_map(found[point], self.model) for point in self.points]
 
 
 def _as_map(features: Tensor, model: nn.Module) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -15,11 +15,12 @@ def stages(model: nn.Module) -> dict[int, str]:
     it, such as one that is not of timm's.
     """
     info = getattr(model, "feature_info", None)
-    if not info:
+    entries = getattr(info, "info", info)
+    if not entries or not isinstance(entries[0], Mapping):
         raise ValueError(
-            f"{type(model).__name__} does not say where its features are: name modules of both networks to compare"
+            f"{type(model).__name__} does not say where its features are (timm's feature_info): name the modules to "
+            "compare by"
         )
-    entries = info if isinstance(info, list) else info.get_dicts(["reduction", "module"])
     return {entry["reduction"]: entry["module"] for entry in entries}
 
 

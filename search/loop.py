@@ -31,7 +31,7 @@ class Strategy(Protocol):
         """The scores [n, s] of architectures that were asked for, NaN where an evaluation failed."""
 
 
-class Outcome(NamedTuple):
+class Scored(NamedTuple):
     """The evaluation of the architecture at `index` of a list: its scores, or the reason why there are none."""
 
     index: int
@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
     error: str | None = None
 
 
-Evaluator = Callable[[Sequence[Arch]], Iterator[Outcome]]  # one outcome an architecture, in any order
+Evaluator = Callable[[Sequence[Arch]], Iterator[Scored]]  # one an architecture, in any order
 
 
 @dataclass(frozen=True)
@@ -127,13 +127,13 @@ def evaluate_here(scores: Mapping[str, Score]) -> Evaluator:
     Another score is called with the whole list; if that raises, it is called for each architecture by itself.
     """
 
-    def evaluate(archs: Sequence[Arch]) -> Iterator[Outcome]:
+    def evaluate(archs: Sequence[Arch]) -> Iterator[Scored]:
         *first, last = scores
         columns = {name: dict(_each(scores[name], archs)) for name in first}
         for index, value in _each(scores[last], archs):
             row = {name: column[index] for name, column in columns.items()} | {last: value}
             errors = [f"{name}: {_reason(value)}" for name, value in row.items() if isinstance(value, Exception)]
-            yield Outcome(index, {} if errors else row, "; ".join(errors) or None)
+            yield Scored(index, {} if errors else row, "; ".join(errors) or None)
 
     return evaluate
 
@@ -156,7 +156,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _evaluation(arch: Arch, outcome: Outcome, costs: Mapping[str, float], generation: int) -> Evaluation:
+def _evaluation(arch: Arch, outcome: Scored, costs: Mapping[str, float], generation: int) -> Evaluation:
     wrong = [name for name, value in outcome.scores.items() if not np.isfinite(value)]
     error = outcome.error or (f"{wrong[0]} is {outcome.scores[wrong[0]]}" if wrong else None)
     return Evaluation(arch, {} if error else dict(outcome.scores), costs, generation, error)

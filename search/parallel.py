@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from search.loop import Outcome, evaluate_here
+from search.loop import Scored, evaluate_here
 from search.problem import Score
 from supernet.space import Arch, SearchSpace
 
@@ -60,7 +60,7 @@ class RayEvaluator:
             self.close()
             raise
 
-    def __call__(self, archs: Sequence[Arch]) -> Iterator[Outcome]:
+    def __call__(self, archs: Sequence[Arch]) -> Iterator[Scored]:
         import ray
 
         busy: dict[object, tuple[object, list[int]]] = {}  # by the result that is awaited: the worker, and what it does
@@ -114,9 +114,7 @@ class RayEvaluator:
             order = order[size:]
         return parts
 
-    def _retry(
-        self, part: list[int], crashes: Counter[int], waiting: list[list[int]], reason: str
-    ) -> Iterator[Outcome]:
+    def _retry(self, part: list[int], crashes: Counter[int], waiting: list[list[int]], reason: str) -> Iterator[Scored]:
         self.retried.append(f"a worker died while it evaluated {len(part)} architectures, which are retried: {reason}")
         logger.warning(self.retried[-1])
         half = math.ceil(len(part) / 2)
@@ -127,7 +125,7 @@ class RayEvaluator:
         if crashes[part[0]] < CRASHES:
             waiting.insert(0, part)
         else:
-            yield Outcome(part[0], {}, f"killed its worker {CRASHES} times: {reason}")
+            yield Scored(part[0], {}, f"killed its worker {CRASHES} times: {reason}")
 
 
 class _Worker:
@@ -140,7 +138,7 @@ class _Worker:
     def ready(self) -> None:
         """Returns when the worker holds its scores."""
 
-    def evaluate(self, archs: Sequence[Arch]) -> list[Outcome]:
+    def evaluate(self, archs: Sequence[Arch]) -> list[Scored]:
         return list(self._evaluate(archs))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from search.blockwise.dna import DnaConfig
 from search.scores.teacher_guided import GuidanceConfig
 from search.strategies import ACCURACY, GUIDED, check_strategy
-from search.untrained.te_nas import PUBLISHED, Settings
+from search.untrained.te_nas import PUBLISHED, TeNasConfig
 
 SCORES = (ACCURACY, *GUIDED)
 SAID_ANEW = ("batch_size", "dna.workers", "dna.device", "rdm.device")
@@ -41,7 +41,7 @@ class SearchJob:
     """Scores of search.scores.untrained.NAMES whose mean rank is the score zero_cost, or vote."""
     zero_cost_images: int = 64
     """Images that the scores without training see at a time; TE-NAS draws from eight times as many."""
-    te_nas: Settings = PUBLISHED
+    te_nas: TeNasConfig = PUBLISHED
     """How the score te_nas measures."""
     teacher: str | None = None
     """Whom rdm and dna follow: a pretrained model of timm's, or the folder of an extracted subnet or a training run."""

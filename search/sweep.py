@@ -27,18 +27,18 @@ from supernet.artifacts.ownership import owned
 
 logger = logging.getLogger(__name__)
 
-Settings = Mapping[str, str | float]  # what tells a trial from others, such as strategy, device, limit, seed
+TrialSettings = Mapping[str, str | float]  # what tells a trial from others, such as strategy, device, limit, seed
 
 # runs the search that the settings ask for, recording it in the history (which it resumes if it exists), and calls the
 # function after every generation
-Search = Callable[[Settings, Path, Callable[[Generation], None]], None]
+Search = Callable[[TrialSettings, Path, Callable[[Generation], None]], None]
 
 HISTORY = "search.jsonl"
 _ACTIVE: ContextVar = ContextVar("the watcher of the sweep that runs")
 
 
 class Trial(NamedTuple):
-    settings: Settings
+    settings: TrialSettings
     metrics: dict[str, float]  # of the last generation
     evaluations: list[Evaluation]
     error: str | None
@@ -52,7 +52,7 @@ class Sweep(NamedTuple):
 
 def run_sweep(
     search: Search,
-    trials: Sequence[Settings],
+    trials: Sequence[TrialSettings],
     storage: str,
     name: str,
     *,
@@ -62,7 +62,7 @@ def run_sweep(
     workers: int | None = None,
     grace_evaluations: int | None = None,
     max_failures: int = 3,
-    on_generation: Callable[[Settings, Mapping[str, float]], None] | None = None,
+    on_generation: Callable[[TrialSettings, Mapping[str, float]], None] | None = None,
 ) -> Sweep:
     """Run a search for each of `trials`, as many at a time as there are CPUs for `threads` each, or `workers`.
 
@@ -162,7 +162,7 @@ def write_sweep(sweep: Sweep, directory: Path, costs: Mapping[str, str]) -> None
 
 def combined_front(trials: Sequence[Trial], device: str, cost: str) -> list[dict[str, object]]:
     """The front of all trials on `device`, by increasing cost: a row with scores, costs, architecture and settings."""
-    found: dict[object, tuple[Evaluation, Settings]] = {}
+    found: dict[object, tuple[Evaluation, TrialSettings]] = {}
     for trial in trials:
         if trial.settings.get("device") == device:
             for evaluation in trial.evaluations:
@@ -178,7 +178,7 @@ def combined_front(trials: Sequence[Trial], device: str, cost: str) -> list[dict
     ]
 
 
-def _trial(config: Mapping[str, Settings], search: Search, histories: Path | None) -> None:
+def _trial(config: Mapping[str, TrialSettings], search: Search, histories: Path | None) -> None:
     from ray import tune
 
     with ExitStack() as stack:
@@ -226,7 +226,7 @@ def _gather(past: Sequence[Path], history: Path) -> None:
             temporary.write_bytes(b"".join(line + b"\n" for line in lines))
 
 
-def _watcher(on_generation: Callable[[Settings, Mapping[str, float]], None] | None):
+def _watcher(on_generation: Callable[[TrialSettings, Mapping[str, float]], None] | None):
     from ray import tune
 
     class Watcher(tune.Callback):
@@ -234,7 +234,7 @@ def _watcher(on_generation: Callable[[Settings, Mapping[str, float]], None] | No
 
         def __init__(self) -> None:
             self.retried: list[str] = []
-            self.settings: list[Settings] = []  # of the trials, which the results of one that never reported lack
+            self.settings: list[TrialSettings] = []  # of the trials, which the results of one that never reported lack
 
         def __reduce__(self):
             return _active_watcher, ()  # a sweep that is restored reports to who restores it
@@ -261,7 +261,7 @@ def _metrics(result: Mapping[str, object]) -> dict[str, float]:
     return {name: value for name, value in result.items() if name in ours or name.startswith("best_")}
 
 
-def _finished(settings: Settings, result) -> Trial:
+def _finished(settings: TrialSettings, result) -> Trial:
     search: Mapping[str, object] = {}
     evaluations: list[Evaluation] = []
     if result.checkpoint:

@@ -49,7 +49,7 @@ from search.scores.judges import TRAINING_FREE, untrained_run
 from search.scores.teacher_guided import GuidanceConfig
 from search.settings import SearchJob
 from search.table import write_csv
-from search.untrained.te_nas import Settings
+from search.untrained.te_nas import TeNasConfig
 from supernet.artifacts.runs import Run, load_run
 from supernet.space import Arch
 from supernet.training.data import DataConfig
@@ -97,7 +97,7 @@ class Arguments:
     """Scores of search.scores.untrained.NAMES whose mean rank is the score zero_cost, or vote."""
     zero_cost_images: int = SearchJob.zero_cost_images
     """Images that the scores without training see at a time; te_nas draws from eight times as many."""
-    te_nas: Settings = SearchJob.te_nas
+    te_nas: TeNasConfig = SearchJob.te_nas
     teacher: str | None = SearchJob.teacher
     """Whom rdm and dna follow: a pretrained model of timm's, or the folder of an extracted subnet or a training run."""
     rdm: GuidanceConfig = field(default_factory=GuidanceConfig)

@@ -24,7 +24,7 @@ from search.scores.judges import training_batch
 from search.scores.untrained import ENSEMBLES, Batch, check_names, score_architecture
 from search.untrained.ensemble import mean_rank
 from search.untrained.proxies import PROXIES
-from search.untrained.te_nas import Settings
+from search.untrained.te_nas import TeNasConfig
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.runs import make_family
 from supernet.families import Family
@@ -44,7 +44,7 @@ class Arguments:
     """Architectures to sample."""
     batch_size: int = 64
     """Images that the scores see at a time; ntk and regions draw from eight times as many."""
-    te_nas: Settings = field(default_factory=Settings)
+    te_nas: TeNasConfig = field(default_factory=TeNasConfig)
     data: DataConfig = field(default_factory=DataConfig)
     device: str = "cpu"
     """Where networks run, such as cpu or cuda."""

@@ -16,7 +16,7 @@ from search.scores.accuracy import EvaluationImages, SupernetAccuracy
 from search.scores.teacher_guided import FromSupernet, GuidanceConfig, TeacherGuided
 from search.scores.untrained import Batch, score_architecture
 from search.untrained.ntk import linear_regions, tangent_kernel
-from search.untrained.te_nas import Settings, condition_numbers
+from search.untrained.te_nas import TeNasConfig, condition_numbers
 from search.untrained.zero_cost import SCORES
 from supernet import SearchSpace, Supernet
 from supernet.artifacts.export import agreement
@@ -158,7 +158,7 @@ def zero_cost(in_place, images, labels):
 def tangent(in_place, images, labels):
     model = network(in_place)
     kernels = [tangent_kernel(model, images, mode) for mode in ("batch", "frozen")]
-    conditions = condition_numbers(network(in_place), images, Settings(repeats=2, ntk_images=4), 0)
+    conditions = condition_numbers(network(in_place), images, TeNasConfig(repeats=2, ntk_images=4), 0)
     return [*kernels, torch.from_numpy(conditions), linear_regions(model, images, 4), linear_regions(model, images, 4)]
 
 

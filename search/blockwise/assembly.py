@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from search.blockwise.blocks import Block
-from search.blockwise.traversal import Blocks, combinations
+from search.blockwise.traversal import RatedBlocks, combinations
 from search.problem import Cost, Problem
 from supernet.space import Arch, SearchSpace, Value
 
@@ -98,7 +98,9 @@ def _with_rest(
     for index in range(len(cases)):
         own = [of_block[index] for of_block in members]
         budget = np.array([s.limit - s.common[index] for s in sums])
-        alternatives.append(Blocks([v[i] for v, i in zip(values, own)], [p[i] for p, i in zip(prices, own)], budget))
+        alternatives.append(
+            RatedBlocks([v[i] for v, i in zip(values, own)], [p[i] for p, i in zip(prices, own)], budget)
+        )
     for best in combinations(alternatives):
         parts = [own[of_block[best.case][row]] for own, of_block, row in zip(paths, members, best.paths)]
         arch = space.complete({**rest, **{name: value for part in parts for name, value in part.items()}})

@@ -22,7 +22,7 @@ BLOCK_POINTS = 500  # of a front of one block
 SLACK = 1e-9  # relative to the budget, for rounding in sums of costs
 
 
-class Blocks(NamedTuple):
+class RatedBlocks(NamedTuple):
     """Blocks whose paths can be chosen independently."""
 
     losses: Sequence[np.ndarray]  # K times [p], lower is better
@@ -32,11 +32,11 @@ class Blocks(NamedTuple):
 
 class Combination(NamedTuple):
     loss: float  # the sum over blocks
-    case: int  # which of the `Blocks`
+    case: int  # which of the `RatedBlocks`
     paths: tuple[int, ...]  # of each block, the index of its path
 
 
-def combinations(cases: Sequence[Blocks]) -> Iterator[Combination]:
+def combinations(cases: Sequence[RatedBlocks]) -> Iterator[Combination]:
     """Every choice of one path for each block whose costs are within the budget, by increasing loss, over all `cases`.
 
     The first one is the best: the same as by brute force, whatever the costs. Cases are alternatives, such as the
@@ -71,9 +71,9 @@ class _Front(NamedTuple):
         return np.where(index < 0, np.inf, self.losses[index])
 
 
-def _traverse(case: Blocks, index: int) -> Iterator[Combination]:
+def _traverse(case: RatedBlocks, index: int) -> Iterator[Combination]:
     if not len(case.budget):  # a cost of nothing, which nothing exceeds
-        case = Blocks(case.losses, [np.zeros((len(losses), 1)) for losses in case.losses], np.zeros(1))
+        case = RatedBlocks(case.losses, [np.zeros((len(losses), 1)) for losses in case.losses], np.zeros(1))
     last = len(case.losses) - 1
     budget = case.budget + SLACK * np.abs(case.budget)
     bounds = _bounds(case)
@@ -116,7 +116,7 @@ def _least_loss(fronts: Sequence[_Front], budgets: np.ndarray) -> np.ndarray:
     return np.max([front.least_loss(column) for front, column in zip(fronts, budgets.T)], axis=0)
 
 
-def _bounds(case: Blocks) -> list[list[_Front]]:
+def _bounds(case: RatedBlocks) -> list[list[_Front]]:
     """For each block and cost, the front of that block and all after it together."""
     following: list[_Front] = []
     bounds: list[list[_Front]] = []

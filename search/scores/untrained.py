@@ -52,7 +52,7 @@ def score_architecture(
     batch: Batch,
     seed: int = 0,
     proxies: te_nas.Proxies | None = None,
-    settings: te_nas.Settings = te_nas.PUBLISHED,
+    settings: te_nas.TeNasConfig = te_nas.PUBLISHED,
 ) -> dict[str, float]:
     """The scores `names` (of `NAMES`) of one architecture, each higher is better; deterministic from `seed`.
 
@@ -95,7 +95,7 @@ class TrainingFreeScore:
         batch: Batch,
         seed: int = 0,
         proxies: te_nas.Proxies | None = None,
-        settings: te_nas.Settings = te_nas.PUBLISHED,
+        settings: te_nas.TeNasConfig = te_nas.PUBLISHED,
         reference: int = 100,
     ) -> None:
         ensemble = ENSEMBLES.get(names[0]) if len(names) == 1 else None
@@ -135,7 +135,7 @@ def _rows(
     batch: Batch,
     seed: int,
     proxies: te_nas.Proxies | None,
-    settings: te_nas.Settings,
+    settings: te_nas.TeNasConfig,
     archs: Sequence[Arch],
 ) -> np.ndarray:
     """The scores [s, n] of architectures."""

@@ -30,7 +30,7 @@ from supernet.space import Arch, SearchSpace
 
 
 @dataclass(frozen=True)
-class Settings:
+class TeNasConfig:
     """How condition number and regions are measured."""
 
     repeats: int = 3
@@ -49,7 +49,7 @@ class Settings:
             raise ValueError(f"repeats, region images and batches are positive and NTK images at least 2, not {self}")
 
 
-PUBLISHED = Settings()
+PUBLISHED = TeNasConfig()
 
 
 @dataclass(frozen=True)
@@ -62,19 +62,21 @@ class Proxies:
     """Channels, height and width of the patches, cut out of the images at random."""
 
 
-class Measurement(NamedTuple):
+class TeNasMeasurement(NamedTuple):
     """Means over draws: the condition number (lower is better) and the number of linear regions (higher is better)."""
 
     condition_number: float
     regions: float
 
 
-def measure(proxies: Proxies, arch: Arch, images: Tensor, settings: Settings = PUBLISHED, seed: int = 0) -> Measurement:
+def measure(
+    proxies: Proxies, arch: Arch, images: Tensor, settings: TeNasConfig = PUBLISHED, seed: int = 0
+) -> TeNasMeasurement:
     """Condition number and linear regions of `arch` on draws from `images` [N, C, H, W]; deterministic from `seed`.
 
     A draw gives layers of the same name and shape the same weights, whatever the architecture.
     """
-    return Measurement(
+    return TeNasMeasurement(
         float(condition_numbers(built(proxies.ntk, arch, seed), images, settings, seed).mean()),
         float(region_counts(built(proxies.regions, arch, seed), proxies.patch, images, settings, seed).mean()),
     )
@@ -88,7 +90,7 @@ def search_by_pruning(
     space: SearchSpace,
     proxies: Proxies,
     images: Tensor,
-    settings: Settings = PUBLISHED,
+    settings: TeNasConfig = PUBLISHED,
     seed: int = 0,
     exclude: Sequence[str] = ("none",),
     on_round: Callable[[Candidates], None] = lambda candidates: None,
@@ -143,7 +145,7 @@ def prune(
 
 
 def change_by_cutting(
-    space: SearchSpace, proxies: Proxies, images: Tensor, settings: Settings = PUBLISHED, seed: int = 0
+    space: SearchSpace, proxies: Proxies, images: Tensor, settings: TeNasConfig = PUBLISHED, seed: int = 0
 ) -> Change:
     """The relative falls of condition number and regions when operations are cut from the mixtures of `proxies`.
 
@@ -168,7 +170,7 @@ def change_by_cutting(
     return change
 
 
-def condition_numbers(network: nn.Module, images: Tensor, settings: Settings, seed: int) -> np.ndarray:
+def condition_numbers(network: nn.Module, images: Tensor, settings: TeNasConfig, seed: int) -> np.ndarray:
     """The condition number in each draw [repeats], with fan-out initialisation, where the images are.
 
     Deterministic from `seed` for a network of `search.untrained.initialisation.built`; it stays there, with the last
@@ -184,7 +186,7 @@ def condition_numbers(network: nn.Module, images: Tensor, settings: Settings, se
 
 
 def region_counts(
-    network: nn.Module, patch: tuple[int, int, int], images: Tensor, settings: Settings, seed: int
+    network: nn.Module, patch: tuple[int, int, int], images: Tensor, settings: TeNasConfig, seed: int
 ) -> np.ndarray:
     """The number of linear regions in each draw [repeats], with fan-in initialisation, where the images are.
 

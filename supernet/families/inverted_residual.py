@@ -66,7 +66,7 @@ class Network:
     kernel_transform: bool = False  # whether a smaller kernel is a learned transform of a larger one's centre
 
 
-class Block(NamedTuple):
+class BlockSpec(NamedTuple):
     """One block of a subnet."""
 
     in_chs: int
@@ -143,7 +143,7 @@ def _features(network: Network, arch: Arch, in_chs: int) -> int:
     return arch.get("features.width", network.features[-1])
 
 
-def _stages(network: Network, arch: Arch) -> Iterator[list[Block]]:
+def _stages(network: Network, arch: Arch) -> Iterator[list[BlockSpec]]:
     in_chs = _stem(network, arch)
     for s, stage in enumerate(network.stages):
         width = arch.get(f"blocks.{s}.width", stage.width[-1])
@@ -151,7 +151,7 @@ def _stages(network: Network, arch: Arch) -> Iterator[list[Block]]:
         for b in range(arch.get(f"blocks.{s}.depth", stage.depth[-1])):
             at = f"blocks.{s}.{b}" if stage.elastic == "block" else f"blocks.{s}"
             blocks.append(
-                Block(
+                BlockSpec(
                     in_chs,
                     width,
                     arch.get(f"{at}.kernel_size", stage.kernel_size[-1]),
@@ -240,7 +240,7 @@ def _count(network: Network, num_classes: int, in_chans: int, arch: Arch) -> tup
 
 
 @functools.cache
-def _count_block(block: Block, size: int) -> tuple[int, int]:
+def _count_block(block: BlockSpec, size: int) -> tuple[int, int]:
     """MACs and parameters of a block whose input is `size` pixels a side; BatchNorm has two parameters a channel."""
     out_size = _halved(size) if block.stride == 2 else size
     mid_chs, macs, parameters = block.in_chs, 0, 0

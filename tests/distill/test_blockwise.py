@@ -4,7 +4,7 @@ import timm
 import torch
 from torch import nn
 
-from distill.blockwise import BlockTrainer, BlockwiseConfig, Teacher, feature_points, relative_deviation, relative_error
+from distill.blockwise import BlockTrainer, BlockwiseConfig, Teacher, relative_deviation, relative_error
 
 
 def test_errors_are_in_units_of_the_targets_spread():
@@ -58,8 +58,8 @@ def test_features_are_those_of_the_modules():
 
 def test_bad_teachers_are_named():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
-    with pytest.raises(ValueError, match="a Sequential has no feature_info"):
-        feature_points(model)
+    with pytest.raises(ValueError, match="Sequential does not say where its features are"):
+        Teacher(model)
     with pytest.raises(ValueError, match="the teacher has no module '7'; it has 0, 1"):
         Teacher(model, ("7",))
     with pytest.raises(ValueError, match=r"does not take images of \[1, 8, 8\]"):

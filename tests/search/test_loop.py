@@ -5,7 +5,7 @@ import pytest
 
 from search.history import Evaluation, History
 from search.limits import minimise, neighbours, reachable
-from search.loop import Outcome, evaluate_here, run
+from search.loop import Scored, evaluate_here, run
 from search.pareto import front
 from search.problem import Problem
 from search.strategies import STRATEGIES, make_strategy
@@ -149,7 +149,7 @@ def test_every_generation_is_recorded_told_and_summed_up(tmp_path):
     def evaluate(fresh):
         evaluated.extend(fresh)
         for index in reversed(range(len(fresh))):
-            yield Outcome(index, dict(zip("ab", scores[fresh[index]])))
+            yield Scored(index, dict(zip("ab", scores[fresh[index]])))
 
     history = History(tmp_path / "history.jsonl", p.describe())
     known = Evaluation(archs[1], {"a": 3, "b": 4}, {"macs": 64.0}, 0)

@@ -1,4 +1,4 @@
-"""Blocks of a small family with a width that two blocks share: cutting, training, rating, assembling."""
+"""RatedBlocks of a small family with a width that two blocks share: cutting, training, rating, assembling."""
 
 import dataclasses
 import itertools

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from search.blockwise import traversal
-from search.blockwise.traversal import Blocks, combinations
+from search.blockwise.traversal import RatedBlocks, combinations
 
 
 def random_case(generator, sizes, costs, tightness):
-    """Blocks whose better paths cost more, as a rule."""
+    """RatedBlocks whose better paths cost more, as a rule."""
     prices = [generator.gamma(2, size=(size, costs)) for size in sizes]
     losses = [1 / (1 + price.sum(axis=1)) + 0.3 * generator.random(len(price)) for price in prices]
-    return Blocks(losses, prices, tightness * sum(price.mean(axis=0) for price in prices))
+    return RatedBlocks(losses, prices, tightness * sum(price.mean(axis=0) for price in prices))
 
 
 def brute_force(cases):
@@ -49,18 +49,18 @@ def test_a_coarse_bound_is_still_exact(monkeypatch, points):
 
 
 def test_equal_losses_and_integer_costs():
-    case = Blocks([np.zeros(3), np.zeros(3)], [np.array([[1], [2], [3]])] * 2, np.array([4]))
+    case = RatedBlocks([np.zeros(3), np.zeros(3)], [np.array([[1], [2], [3]])] * 2, np.array([4]))
     assert {c.paths for c in combinations([case])} == {(a, b) for a in range(3) for b in range(3) if a + b + 2 <= 4}
 
 
 def test_a_budget_is_met_whatever_the_rounding_of_sums():
-    case = Blocks([np.zeros(1), np.zeros(1)], [np.array([[0.1]]), np.array([[0.2]])], np.array([0.3]))
+    case = RatedBlocks([np.zeros(1), np.zeros(1)], [np.array([[0.1]]), np.array([[0.2]])], np.array([0.3]))
     assert 0.1 + 0.2 > 0.3
     assert [c.paths for c in combinations([case])] == [(0, 0)]
 
 
 def test_a_budget_that_nothing_meets_gives_nothing():
-    assert list(combinations([Blocks([np.ones(2)] * 2, [np.ones((2, 1))] * 2, np.array([1.9]))])) == []
+    assert list(combinations([RatedBlocks([np.ones(2)] * 2, [np.ones((2, 1))] * 2, np.array([1.9]))])) == []
 
 
 def test_blocks_of_thousands_of_paths():
@@ -76,6 +76,6 @@ def test_blocks_of_thousands_of_paths():
 
 def test_no_paths_are_an_error():
     with pytest.raises(ValueError, match=r"no paths to choose from: blocks have \[\] paths"):
-        next(combinations([Blocks([], [], np.zeros(1))]))
+        next(combinations([RatedBlocks([], [], np.zeros(1))]))
     with pytest.raises(ValueError, match=r"blocks have \[2, 0\] paths"):
-        next(combinations([Blocks([np.ones(2), np.ones(0)], [np.ones((2, 1)), np.ones((0, 1))], np.ones(1))]))
+        next(combinations([RatedBlocks([np.ones(2), np.ones(0)], [np.ones((2, 1)), np.ones((0, 1))], np.ones(1))]))

@@ -11,10 +11,10 @@ from search.scores.judges import make_judge, training_batch, untrained_run
 from search.scores.untrained import TrainingFreeScore
 from search.settings import SearchJob
 from search.untrained.proxies import nasbench_macro_proxies
-from search.untrained.te_nas import Settings, prunable, search_by_pruning
+from search.untrained.te_nas import TeNasConfig, prunable, search_by_pruning
 from supernet.training.data import DataConfig
 
-SMALL = Settings(repeats=1, ntk_images=4, region_images=40, batch_norm="frozen")
+SMALL = TeNasConfig(repeats=1, ntk_images=4, region_images=40, batch_norm="frozen")
 TE_NAS = SearchJob("te_nas", te_nas=SMALL, population=3, evaluations=5, zero_cost_images=4)
 
 

@@ -5,11 +5,11 @@ import torch
 from search.scores.untrained import NAMES, Batch, TrainingFreeScore, build_untrained, score_architecture
 from search.untrained.ensemble import majority_vote, mean_rank
 from search.untrained.proxies import nasbench201_proxies
-from search.untrained.te_nas import Settings, condition_numbers, measure
+from search.untrained.te_nas import TeNasConfig, condition_numbers, measure
 from search.untrained.zero_cost import snip
 from supernet.families import FAMILIES
 
-SMALL = Settings(repeats=1, ntk_images=4, region_images=40, batch_norm="frozen")
+SMALL = TeNasConfig(repeats=1, ntk_images=4, region_images=40, batch_norm="frozen")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from search.scores.untrained import NAMES, Batch, score_architecture
 from search.untrained.initialisation import built, initialise
 from search.untrained.proxies import PROXIES
-from search.untrained.te_nas import Settings
+from search.untrained.te_nas import TeNasConfig
 from supernet.families import FAMILIES
 
 ROOT = Path(__file__).parents[3]
@@ -102,7 +102,7 @@ def test_what_was_drawn_before_and_is_drawn_after_makes_no_difference():
     assert not torch.equal(built(draw, 3, 8).weight, first.weight)
 
 
-FEW = Settings(repeats=1, ntk_images=3, region_images=20, region_batch=10)
+FEW = TeNasConfig(repeats=1, ntk_images=3, region_images=20, region_batch=10)
 VIT = {"name": "test_vit", "input_size": 32}
 OPTIONS = {"from_timm": VIT, "timm": VIT}
 

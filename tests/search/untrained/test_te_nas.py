@@ -8,7 +8,7 @@ from search.untrained.mixture import Mixture, mix
 from search.untrained.proxies import PROXIES, nasbench201_proxies
 from search.untrained.te_nas import (
     Proxies,
-    Settings,
+    TeNasConfig,
     condition_numbers,
     initialise,
     measure,
@@ -21,7 +21,7 @@ from supernet import Choice, SearchSpace
 from supernet.families import FAMILIES
 
 SPACE = SearchSpace({"first": ("none", "narrow", "wide"), "second": ("none", "narrow", "wide")})
-SMALL = Settings(repeats=2, ntk_images=6, region_images=60, region_batch=20)
+SMALL = TeNasConfig(repeats=2, ntk_images=6, region_images=60, region_batch=20)
 
 
 def operation(name: str) -> nn.Module:
@@ -63,13 +63,13 @@ def grey(images):
 
 
 def test_settings_are_those_of_the_authors_code():
-    settings = Settings()
+    settings = TeNasConfig()
     assert (settings.repeats, settings.ntk_images, settings.region_images, settings.region_batch) == (3, 72, 3000, 1000)
     assert settings.batch_norm == "batch"
     network = nasbench201_proxies().ntk(FAMILIES["nasbench201"]().space.largest)
     assert network.stem[0].out_channels == 3
     with pytest.raises(ValueError, match="repeats=0"):
-        Settings(repeats=0)
+        TeNasConfig(repeats=0)
 
 
 @pytest.mark.parametrize("name", PROXIES)
@@ -77,7 +77,7 @@ def test_proxies_measure_every_operation_of_their_space(name):
     family = FAMILIES[name]()
     proxies = PROXIES[name](10, 3)
     images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    settings = Settings(repeats=1, ntk_images=4, region_images=50, batch_norm="frozen")
+    settings = TeNasConfig(repeats=1, ntk_images=4, region_images=50, batch_norm="frozen")
     smallest, largest = (
         measure(proxies, arch, images, settings) for arch in (family.space.smallest, family.space.largest)
     )
