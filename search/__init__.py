@@ -1,0 +1,39 @@
+"""Search of a trained supernet for the best architectures: what is searched and how, the history, and its front."""
+
+from typing import TYPE_CHECKING
+
+from supernet.lazy import lazily
+
+if TYPE_CHECKING:
+    from search.history import Evaluation, History, read_history
+    from search.loop import Result, Strategy, evaluate_here
+    from search.problem import Problem
+    from search.run import run_search
+    from search.settings import SearchJob
+    from search.strategies import STRATEGIES, make_strategy
+
+__all__ = [
+    "STRATEGIES",
+    "Evaluation",
+    "History",
+    "Problem",
+    "Result",
+    "SearchJob",
+    "Strategy",
+    "evaluate_here",
+    "make_strategy",
+    "read_history",
+    "run_search",
+]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "search.history": ["Evaluation", "History", "read_history"],
+        "search.loop": ["Result", "Strategy", "evaluate_here"],
+        "search.problem": ["Problem"],
+        "search.run": ["run_search"],
+        "search.settings": ["SearchJob"],
+        "search.strategies": ["STRATEGIES", "make_strategy"],
+    },
+)

@@ -6,9 +6,6 @@ Points with a value that is not finite stand for failed evaluations and are in n
 from __future__ import annotations
 
 import numpy as np
-from pymoo.indicators.hv import HV
-from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
-from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
 # n points, m objectives
 
@@ -18,6 +15,8 @@ def front(values: np.ndarray) -> np.ndarray:
 
     A point dominates another if it is nowhere worse and somewhere better; equal points are all in the front.
     """
+    from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
+
     finite = np.flatnonzero(np.isfinite(values).all(axis=1))
     indices = finite[NonDominatedSorting().do(values[finite], only_non_dominated_front=True)]
     return indices[np.lexsort([indices, *values[indices].T[::-1]])]
@@ -29,6 +28,9 @@ def select(values: np.ndarray, count: int) -> np.ndarray:
     This is the survival of NSGA-II (Deb et al. 2002, section III), with crowding distance. Fewer than `count` if fewer
     are finite.
     """
+    from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
+    from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
+
     finite = np.flatnonzero(np.isfinite(values).all(axis=1))
     chosen: list[np.ndarray] = []
     for members in NonDominatedSorting().do(values[finite], n_stop_if_ranked=count):
@@ -42,5 +44,7 @@ def hypervolume(values: np.ndarray, reference: np.ndarray) -> float:
 
     Points that are worse than the reference in any objective add nothing.
     """
+    from pymoo.indicators.hv import HV
+
     inside = values[(np.isfinite(values) & (values < reference)).all(axis=1)]
     return float(HV(ref_point=np.asarray(reference, dtype=float))(inside)) if len(inside) else 0.0

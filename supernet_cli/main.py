@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.metadata
 import sys
 from pathlib import Path
 from typing import NoReturn
+
+from supernet import __version__
 
 # a module of this package each, its name with _ for -; in the order of the work
 COMMANDS = (
@@ -40,7 +41,7 @@ def main() -> NoReturn:
         print(usage())
         sys.exit(0 if words else 2)
     if words == ["--version"]:
-        print(f"supernet {importlib.metadata.version('supernet')}")
+        print(f"supernet {__version__}")
         sys.exit(0)
     print(f"error: there is no command {words[0]!r}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
     sys.exit(2)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from search.report.content import NORMAL_95, Content
 from supernet.artifacts.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito
 MARKS = "osD^Xv"
@@ -43,6 +46,8 @@ def write_figures(content: Content, folder: Path) -> list[Path]:
 
 
 def _axes(figures: dict[str, Figure], name: str) -> Axes:
+    from matplotlib.figure import Figure
+
     figures[name] = Figure(figsize=(6, 4), layout="constrained")
     axes = figures[name].subplots()
     axes.grid(alpha=0.3)

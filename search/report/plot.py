@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from search.history import Evaluation
 from supernet.artifacts.atomic import write_atomically
@@ -25,6 +24,8 @@ def plot_front(
 
     Each evaluation has the score `accuracy`, from 0 to 1, and the cost `latency_ms`.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     scored = [evaluation for evaluation in evaluations if evaluation.scores]

@@ -1,1 +1,34 @@
 """What is written and read again: runs, subnets, exported files, and how files are written whole or not at all."""
+
+from typing import TYPE_CHECKING
+
+from supernet.lazy import lazily
+
+if TYPE_CHECKING:
+    from supernet.artifacts.export import export_onnx, export_program, quantise_onnx
+    from supernet.artifacts.runs import Job, Run, load_run, run_job
+    from supernet.artifacts.subnet import Subnet, SubnetConfig, load_subnet, save_subnet, take_out
+
+__all__ = [
+    "Job",
+    "Run",
+    "Subnet",
+    "SubnetConfig",
+    "export_onnx",
+    "export_program",
+    "load_run",
+    "load_subnet",
+    "quantise_onnx",
+    "run_job",
+    "save_subnet",
+    "take_out",
+]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "supernet.artifacts.export": ["export_onnx", "export_program", "quantise_onnx"],
+        "supernet.artifacts.runs": ["Job", "Run", "load_run", "run_job"],
+        "supernet.artifacts.subnet": ["Subnet", "SubnetConfig", "load_subnet", "save_subnet", "take_out"],
+    },
+)
