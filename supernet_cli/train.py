@@ -25,13 +25,21 @@ from rich.table import Table
 from supernet.artifacts.runs import Job, read_job, run_job
 from supernet.families import FAMILIES, describe
 from supernet.training import distributed
+from supernet.training.progressive import Phase
 from supernet.training.recipes import RECIPES
 from supernet_cli.command_line import console, progress_bar, to_resume
 
 
 @dataclass(frozen=True)
+class Flags(Job):
+    """A job of which the command line may set all but the phases."""
+
+    phases: Annotated[tuple[Phase, ...], tyro.conf.Suppress] = ()
+
+
+@dataclass(frozen=True)
 class Arguments:
-    job: Annotated[Job, tyro.conf.arg(name="")]
+    job: Annotated[Flags, tyro.conf.arg(name="")]
     recipe: str = "digits"
     """Recipe that sets what the other flags do not."""
     output: Path | None = None
@@ -54,7 +62,7 @@ def main() -> None:
     begun = to_resume(known.output or Path("runs") / recipe, read_job) if known.resume else None
     arguments = tyro.cli(
         Arguments,
-        default=Arguments(begun or RECIPES[recipe](), recipe),
+        default=Arguments(Flags(**vars(begun or RECIPES[recipe]())), recipe),
         description=__doc__,
         config=(tyro.conf.OmitArgPrefixes,),
     )
@@ -72,7 +80,7 @@ def main() -> None:
                 task, completed=result.step, total=result.steps, **({"note": f"losses {losses}"} if losses else {})
             )
 
-        trained = run_job(arguments.job, output, resume=arguments.resume, on_step=show)
+        trained = run_job(Job(**vars(arguments.job)), output, resume=arguments.resume, on_step=show)
     if distributed.rank() != 0:
         return
     console.print(f"The supernet is in {output}: {trained.net.space.size:.3g} architectures in one set of weights.")

@@ -19,11 +19,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-import tyro
 from safetensors import SafetensorError
 from torch.utils.data import Dataset, Subset
 
@@ -58,7 +57,7 @@ class Job:
     """Options of the space as a JSON object, such as {"width_mult": 1.2}."""
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    phases: Annotated[tuple[Phase, ...], tyro.conf.Suppress] = ()
+    phases: tuple[Phase, ...] = ()
     """Progressive shrinking in these phases, which share the epochs, instead of `train.method`; only recipes set it."""
 
     def __post_init__(self):
