@@ -23,7 +23,7 @@ MODELS = (  # with the options that leave few of their blocks
         eca_halonext26ts resnext26ts convmixer_1024_20_ks9_p14 cpubone_nano csatv2 darknet17 cspnext_tiny dla46_c dpn48b
         mnasnet_050 focalnet_tiny_srf gcvit_xxtiny ghostnet_050 hardcorenas_a hgnetv2_b1 hrnet_w18_small iformer_t
         inception_resnet_v2 inception_v3 inception_v4 lowformer_b0 poolformer_s12 gmixer_12_224 lcnet_035
-        mobilenetv5_300m mobilevit_xxs mvitv2_tiny nasnetalarge nest_tiny_jx nextvit_small pnasnet5large rdnet_tiny
+        mobilenetv5_base mobilevit_xxs mvitv2_tiny nasnetalarge nest_tiny_jx nextvit_small pnasnet5large rdnet_tiny
         regnetx_002 repghostnet_058 resnest14d resnet10t resnetv2_18 rexnetr_100 selecsls42 vgg11_bn volo_d1_224
         ese_vovnet19b_slim legacy_xception xception41p
         """,
