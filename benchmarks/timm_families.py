@@ -15,11 +15,11 @@ run. `failure` is what went wrong, or why a model is refused.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from torch import nn
 
 from supernet.costs import count_macs, count_parameters
 from supernet.errors import first_line
-from supernet.families import Family, from_model, from_timm
+from supernet.families import Family, from_model
 from supernet.families.timm_models import timm_model
 from supernet.skeleton import build_skeleton
 
@@ -143,9 +143,9 @@ def examine(name: str) -> dict[str, object]:
         exact &= all(family.parameters(a) == count_parameters(m) for a, m in zip(archs, skeletons))
         row["macs"] = ("formula" if isinstance(family.macs, partial) else "counted") if exact else "wrong"
         if family.parameters(space.largest) <= RUN:
-            row["reordered"], row["extracted"] = _function(name, size)
+            row["reordered"], row["extracted"] = _function(family, name, size)
         else:
-            family.supernet()
+            family.supernet(pretrained=False)
     except ValueError as error:
         row["failure"] = f"refused: {error}"
     except Exception as error:  # what is looked for
@@ -158,21 +158,23 @@ def _family(name: str) -> tuple[Family, int]:
     own = timm_model(name, 10).input_size
     for size in sorted({SMALL, 224} - {own}):
         try:
-            return from_timm(name, num_classes=10, input_size=size), size
+            return _family_at(name, size), size
         except Exception:  # too small, or fixed: it is tried at its own size
             continue
-    return from_timm(name, num_classes=10, input_size=own), own
+    return _family_at(name, own), own
 
 
-def _function(name: str, size: int) -> tuple[float, bool]:
-    """How much reordering changes the logits, and whether subnets are what they are when extracted."""
+def _family_at(name: str, size: int) -> Family:
+    """`from_timm`, with weights of `_randomised`."""
     create = timm_model(name, 10, input_size=size).create
-    torch.manual_seed(0)
-    model = _randomised(create())
+    return from_model(create, torch.empty(1, 3, size, size), pretrained=partial(_randomised, create))
+
+
+def _function(family: Family, name: str, size: int) -> tuple[float, bool]:
+    """How much reordering changes the logits, and whether subnets are what they are when extracted."""
     images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).double()
     with torch.no_grad():
-        expected = copy.deepcopy(model).double()(images)
-        family = from_model(create, torch.empty(1, 3, size, size), pretrained=lambda: model)
+        expected = _randomised(timm_model(name, 10, input_size=size).create).double()(images)
         net = family.supernet().eval().double()
         change = (net(images, family.space.largest) - expected).abs().max() / expected.abs().max()
         archs = [family.space.smallest, family.space.sample(np.random.default_rng(7))]
@@ -180,8 +182,10 @@ def _function(name: str, size: int) -> tuple[float, bool]:
     return change.item(), same
 
 
-def _randomised(model: nn.Module) -> nn.Module:
+def _randomised(create: Callable[[], nn.Module]) -> nn.Module:
     """Vectors and statistics that differ from channel to channel, where initialisation makes them all alike."""
+    torch.manual_seed(0)
+    model = create()
     generator = torch.Generator().manual_seed(0)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and tensor.numel() == max(tensor.shape, default=0):
