@@ -203,3 +203,17 @@ def test_the_reference_names_every_public_module(build, tmp_path):
     text = filled(build, "<!-- reference: supernet -->")
     names = [line.removeprefix(".. automodule:: ") for line in text.splitlines() if line.startswith("..")]
     assert names == ["supernet", "supernet.families.resnet", "supernet.space"]
+
+
+def test_what_is_added_fits_in_a_file():
+    text = (DOCS / "extending.md").read_text()
+    assert max(len(block.splitlines()) for _, block in BLOCK.findall(text)) <= 100
+
+
+def test_the_files_that_the_tour_names_are_there():
+    tour = (DOCS / "architecture.md").read_text()
+    named = re.findall(r"`([a-z_]+(?:/[a-z_]+)*/(?:[a-z_]+\.py)?)`", tour)
+    assert len(named) > 20
+    assert [
+        name for name in named if not any((ROOT / base / name).exists() for base in ("", "supernet", "search"))
+    ] == []
