@@ -163,11 +163,12 @@ def _in_all(on_step: Callable[[StepResult], None], before: int, total: int, resu
     on_step(result._replace(step=before + result.step, steps=total))
 
 
-def load_run(directory: Path, root: str | None = None, test_root: str | None = None) -> Run:
+def load_run(directory: str | Path, root: str | None = None, test_root: str | None = None) -> Run:
     """A finished run; ValueError, naming the file, if there is none or it cannot be read.
 
     `root` and `test_root` say where its images lie, if no longer where they did in training.
     """
+    directory = Path(directory)
     config = read_config(directory)
     job = _finished_job(config)
     family = job.family(len(config["classes"]))

@@ -39,7 +39,7 @@ def test_a_subnet_runs_by_torch_timm_and_numpy_alone():
     others = ("ray", "pymoo", "matplotlib", "tyro", "rich", "scipy", "sklearn", "onnx", "onnxruntime", "plotly")
     result = python(SUBNET, others)
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == "nowhere is no directory of a training run\n"
+    assert result.stdout.startswith("nowhere is no directory of a training run")
 
 
 def test_the_packages_need_no_cluster_no_plots_and_no_command_line():
