@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -63,10 +64,12 @@ def calibrated(net: Supernet, arch: Mapping[str, Any], batches: Iterable[Tensor]
 
 def known_references(net: Supernet, batches: Sequence[Tensor]) -> dict[str, Reference]:
     """By name, those of the BatchNorm layers of the subnet that the supernet's statistics are right for, on batches of
-    images [N, C, R, R]; none if there is no such subnet."""
+    images [N, C, R, R]; none if there is no such subnet, and none of layers that have their statistics in common."""
     if net.statistics_of is None:
         return {}
-    return references(net.extract(net.statistics_of).eval(), batches)
+    found = references(net.extract(net.statistics_of).eval(), batches)
+    count = Counter(net.sources(net.statistics_of).values())
+    return {name: reference for name, reference in found.items() if count[f"{name}.running_mean"] == 1}
 
 
 def references_of(

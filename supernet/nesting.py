@@ -104,7 +104,7 @@ def check_structure(
     space: SearchSpace,
     module_of: Callable[[Arch], nn.Module],
     example: Tensor | None = None,
-    leads: Callable[[nn.Module, str], bool] = lambda module, name: False,
+    leads: Callable[[Arch, str], bool] = lambda arch, name: False,
 ) -> None:
     """ValueError if modules of the same name are of two types, or if what a module does follows the sizes.
 
@@ -115,15 +115,35 @@ def check_structure(
     functions, which finds `if x.shape == y.shape: y = y + x`. And a tensor of which a smaller module keeps the leading
     entries, as `leads` tells, is not of a layer whose outputs the forward pass divides into blocks that begin elsewhere
     in the smaller one, nor of one whose inputs it puts together of such blocks (see `divisions`).
+
+    Where two architectures differ, the smaller one has to agree with that which is larger in its sizes alone: of the
+    same depth and with the same exits, so that a `forward` may repeat a module, or leave early. Sizes are the choices
+    that change the shape of a tensor.
     """
     probing = probing_archs(space)
     modules = sum(1 for _ in module_of(space.largest).modules())
     runs = set(probing[: 1 + max(2, min(len(probing), MODULES_RUN // modules))]) if example is not None else set()
     types: dict[str, tuple[type, Arch]] = {}  # without what parametrisations add
     seen: dict[Arch, _Run] = {}
-    for arch in [*covering_archs(space), *probing]:
-        module = module_of(arch)
+
+    def look(arch: Arch) -> _Run:
+        if arch not in seen:
+            seen[arch] = _look(module_of(arch), example)
+        return seen[arch]
+
+    def check(arch: Arch, larger_arch: Arch) -> None:
+        module, larger = module_of(arch), module_of(larger_arch)
+        larger_modules = dict(larger.named_modules())
         for name, child in module.named_modules():
+            if name in larger_modules:
+                _check_switches(name, child, larger_modules[name], arch, larger_arch)
+        if arch in runs:
+            run, larger_run = look(arch), look(larger_arch)
+            _check_calls(module, larger, run.calls, larger_run.calls, arch, larger_arch)
+            check_divisions(module, run.divisions, larger, larger_run.divisions, partial(leads, arch))
+
+    for arch in [*covering_archs(space), *probing]:
+        for name, child in module_of(arch).named_modules():
             kind = type_before_parametrizations(child)
             other, other_arch = types.setdefault(name, (kind, arch))
             if kind is not other:
@@ -131,22 +151,33 @@ def check_structure(
                     f"module {name!r} is a {kind.__name__} in {arch!r} but a {other.__name__} in "
                     f"{other_arch!r}: give operations of different types different names"
                 )
-        larger_arch = space.validate(
-            {n: c.values[-1] if c.ordered else arch.get(n, c.values[-1]) for n, c in space.choices.items()}
-        )
+        larger_arch = _changed(space, arch, {n: c.values[-1] for n, c in space.choices.items() if c.ordered})
         if larger_arch == arch:
             continue
-        larger = module_of(larger_arch)
-        larger_modules = dict(larger.named_modules())
-        for name, child in module.named_modules():
-            if name in larger_modules:
-                _check_switches(name, child, larger_modules[name], arch, larger_arch)
-        if arch in runs:
-            if larger_arch not in seen:
-                seen[larger_arch] = _look(larger, example)
-            run = _look(module, example)
-            _check_calls(module, larger, run.calls, seen[larger_arch].calls, arch, larger_arch)
-            check_divisions(module, run.divisions, larger, seen[larger_arch].divisions, partial(leads, module))
+        try:
+            check(arch, larger_arch)
+        except ValueError:
+            sizes = {n: larger_arch[n] for n in arch if _is_size(space, n, arch, larger_arch, module_of)}
+            alike = _changed(space, arch, sizes)
+            if alike == larger_arch:
+                raise
+            check(arch, alike)
+
+
+def _changed(space: SearchSpace, arch: Arch, values: Mapping[str, Value]) -> Arch:
+    """`arch` with other `values`; choices that become active have their last one."""
+    return space.validate({n: c.values[-1] for n, c in space.choices.items()} | dict(arch) | dict(values))
+
+
+def _is_size(
+    space: SearchSpace, name: str, arch: Arch, larger_arch: Arch, module_of: Callable[[Arch], nn.Module]
+) -> bool:
+    """Whether the choice `name`, with the value it has in `arch`, makes a tensor of `larger_arch` smaller."""
+    if larger_arch.get(name, arch[name]) == arch[name]:
+        return False
+    shapes = {n: t.shape for n, t in module_of(larger_arch).state_dict().items()}
+    changed = module_of(_changed(space, larger_arch, {name: arch[name]})).state_dict()
+    return any(shapes.get(n, t.shape) != t.shape for n, t in changed.items())
 
 
 def _check_switches(name: str, module: nn.Module, larger: nn.Module, arch: Arch, larger_arch: Arch) -> None:

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from supernet.errors import first_line
 from supernet.plain import plain
 from supernet.space import Arch
+from supernet.views import Views, no_views, tied_names
 
 T = TypeVar("T")
 
@@ -104,7 +105,9 @@ def build_skeleton(build, arch) -> nn.Module:
                 child._parameters[name] = on_meta[id(tensor)]
         for name, tensor in child._buffers.items():
             if prefix + name in persistent:
-                child._buffers[name] = tensor.to("meta")
+                if id(tensor) not in on_meta:
+                    on_meta[id(tensor)] = tensor.to("meta")
+                child._buffers[name] = on_meta[id(tensor)]
     return module
 
 
@@ -112,30 +115,52 @@ class Assembler:
     """Skeletons put together from pieces of earlier ones, in a tenth of the time that building takes.
 
     `pieces(arch)` names submodules, and for each of them what it is determined by: modules of one name and one key are
-    interchangeable. What it does not name is the same in every architecture. Skeletons may have pieces in common; an
-    assembled one runs like one that was built, but attributes of the modules around the pieces, such as timm's
-    `num_features`, are those of the first skeleton.
+    interchangeable, unless `views(arch)` gives their tensors other sources. What it does not name is the same in every
+    architecture. Skeletons may have pieces in common; an assembled one runs like one that was built, but attributes of
+    the modules around the pieces, such as timm's `num_features`, are those of the first skeleton. A module is built
+    whole where a piece has a tensor in common with what is around it.
     """
 
     def __init__(
-        self, build: Callable[[Arch], nn.Module], pieces: Callable[[Arch], Mapping[str, Hashable]], first: Arch
+        self,
+        build: Callable[[Arch], nn.Module],
+        pieces: Callable[[Arch], Mapping[str, Hashable]],
+        first: Arch,
+        views: Views = no_views,
     ):
-        self._build, self._pieces_of, self._first = build, pieces, first
+        self._build, self._pieces_of, self._first, self._views = build, pieces, first, views
         self._frame = build_skeleton(build, first)
         self._frame_names = set(pieces(first))
-        self._pieces = {(name, key): self._frame.get_submodule(name) for name, key in pieces(first).items()}
+        self._pieces: dict[tuple[str, Hashable], nn.Module] = {}
+        self._keep(self._frame, self._wanted(first))
 
     def __reduce__(self):
-        return Assembler, (self._build, self._pieces_of, self._first)
+        return Assembler, (self._build, self._pieces_of, self._first, self._views)
 
     def __call__(self, arch: Arch) -> nn.Module:
-        wanted = self._pieces_of(arch)
+        wanted = self._wanted(arch)
         if self._pieces.keys() >= wanted.items() and self._frame_names >= wanted.keys():
             return self._put_together(self._frame, "", {name: self._pieces[name, key] for name, key in wanted.items()})
         module = build_skeleton(self._build, arch)
-        for name, key in wanted.items():
-            self._pieces.setdefault((name, key), module.get_submodule(name))
+        self._keep(module, wanted)
         return module
+
+    def _wanted(self, arch: Arch) -> Mapping[str, Hashable]:
+        wanted, views = self._pieces_of(arch), self._views(arch)
+        if not views:
+            return wanted
+        sources = [(name, view.source) for name, view in views.items() if view.source]
+        return {n: (key, *(s for s in sources if s[0].startswith(f"{n}."))) for n, key in wanted.items()}
+
+    def _keep(self, module: nn.Module, wanted: Mapping[str, Hashable]) -> None:
+        """The pieces of `module`, unless it ties tensors of different ones."""
+
+        def piece(tensor: str) -> str | None:
+            return next((name for name in wanted if tensor.startswith(f"{name}.")), None)
+
+        if all(piece(alias) == piece(name) for alias, name in tied_names(module).items()):
+            for name, key in wanted.items():
+                self._pieces.setdefault((name, key), module.get_submodule(name))
 
     def _put_together(self, frame: nn.Module, prefix: str, pieces: Mapping[str, nn.Module]) -> nn.Module:
         module = copy.copy(frame)

@@ -1,4 +1,4 @@
-"""The views: how a subnet's tensor lies within the supernet's tensor of the same name.
+"""The slices: how a subnet's tensor lies within the supernet's tensor.
 
 A *rule* takes a shared tensor and the shape that a subnet wants, and returns the part of the tensor that the subnet
 uses, differentiably. `rule_for` gives the rule of a layer by what the layer means; a family overrides it by name
@@ -15,6 +15,8 @@ import torch
 from timm.layers import Attention, AttentionRope
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+
+from supernet.views import Transform
 
 # O output channels, I input channels (of a group), K kernel size
 
@@ -132,8 +134,10 @@ def _fused_attention(module: nn.Module, name: str) -> Attention | AttentionRope 
     return parent if isinstance(parent, Attention | AttentionRope) else None
 
 
-def take(tensor: Tensor, shape: torch.Size, rule: Rule, accumulate: bool = False) -> Tensor:
-    """The part of the shared `tensor` that a subnet's tensor of `shape` is.
+def take(
+    tensor: Tensor, shape: torch.Size, rule: Rule, accumulate: bool = False, transform: Transform | None = None
+) -> Tensor:
+    """The part of the shared `tensor` that a subnet's tensor of `shape` is, and what `transform` makes of it.
 
     Weights of two and more dimensions come out dense, in the memory format of `tensor`: kernels for convolutions and
     matrices work on dense weights, and would otherwise make this copy themselves, once forward and once backward.
@@ -143,6 +147,11 @@ def take(tensor: Tensor, shape: torch.Size, rule: Rule, accumulate: bool = False
     With `accumulate` the backward pass adds the gradient of the part to `tensor.grad` itself, where the rule is mere
     indexing. Autograd would make a gradient of the whole tensor, zero but for the part, and add that.
     """
+    part = _part(tensor, shape, rule, accumulate)
+    return part if transform is None else transform(part)
+
+
+def _part(tensor: Tensor, shape: torch.Size, rule: Rule, accumulate: bool) -> Tensor:
     if tensor.shape == shape:
         return tensor
     if isinstance(rule, Blocks) and rule.rule is leading and tensor.shape[rule.dim] == shape[rule.dim]:

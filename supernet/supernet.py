@@ -19,6 +19,7 @@ from supernet.plain import floating_dtype, plain
 from supernet.skeleton import Assembler, build_skeleton, build_uninitialised
 from supernet.slicing import Rule, Unit, centred, leading, rule_for, take, unit
 from supernet.space import Arch, SearchSpace, Value
+from supernet.views import PLAIN, Transform, View, Views, no_views, tie_names, tied_builder, tied_names
 
 # B batch, C channels, H height, W width, K classes
 
@@ -28,18 +29,31 @@ _cached = functools.lru_cache(maxsize=64)  # subnets without weights, some 2 MB 
 
 
 class _Part(NamedTuple):
-    """One tensor of a subnet, and where it lies in the shared tensor of that name."""
+    """One tensor of a subnet: which shared one it is a part of, which part, and what is made of that."""
 
-    name: str
+    source: str
     shape: torch.Size
     rule: Rule
+    transform: Transform | None
 
 
 class _Subnet(NamedTuple):
-    """A plain module without weights, and the parts of the shared tensors that it runs on."""
+    """A plain module without weights, and the parts of the shared tensors that it runs on, by its own names.
+
+    Of names that are tied, `parts` has the first; `ties` tells it for the others.
+    """
 
     module: nn.Module
-    parts: list[_Part]
+    parts: Mapping[str, _Part]
+    ties: Mapping[str, str]
+
+
+class _Whole(NamedTuple):
+    """Where a shared tensor is as large as it is stored, to check its parts against."""
+
+    arch: Arch
+    unit: Unit | None
+    rule: Rule
 
 
 class Supernet(nn.Module):
@@ -52,6 +66,10 @@ class Supernet(nn.Module):
     `rules` maps patterns of tensor names (as in `fnmatch`; the first match counts) to slicing rules other than those of
     `slicing.rule_for`. A rule that is a module has weights of its own: every tensor it matches gets a copy, under
     `slicing_rules`.
+
+    `views(arch)` gives those of a subnet's tensors that are no mere slices of the shared ones of their names: layers
+    with one source, and weights that are transformed after they are sliced (see `views`). Names for one and the same
+    tensor of a plain module have one shared tensor as well, under the first of them. Extracted modules are tied again.
 
     Around the plain modules may be DataParallel, DistributedDataParallel or torch.compile, which are taken off.
 
@@ -77,10 +95,12 @@ class Supernet(nn.Module):
         seed: int = 0,
         example: Tensor | None = None,
         pieces: Callable[[Arch], Mapping[str, Hashable]] | None = None,
+        views: Views = no_views,
     ) -> None:
         super().__init__()
         self.space = space
-        self.build = build
+        self.build = build = tied_builder(build, views)
+        self.views = views
         self._rules = dict(rules or {})
         self._subnet = _cached(self._make_subnet)
         with torch.random.fork_rng():
@@ -88,9 +108,8 @@ class Supernet(nn.Module):
             covering = {arch: plain(build(arch)) for arch in covering_archs(space)}
         _check_new(covering[space.largest], build_uninitialised(build, space.largest))
         self._share(covering)
-        self._no_weight_decay = {name for module in covering.values() for name in _no_weight_decay(module)}
-        self._parts: dict[tuple[str, torch.Size], _Part] = {}
-        self._assemble = Assembler(build, pieces, space.largest) if pieces else None
+        self._parts: dict[tuple[str, torch.Size, View], _Part] = {}
+        self._assemble = Assembler(build, pieces, space.largest, views) if pieces else None
         check_structure(space, lambda arch: self._subnet(arch, build).module, example, self._leads)
 
     def forward(
@@ -114,17 +133,19 @@ class Supernet(nn.Module):
         dtype = floating_dtype(self)
         if x.dtype != dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
             raise ValueError(f"the images are {x.dtype} and the weights {dtype}: convert (and normalise) them")
-        module, parts = self._subnet(self.space.validate(arch), build or self.build)
+        module, parts, _ = self._subnet(self.space.validate(arch), build or self.build)
         shared = self._tensors()
         if self.training:
             self.statistics_of = None
         module.train(self.training)
-        tensors = {p.name: take(shared[p.name], p.shape, p.rule, accumulate) for p in parts}
+        tensors = {n: take(shared[p.source], p.shape, p.rule, accumulate, p.transform) for n, p in parts.items()}
         return untouched(lambda images: call(module, tensors, (images,)), x)
 
-    def load_state_dict(self, *args, **kwargs):
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args, **kwargs):
+        """As `nn.Module` does, also from the weights of the largest plain module, with names that are not stored here.
+        ValueError if such a tensor is no part of its source."""
         self.statistics_of = None
-        return super().load_state_dict(*args, **kwargs)
+        return super().load_state_dict(self._stored(state_dict), *args, **kwargs)
 
     def extract(self, arch: Mapping[str, Value]) -> nn.Module:
         """The subnet as a plain module with its own copy of the weights, in this network's mode and on its device.
@@ -132,9 +153,10 @@ class Supernet(nn.Module):
         Bit for bit, `net(x, arch)` equals `net.extract(arch)(x)` in eval mode.
         """
         arch = self.space.validate(arch)
-        module, parts = self._subnet_of(build_skeleton(self.build, arch), arch)
-        module.load_state_dict({part.name: self.tensor_of(part.name, part.shape) for part in parts}, assign=True)
-        return module.train(self.training)
+        module, parts, ties = self._subnet_of(build_skeleton(self.build, arch), arch)
+        tensors = {name: self._copy(part) for name, part in parts.items()}
+        module.load_state_dict(tensors | {alias: tensors[name] for alias, name in ties.items()}, assign=True)
+        return tie_names(module, ties).train(self.training)
 
     def skeleton(self, arch: Mapping[str, Value]) -> nn.Module:
         """The subnet in eval mode with its parameters and persistent buffers on the meta device, without values.
@@ -144,16 +166,22 @@ class Supernet(nn.Module):
         """
         return self._subnet(self.space.validate(arch), self.build).module.eval()
 
-    def tensor_of(self, name: str, shape: torch.Size) -> Tensor:
-        """A copy of the part of the tensor `name` that a subnet has whose tensor of that name is of this shape.
+    def tensor_of(self, name: str, shape: torch.Size, view: View = PLAIN) -> Tensor:
+        """A copy of what a subnet has as the tensor `name`, if it is of this shape there and `view` is its view.
 
         The subnet was extracted or run before, or its skeleton asked for.
         """
-        return self.part_of(attrgetter(name)(self), name, shape).detach().clone()
+        return self._copy(self._parts[name, shape, view])
 
     def part_of(self, tensor: Tensor, name: str, shape: torch.Size) -> Tensor:
-        """The same part of another `tensor` that is shaped like the shared one `name`."""
-        return take(tensor, shape, self._parts[name, shape].rule)
+        """The part of another `tensor`, shaped like the shared one `name`, that a subnet's tensor of `shape` is."""
+        return take(tensor, shape, self._parts[name, shape, PLAIN].rule)
+
+    def sources(self, arch: Mapping[str, Value]) -> dict[str, str]:
+        """For every tensor of the subnet `arch`, the name of the shared tensor that it is of."""
+        _, parts, ties = self._subnet(self.space.validate(arch), self.build)
+        sources = {name: part.source for name, part in parts.items()}
+        return sources | {alias: sources[name] for alias, name in ties.items()}
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are not to decay, positions and class tokens say, as timm's models tell theirs.
@@ -162,6 +190,22 @@ class Supernet(nn.Module):
         answered: layers are as the plain modules have them.)
         """
         return set(self._no_weight_decay)
+
+    def _copy(self, part: _Part) -> Tensor:
+        tensor = attrgetter(part.source)(self)
+        return take(tensor, part.shape, part.rule, transform=part.transform).detach().clone()
+
+    def _stored(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`weights` without those that the largest subnet has of shared tensors of other names."""
+        _, parts, ties = self._subnet(self.space.largest, self.build)
+        stored = dict(weights)
+        for name, part in (parts | {alias: parts[name] for alias, name in ties.items()}).items():
+            if name in weights and name not in self._wholes:
+                value = stored.pop(name)
+                source = stored.setdefault(part.source, value)
+                if value.shape != part.shape or not torch.equal(take(source, part.shape, part.rule), value):
+                    raise ValueError(f"the weights of {name!r} are no part of {part.source!r}, which has them here")
+        return stored
 
     def _make_subnet(self, arch: Arch, build: Builder) -> _Subnet:
         assemble = self._assemble if build is self.build else None
@@ -174,62 +218,80 @@ class Supernet(nn.Module):
                 if buffer is not None and not buffer.is_meta:
                     dtype = floating_dtype(self) if converted and buffer.is_floating_point() else buffer.dtype
                     child._buffers[name] = buffer.to(self._device(), dtype)
-        parts = []
+        parts, ties, views = {}, tied_names(module), self.views(arch)
         for name, tensor in module.state_dict(keep_vars=True).items():
-            part = self._parts.get((name, tensor.shape))
+            if name in ties:
+                _check_tied(name, ties[name], views, arch)
+                continue
+            view = views.get(name, PLAIN)
+            part = self._parts.get((name, tensor.shape, view))
             if part is None:
-                part = self._parts[name, tensor.shape] = self._make_part(name, tensor, module, arch)
-            parts.append(part)
-        return _Subnet(module, parts)
+                part = self._parts[name, tensor.shape, view] = self._make_part(name, tensor, view, module, arch)
+            parts[name] = part
+        return _Subnet(module, parts, ties)
 
-    def _make_part(self, name: str, tensor: Tensor, module: nn.Module, arch: Arch) -> _Part:
-        if name not in self._sources:
+    def _make_part(self, name: str, tensor: Tensor, view: View, module: nn.Module, arch: Arch) -> _Part:
+        source = view.source or name
+        if source not in self._wholes:
             raise ValueError(
-                f"{arch!r} has a tensor {name!r} that the supernet lacks: no architecture of "
+                f"{arch!r} has a tensor {source!r} that the supernet lacks: no architecture of "
                 "supernet.nesting.covering_archs(space) has it; make the choice that brings it an unordered one"
             )
-        kernel = is_kernel(module, name)
-        source, shared_unit = self._sources[name]
-        shape = attrgetter(name)(self).shape
-        check_shape(name, shape, tensor.shape, kernel, source, arch)
-        if tensor.shape != shape and self._matching(name) is None:
-            check_unit(name, shared_unit, unit(module, name), source, arch)
-        return _Part(name, tensor.shape, self._rule(name, module))
+        whole, shape = self._wholes[source], attrgetter(source)(self).shape
+        check_shape(name, shape, tensor.shape, is_kernel(module, name), whole.arch, arch)
+        if tensor.shape != shape and self._matching(source) is None:
+            check_unit(name, whole.unit, unit(module, name), whole.arch, arch)
+        rule = self._rule(source, module, name)
+        if source != name:
+            _check_rule(name, source, rule, whole.rule, arch)
+        return _Part(source, tensor.shape, rule, view.transform)
 
-    def _rule(self, name: str, module: nn.Module) -> Rule:
-        pattern = self._matching(name)
+    def _rule(self, source: str, module: nn.Module, name: str) -> Rule:
+        """That of the shared tensor `source`, which `module` has parts of as `name`."""
+        pattern = self._matching(source)
         if pattern is None:
             return rule_for(module, name)
         rule = self._rules[pattern]
-        return self.get_submodule(rule_name(name)) if isinstance(rule, nn.Module) else rule
+        return self.get_submodule(rule_name(source)) if isinstance(rule, nn.Module) else rule
 
-    def _leads(self, module: nn.Module, name: str) -> bool:
-        """Whether the tensor `name` of the plain `module` is of the leading rows of the shared one."""
-        return self._matching(name) is None and rule_for(module, name) in (leading, centred)
+    def _leads(self, arch: Arch, name: str) -> bool:
+        """Whether the tensor `name` of the subnet `arch` is of the leading rows of a shared one."""
+        part = self._subnet(arch, self.build).parts.get(name)  # none of a constant, which is not sliced
+        return part is not None and self._matching(part.source) is None and part.rule in (leading, centred)
 
-    def _matching(self, name: str) -> str | None:
-        return next((pattern for pattern in self._rules if fnmatchcase(name, pattern)), None)
+    def _matching(self, source: str) -> str | None:
+        return next((pattern for pattern in self._rules if fnmatchcase(source, pattern)), None)
 
     def _share(self, modules: Mapping[Arch, nn.Module]) -> None:
         """Register the union of the modules' tensors, each at its largest shape, with the weights it has there."""
-        largest: dict[str, Tensor] = {}
-        self._sources: dict[str, tuple[Arch, Unit | None]] = {}  # of every tensor, to check the others against
+        largest: dict[str, tuple[Tensor, Arch, str]] = {}  # by source; the name in the architecture
+        self._no_weight_decay: set[str] = set()
         for arch, module in modules.items():
-            if tied := _tied_name(module):
-                raise ValueError(f"parameter {tied!r} is tied to another; a supernet stores every tensor by itself")
+            views, ties = self.views(arch), tied_names(module)
+            sources = {}
             for name, tensor in module.state_dict(keep_vars=True).items():
-                if name not in largest or tensor.numel() > largest[name].numel():
-                    largest[name] = tensor
-                    self._sources[name] = arch, unit(module, name)
-        for name, tensor in largest.items():
-            self._register(name, tensor)
+                first = ties.get(name, name)
+                source = sources[name] = views.get(first, PLAIN).source or first
+                if source not in largest or tensor.numel() > largest[source][0].numel():
+                    largest[source] = tensor, arch, name
+            self._no_weight_decay.update(sources.get(name, name) for name in _no_weight_decay(module))
+        for source, (tensor, _, _) in largest.items():
+            self._register(source, tensor)
         for pattern in self._rules:
-            matching = [name for name in largest if self._matching(name) == pattern]
+            matching = [source for source in largest if self._matching(source) == pattern]
             if not matching:
                 raise ValueError(f"no tensor of the supernet is named like the slicing rule {pattern!r}")
             if isinstance(rule := self._rules[pattern], nn.Module):
-                for name in matching:
-                    self._register(rule_name(name), copy.deepcopy(rule))
+                for source in matching:
+                    self._register(rule_name(source), copy.deepcopy(rule))
+        self._wholes = {
+            source: _Whole(arch, unit(modules[arch], name), self._rule(source, modules[arch], name))
+            for source, (_, arch, name) in largest.items()
+        }
+        for arch, module in modules.items():
+            for alias, name in tied_names(module).items():
+                source = self.views(arch).get(name, PLAIN).source or name
+                _check_rule(alias, source, self._rule(source, module, alias), self._wholes[source].rule, arch)
 
     def _register(self, name: str, value: Tensor | nn.Module) -> None:
         *path, leaf = name.split(".")
@@ -282,9 +344,21 @@ def _no_weight_decay(module: nn.Module) -> Iterable[str]:
     return module.no_weight_decay() if hasattr(module, "no_weight_decay") else ()
 
 
-def _tied_name(module: nn.Module) -> str | None:
-    own = {name for name, _ in module.named_parameters()}
-    return next((name for name, _ in module.named_parameters(remove_duplicate=False) if name not in own), None)
+def _check_rule(name: str, source: str, rule: Rule, shared_rule: Rule, arch: Arch) -> None:
+    if rule != shared_rule:
+        raise ValueError(
+            f"tensor {name!r} of {arch!r} is not sliced as others are that have the source {source!r}: give that a "
+            "slicing rule by name, or take another source"
+        )
+
+
+def _check_tied(alias: str, name: str, views: Mapping[str, View], arch: Arch) -> None:
+    own, first = (views.get(n, PLAIN) for n in (alias, name))
+    if alias in views and (own.source or alias, own.transform) != (first.source or name, first.transform):
+        raise ValueError(
+            f"tensors {alias!r} and {name!r} are one in the module of {arch!r}, and cannot be {own} and {first}: give "
+            f"{alias!r} no view of its own"
+        )
 
 
 def rule_name(name: str) -> str:

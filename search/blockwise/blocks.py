@@ -26,6 +26,7 @@ from supernet.slicing import Rule
 from supernet.space import Arch, SearchSpace
 from supernet.supernet import Builder, Supernet
 from supernet.training.randomness import Stream, part_seed
+from supernet.views import no_views
 
 # B batch, C channels, H height, W width, K blocks
 
@@ -65,7 +66,9 @@ class Segment(nn.Sequential):
 
 def cut_blocks(family: Family, space: SearchSpace, cuts: Sequence[Cut], seed: int = 0) -> list[Block]:
     """The blocks of the architectures `space` of a family that end with each of the `cuts`; see
-    `search.blockwise.cuts`."""
+    `search.blockwise.cuts`. ValueError for a family with `views`."""
+    if family.views is not no_views:
+        raise ValueError("a family whose tensors have `views` is not cut into blocks, which are supernets of their own")
     names = tuple(place.name for place in cuts)
     blocks = []
     for index, (target, name, scope) in enumerate(cuts):

@@ -22,6 +22,7 @@ from supernet.nesting import covering_archs, probing_archs
 from supernet.skeleton import Assembler, build_skeleton
 from supernet.space import Arch, SearchSpace, Value
 from supernet.supernet import Supernet
+from supernet.views import Views, no_views
 
 Place = tuple[str, int]  # of a piece: the name of its last layer, or of that before it, and how many have it already
 Fact = tuple[str, Place]  # "after" a place, or the "piece" there
@@ -40,11 +41,11 @@ class Link(NamedTuple):
 
 
 def chains(net: Supernet) -> Callable[[Arch], list[Piece]]:
-    """The pieces of a subnet of `net`, in order: those of `cut(net.skeleton(arch))`.
+    """The pieces of a subnet of `net`, in order: those of `cut(net.skeleton(arch), ...)`.
 
     Put together from those of other subnets, or cut from each one that is built, where that pays or is right no more.
     """
-    dependence = Dependence(net.space, net.skeleton)
+    dependence = Dependence(net.space, net.skeleton, views=net.views)
     return dependence.chain if dependence.explains() else dependence.cut
 
 
@@ -52,11 +53,18 @@ class Dependence:
     """The pieces of the subnets of `space`, and the choices that each depends on.
 
     `skeleton` gives an architecture's module without weights. `pieces`, if given, names submodules and what determines
-    them, as in `supernet.skeleton.Assembler`, so that no subnet is built to find out what depends on what.
+    them, as in `supernet.skeleton.Assembler`, so that no subnet is built to find out what depends on what. `views` are
+    those of tensors that are no mere slices (`supernet.views`).
     """
 
-    def __init__(self, space: SearchSpace, skeleton: Callable[[Arch], nn.Module], pieces: Names | None = None) -> None:
-        self._space, self._skeleton = space, skeleton
+    def __init__(
+        self,
+        space: SearchSpace,
+        skeleton: Callable[[Arch], nn.Module],
+        pieces: Names | None = None,
+        views: Views = no_views,
+    ) -> None:
+        self._space, self._skeleton, self._views = space, skeleton, views
         self._fingerprints: WeakKeyDictionary[nn.Module, Hashable] = WeakKeyDictionary()
         self._chains: dict[Arch, list[Link]] = {}  # of the subnets that were looked at
         self._known: dict[tuple[Fact, tuple[Value | None, ...]], Piece | Place | None] = {}
@@ -67,9 +75,11 @@ class Dependence:
     @classmethod
     def of_family(cls, family: Family, space: SearchSpace) -> Dependence:
         """That of the architectures `space` of a family."""
-        if family.pieces:
-            return cls(space, Assembler(family.build, family.pieces, space.largest), family.pieces)
-        return cls(space, partial(build_skeleton, family.build))
+        if not family.pieces:
+            return cls(space, partial(build_skeleton, family.build), views=family.views)
+        skeleton = Assembler(family.build, family.pieces, space.largest, family.views)
+        told = family.pieces if family.views is no_views else None  # which say nothing of views
+        return cls(space, skeleton, told, family.views)
 
     def chain(self, arch: Arch) -> list[Piece]:
         """The pieces of the subnet `arch`, in order: those of `cut`, put together from those of other subnets.
@@ -153,7 +163,7 @@ class Dependence:
 
     def _links(self, arch: Arch) -> list[Link]:
         model = self._skeleton(arch).eval()
-        pieces = cut(model, self._fingerprints)
+        pieces = cut(model, self._fingerprints, self._views(arch))
         links, taken, place = [], set(), START
         for piece, layers in zip(pieces, layer_names(model, pieces)):
             place = (layers[-1] if layers else place[0], 0)

@@ -10,9 +10,12 @@ import functools
 import types
 from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, fx, nn
+
+from supernet.views import PLAIN, View
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -30,7 +33,7 @@ class Piece(nn.Module):
     """A part of a module's computation with one input and one output.
 
     `key` is equal for two pieces of subnets of one supernet only if they compute the same: it holds the operations, the
-    structure of the layers, and the names and shapes of the tensors, which in a supernet determine the weights.
+    structure of the layers, and the names, shapes and views of the tensors, which in a supernet determine the weights.
     """
 
     def __init__(
@@ -40,15 +43,18 @@ class Piece(nn.Module):
         names: Mapping[int, str],
         root: nn.Module,
         known: MutableMapping[nn.Module, Hashable],
+        views: Mapping[str, View],
     ) -> None:
         super().__init__()
         self._nodes = nodes
         self._source = source
-        self._names = names
+        self.names = names
         self._targets = {node: _resolve(root, node.target) for node in nodes if node.op in ("call_module", "get_attr")}
         self.layers = nn.ModuleList({id(t): t for t in self._targets.values() if isinstance(t, nn.Module)}.values())
+        own = {names.get(id(tensor)) for tensors in self.owners() for tensor in tensors.values()} if views else ()
+        self.views = {name: view for name, view in views.items() if name in own}
         positions = {source: -1} | {node: position for position, node in enumerate(nodes)}
-        self.key = Key(
+        operations = [
             (
                 node.op,
                 node.target if isinstance(node.target, str) else _fingerprint(node.target, names),
@@ -56,7 +62,13 @@ class Piece(nn.Module):
                 _known_fingerprint(self._targets.get(node), names, known),
             )
             for node in nodes
-        )
+        ]
+        self.key = Key((*operations, *self.views.items()))
+
+    def owners(self) -> list[dict]:
+        """The dictionaries that hold its tensors, those of its layers and those that it uses itself."""
+        layers = self.layers.modules()
+        return [*(tensors for layer in layers for tensors in (layer._parameters, layer._buffers)), self._targets]
 
     def forward(self, x: Tensor) -> Tensor:
         values: dict[fx.Node, object] = {self._source: x}
@@ -72,10 +84,15 @@ class Piece(nn.Module):
         return values[self._nodes[-1]]
 
 
-def cut(model: nn.Module, known: MutableMapping[nn.Module, Hashable] | None = None) -> list[Piece]:
+def cut(
+    model: nn.Module,
+    known: MutableMapping[nn.Module, Hashable] | None = None,
+    views: Mapping[str, View] = MappingProxyType({}),
+) -> list[Piece]:
     """The pieces of `model`, which is in eval mode, in order: one after the other, they compute the same.
 
-    `known` keeps what keys say of a module, for models that have modules in common and do not change.
+    `known` keeps what keys say of a module, for models that have modules in common and do not change. `views` are those
+    of a subnet's tensors that are no mere slices (`Supernet.views`).
 
     There is a cut wherever a single tensor carries everything on, but none within a layer that holds no container
     (`nn.Sequential`, ...): in timm's networks, the cuts are between blocks.
@@ -91,27 +108,28 @@ def cut(model: nn.Module, known: MutableMapping[nn.Module, Hashable] | None = No
     for index, node in enumerate(computed):
         # everything computed up to here but this node itself is used up
         if node.users and node.op != "get_attr" and alive <= index:
-            pieces.append(Piece(computed[start : index + 1], source, names, root, known))
+            pieces.append(Piece(computed[start : index + 1], source, names, root, known, views))
             source, start = node, index + 1
         alive = max(alive, last_use[node])
     return pieces
 
 
 @contextmanager
-def weights_in(pieces: Sequence[Piece], weight: Callable[[str, torch.Size], Tensor]) -> Iterator[nn.Sequential]:
-    """The pieces as one module, in which for the time being tensors on the meta device have values, by name and shape.
+def weights_in(pieces: Sequence[Piece], weight: Callable[[str, torch.Size, View], Tensor]) -> Iterator[nn.Sequential]:
+    """The pieces as one module, in which for the time being tensors on the meta device have values: by name, shape and
+    view.
 
     The values are put into the pieces' own modules, which other pieces may have too: those do not run meanwhile.
     """
     without: list[tuple[dict, object, Tensor]] = []
     try:
         for piece in pieces:
-            owners = [tensors for layer in piece.layers.modules() for tensors in (layer._parameters, layer._buffers)]
-            for tensors in [*owners, piece._targets]:
+            for tensors in piece.owners():
                 for key, tensor in tensors.items():
                     if isinstance(tensor, Tensor) and tensor.is_meta:
                         without.append((tensors, key, tensor))
-                        tensors[key] = weight(piece._names[id(tensor)], tensor.shape)
+                        name = piece.names[id(tensor)]
+                        tensors[key] = weight(name, tensor.shape, piece.views.get(name, PLAIN))
         yield nn.Sequential(*pieces)
     finally:
         for tensors, key, tensor in without:

@@ -21,9 +21,10 @@ from distill.untouched import untouched
 from search.prefix.pieces import Piece, cut, weights_in
 from supernet.calibration import Reference, calibrate, keeps_statistics
 from supernet.concurrency import at_a_time, side_by_side
-from supernet.evaluation import known_references, references_of
+from supernet.evaluation import calibrated, known_references, references_of
 from supernet.space import Arch
 from supernet.supernet import Supernet
+from supernet.views import View
 
 # N images, B batch, K classes
 
@@ -112,7 +113,8 @@ def evaluate(
 
     Each subnet's BatchNorm statistics are those of the calibration images. The same batches go through the same
     operations as in `supernet.evaluation.calibrated`, so the logits are those of the extracted, calibrated subnet; the
-    one that the supernet's statistics are right for runs by itself, as it is.
+    one that the supernet's statistics are right for runs by itself, as it is, and so does one that uses a BatchNorm
+    layer in several pieces, whose statistics there are the last ones.
     Instead of logits there is the exception, where extracting or running a subnet raises one.
 
     `batches(resolution)` gives the images at a resolution in pixels, which with the weights are those that `remembered`
@@ -124,10 +126,12 @@ def evaluate(
     for index, arch in enumerate(archs):
         alone = arch == net.statistics_of
         try:
+            if not alone:
+                chain = pieces(arch) if pieces else cut(net.skeleton(arch), remembered.fingerprints, net.views(arch))
+                alone = _repeats_batch_norm(chain)
             if alone:
-                logits = torch.cat(_outputs(net.extract(arch).eval(), batches(resolution(arch)).evaluation))
-            else:
-                chain = pieces(arch) if pieces else cut(net.skeleton(arch), remembered.fingerprints)
+                images = batches(resolution(arch))
+                logits = torch.cat(_outputs(calibrated(net, arch, images.calibration), images.evaluation))
         except Exception as error:
             yield index, error
             continue
@@ -199,8 +203,8 @@ def _forward(
         return batches
     names: dict[int, str] = {}  # of the weights that the pieces are lent
 
-    def weight(name: str, shape: torch.Size) -> Tensor:
-        tensor = net.tensor_of(name, shape)
+    def weight(name: str, shape: torch.Size, view: View) -> Tensor:
+        tensor = net.tensor_of(name, shape, view)
         names[id(tensor)] = name
         return tensor
 
@@ -234,6 +238,12 @@ def _outputs(model: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
 
 def _has_batch_norm(model: nn.Module) -> bool:
     return any(map(keeps_statistics, model.modules()))
+
+
+def _repeats_batch_norm(pieces: Sequence[Piece]) -> bool:
+    """Whether a layer is in several pieces, whose statistics calibrating one would change in the others."""
+    names = [piece.names[id(m.running_mean)] for piece in pieces for m in piece.modules() if keeps_statistics(m)]
+    return len(set(names)) < len(names)
 
 
 def _below(node: Node) -> Iterator[Piece]:

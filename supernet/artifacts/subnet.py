@@ -1,7 +1,7 @@
 """An extracted subnet as a directory: a plain module that loads again without the supernet.
 
 config.json         the space and the architecture, the classes, how images are prepared, what is known of it
-model.safetensors   weights, under the names of the plain module
+model.safetensors   weights, under the names of the plain module; tied ones once, the other names in the metadata
 model.onnx          the same network for other runtimes, BatchNorm folded into the convolutions
 model.int8.onnx     that in int8, calibrated on images (export_subnet)
 model.pt2           the same network as a program of torch.export (export_subnet)
@@ -37,7 +37,7 @@ from supernet.artifacts.export import (
     quantise_onnx,
 )
 from supernet.artifacts.runs import Run, make_family
-from supernet.artifacts.weights import load_weights
+from supernet.artifacts.weights import load_weights, read_safetensors
 from supernet.costs import count_macs, count_parameters
 from supernet.errors import first_line
 from supernet.evaluation import calibrated_subnet
@@ -45,6 +45,7 @@ from supernet.families.timm_models import TimmModel, self_contained, timm_model
 from supernet.space import Arch
 from supernet.training.data import Data, DataConfig
 from supernet.training.data.images import evaluation_transform
+from supernet.views import tie_names, tied_names
 
 logger = logging.getLogger(__name__)
 
@@ -131,8 +132,10 @@ def save_subnet(directory: Path, subnet: Subnet, *, onnx: bool = True) -> None:
     model, config = subnet
     if (directory / "config.json").exists():
         raise ValueError(f"{directory} holds a subnet already; name another folder")
+    ties = tied_names(model)
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in ties}
     with write_atomically(directory / "model.safetensors") as temporary:
-        temporary.write_bytes(safetensors.torch.save({n: t.contiguous() for n, t in model.state_dict().items()}))
+        temporary.write_bytes(safetensors.torch.save(weights, ties or None))
     if onnx:
         export_onnx(model, directory / "model.onnx", config.input_size, dynamic_batch=True)
     with write_atomically(directory / "config.json") as temporary:
@@ -146,11 +149,11 @@ def load_subnet(directory: str | Path) -> Subnet:
     model = config.build()
     path = directory / "model.safetensors"
     try:
-        weights = safetensors.torch.load_file(path)
+        weights, ties = read_safetensors(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
     load_weights(model, weights, str(path))
-    return Subnet(model.eval(), config)
+    return Subnet(tie_names(model, ties).eval(), config)
 
 
 def load_network(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from safetensors import safe_open
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
@@ -40,13 +41,23 @@ def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
         raise ValueError(f"there is no file of weights {str(path)!r}; for a directory, the name is 'local-dir:{path}'")
     try:
         if path.suffix == ".safetensors":
-            content = safetensors.torch.load_file(path)
+            content, _ = read_safetensors(path)
         else:
             with torch.serialization.safe_globals([Namespace]):  # timm's trainings write their arguments as well
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what an unpickler raises for a file of another kind is of any type
         raise ValueError(f"cannot read the weights in {str(path)!r}: {first_line(error)}") from error
     return tensors_in(content, path)
+
+
+def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors in a file, by name, also by the names of those that are in it once under another; and which names
+    these are, with the other name of each (as `safetensors.torch.save_model` writes them, too)."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    tensors = safetensors.torch.load_file(path)
+    ties = {alias: name for alias, name in metadata.items() if name in tensors}
+    return tensors | {alias: tensors[name] for alias, name in ties.items()}, ties
 
 
 def tensors_in(content: object, path: str | os.PathLike) -> dict[str, Tensor]:

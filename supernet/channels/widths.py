@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from supernet.channels.tracer import Channels
 from supernet.slicing import Rule, leading
+from supernet.views import tie_names, tied_names
 
 Blocks = tuple[int, ...]  # of every dimension of a tensor, how many equal blocks it consists of
 
@@ -91,6 +92,7 @@ def _resize(
         for name, dim, _ in group.members:
             if name in present:
                 factors.setdefault(name, {})[dim] = (size, group.size)
+    ties = tied_names(model)
     for name, factor_of in factors.items():
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
@@ -106,6 +108,12 @@ def _resize(
         seen_as = getattr(module, "shape", None)  # of a vector by which timm's metaformers scale channels
         if tensor.dim() == 1 and isinstance(seen_as, tuple) and seen_as[:1] == tensor.shape:
             module.shape = (shape[0], *seen_as[1:])
+    tie_names(model, ties)
+    for alias in ties:
+        owner, _, leaf = alias.rpartition(".")
+        if leaf == "weight":
+            module = model.get_submodule(owner)
+            _set_numbers(module, module.weight.shape)
     return model
 
 

@@ -17,6 +17,7 @@ from supernet.skeleton import build_skeleton, without_data
 from supernet.slicing import Rule
 from supernet.space import Arch, SearchSpace
 from supernet.supernet import Supernet
+from supernet.views import Views, no_views, tied_builder
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,8 @@ class Family:
     """A search space, the builder of its plain modules, and what follows from an architecture without building it.
 
     `build(arch, drop_rate=0.0, drop_path_rate=0.0)` gives the plain module; the rates (of dropout before the
-    classifier and of stochastic depth) add no tensors. `macs(arch)` counts the multiply-accumulates of convolutions
+    classifier and of stochastic depth) add no tensors. Tensors that are equal `views` of one source are tied in that
+    module, so that it has each parameter once. `macs(arch)` counts the multiply-accumulates of convolutions
     and matrix products for one image at `resolution(arch)`, `parameters(arch)` the parameters, trainable or frozen:
     both exactly what `supernet.costs` counts in the module that `build` makes. Where they are not given, that is
     how they are found, which takes tens of milliseconds an architecture.
@@ -46,12 +48,14 @@ class Family:
     rules: Mapping[str, Rule] = field(default_factory=dict)
     paper: str = ""
     pieces: Callable[[Arch], Mapping[str, Hashable]] | None = None  # what `Supernet` may build once and use again
+    views: Views = no_views  # those of an architecture's tensors that are no mere slices, see `supernet.views`
     weights: Callable[..., Mapping[str, Tensor]] | None = None  # loads those of the largest subnet, to start from
     weights_classes: Callable[[Sequence[str]], tuple[str, ...] | None] | None = None  # that `weights` tell apart
 
     def __post_init__(self):
         if self.input_size is None and "resolution" not in self.space.choices:
             raise ValueError("say the images' input_size in pixels, or make `resolution` a choice of the space")
+        object.__setattr__(self, "build", tied_builder(self.build, self.views))
         if self.macs is None:
             object.__setattr__(self, "macs", self._count_macs)
         if self.parameters is None:
@@ -78,7 +82,9 @@ class Family:
         """
         size = self.resolution(self.space.largest)
         example = torch.empty(1, self.in_chans, size, size, device="meta")
-        net = Supernet(self.space, self.build, self.rules, seed=seed, example=example, pieces=self.pieces)
+        net = Supernet(
+            self.space, self.build, self.rules, seed=seed, example=example, pieces=self.pieces, views=self.views
+        )
         output = without_data(net.skeleton(self.space.largest), partial(_output_in_training, example))
         if (given := count_classes(output)) != self.num_classes:
             raise ValueError(f"the model gives logits of {given} classes, and its family says {self.num_classes}")

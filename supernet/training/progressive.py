@@ -6,6 +6,7 @@ trained as well, with the largest network of the first phase, frozen, as the tea
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -20,6 +21,7 @@ from supernet.space import SearchSpace
 from supernet.supernet import Supernet
 from supernet.training.loop import LoopConfig
 from supernet.training.randomness import Stream, part_seed
+from supernet.views import PLAIN, tied_names
 
 Config = TypeVar("Config", bound=LoopConfig)
 
@@ -100,7 +102,8 @@ def new_kinds(phases: Sequence[Phase], index: int) -> set[str]:
 
 def sort_channels(family: Family, net: Supernet, kinds: Iterable[str]) -> None:
     """Sort those channels of `net`, in place, that choices of these kinds make fewer, by their importance to the
-    layers that follow them. The largest subnet computes what it did.
+    layers that follow them. The largest subnet computes what it did, so that channels keep their order in tensors that
+    several of its layers have different parts of, and in those that it transforms.
     """
     kinds = set(kinds)
     values = {name: c.values[0 if kind_of(name) in kinds else -1] for name, c in family.space.choices.items()}
@@ -109,10 +112,14 @@ def sort_channels(family: Family, net: Supernet, kinds: Iterable[str]) -> None:
     example = torch.empty(1, family.in_chans, *[family.resolution(largest)] * 2, device="meta")
     skeleton = build_skeleton(family.build, largest)
     whole = skeleton.state_dict()
+    ties, views, sources = tied_names(skeleton), net.views(largest), net.sources(largest)
+    parts = Counter(source for name, source in sources.items() if name not in ties)
+    fixed = {n for n, source in sources.items() if parts[source] > 1 or source != n or views.get(n, PLAIN).transform}
     elastic = [
         group
         for group in trace(skeleton, example).channels
         if any(name in narrow and narrow[name].shape[dim] < whole[name].shape[dim] for name, dim, _ in group.members)
+        and not any(member.tensor in fixed for member in group.members)
     ]
     order_channels(net, elastic, "outgoing_l1")
 

@@ -97,15 +97,6 @@ def test_a_tensor_that_only_smaller_architectures_have_is_refused():
     assert "make the choice that brings it an unordered one" in message
 
 
-def test_tied_parameters_are_refused():
-    def build(arch):
-        layers = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-        layers[1].weight = layers[0].weight
-        return layers
-
-    assert "parameter '1.weight' is tied to another" in refused(SearchSpace({"a": (1, 2)}), build)
-
-
 def test_a_name_that_the_supernet_uses_is_refused():
     class Model(nn.Module):
         def __init__(self, width: int) -> None:
