@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TypeVar
 
 import torch
@@ -115,10 +115,10 @@ class Assembler:
     """Skeletons put together from pieces of earlier ones, in a tenth of the time that building takes.
 
     `pieces(arch)` names submodules, and for each of them what it is determined by: modules of one name and one key are
-    interchangeable, unless `views(arch)` gives their tensors other sources. What it does not name is the same in every
-    architecture. Skeletons may have pieces in common; an assembled one runs like one that was built, but attributes of
-    the modules around the pieces, such as timm's `num_features`, are those of the first skeleton. A module is built
-    whole where a piece has a tensor in common with what is around it.
+    interchangeable. What it does not name is the same in every architecture. Skeletons may have pieces in common; an
+    assembled one runs like one that was built, but attributes of the modules around the pieces, such as timm's
+    `num_features`, are those of the first skeleton. Modules in which `views` gives tensors another source, or in which
+    pieces have a tensor in common with others, are built whole.
     """
 
     def __init__(
@@ -129,38 +129,28 @@ class Assembler:
         views: Views = no_views,
     ):
         self._build, self._pieces_of, self._first, self._views = build, pieces, first, views
-        self._frame = build_skeleton(build, first)
-        self._frame_names = set(pieces(first))
+        self._frame: nn.Module | None = None
+        self._frame_names: set[str] = set()
         self._pieces: dict[tuple[str, Hashable], nn.Module] = {}
-        self._keep(self._frame, self._wanted(first))
+        self(first)
 
     def __reduce__(self):
         return Assembler, (self._build, self._pieces_of, self._first, self._views)
 
     def __call__(self, arch: Arch) -> nn.Module:
-        wanted = self._wanted(arch)
-        if self._pieces.keys() >= wanted.items() and self._frame_names >= wanted.keys():
+        if any(view.source for view in self._views(arch).values()):
+            return build_skeleton(self._build, arch)
+        wanted = self._pieces_of(arch)
+        if self._frame and self._pieces.keys() >= wanted.items() and self._frame_names >= wanted.keys():
             return self._put_together(self._frame, "", {name: self._pieces[name, key] for name, key in wanted.items()})
         module = build_skeleton(self._build, arch)
-        self._keep(module, wanted)
+        if any(_piece(wanted, alias) != _piece(wanted, name) for alias, name in tied_names(module).items()):
+            return module
+        if self._frame is None:
+            self._frame, self._frame_names = module, set(wanted)
+        for name, key in wanted.items():
+            self._pieces.setdefault((name, key), module.get_submodule(name))
         return module
-
-    def _wanted(self, arch: Arch) -> Mapping[str, Hashable]:
-        wanted, views = self._pieces_of(arch), self._views(arch)
-        if not views:
-            return wanted
-        sources = [(name, view.source) for name, view in views.items() if view.source]
-        return {n: (key, *(s for s in sources if s[0].startswith(f"{n}."))) for n, key in wanted.items()}
-
-    def _keep(self, module: nn.Module, wanted: Mapping[str, Hashable]) -> None:
-        """The pieces of `module`, unless it ties tensors of different ones."""
-
-        def piece(tensor: str) -> str | None:
-            return next((name for name in wanted if tensor.startswith(f"{name}.")), None)
-
-        if all(piece(alias) == piece(name) for alias, name in tied_names(module).items()):
-            for name, key in wanted.items():
-                self._pieces.setdefault((name, key), module.get_submodule(name))
 
     def _put_together(self, frame: nn.Module, prefix: str, pieces: Mapping[str, nn.Module]) -> nn.Module:
         module = copy.copy(frame)
@@ -176,3 +166,8 @@ class Assembler:
             else:
                 module._modules[child_name] = child
         return module
+
+
+def _piece(pieces: Iterable[str], tensor: str) -> str | None:
+    """The piece that the tensor belongs to, if any."""
+    return next((name for name in pieces if tensor.startswith(f"{name}.")), None)
