@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from search.prefix import trie
-from search.prefix.chains import Chains
+from search.prefix.dependence import Dependence, chains
 from search.prefix.pieces import cut
-from search.prefix.scopes import Scopes
 from supernet import Choice, SearchSpace, Supernet
 from supernet.evaluation import calibrated
 from supernet.families import Family
@@ -117,7 +116,7 @@ def naive(net, arch):
 def test_logits_are_those_of_the_extracted_subnets(net, limit_bytes):
     remembered = trie.Remembered(limit_bytes)
     for archs in (ARCHS[::2], ARCHS):  # the second time, some beginnings are remembered
-        logits = dict(trie.evaluate(net, archs, images, lambda arch: 8, remembered, Chains(net)))
+        logits = dict(trie.evaluate(net, archs, images, lambda arch: 8, remembered, chains(net)))
         for index, arch in enumerate(archs):
             assert torch.equal(logits[index], naive(net, arch))
     different = {tuple(output.flatten().tolist()) for output in logits.values()}
@@ -135,18 +134,20 @@ def test_pieces_are_told_apart_by_what_is_made_of_their_weights(net):
 
 
 def test_chains_know_which_choices_a_view_depends_on(net):
-    chains = Chains(net)
-    assert not chains._apart
+    dependence = Dependence(SPACE, net.skeleton, views=net.views)
+    assert dependence.explains()
     for arch in ARCHS:
-        assert [piece.key for piece in chains(arch)] == [p.key for p in cut(net.skeleton(arch), None, net.views(arch))]
+        assert [piece.key for piece in dependence.chain(arch)] == [
+            p.key for p in cut(net.skeleton(arch), None, net.views(arch))
+        ]
 
 
 def test_what_a_block_depends_on_includes_its_bits_and_its_source(family):
-    scopes = Scopes(family, SPACE)
-    first, second = scopes.of(["blocks.0", "blocks.1"])
+    dependence = Dependence.of_family(family, SPACE)
+    first, second = dependence.scopes(["blocks.0", "blocks.1"])
     assert "blocks.1.bits" not in first
     assert {"blocks.1.bits", "blocks.1.source"} <= second
-    scopes.check(["blocks.0", "blocks.1"], [first, second])
+    dependence.check(["blocks.0", "blocks.1"], [first, second])
 
 
 def test_a_layer_that_is_used_twice_has_the_statistics_of_the_extracted_subnet():
