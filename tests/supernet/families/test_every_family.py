@@ -66,7 +66,7 @@ def test_subnets_and_their_gradients_equal_the_plain_models_bit_for_bit(family, 
         assert torch.equal(output, expected)
         output.square().sum().backward()
         expected.square().sum().backward()
-        rules = {part.name: part.rule for part in net._subnet(arch, net.build).parts}
+        rules = {name: part.rule for name, part in net._subnet(arch, net.build).parts.items()}
         shared = dict(net.named_parameters())
         for name, parameter in plain.named_parameters():
             whole = shared.pop(name)
