@@ -29,6 +29,8 @@ def run(main: Callable[[], None]) -> NoReturn:
         main()
     except (ValueError, ModuleNotFoundError) as error:
         fail(str(error), 2)
+    except (FileExistsError, NotADirectoryError) as error:
+        fail(f"{error.filename} is a file where a folder has to be: name another", 2)
     except torch.OutOfMemoryError as error:
         fail(f"the GPU's memory is too small, lower --batch-size: {first_line(error)}", 1)
     except (TrainingError, OSError) as error:

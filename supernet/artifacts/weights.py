@@ -34,7 +34,7 @@ def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
     Of a training's checkpoint they are those of the moving average if there is one, else of the network: what it holds
     under the first of the names `WITHIN`. What torch's wrappers of networks put before all names, "module." and
     "_orig_mod.", is taken off. Tensors alone are read, no code is run. ValueError, in one line, for a file that is not
-    there, cannot be read, or holds no tensors by name.
+    there, cannot be read, holds no tensors by name, or values that are NaN.
     """
     path = Path(path)
     if not path.is_file():
@@ -61,7 +61,7 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[s
 
 
 def tensors_in(content: object, path: str | os.PathLike) -> dict[str, Tensor]:
-    """Those of `read_weights` in what the file at `path` holds, by name."""
+    """Those of `read_weights` in what the file at `path` holds, by name; ValueError for values that are NaN as well."""
     content = content if isinstance(content, Mapping) else {f"a {type(content).__name__}": None}
     while key := next((key for key in WITHIN if isinstance(content.get(key), Mapping)), None):
         content = content[key]
@@ -70,6 +70,11 @@ def tensors_in(content: object, path: str | os.PathLike) -> dict[str, Tensor]:
         raise ValueError(
             f"{str(path)!r} holds no tensors by name, but {', '.join(map(str, content)) or 'nothing'}: save the state "
             "dict of the network"
+        )
+    if broken := [name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.isnan().any()]:
+        raise ValueError(
+            f"{str(path)!r} has values that are no numbers (NaN), first in {broken[0]!r}: it was saved when its "
+            "training had diverged, name an earlier file"
         )
     return clean_state_dict(tensors)
 

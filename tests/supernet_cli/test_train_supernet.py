@@ -70,3 +70,10 @@ def test_an_unknown_flag_or_a_wrong_value_is_usage(command, tmp_path):
         assert result.returncode == 2
         assert arguments[0].strip("-")[:5] in result.stderr
         assert "Traceback" not in result.stderr
+
+
+def test_a_file_where_a_folder_has_to_be_is_named(command, tmp_path):
+    (tmp_path / "taken").write_text("")
+    result = command("train", "--epochs", 1, "--warmup-epochs", 0, "--workers", 0, "--output", tmp_path / "taken")
+    assert result.returncode == 2
+    assert result.stderr.strip().endswith("taken is a file where a folder has to be: name another")

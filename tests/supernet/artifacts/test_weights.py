@@ -123,3 +123,11 @@ def test_optional_modules_may_be_missing():
     check_names(network(), ["3.weight", "3.bias"], ["3.scale"], "that.pth", ("3",))
     with pytest.raises(ValueError, match=r"1 of its 10 tensors are missing, the first '0\.weight'"):
         check_names(network(), ["3.weight", "0.weight"], [], "that.pth", ("3",))
+
+
+def test_weights_of_a_diverged_training_are_refused(tmp_path):
+    weights = network().state_dict()
+    weights["3.bias"][1] = torch.nan
+    torch.save(weights, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"weights.pth' has values that are no numbers \(NaN\), first in '3.bias'"):
+        read_weights(tmp_path / "weights.pth")
