@@ -5,6 +5,8 @@ from torch import nn
 
 from supernet.families import FAMILIES
 from supernet.skeleton import Assembler, build_skeleton
+from supernet.space import SearchSpace
+from supernet.views import View, tied_builder
 
 
 class Model(nn.Module):
@@ -37,6 +39,28 @@ def test_tied_parameters_stay_tied():
     skeleton = build_skeleton(build, 3)
     assert skeleton[0].weight is skeleton[1].weight
     assert skeleton[0].bias is not skeleton[1].bias
+
+
+def test_skeletons_are_built_whole_where_pieces_have_a_tensor_in_common():
+    def build(arch):
+        layers = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, arch["width"]))
+        if arch["tied"] == "layers":
+            layers[1].weight = layers[0].weight
+        return layers
+
+    def views(arch):
+        return {"1.weight": View("0.weight")} if arch["tied"] == "source" else {}
+
+    def pieces(arch):
+        return {"0": arch["tied"] == "layers", "1": arch["tied"] == "layers", "2": arch["width"]}
+
+    space = SearchSpace({"tied": ("layers", "source", "no"), "width": (1, 3)})
+    assemble = Assembler(tied_builder(build, views), pieces, space.largest, views)
+    for tied in 2 * ("layers", "source", "no"):
+        for width in (1, 3):
+            module = assemble(space.validate({"tied": tied, "width": width}))
+            assert (module[0].weight is module[1].weight) == (tied != "no")
+            assert module[2].weight.shape == (width, 2)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -7,6 +7,7 @@ import safetensors.torch
 import timm
 import torch
 from timm.models import save_for_hf
+from torch import nn
 
 from supernet.artifacts.runs import Job, Run, load_run, make_family, read_family, run_job
 from supernet.artifacts.subnet import (
@@ -18,10 +19,14 @@ from supernet.artifacts.subnet import (
     save_subnet,
     take_out,
 )
+from supernet.artifacts.weights import read_weights
+from supernet.families import FAMILIES, Family
 from supernet.families.timm_models import self_contained
+from supernet.space import SearchSpace
 from supernet.training.data import Data, DataConfig, load_data
 from supernet.training.recipes import digits
 from supernet.training.step import TrainConfig
+from supernet.views import View
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +182,35 @@ def test_a_damaged_subnet_says_what_is_missing(saved, tmp_path):
     safetensors.torch.save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=rf"model\.safetensors does not fit .* are missing, the first '{name}'"):
         load_subnet(tmp_path)
+
+
+def test_a_tied_tensor_is_in_the_file_once_and_tied_when_it_is_loaded(run, tmp_path, monkeypatch):
+    def build(arch, drop_rate=0.0, drop_path_rate=0.0):
+        layers = [nn.Flatten(), *(nn.Linear(3, 3) for _ in range(3))]
+        layers[2].weight = layers[1].weight
+        return nn.Sequential(*layers)
+
+    def views(arch):
+        return {"3.weight": View("1.weight")} if arch["source"] == "shared" else {}
+
+    space = SearchSpace({"source": ("own", "shared")})
+    family = Family(space, build, num_classes=3, input_size=1, views=views)
+    monkeypatch.setitem(FAMILIES, "tied", lambda num_classes: family)
+    model = family.supernet().extract(space.largest).eval()
+    assert model[3].weight is model[2].weight is model[1].weight
+    config = SubnetConfig(
+        "tied", "{}", {"source": "shared"}, ("a", "b", "c"), (3, 1, 1), (0.0,) * 3, (1.0,) * 3, "bilinear", 1.0
+    )
+    save_subnet(tmp_path, Subnet(model, config), onnx=False)
+    path = tmp_path / "model.safetensors"
+    stored = safetensors.torch.load_file(path)
+    assert sorted(stored) == ["1.bias", "1.weight", "2.bias", "3.bias"]
+    # a builder that ties less than before changes nothing
+    monkeypatch.setitem(FAMILIES, "tied", lambda num_classes: Family(space, build, num_classes=3, input_size=1))
+    loaded = load_subnet(tmp_path).model
+    assert loaded[3].weight is loaded[2].weight is loaded[1].weight
+    images = torch.randn(2, 3, 1, 1)
+    assert torch.equal(loaded(images), model(images))
+    weights = read_weights(path)
+    assert weights.keys() == model.state_dict().keys()
+    assert torch.equal(weights["3.weight"], model[1].weight)

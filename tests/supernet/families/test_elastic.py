@@ -1,3 +1,4 @@
+import copy
 from collections import OrderedDict
 
 import numpy as np
@@ -8,7 +9,7 @@ from timm.models import save_for_hf
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from supernet.costs import count_macs
+from supernet.costs import count_macs, count_parameters
 from supernet.families import from_model, from_timm
 
 
@@ -342,3 +343,35 @@ def test_lists_of_blocks_within_blocks_that_have_names_become_shorter_with_them(
     assert dict(family.space.choices["0.blocks.depth"].when) == {"0.depth": (3,)}
     assert list(family.build(family.space.smallest)[0]._modules) == ["down", "one"]
     assert family.macs(family.space.smallest) == count_macs(family.build(family.space.smallest), (3, 8, 8))
+
+
+def test_tied_layers_become_narrower_together():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 32, 1)
+            self.first = nn.Conv2d(32, 64, 1)
+            self.second = nn.Conv2d(64, 64, 3, padding=1)
+            self.third = nn.Conv2d(64, 64, 3, padding=1)
+            self.third.weight = self.second.weight
+            self.head = nn.Linear(64, 5)
+
+        def forward(self, x):
+            x = self.third(self.second(self.first(self.stem(x)).relu()).relu())
+            return self.head(x.mean((2, 3)))
+
+    torch.manual_seed(0)
+    pretrained = Tied()
+    family = from_model(Tied, torch.empty(1, 3, 8, 8), pretrained=lambda: copy.deepcopy(pretrained))
+    net, images = family.supernet().eval(), torch.randn(2, 3, 8, 8)
+    assert "third.weight" not in net.state_dict()
+    logits = net(images, family.space.largest)
+    assert (logits - pretrained(images)).abs().max() < 1e-5 * logits.abs().max()
+    assert not torch.equal(net.second.weight, pretrained.second.weight)  # in the order of importance
+    model = net.extract(family.space.smallest)
+    assert model.third.weight is model.second.weight
+    assert model.third.weight.shape == (32, 32, 3, 3)
+    assert (model.third.in_channels, model.third.out_channels) == (32, 32)
+    assert torch.equal(model(images), net(images, family.space.smallest))
+    assert family.parameters(family.space.smallest) == count_parameters(model)
+    assert family.macs(family.space.smallest) == count_macs(model, (3, 8, 8))

@@ -1,12 +1,14 @@
 import dataclasses
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from torch import nn
 
 from supernet.artifacts.runs import Job, load_run, run_job
-from supernet.families import FAMILIES
+from supernet.families import FAMILIES, Family
+from supernet.space import SearchSpace
 from supernet.training.progressive import (
     ONCE_FOR_ALL,
     Phase,
@@ -18,6 +20,7 @@ from supernet.training.progressive import (
 )
 from supernet.training.recipes import RECIPES
 from supernet.training.step import TrainConfig, TrainStep
+from supernet.views import View
 
 PHASES = (
     Phase("largest", 2),
@@ -84,6 +87,59 @@ def test_channels_are_sorted_by_what_follows_them_and_the_largest_subnet_stays_w
     assert torch.equal(after["blocks.1.1.conv_pwl.weight"], weight[:, order])
     assert torch.equal(after["blocks.1.1.conv_dw.weight"], before["blocks.1.1.conv_dw.weight"][order])
     assert torch.equal(after["conv_stem.weight"], before["conv_stem.weight"])
+
+
+def inverted(arch, drop_rate=0.0, drop_path_rate=0.0):
+    """A chain of two pairs of convolutions, with `expand_ratio` channels between those of a pair."""
+    width = arch["expand_ratio"]
+    pairs = [layer for _ in range(2) for layer in (nn.Conv2d(4, width, 1), nn.ReLU(), nn.Conv2d(width, 4, 1))]
+    return nn.Sequential(nn.Conv2d(3, 4, 1), *pairs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+
+def shared_pair(arch):
+    return {name: View(name.replace("4", "1").replace("6", "3")) for name in ("4.weight", "4.bias", "6.weight")}
+
+
+def one_layer_of_the_pair(arch):
+    return {"4.weight": View("1.weight")}
+
+
+@dataclass(frozen=True)
+class FirstRows:
+    """Zero but for the first rows, which is another function of other channels."""
+
+    count: int
+
+    def __call__(self, weight):
+        return torch.cat([weight[: self.count], torch.zeros_like(weight[self.count :])])
+
+
+def masked(arch):
+    return {"1.weight": View(transform=FirstRows(3))}
+
+
+@pytest.mark.parametrize(
+    ("views", "first_moves", "second_moves"),
+    [(shared_pair, True, True), (one_layer_of_the_pair, True, True), (masked, False, True)],
+)
+def test_channels_of_one_source_are_sorted_once_and_masked_ones_not(views, first_moves, second_moves):
+    space = SearchSpace({"block.expand_ratio": (2, 8)})
+
+    def build(arch, **rates):
+        return inverted({"expand_ratio": arch["block.expand_ratio"]}, **rates)
+
+    family = Family(space, build, num_classes=3, input_size=2, views=views)
+    net = family.supernet().eval()
+    images = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with torch.no_grad():
+        logits = net(images, space.largest)
+        sort_channels(family, net, {"expand_ratio"})
+        assert (net(images, space.largest) - logits).abs().max() < 1e-5 * logits.abs().max()
+    after = net.state_dict()
+    assert torch.equal(after["1.weight"], before["1.weight"]) != first_moves
+    second = after.get("6.weight", after["3.weight"]), before.get("6.weight", before["3.weight"])
+    assert torch.equal(*second) != second_moves
 
 
 def test_phases_train_their_subnets_by_the_frozen_largest_network(tmp_path, monkeypatch):
