@@ -12,6 +12,7 @@ from supernet import __version__
 
 # a module of this package each, its name with _ for -; in the order of the work
 COMMANDS = (
+    "doctor",
     "quickstart",
     "check-images",
     "train",

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,20 +137,19 @@ def test_too_few_cpus_are_an_error():
 
 # what Ray has set in this process is not for another cluster's driver
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+ROOT = Path(__file__).parents[2]
 DRIVER = """
 import sys
-from pathlib import Path
-sys.path.insert(0, str(Path(sys.argv[1]).parents[2]))
 from tests.search.test_parallel import *
 
-with RayEvaluator(SPACE, {"sum": slow_sums}, 2) as evaluate, History(sys.argv[2], problem().describe()) as history:
+with RayEvaluator(SPACE, {"sum": slow_sums}, 2) as evaluate, History(sys.argv[1], problem().describe()) as history:
     search(evaluate, history=history)
 """
 
 
 def test_a_killed_driver_loses_nothing_that_was_evaluated(tmp_path):
     path = tmp_path / "history.jsonl"
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, __file__, path], start_new_session=True, env=ENVIRONMENT)
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, path], cwd=ROOT, start_new_session=True, env=ENVIRONMENT)
     while not path.exists() or path.read_bytes().count(b"\n") < 10:  # a header and 9 evaluations, of 24
         assert driver.poll() is None
         time.sleep(0.01)

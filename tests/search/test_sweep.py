@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -118,13 +119,12 @@ def test_a_killed_worker_changes_nothing(undisturbed, tmp_path):
 
 # what Ray has set in this process is not for another cluster's driver
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+ROOT = Path(__file__).parents[2]
 DRIVER = """
 import sys
-from pathlib import Path
-sys.path.insert(0, str(Path(sys.argv[1]).parents[2]))
 from tests.search.test_sweep import *
 
-run_sweep(partial(search_slowly, Path(sys.argv[2]) / "log"), TRIALS, sys.argv[2], "killed", workers=2)
+run_sweep(partial(search_slowly, Path(sys.argv[1]) / "log"), TRIALS, sys.argv[1], "killed", workers=2)
 """
 
 
@@ -149,7 +149,7 @@ def is_running(pid):
 def test_a_killed_driver_loses_nothing_evaluated(undisturbed, tmp_path):
     log = tmp_path / "log"
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, __file__, tmp_path], start_new_session=True, env=ENVIRONMENT
+        [sys.executable, "-c", DRIVER, tmp_path], cwd=ROOT, start_new_session=True, env=ENVIRONMENT
     )
     while not log.exists() or len(log.read_text().splitlines()) < 21:  # beyond the first generation of six
         assert driver.poll() is None

@@ -48,7 +48,7 @@ def test_version_and_usage(command):
 def test_an_unknown_command_is_one_line(command, words):
     result = command(*words)
     assert result.returncode == 2
-    assert f"there is no command {words[0]!r}; the commands are quickstart, " in result.stderr
+    assert f"there is no command {words[0]!r}; the commands are doctor, " in result.stderr
     assert result.stderr.count("\n") == 1
 
 

@@ -130,8 +130,8 @@ def test_scores_are_the_same_whatever_was_drawn_before(name):
 
 def test_scores_are_the_same_in_another_process():
     code = (
-        "import sys, torch; torch.set_num_threads(1); torch.rand(3); sys.path.insert(0, 'tests/search');"
-        "import test_initialisation as t; print(repr(t.all_scores('timm')))"
+        "import torch; torch.set_num_threads(1); torch.rand(3);"
+        "from tests.search.untrained.test_initialisation import all_scores; print(repr(all_scores('timm')))"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"}
     result = subprocess.run(
