@@ -14,7 +14,7 @@ BLOCK = re.compile(r"^ *```.*?^ *```$", flags=re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#]+)(?:#([^)]+))?\)")
 HEADING = re.compile(r"^#+ (.*)$", flags=re.MULTILINE)
 FILE = re.compile(rf"(?<![\w/.])(?:{'|'.join(PACKAGES)}|scripts|benchmarks|docs|tests)/[\w/]+\.\w+\b")
-NAME = re.compile(rf"`((?:{'|'.join(PACKAGES)})(?:\.\w+)+)(?:\(\))?`")
+NAME = re.compile(rf"`((?:{'|'.join(PACKAGES)})(?:\.(?!(?:py|jsonl?|safetensors)`)\w+)+)(?:\(\))?`")
 PAPER = re.compile(r"\barXiv[:\s]\s*([^\s,;:)|\"'`]+)")
 IDENTIFIER = re.compile(r"\d\d(0[1-9]|1[0-2])\.\d{4,5}(v\d+)?\.?")
 
@@ -38,8 +38,9 @@ def test_files_that_pages_and_docstrings_name_are_there():
     named = {(path.name, name) for path in (*PAGES, *MODULES) for name in FILE.findall(path.read_text())}
     assert ("README.md", "docs/cluster.md") in named
     for path, name in sorted(named):
-        result = re.fullmatch(r"benchmarks/results/(\w+)\.json", name)  # or what writes it
-        assert (ROOT / name).exists() or (result and (ROOT / "benchmarks" / f"{result[1]}.py").exists()), (path, name)
+        result = re.fullmatch(r"benchmarks/results/(\w+?)(_CARD)?\.json", name)  # or what writes it
+        writer = result and f"benchmarks/{'gpu/' if result[2] else ''}{result[1]}.py"
+        assert (ROOT / name).exists() or (writer and (ROOT / writer).exists()), (path, name)
 
 
 def test_papers_are_named_by_identifiers_of_arxiv():
