@@ -44,11 +44,11 @@ from supernet.artifacts.atomic import write_atomically
 from supernet.evaluation import accuracy
 from supernet.families import FAMILIES, Family
 from supernet.space import Arch
-from supernet.training.data import Data, DataConfig, load_data
+from supernet.training.data import DataConfig, ImageData, load_data
 from supernet.training.loop import LoopConfig, autocast, make_optimizer, pick_device
 from supernet.training.sampling import Path as Subnet
 from supernet.training.standalone import train_model
-from supernet.training.step import TrainConfig, TrainStep
+from supernet.training.step import TrainConfig, TrainStep, task_of
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def trained_and_judged(run: Run, teacher: Run, budget: Budget, output: Path, arg
     }
 
 
-def images_of(budget: Budget, arguments: Arguments) -> Data:
+def images_of(budget: Budget, arguments: Arguments) -> ImageData:
     folder = arguments.data / "cifar10"
     config = DataConfig(
         dataset="folder",
@@ -243,7 +243,7 @@ def trained(
     run: Run,
     teacher: nn.Module | None,
     budget: Budget,
-    data: Data,
+    data: ImageData,
     directory: Path,
     device: str,
 ) -> nn.Module:
@@ -361,7 +361,7 @@ def step_times(budget: Budget, augmentation: Augmentation, arguments: Arguments)
     net = initial_supernet(augmentation, create(budget.tiny, budget), 0)
     net = net.to(device, memory_format=torch.channels_last).train()
     method = NetAug(augmentation.space, [inside.channels for inside in augmentation.inside])
-    train_step = TrainStep(net, config, augmentation.family.resolution, augmentation.family.build)
+    train_step = TrainStep(net, task_of(augmentation.family, config), config, augmentation.family.build)
     draw = np.random.default_rng(0)
     for _ in range(10 * budget.timed_steps):  # as in a training, where the layers of most networks have been made
         net._subnet(augmentation.space.sample(draw), net.build)
@@ -386,7 +386,7 @@ def step_times(budget: Budget, augmentation: Augmentation, arguments: Arguments)
 
     def in_supernet(*paths: Arch) -> Callable[[], None]:
         subnets = [Subnet(arch, regularised=True) for arch in paths]
-        return lambda: step(net, lambda: train_step(images, labels, subnets))
+        return lambda: step(net, lambda: train_step((images, labels), subnets))
 
     data = images_of(dataclasses.replace(budget, workers=0), arguments)
     batches = data.training_batches(budget.resolution, budget.batch_size, 0, range(budget.timed_steps + 1))

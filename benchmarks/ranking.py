@@ -31,7 +31,7 @@ from supernet import Arch
 from supernet.artifacts.atomic import write_atomically
 from supernet.families import FAMILIES, Family
 from supernet.families.nas_bench_macro import from_string
-from supernet.training.data import Data, DataConfig, load_data
+from supernet.training.data import DataConfig, ImageData, load_data
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 
@@ -127,7 +127,7 @@ def row(method: str, scores: list[float], truth: list[float]) -> dict[str, objec
     }
 
 
-def judged(name: str, family: Family, data: Data, archs: list[Arch], arguments: Arguments) -> list[float]:
+def judged(name: str, family: Family, data: ImageData, archs: list[Arch], arguments: Arguments) -> list[float]:
     """Accuracy of each architecture by a supernet trained with the method `name`."""
     directory = (
         arguments.output / f"{name}-{arguments.images}-{arguments.epochs}-{arguments.resolution}px-{arguments.seed}"

@@ -54,7 +54,7 @@ from supernet import Arch, Supernet
 from supernet.artifacts.atomic import write_atomically
 from supernet.families import FAMILIES, Family
 from supernet.families.nas_bench_macro import to_string
-from supernet.training.data import Data, DataConfig, load_data
+from supernet.training.data import DataConfig, ImageData, load_data
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 
@@ -154,7 +154,7 @@ class Bench(NamedTuple):
 
     arguments: Arguments
     family: Family
-    data: Data
+    data: ImageData
     images: Callable[[int], EvaluationImages]
     table: dict[Arch, float]  # published accuracy in percent
     archs: list[Arch]  # that all score

@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from distill.losses import kl_divergence
 from supernet import Supernet
 from supernet.families import FAMILIES, Family
+from supernet.tasks import Classification
 from supernet.training import sampling
 from supernet.training.sampling import Path as Subnet
 from supernet.training.sampling import Sandwich
@@ -74,11 +75,11 @@ class Step:
         self.net: Supernet = self.family.supernet().to(self.device, memory_format=torch.channels_last).train()
         self.config = TrainConfig(amp="bf16" if arguments.precision == "bf16" else "none")
         self.method = Sandwich(self.net.space, random_subnets)
-        self.resolution = resolution
+        self.task = Classification(resolution=lambda arch: resolution)
         draw = torch.Generator().manual_seed(0)
         images = torch.randn(batch_size, 3, resolution, resolution, generator=draw)
-        self.images = images.to(self.device, memory_format=torch.channels_last)
-        self.labels = torch.randint(self.family.num_classes, (batch_size,), generator=draw).to(self.device)
+        images = images.to(self.device, memory_format=torch.channels_last)
+        self.batch = images, torch.randint(self.family.num_classes, (batch_size,), generator=draw).to(self.device)
         small = torch.zeros(2, 3, 32, 32, device=self.device)
         with torch.no_grad():  # what the first dozens of steps of a training do: the pieces of subnets get known
             for index in range(100):
@@ -86,12 +87,11 @@ class Step:
 
     def paths(self, step: int) -> list[Subnet]:
         draw = np.random.default_rng(step)
-        return self.method.paths(sampling.Step(step, 0, 0.0, draw, self.net, self.images, self.labels, self.net, 0.1))
+        return self.method.paths(sampling.Step(step, 0, 0.0, draw, self.net, self.batch, self.task, self.net, 0.1))
 
     def shared(self, paths: list[Subnet]) -> None:
         self.net.zero_grad()
-        train_step = TrainStep(self.net, self.config, lambda arch: self.resolution, self.family.build)
-        train_step(self.images, self.labels, paths)
+        TrainStep(self.net, self.task, self.config, self.family.build)(self.batch, paths)
 
     def plain_models(self, paths: list[Subnet]) -> list[torch.nn.Module]:
         return [self.net.extract(path.arch) for path in paths]
@@ -157,7 +157,7 @@ def compare(arguments: Arguments, resolution: int, batch_size: int, steps: int) 
         paths = step.paths(index % 1000)
         models = step.plain_models(paths)
         gc.collect()
-        plain_step = partial(train_plain, models, step.images, step.labels, arguments.precision)
+        plain_step = partial(train_plain, models, *step.batch, arguments.precision)
         runs = [partial(step.shared, paths), plain_step]
         if index % 2:
             runs.reverse()

@@ -17,7 +17,7 @@ from supernet.artifacts.subnet import Subnet, SubnetConfig
 from supernet.channels import widen
 from supernet.evaluation import calibrated_subnet
 from supernet.supernet import Supernet
-from supernet.training.data import Data
+from supernet.training.data import ImageData
 from supernet.training.loop import LoopConfig, StepResult
 from supernet.training.standalone import ModelJob, prepare_job
 from supernet.training.step import TrainConfig
@@ -101,7 +101,7 @@ def run_netaug_job(
 def train_netaug(
     augmentation: Augmentation,
     tiny: nn.Module,
-    data: Data,
+    data: ImageData,
     config: LoopConfig,
     run_dir: Path,
     netaug: NetAugConfig,

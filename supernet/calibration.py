@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.untouched import untouched
 from supernet.concurrency import at_a_time, side_by_side
+from supernet.training.data.batch import device_of
 
 # B batch, C channels
+
+Inputs = Any  # a tensor, or a tuple of all that a module is called with
 
 BYTES_IN_CACHE = 2**20  # of the images whose moments are taken at a time
 
@@ -49,9 +52,10 @@ class Reference(NamedTuple):
 
 
 def calibrate(
-    model: nn.Module, batches: Iterable[Tensor], references: Mapping[nn.Module, Reference] = MappingProxyType({})
-) -> list[Tensor]:
-    """Replace the running statistics of every BatchNorm layer of the plain `model` by those of the given images.
+    model: nn.Module, batches: Iterable[Inputs], references: Mapping[nn.Module, Reference] = MappingProxyType({})
+) -> list[Any]:
+    """Replace the running statistics of every BatchNorm layer of the plain `model` by those of the given images, or of
+    whatever the batches hold: each is the input of `model`, or a tuple of several.
 
     Returns the outputs for the batches: the same layers, normalised by their biased variance, as in train mode, so
     that `model` may be a first part of a network and the outputs may calibrate the rest. They are empty if there is
@@ -80,7 +84,7 @@ def calibrate(
     if not batches:
         raise ValueError("BatchNorm recalibration needs at least one batch of images")
     modes = {module: module.training for module in model.modules()}
-    calibration = _Calibration(layers, references, len(batches), at_a_time(batches[0].device))
+    calibration = _Calibration(layers, references, len(batches), at_a_time(device_of(batches[0])))
     hooks = [layer.register_forward_pre_hook(calibration.meet) for layer in layers]
     model.eval()
     try:
@@ -141,7 +145,7 @@ def _slope(y: Tensor, x: Tensor) -> float:
     return float(((x * y).sum() / x.square().sum().clamp_min(1e-30)).clamp(0, 1))
 
 
-def references(model: nn.Module, batches: Sequence[Tensor]) -> dict[str, Reference]:
+def references(model: nn.Module, batches: Sequence[Inputs]) -> dict[str, Reference]:
     """That of each BatchNorm layer of `model`, by name, whose running statistics are right, on batches of images.
 
     `model` is in eval mode. Batches run one after another, on a CPU as many at a time as torch has threads, so memory
@@ -157,11 +161,11 @@ def references(model: nn.Module, batches: Sequence[Tensor]) -> dict[str, Referen
     def run(index: int) -> None:
         current.index = index
         with torch.no_grad():
-            untouched(model, batches[index])
+            untouched(model, *_several(batches[index]))
 
     hooks = [layer.register_forward_pre_hook(record) for layer in layers]
     try:
-        with side_by_side(min(len(batches), at_a_time(batches[0].device))) as pool:
+        with side_by_side(min(len(batches), at_a_time(device_of(batches[0])))) as pool:
             list(pool.map(run, range(len(batches))))
     finally:
         for hook in hooks:
@@ -176,6 +180,10 @@ def references(model: nn.Module, batches: Sequence[Tensor]) -> dict[str, Referen
         for layer, seen in found.items()
         if (moments := [m for m in seen if m])
     }
+
+
+def _several(inputs: Inputs) -> tuple:
+    return inputs if isinstance(inputs, tuple) else (inputs,)
 
 
 def keeps_statistics(module: nn.Module) -> bool:
@@ -224,11 +232,11 @@ class _Calibration:
         self._turn = threading.Semaphore(at_a_time)
         self._barrier = threading.Barrier(batches, action=self._pool)
 
-    def run(self, model: nn.Module, batch: Tensor, index: int) -> Tensor:
+    def run(self, model: nn.Module, batch: Inputs, index: int) -> Any:
         self._index.value = index
         try:
             with self._turn, torch.no_grad():
-                output = untouched(model, batch)
+                output = untouched(model, *_several(batch))
                 self._hand_in(None)
                 return output
         except BaseException:

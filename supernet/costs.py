@@ -25,21 +25,24 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from supernet.plain import floating_dtype
+from supernet.plain import inputs_like
 from supernet.skeleton import without_data
 
 # B batch, H heads, Q queries, S keys, D channels of queries and keys, E of values, O outputs, T time steps
 
 
-def count_macs(module: nn.Module, input_size: Sequence[int]) -> int:
-    """Multiply-accumulates of `module` as it is built, in eval mode, for one image [C, H, W] = `input_size`.
+def count_macs(module: nn.Module, example: Sequence[int] | tuple) -> int:
+    """Multiply-accumulates of `module` as it is built, in eval mode, for one image of the size `example`, [C, H, W], or
+    for a tuple of inputs like `example`, tensors of which shapes and types alone matter.
 
     Follows a forward pass of a copy on the meta device, without data; `module` stays as it is, and its weights may lie
-    anywhere. A forward that asks for values runs on the CPU instead, on an image of zeros. Tens of milliseconds a
+    anywhere. A forward that asks for values runs on the CPU instead, on zeros. Tens of milliseconds a
     module: families with a formula of their own are much faster. What is merged for deployment (the branches of RepVGG,
-    say) counts unmerged. ValueError if `module` does not run on such an image.
+    say) counts unmerged. ValueError if `module` does not run on such inputs.
     """
-    return without_data(module, partial(_count, input_size))
+    if all(isinstance(size, int) for size in example):
+        example = (torch.empty(1, *example, device="meta"),)
+    return without_data(module, partial(_count, example))
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -60,10 +63,10 @@ class _InAll(nullcontext):
     parents = frozenset(("Global",))
 
 
-def _count(input_size: Sequence[int], module: nn.Module, device: torch.device) -> int:
-    image = torch.zeros(1, *input_size, dtype=floating_dtype(module), device=device)
+def _count(example: tuple, module: nn.Module, device: torch.device) -> int:
+    inputs = inputs_like(example, module, device)
     with flop_counter() as counter:
-        module(image)
+        module(*inputs)
     return counter.get_total_flops() // 2
 
 

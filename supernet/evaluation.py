@@ -1,7 +1,8 @@
-"""What a network is worth: its accuracy and calibration, a subnet's with BatchNorm statistics of its own."""
+"""What a network is worth: the metrics of its task, a subnet's with BatchNorm statistics of its own."""
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from distill.untouched import untouched
-from supernet.calibration import Reference, calibrate, references
+from supernet.calibration import Inputs, Reference, calibrate, references
+from supernet.space import Arch
 from supernet.supernet import Supernet
+from supernet.tasks import Classification, Task
 from supernet.training.data import resize
+from supernet.training.data.batch import Batch, on
 
 # N images, C channels, R resolution in pixels
 
@@ -27,14 +31,18 @@ class Quality(NamedTuple):
 
 def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
     """Part of the images [N, C, R, R] whose highest logit is that of their label [N], from 0 to 1."""
+    return evaluate(model, Classification(), batches)["accuracy"]
+
+
+def evaluate(model: nn.Module, task: Task, batches: Iterable[Batch], arch: Arch | None = None) -> dict[str, float]:
+    """The metrics of `model`, in eval mode, on batches of `task`; it gets its inputs as the subnet `arch` does, or if
+    None as they are. The batches go through one by one."""
     device = next(model.parameters()).device
     model.eval()
-    correct = count = 0
     with torch.inference_mode():
-        for images, labels in batches:
-            correct += (untouched(model, images.to(device)).argmax(1).cpu() == labels).sum().item()
-            count += len(labels)
-    return correct / count
+        pairs = ((untouched(model, *task.inputs(on(device, batch), arch)), batch) for batch in batches)
+        first, second = itertools.tee(pairs)
+        return task.metrics((output for output, _ in first), (batch for _, batch in second))
 
 
 def calibrated_subnet(
@@ -46,8 +54,9 @@ def calibrated_subnet(
     return calibrated(net, arch, (resize(part.to(device), resolution) for part in calibration_images.split(batch_size)))
 
 
-def calibrated(net: Supernet, arch: Mapping[str, Any], batches: Iterable[Tensor]) -> nn.Module:
-    """The subnet `arch` as a plain module in eval mode, its BatchNorm recalibrated on batches of images [N, C, R, R].
+def calibrated(net: Supernet, arch: Mapping[str, Any], batches: Iterable[Inputs]) -> nn.Module:
+    """The subnet `arch` as a plain module in eval mode, its BatchNorm recalibrated on batches of images [N, C, R, R],
+    or of whatever it takes, in tuples if that are several inputs.
 
     What is done depends on what the supernet's own statistics are right for (`Supernet.statistics_of`). If that is
     `arch`, it keeps them: those of many images in training are better than any of a few. If it is another, the largest
@@ -62,9 +71,10 @@ def calibrated(net: Supernet, arch: Mapping[str, Any], batches: Iterable[Tensor]
     return model
 
 
-def known_references(net: Supernet, batches: Sequence[Tensor]) -> dict[str, Reference]:
+def known_references(net: Supernet, batches: Sequence[Inputs]) -> dict[str, Reference]:
     """By name, those of the BatchNorm layers of the subnet that the supernet's statistics are right for, on batches of
-    images [N, C, R, R]; none if there is no such subnet, and none of layers that have their statistics in common."""
+    images, as `calibrated` takes them; none if there is no such subnet, and none of layers that have their statistics
+    in common."""
     if net.statistics_of is None:
         return {}
     found = references(net.extract(net.statistics_of).eval(), batches)

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode
 
 from supernet.divisions import Division, Divisions, Place, check_divisions
-from supernet.plain import floating_dtype
+from supernet.plain import inputs_like
 from supernet.skeleton import without_data
 from supernet.slicing import Unit, layer_of
 from supernet.space import Arch, SearchSpace, Value
@@ -103,7 +103,7 @@ def check_unit(name: str, shared: Unit | None, unit: Unit | None, shared_arch: A
 def check_structure(
     space: SearchSpace,
     module_of: Callable[[Arch], nn.Module],
-    example: Tensor | None = None,
+    example: Tensor | tuple | None = None,
     leads: Callable[[Arch, str], bool] = lambda arch, name: False,
 ) -> None:
     """ValueError if modules of the same name are of two types, or if what a module does follows the sizes.
@@ -226,12 +226,12 @@ class _Run(NamedTuple):
     divisions: Mapping[Place, list[Division]]
 
 
-def _look(module: nn.Module, example: Tensor) -> _Run:
+def _look(module: nn.Module, example: Tensor | tuple) -> _Run:
     """A forward pass in eval mode on an input like `example`; see `skeleton.without_data` for how."""
     return without_data(module, partial(_run, example))
 
 
-def _run(example: Tensor, module: nn.Module, device: torch.device) -> _Run:
+def _run(example: Tensor | tuple, module: nn.Module, device: torch.device) -> _Run:
     calls: dict[str, list[str]] = {}
     running: list[str] = []
     divisions = Divisions(module)
@@ -251,10 +251,9 @@ def _run(example: Tensor, module: nn.Module, device: torch.device) -> _Run:
             divisions.follow(running[-1], func.__name__.strip("_"), args, kwargs or {}, result)
             return result
 
-    dtype = floating_dtype(module) if example.is_floating_point() else example.dtype
-    images = torch.zeros(example.shape, dtype=dtype, device=device)
+    inputs = inputs_like(example, module, device)
     with Recorder():
-        module(images)
+        module(*inputs)
     return _Run(calls, divisions.found)
 
 

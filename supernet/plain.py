@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_map_only
 
 # B batch, K classes
 
@@ -36,6 +38,21 @@ def floating_dtype(module: nn.Module) -> torch.dtype:
     """The type of the first floating-point parameter of `module`, which its images have to be of."""
     dtypes = (parameter.dtype for parameter in module.parameters())
     return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.get_default_dtype())
+
+
+def inputs_like(example: Any, module: nn.Module, device: torch.device, count: int | None = None) -> tuple:
+    """What `module` may be called with: zeros in the shapes of `example`, a tensor or a tuple of inputs.
+
+    Floating point ones are of the type of the weights, others of the example's. With a `count` they are so many
+    examples, whose dimension is the first.
+    """
+    own = floating_dtype(module)
+
+    def like(tensor: Tensor) -> Tensor:
+        shape = tensor.shape if count is None else (count, *tensor.shape[1:])
+        return torch.zeros(shape, dtype=own if tensor.is_floating_point() else tensor.dtype, device=device)
+
+    return tree_map_only(Tensor, like, example if isinstance(example, tuple) else (example,))
 
 
 def count_classes(output: object) -> int:

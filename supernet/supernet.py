@@ -6,12 +6,14 @@ import copy
 import functools
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from functools import partial
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
 from distill.untouched import untouched
 from supernet.nesting import check_shape, check_structure, check_unit, covering_archs, is_kernel
@@ -21,9 +23,8 @@ from supernet.slicing import Rule, Unit, centred, leading, rule_for, take, unit
 from supernet.space import Arch, SearchSpace, Value
 from supernet.views import PLAIN, Transform, View, Views, no_views, tie_names, tied_builder, tied_names
 
-# B batch, C channels, H height, W width, K classes
-
 Builder = Callable[[Arch], nn.Module]
+Call = Callable[[nn.Module, Mapping[str, Tensor], tuple, Mapping[str, Any]], Any]  # as torch.func.functional_call
 
 _cached = functools.lru_cache(maxsize=64)  # subnets without weights, some 2 MB each
 
@@ -74,9 +75,9 @@ class Supernet(nn.Module):
     Around the plain modules may be DataParallel, DistributedDataParallel or torch.compile, which are taken off.
 
     The weights start as `build` initialises them, drawn from `seed`. ValueError, naming the tensor, the architectures
-    and both shapes, if the modules of the space do not nest (see `nesting`). With an `example` of the images, of which
-    the shape alone matters, a few subnets are also run on the meta device, to find connections that come and go with
-    the sizes inside a `forward`.
+    and both shapes, if the modules of the space do not nest (see `nesting`). With an `example` of the input, or a tuple
+    of several, of which shapes and types alone matter, a few subnets are also run on the meta device, to find
+    connections that come and go with the sizes inside a `forward`.
 
     BatchNorm's running statistics are shared like all tensors. Once subnets have been trained, they are a mixture that
     means nothing for any of them: extract one and give it its own with `supernet.evaluation.calibrated_subnet`. Until
@@ -93,7 +94,7 @@ class Supernet(nn.Module):
         rules: Mapping[str, Rule] | None = None,
         *,
         seed: int = 0,
-        example: Tensor | None = None,
+        example: Tensor | tuple | None = None,
         pieces: Callable[[Arch], Mapping[str, Hashable]] | None = None,
         views: Views = no_views,
     ) -> None:
@@ -102,6 +103,8 @@ class Supernet(nn.Module):
         self.build = build = tied_builder(build, views)
         self.views = views
         self._rules = dict(rules or {})
+        leaves = tree_leaves(example)
+        self._example_dtypes = [t.dtype for t in leaves if isinstance(t, Tensor)] if example is not None else None
         self._subnet = _cached(self._make_subnet)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -114,32 +117,50 @@ class Supernet(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
-        arch: Mapping[str, Value],
+        *inputs: Any,
+        arch: Mapping[str, Value] | None = None,
         build: Builder | None = None,
-        *,
         accumulate: bool = False,
-        call: Callable[[nn.Module, Mapping[str, Tensor], tuple[Tensor]], Tensor] = functional_call,
-    ) -> Tensor:
-        """The output of the subnet `arch` on images `x` [B, C, H, W], which are used as they are, not resized, and stay
-        as they are, even if the plain module works on its input in place.
+        call: Call = functional_call,
+        **keywords: Any,
+    ) -> Any:
+        """The output of the subnet `arch`, which may also be the last of the positional arguments: `net(images, arch)`,
+        or `net(tokens, mask, arch=arch, causal=True)`.
+
+        The plain module is called with `inputs` and `keywords`, trees of tensors and anything else, which are used as
+        they are, not resized, and stay as they are, even if the module works on its input in place.
 
         `build` may name another builder of modules with the same tensors, such as one with dropout. `accumulate` is
         for training with `backward()`: gradients are added to the shared tensors' `.grad` by the way, which takes less
         time, but `torch.autograd.grad` and hooks do not see them. `call` runs the plain module on its tensors, such as
         `torch.compile(functional_call)` for a subnet that recurs.
-        ValueError if `arch` is not of this space, or if the images are of another type than the weights.
+        ValueError if `arch` is not of this space, or if an input is of another floating point type than the weights,
+        or of integers where the example was not.
         """
-        dtype = floating_dtype(self)
-        if x.dtype != dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
-            raise ValueError(f"the images are {x.dtype} and the weights {dtype}: convert (and normalise) them")
+        if arch is None:
+            *inputs, arch = inputs
+        self._check_types((inputs, keywords))
         module, parts, _ = self._subnet(self.space.validate(arch), build or self.build)
         shared = self._tensors()
         if self.training:
             self.statistics_of = None
         module.train(self.training)
         tensors = {n: take(shared[p.source], p.shape, p.rule, accumulate, p.transform) for n, p in parts.items()}
-        return untouched(lambda images: call(module, tensors, (images,)), x)
+        return untouched(partial(call, module, tensors), tuple(inputs), keywords)
+
+    def _check_types(self, inputs: tuple) -> None:
+        dtype = floating_dtype(self)
+        tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+        like_example = self._example_dtypes is not None and len(self._example_dtypes) == len(tensors)
+        wanted = self._example_dtypes if like_example else [None] * len(tensors)
+        for tensor, example_dtype in zip(tensors, wanted):
+            if tensor.is_floating_point():
+                fits = tensor.dtype == dtype or torch.is_autocast_enabled(tensor.device.type)
+            else:
+                fits = example_dtype is None or not example_dtype.is_floating_point
+            if not fits:
+                what = "images" if tensor.dim() == 4 else "inputs"
+                raise ValueError(f"the {what} are {tensor.dtype} and the weights {dtype}: convert (and normalise) them")
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], *args, **kwargs):
         """As `nn.Module` does, also from the weights of the largest plain module, with names that are not stored here.
@@ -150,7 +171,7 @@ class Supernet(nn.Module):
     def extract(self, arch: Mapping[str, Value]) -> nn.Module:
         """The subnet as a plain module with its own copy of the weights, in this network's mode and on its device.
 
-        Bit for bit, `net(x, arch)` equals `net.extract(arch)(x)` in eval mode.
+        Bit for bit, `net(*inputs, arch=arch)` equals `net.extract(arch)(*inputs)` in eval mode.
         """
         arch = self.space.validate(arch)
         module, parts, ties = self._subnet_of(build_skeleton(self.build, arch), arch)

@@ -33,7 +33,7 @@ from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.runs import load_images
 from supernet.artifacts.subnet import Subnet, check_classes, load_network
 from supernet.evaluation import quality
-from supernet.training.data import Data, DataConfig
+from supernet.training.data import ImageData, DataConfig
 from supernet.training.loop import pick_device
 from supernet_cli.command_line import console
 from supernet_cli.model_training import job_of
@@ -97,7 +97,7 @@ def main() -> None:
             temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def opened(name: str, data: Data, input_size: int | None) -> Subnet:
+def opened(name: str, data: ImageData, input_size: int | None) -> Subnet:
     """The network that `name` stands for; ValueError if it does not tell the classes of the data apart."""
     model, _, weights = (name, "", "") if Path(name).is_dir() else name.partition("=")
     subnet = load_network(model, data.config, data.classes, weights or None, input_size)
@@ -105,7 +105,7 @@ def opened(name: str, data: Data, input_size: int | None) -> Subnet:
     return subnet
 
 
-def figures(subnet: Subnet, data: Data, device: str) -> dict[str, float]:
+def figures(subnet: Subnet, data: ImageData, device: str) -> dict[str, float]:
     model, config = subnet
     kept = {name: getattr(config, name) for name in ("mean", "std", "interpolation", "crop_pct")}
     own = dataclasses.replace(data, config=dataclasses.replace(data.config, **kept))

@@ -28,7 +28,7 @@ from search.untrained.te_nas import TeNasConfig
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.runs import make_family
 from supernet.families import Family
-from supernet.training.data import Data, DataConfig, load_data
+from supernet.training.data import ImageData, DataConfig, load_data
 from supernet_cli.command_line import console, progress_bar
 
 
@@ -88,7 +88,7 @@ def main() -> None:
         console.print(f"All scores are in {arguments.output}.")
 
 
-def read_batch(data: Data, family: Family, arguments: Arguments) -> Batch:
+def read_batch(data: ImageData, family: Family, arguments: Arguments) -> Batch:
     """Random training images at the space's largest resolution, on the device."""
     resolution = family.resolution(family.space.largest)
     batch = training_batch(data, resolution, arguments.batch_size, arguments.seed)

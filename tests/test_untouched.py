@@ -23,6 +23,7 @@ from supernet.artifacts.export import agreement
 from supernet.calibration import calibrate
 from supernet.evaluation import accuracy, calibrated_subnet, quality
 from supernet.families import Family
+from supernet.tasks import Classification
 from supernet.training.prioritized import Entry, PrioritizedPaths
 from supernet.training.sampling import Path, Step
 from supernet.training.step import TrainConfig, TrainStep
@@ -74,15 +75,21 @@ def evaluation_images(images, labels):
 
 def train_step(in_place, images, labels):
     net = supernet(in_place).train()
-    step = TrainStep(net, TrainConfig(), lambda arch: 8, net.build, network(in_place))
-    losses, _ = step(images, labels, [Path(LARGEST, "external"), Path(SMALLEST, 0), Path(LARGEST, 1)])
+    step = TrainStep(net, Classification(), TrainConfig(), net.build, network(in_place))
+    losses, _ = step((images, labels), [Path(LARGEST, "external"), Path(SMALLEST, 0), Path(LARGEST, 1)])
     return [losses, *(parameter.grad for parameter in net.parameters())]
 
 
 def step_of(in_place, images, labels):
     net = supernet(in_place).train()
-    own = TrainStep(net, TrainConfig(), lambda arch: 8, net.build)
-    return Step(0, 0, 0.0, np.random.default_rng(0), net, images, labels, own.logits, 0.1)
+    task = Squared()
+    own = TrainStep(net, task, TrainConfig(), net.build)
+    return Step(0, 0, 0.0, np.random.default_rng(0), net, (images, labels), task, own.output, 0.1)
+
+
+class Squared(Classification):
+    def distil(self, output, teacher_output, batch):
+        return (output - teacher_output).square().sum()
 
 
 def losses_of_a_step(in_place, images, labels):
@@ -90,7 +97,7 @@ def losses_of_a_step(in_place, images, labels):
 
 
 def cream(in_place, images, labels):
-    method = PrioritizedPaths(SPACE, lambda arch: 1, 5, lambda a, b: (a - b).square().sum(), images=4)
+    method = PrioritizedPaths(SPACE, lambda arch: 1, 5, images=4)
     method.board = [Entry(LARGEST, 0.9, 1, images[4:], torch.eye(4, 5))]
     method.weight = torch.linspace(-1, 1, 20)
     method.paths(step_of(in_place, images, labels))

@@ -28,7 +28,7 @@ from supernet.families import Family
 from supernet.space import Arch, SearchSpace
 from supernet.training import randomness
 from supernet.training.checkpoint import MINUTES, Timer, load_checkpoint, save_checkpoint
-from supernet.training.data import Data
+from supernet.training.data import ImageData
 from supernet.training.divergence import Divergence
 from supernet.training.memory_format import channels_last
 from supernet.training.randomness import Stream, part_seed
@@ -90,7 +90,7 @@ class BlockRating:
     def __init__(
         self,
         family: Family,
-        data: Data,
+        data: ImageData,
         images: Callable[[int], EvaluationImages],
         teacher: Teacher,
         config: DnaConfig,

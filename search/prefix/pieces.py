@@ -159,12 +159,14 @@ class _Tracer(fx.Tracer):
 
 
 def _trace(root: _Whole) -> list[fx.Node]:
-    """The input, and all nodes to the output."""
+    """The input, and all nodes to the last one, which is what `root` gives."""
     try:
-        graph = _Tracer(opaque=False).trace(root)
+        *nodes, output = _Tracer(opaque=False).trace(root).nodes
     except Exception:  # whatever code does that depends on data or shapes: run it as it is
-        graph = _Tracer(opaque=True).trace(root)
-    return list(graph.nodes)[:-1]
+        nodes = None
+    if nodes is None or output.args[0] is not nodes[-1]:  # several tensors, or one with more computed after it
+        *nodes, output = _Tracer(opaque=True).trace(root).nodes
+    return nodes
 
 
 def _resolve(root: nn.Module, target: str) -> object:

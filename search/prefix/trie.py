@@ -24,6 +24,7 @@ from supernet.concurrency import at_a_time, side_by_side
 from supernet.evaluation import calibrated, known_references, references_of
 from supernet.space import Arch
 from supernet.supernet import Supernet
+from supernet.training.data.batch import joined
 from supernet.views import View
 
 # N images, B batch, K classes
@@ -109,13 +110,13 @@ def evaluate(
     remembered: Remembered | None = None,
     pieces: Callable[[Arch], Sequence[Piece]] | None = None,
 ) -> Iterator[tuple[int, Tensor | Exception]]:
-    """For each architecture its index and the logits [N, K] of the evaluation images, in the order of the trie.
+    """For each architecture its index and its output for all evaluation images, in the order of the trie.
 
     Each subnet's BatchNorm statistics are those of the calibration images. The same batches go through the same
-    operations as in `supernet.evaluation.calibrated`, so the logits are those of the extracted, calibrated subnet; the
+    operations as in `supernet.evaluation.calibrated`, so the output is that of the extracted, calibrated subnet; the
     one that the supernet's statistics are right for runs by itself, as it is, and so does one that uses a BatchNorm
     layer in several pieces, whose statistics there are the last ones.
-    Instead of logits there is the exception, where extracting or running a subnet raises one.
+    Instead of an output there is the exception, where extracting or running a subnet raises one.
 
     `batches(resolution)` gives the images at a resolution in pixels, which with the weights are those that `remembered`
     saw before. `pieces(arch)` gives what a subnet is cut into, where that is known without building it.
@@ -131,12 +132,12 @@ def evaluate(
                 alone = _repeats_batch_norm(chain)
             if alone:
                 images = batches(resolution(arch))
-                logits = torch.cat(_outputs(calibrated(net, arch, images.calibration), images.evaluation))
+                output = joined(_outputs(calibrated(net, arch, images.calibration), images.evaluation))
         except Exception as error:
             yield index, error
             continue
         if alone:
-            yield index, logits
+            yield index, output
         else:
             _insert(roots.setdefault(resolution(arch), Node()), chain, index, resolution(arch), remembered)
     for size, root in roots.items():
@@ -173,7 +174,7 @@ def _run(
             yield from ((index, error) for index in _all_ends(node))
             continue
         if node.ends:
-            output = torch.cat(batches.evaluation)
+            output = joined(batches.evaluation)
             yield from ((index, output) for index in node.ends)
         waiting += [(child, batches) for child in reversed(node.children.values())]
         node.children.clear()

@@ -1,22 +1,38 @@
-"""Scoring architectures by the supernet: the accuracy of the subnet with BatchNorm statistics of its own."""
+"""Scoring architectures by the supernet: the metric of the subnet with BatchNorm statistics of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
+from distill.untouched import untouched
 from search.prefix import trie
+from supernet.evaluation import calibrated
 from supernet.space import Arch
 from supernet.supernet import Supernet
-from supernet.training.data import resize
+from supernet.tasks import Classification, Task
+from supernet.tasks.task import Output
+from supernet.training.data import Data, resize
+from supernet.training.data.batch import Batch, joined, on, split, take
 
 # N images, C channels, R resolution in pixels, K classes
 
 
+class EvaluationBatches(NamedTuple):
+    """What subnets are calibrated and judged on, at one resolution: all of it in a batch each."""
+
+    calibration: Batch  # of which the inputs alone matter
+    evaluation: Batch
+
+
 class EvaluationImages(NamedTuple):
-    """What subnets are calibrated and judged on, at one resolution."""
+    """The same of images with labels."""
 
     calibration: Tensor  # [N, C, R, R]
     images: Tensor  # [N, C, R, R]
@@ -32,16 +48,94 @@ def resized(calibration: Tensor, images: Tensor, labels: Tensor) -> Callable[[in
     return at
 
 
-class SupernetAccuracy:
-    """The score "accuracy of the subnet, with BatchNorm statistics of its own", from 0 to 1.
+def held_out(data: Data, calibration: int, seed: int, count: int | None, resolution: int | None) -> EvaluationBatches:
+    """Of `data` so many training examples to calibrate by, and the first `count` held-out ones, all if None."""
+    return EvaluationBatches(
+        joined(list(data.calibration_batches(resolution, calibration, seed))),
+        joined(list(take(data.evaluation_batches(data.holdout, resolution), count))),
+    )
 
-    NaN if a logit is not finite.
 
-    `images(resolution)` are those to calibrate and to judge by, `resolution(arch)` is that of an architecture. The
+class SupernetScore:
+    """The score "the first metric of `task` of the subnet, with BatchNorm statistics of its own", higher is better.
+
+    In single precision; NaN if an output is not finite.
+
+    `batches(resolution)` are those to calibrate and to judge by, `resolution(arch)` is that of an architecture. The
     value of an architecture does not depend on the others that it is evaluated with; on `batch_size` it may, by
-    rounding. Memory format and device are those of `net`. What shared first layers make of the images is kept for later
-    calls, in up to `memory_bytes`, until the weights change.
+    rounding. Memory format and device are those of `net`.
+
+    Subnets that are called with a single tensor share what their first layers make of it, which is kept for later
+    calls, in up to `memory_bytes`, until the weights change. Others run one by one.
     """
+
+    def __init__(
+        self,
+        net: Supernet,
+        task: Task,
+        batches: Callable[[int | None], EvaluationBatches],
+        resolution: Callable[[Arch], int | None],
+        batch_size: int = 500,
+        memory_bytes: int = 2**31,
+    ) -> None:
+        self.net = net
+        self.task = task
+        self.batches = batches
+        self.resolution = resolution
+        self.batch_size = batch_size
+        self._remembered = trie.Remembered(memory_bytes)
+        self._version = -1
+
+    def __call__(self, archs: Sequence[Arch]) -> list[float]:
+        """The values in the order of `archs`; raises what evaluating one of them raises."""
+        values = dict(self.each(archs))
+        for value in values.values():
+            if isinstance(value, Exception):
+                raise value
+        return [values[index] for index in range(len(archs))]
+
+    def each(self, archs: Sequence[Arch]) -> Iterator[tuple[int, float | Exception]]:
+        """The index and the value of each architecture, or what evaluating it raised, as soon as it is known."""
+        evaluation = {size: self.batches(size).evaluation for size in {self.resolution(arch) for arch in archs}}
+        version = sum(tensor._version for tensor in self.net.state_dict(keep_vars=True).values())
+        if version != self._version:
+            self._remembered.clear()
+            self._version = version
+        arch_of = {self.resolution(arch): arch for arch in archs}  # of one resolution, all inputs are the same
+        if not all(_is_single(self._calls(evaluation[size], arch)) for size, arch in arch_of.items()):
+            yield from self._one_by_one(archs)
+            return
+
+        def batches(resolution: int | None) -> trie.Batches:
+            parts = (self._calls(batch, arch_of[resolution]) for batch in self.batches(resolution))
+            return trie.Batches(*([tensor for (tensor,) in part] for part in parts))
+
+        for index, output in trie.evaluate(self.net, archs, batches, self.resolution, self._remembered):
+            if isinstance(output, Exception):
+                yield index, output
+            else:
+                yield index, first_metric(self.task, output, evaluation[self.resolution(archs[index])])
+
+    def _one_by_one(self, archs: Sequence[Arch]) -> Iterator[tuple[int, float | Exception]]:
+        for index, arch in enumerate(archs):
+            batches = self.batches(self.resolution(arch))
+            try:
+                calibration, evaluation = ([*self._calls(batch, arch)] for batch in batches)
+                model = calibrated(self.net, arch, calibration)
+                with torch.inference_mode():
+                    output = joined([untouched(model, *inputs) for inputs in evaluation])
+                yield index, first_metric(self.task, output, batches.evaluation)
+            except Exception as error:
+                yield index, error
+
+    def _calls(self, batch: Batch, arch: Arch) -> Iterator[tuple]:
+        """What `arch` is called with, of parts of a batch."""
+        device = next(self.net.parameters()).device
+        return (self.task.inputs(on(device, part), arch) for part in split(batch, self.batch_size))
+
+
+class SupernetAccuracy(SupernetScore):
+    """That of images to classes: the accuracy, from 0 to 1."""
 
     def __init__(
         self,
@@ -51,42 +145,27 @@ class SupernetAccuracy:
         batch_size: int = 500,
         memory_bytes: int = 2**31,
     ) -> None:
-        self.net = net
-        self.images = images
-        self.resolution = resolution
-        self.batch_size = batch_size
-        self._remembered = trie.Remembered(memory_bytes)
-        self._version = -1
+        super().__init__(net, Classification(), partial(_labelled, images), resolution, batch_size, memory_bytes)
 
-    def __call__(self, archs: Sequence[Arch]) -> list[float]:
-        """The accuracies in the order of `archs`; raises what evaluating one of them raises."""
-        accuracies = dict(self.each(archs))
-        for value in accuracies.values():
-            if isinstance(value, Exception):
-                raise value
-        return [accuracies[index] for index in range(len(archs))]
 
-    def each(self, archs: Sequence[Arch]) -> Iterator[tuple[int, float | Exception]]:
-        """The index and the accuracy of each architecture, or what evaluating it raised, as soon as it is known."""
-        labels = {size: self.images(size).labels for size in {self.resolution(arch) for arch in archs}}
-        version = sum(tensor._version for tensor in self.net.state_dict(keep_vars=True).values())
-        if version != self._version:
-            self._remembered.clear()
-            self._version = version
-        for index, logits in trie.evaluate(self.net, archs, self._batches, self.resolution, self._remembered):
-            if isinstance(logits, Exception):
-                yield index, logits
-            else:
-                yield index, accuracy(logits, labels[self.resolution(archs[index])])
+def _is_single(calls: Iterator[tuple]) -> bool:
+    """Whether the first of them is with a single tensor."""
+    inputs = next(calls)
+    return len(inputs) == 1 and isinstance(inputs[0], Tensor)
 
-    def _batches(self, resolution: int) -> trie.Batches:
-        device = next(self.net.parameters()).device
-        calibration, images, _ = self.images(resolution)
-        return trie.Batches(*(list(part.to(device).split(self.batch_size)) for part in (calibration, images)))
+
+def _labelled(images: Callable[[int], EvaluationImages], resolution: int) -> EvaluationBatches:
+    calibration, *labelled = images(resolution)
+    return EvaluationBatches((calibration,), tuple(labelled))
+
+
+def first_metric(task: Task, output: Output, batch: Batch) -> float:
+    """That of an output for a batch, in single precision; NaN if a number in the output is not finite."""
+    if not all(leaf.isfinite().all() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)):
+        return float("nan")
+    return float(np.float32(next(iter(task.metrics([output], [batch]).values()))))
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Part of the logits [N, K] that are highest at their label [N]; NaN if one is not finite."""
-    if not logits.isfinite().all():
-        return float("nan")
-    return float((logits.argmax(dim=1).cpu() == labels.cpu()).float().mean())
+    """Part of the logits [N, K] that are highest at their label [N], in single precision; NaN if one is not finite."""
+    return first_metric(Classification(), logits, (None, labels))

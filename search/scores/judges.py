@@ -30,7 +30,7 @@ from search.untrained.te_nas import Proxies, prunable, search_by_pruning
 from supernet.artifacts.runs import Job, Run
 from supernet.artifacts.teacher import load_teacher
 from supernet.space import Arch
-from supernet.training.data import Data, DataConfig, load_data
+from supernet.training.data import DataConfig, ImageData, load_data
 from supernet.training.memory_format import channels_last
 from supernet.training.randomness import Stream, generator
 
@@ -91,7 +91,7 @@ def run_images(job: SearchJob, trained: Run) -> RunImages:
 class RunImages:
     """Images of a run to calibrate and to judge by, kept in memory at every resolution that was asked for."""
 
-    def __init__(self, data: Data, calibration_images: int, seed: int, images: int | None) -> None:
+    def __init__(self, data: ImageData, calibration_images: int, seed: int, images: int | None) -> None:
         self._data = data
         self._calibration_images = calibration_images
         self._seed = seed
@@ -110,7 +110,7 @@ class RunImages:
         return self.__dict__ | {"_known": {}}  # each process loads its own
 
 
-def training_batch(data: Data, resolution: int, size: int, seed: int) -> Batch:
+def training_batch(data: ImageData, resolution: int, size: int, seed: int) -> Batch:
     """Random training images for scores that need no training: a batch of `size`, and as many more as TE-NAS draws
     from."""
     if isinstance(data.train, IterableDataset):

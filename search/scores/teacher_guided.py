@@ -22,7 +22,7 @@ from supernet.evaluation import calibrated
 from supernet.families import Family
 from supernet.space import Arch
 from supernet.supernet import Supernet
-from supernet.training.data import Data
+from supernet.training.data import ImageData
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 
@@ -157,7 +157,7 @@ class TrainedBriefly:
     Each has a folder in `directory`, where its training goes on if it was stopped.
     """
 
-    def __init__(self, family: Family, data: Data, config: TrainConfig, directory: Path) -> None:
+    def __init__(self, family: Family, data: ImageData, config: TrainConfig, directory: Path) -> None:
         self._family, self._data, self._config, self._directory = family, data, config, directory
 
     def __call__(self, arch: Arch, batches: Iterable[Tensor]) -> nn.Module:

@@ -11,7 +11,6 @@ supernet.safetensors   the trained supernet
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -24,7 +23,6 @@ from typing import Any, NamedTuple
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch.utils.data import Dataset, Subset
 
 from supernet.artifacts import provenance
 from supernet.artifacts.atomic import write_atomically
@@ -36,7 +34,7 @@ from supernet.families.timm_models import self_contained
 from supernet.supernet import Supernet
 from supernet.training import distributed, randomness
 from supernet.training.checkpoint import has_checkpoints
-from supernet.training.data import Data, DataConfig, load_data
+from supernet.training.data import DataConfig, ImageData, load_data
 from supernet.training.execution import differences, located
 from supernet.training.loop import StepResult
 from supernet.training.progressive import Phase, new_kinds, phase_config, phase_space, sort_channels
@@ -77,7 +75,7 @@ class Run(NamedTuple):
 
     family: Family
     net: Supernet  # on the CPU, in eval mode
-    data: Data
+    data: ImageData
     job: Job
 
 
@@ -124,7 +122,7 @@ def run_job(
 def _train(
     job: Job,
     family: Family,
-    data: Data,
+    data: ImageData,
     directory: Path,
     resume: bool,
     on_step: Callable[[StepResult], None],
@@ -187,7 +185,7 @@ def load_run(directory: str | Path, root: str | None = None, test_root: str | No
     return Run(family, net.eval(), data, job)
 
 
-def load_images(config: DataConfig, seed: int) -> Data:
+def load_images(config: DataConfig, seed: int) -> ImageData:
     """`supernet.training.data.load_data`, where the error for images that are not there says how to name
     another place."""
     for flag, place in (("--root", config.root), ("--test-root", config.test_root)):
@@ -226,7 +224,7 @@ def job_from_dict(values: dict[str, Any]) -> Job:
         raise ValueError(f"this job was written by another version: {error}") from error
 
 
-def open_run(job: object, data: Data, directory: Path, resume: bool) -> Callable[[], None]:
+def open_run(job: object, data: ImageData, directory: Path, resume: bool) -> Callable[[], None]:
     """Check that a run of `job`, a dataclass, may begin or go on in `directory`, and give what writes its config.json.
 
     That is to be called when the first step is done, so that a start that fails leaves nothing which its repetition
@@ -239,9 +237,7 @@ def open_run(job: object, data: Data, directory: Path, resume: bool) -> Callable
     content = {
         "job": own,
         "space_options": self_contained(job.space, job.space_options),
-        "classes": data.classes,
-        "images": _counts(data),
-        "files": _files(data),
+        **data.description(),
         "streams": randomness.VERSION,
         "versions": provenance.versions(),
         "hardware": provenance.hardware(),
@@ -301,42 +297,18 @@ def _with_rules(job: dict[str, Any]) -> dict[str, Any]:
     return job | {"data": {"rules": 1} | job.get("data", {})}
 
 
-def _counts(data: Data) -> dict[str, int]:
-    return {name: len(getattr(data, name)) for name in ("train", "holdout", "test")}
-
-
-def _files(data: Data) -> dict[str, str | None]:
-    """A digest of the names of each part's images in their order, beneath the root; None where they have no names."""
-    found = {}
-    for part in ("train", "holdout", "test"):
-        root = (part == "test" and data.config.test_root) or data.config.root
-        names = _names(getattr(data, part))
-        if names is not None and root:
-            names = [name.removeprefix(os.path.abspath(root)) for name in names]
-        found[part] = None if names is None else hashlib.sha256("\n".join(names).encode()).hexdigest()
-    return found
-
-
-def _names(part: Dataset) -> list[str] | None:
-    if isinstance(part, Subset):
-        names = _names(part.dataset)
-        return None if names is None else [names[index] for index in part.indices]
-    names = getattr(part, "names", None)
-    return None if names is None else list(names)
-
-
-def _check_same_data(begun: dict[str, Any], data: Data, directory: Path) -> None:
+def _check_same_data(begun: dict[str, Any], data: ImageData, directory: Path) -> None:
     """ValueError if the dataset has changed, so that other images would be held out than in training."""
-    if begun["classes"] != list(data.classes):
+    now = data.description()
+    if begun["classes"] != list(now["classes"]):
         raise ValueError(f"{directory} was begun with other classes: {', '.join(begun['classes'])}")
-    if begun["images"] != _counts(data):
+    if begun["images"] != now["images"]:
         raise ValueError(
             f"the dataset has changed since {directory} was begun, with {begun['images']} images and not "
-            f"{_counts(data)}: images that were trained on would judge the search"
+            f"{now['images']}: images that were trained on would judge the search"
         )
-    files = _files(data)
     for part, digest in begun.get("files", {}).items():  # former versions looked at numbers alone
-        if None not in (digest, files[part]) and digest != files[part]:
+        if None not in (digest, now["files"][part]) and digest != now["files"][part]:
             raise ValueError(
                 f"the dataset has changed since {directory} was begun: the {part} images have other names, though "
                 "they are as many; images that were trained on would judge the search"

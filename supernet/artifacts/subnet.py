@@ -43,7 +43,7 @@ from supernet.errors import first_line
 from supernet.evaluation import calibrated_subnet
 from supernet.families.timm_models import TimmModel, self_contained, timm_model
 from supernet.space import Arch
-from supernet.training.data import Data, DataConfig
+from supernet.training.data import DataConfig, ImageData
 from supernet.training.data.images import evaluation_transform
 from supernet.views import tie_names, tied_names
 
@@ -67,7 +67,7 @@ class SubnetConfig:
     versions: dict[str, str] = field(default_factory=provenance.versions)
 
     @classmethod
-    def of(cls, space: str, space_options: str, arch: Arch, data: Data) -> SubnetConfig:
+    def of(cls, space: str, space_options: str, arch: Arch, data: ImageData) -> SubnetConfig:
         """That of the architecture `arch` of a space, for the classes and images of `data`.
 
         Options that name a folder, a file or a model of the hub are replaced by what these say.

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from supernet.costs import count_macs, count_parameters
-from supernet.plain import count_classes, floating_dtype
+from supernet.plain import inputs_like
 from supernet.skeleton import build_skeleton, without_data
 from supernet.slicing import Rule
 from supernet.space import Arch, SearchSpace
 from supernet.supernet import Supernet
+from supernet.tasks import Classification, Task
 from supernet.views import Views, no_views, tied_builder
 
 logger = logging.getLogger(__name__)
@@ -27,9 +28,13 @@ class Family:
     """A search space, the builder of its plain modules, and what follows from an architecture without building it.
 
     `build(arch, drop_rate=0.0, drop_path_rate=0.0)` gives the plain module; the rates (of dropout before the
-    classifier and of stochastic depth) add no tensors. Tensors that are equal `views` of one source are tied in that
-    module, so that it has each parameter once. `macs(arch)` counts the multiply-accumulates of convolutions
-    and matrix products for one image at `resolution(arch)`, `parameters(arch)` the parameters, trainable or frozen:
+    classifier and of stochastic depth) add no tensors, and are passed where they are not 0. Tensors that are equal
+    `views` of one source are tied in that module, so that it has each parameter once. `task` says what the modules
+    learn: to tell `num_classes` classes of images apart, if nothing is said. `inputs(arch)` are tensors on the meta
+    device that `build(arch)` may be called with, for one example: an image at `resolution(arch)`, likewise.
+
+    `macs(arch)` counts the multiply-accumulates of convolutions and matrix products for one example,
+    `parameters(arch)` the parameters, trainable or frozen:
     both exactly what `supernet.costs` counts in the module that `build` makes. Where they are not given, that is
     how they are found, which takes tens of milliseconds an architecture.
 
@@ -40,7 +45,7 @@ class Family:
 
     space: SearchSpace
     build: Callable[..., nn.Module]
-    num_classes: int
+    num_classes: int | None = None
     in_chans: int = 3
     input_size: int | None = None  # pixels a side, in a space without the choice `resolution`
     macs: Callable[[Arch], int] | None = None
@@ -51,43 +56,53 @@ class Family:
     views: Views = no_views  # those of an architecture's tensors that are no mere slices, see `supernet.views`
     weights: Callable[..., Mapping[str, Tensor]] | None = None  # loads those of the largest subnet, to start from
     weights_classes: Callable[[Sequence[str]], tuple[str, ...] | None] | None = None  # that `weights` tell apart
+    task: Task | None = None
+    inputs: Callable[[Arch], tuple] | None = None
 
     def __post_init__(self):
-        if self.input_size is None and "resolution" not in self.space.choices:
+        if self.inputs is None and self.input_size is None and "resolution" not in self.space.choices:
             raise ValueError("say the images' input_size in pixels, or make `resolution` a choice of the space")
         object.__setattr__(self, "build", tied_builder(self.build, self.views))
+        if self.task is None:
+            if self.num_classes is None:
+                raise ValueError("say the num_classes that the images are of, or another task")
+            object.__setattr__(self, "task", Classification(self.num_classes, self.in_chans))
         if self.macs is None:
             object.__setattr__(self, "macs", self._count_macs)
         if self.parameters is None:
             object.__setattr__(self, "parameters", self._count_parameters)
 
     def _count_macs(self, arch: Arch) -> int:
-        size = self.resolution(arch)
-        return count_macs(build_skeleton(self.build, arch), (self.in_chans, size, size))
+        return count_macs(build_skeleton(self.build, arch), self.example(arch))
 
     def _count_parameters(self, arch: Arch) -> int:
         return count_parameters(build_skeleton(self.build, arch))
 
-    def resolution(self, arch: Arch) -> int:
-        """Height and width in pixels of the images that `arch` is meant for."""
+    def resolution(self, arch: Arch) -> int | None:
+        """Height and width in pixels of the images that `arch` is meant for; None where inputs have no such size."""
         return arch.get("resolution", self.input_size)
+
+    def example(self, arch: Arch) -> tuple:
+        """What `arch` may be called with, for one example: tensors on the meta device, of which shapes and types alone
+        matter, for tracing, counting, checks and export."""
+        if self.inputs is not None:
+            return self.inputs(arch)
+        size = self.resolution(arch)
+        return (torch.empty(1, self.in_chans, size, size, device="meta"),)
 
     def supernet(self, seed: int = 0, *, pretrained: bool = True, classes: Sequence[str] | None = None) -> Supernet:
         """A supernet of this family, with its pretrained weights if it has any, or else initialised from `seed`.
 
         With `pretrained` false they are not loaded, for a supernet whose weights come from elsewhere. `classes` are the
         names of those that it is to tell apart: a pretrained classifier that is known to be for others, however many,
-        starts anew. ValueError if its subnets do not nest, do not run on images of this family, or give anything but
-        its logits in training.
+        starts anew. ValueError if its subnets do not nest, do not run on the inputs of this family, or give in
+        training what its task does not understand.
         """
-        size = self.resolution(self.space.largest)
-        example = torch.empty(1, self.in_chans, size, size, device="meta")
+        example = self.example(self.space.largest)
         net = Supernet(
             self.space, self.build, self.rules, seed=seed, example=example, pieces=self.pieces, views=self.views
         )
-        output = without_data(net.skeleton(self.space.largest), partial(_output_in_training, example))
-        if (given := count_classes(output)) != self.num_classes:
-            raise ValueError(f"the model gives logits of {given} classes, and its family says {self.num_classes}")
+        self.task.check_output(without_data(net.skeleton(self.space.largest), partial(_output_in_training, example)))
         if pretrained and self.weights is not None:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)  # a classifier that starts anew
@@ -112,9 +127,9 @@ class Family:
         return {"classifier": False}
 
 
-def _output_in_training(example: Tensor, module: nn.Module, device: torch.device) -> object:
-    """Of two images like `example`; some models give more in train mode than in eval mode."""
-    return module.train()(torch.zeros(2, *example.shape[1:], dtype=floating_dtype(module), device=device))
+def _output_in_training(example: tuple, module: nn.Module, device: torch.device) -> object:
+    """Of two examples like `example`; some models give more in train mode than in eval mode."""
+    return module.train()(*inputs_like(example, module, device, count=2))
 
 
 class Description(NamedTuple):

@@ -20,17 +20,19 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from supernet.artifacts.atomic import set_aside
+from supernet.tasks import Classification, Task
 from supernet.training import distributed
 from supernet.training.checkpoint import MINUTES, Timer, load_checkpoint, save_checkpoint
 from supernet.training.data import Data
+from supernet.training.data.batch import Batch, on
 from supernet.training.divergence import ADVICE, Divergence, TrainingError, worst
 from supernet.training.memory_format import channels_last
 from supernet.training.metrics import Metrics, scalars
 from supernet.training.randomness import Stream, torch_seed
 
-# N images, C channels, R resolution in pixels
-
 logger = logging.getLogger(__name__)
+
+CLASSIFICATION = Classification()
 
 
 @dataclass(frozen=True)
@@ -139,17 +141,17 @@ class Loop:
     """Trains `net` by gradients that the caller computes::
 
         loop = Loop(net, data, config, run_dir, evaluate)
-        for step, images, labels in loop.batches(resolution, num_classes):
+        for step, batch in loop.batches(resolution):
             ...  # a forward and a backward pass
             loop.update(step, losses, names)
             loop.finish(step, {"losses": losses})
         return loop.result
 
-    `evaluate` gives the accuracies, to be noted every `config.eval_epochs`, of the network to use. `kept` is what
+    `evaluate` gives the metrics, by name, to be noted every `config.eval_epochs`, of the network to use. `kept` is what
     checkpoints hold besides network, optimizer and moving average, by name. `parts` are the equal parts of its batch
-    that a process runs one after another. `uninformed` is the loss of a network that knows nothing, log K of K classes
-    by default, which says what a diverged training is (`supernet.training.divergence`). Where `distributed.start`
-    joined processes, all of them do this and the first one evaluates, writes and calls `on_step`.
+    that a process runs one after another. `task` says what a batch is, and the loss of a network that knows nothing
+    unless `uninformed` does, which tells a diverged training (`supernet.training.divergence`). Where
+    `distributed.start` joined processes, all of them do this and the first one evaluates, writes and calls `on_step`.
 
     Writes `run_dir/checkpoints/` and `run_dir/metrics.jsonl`, nothing of it before the first step is done, and calls
     `on_begin` just before. What an earlier training left there is kept beside it, as checkpoints.1 and metrics.jsonl.1,
@@ -167,8 +169,9 @@ class Loop:
         data: Data,
         config: LoopConfig,
         run_dir: Path,
-        evaluate: Callable[[Any], object],
+        evaluate: Callable[[Any], Mapping[str, Any]],
         *,
+        task: Task = CLASSIFICATION,
         kept: Mapping[str, Stateful] = MappingProxyType({}),
         parts: int = 1,
         resume: bool = False,
@@ -185,12 +188,12 @@ class Loop:
             )
         self._memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.net = self.place(net).train()
-        self._data, self._config, self._kept = data, config, kept
+        self._data, self._task, self._config, self._kept = data, task, config, kept
         self._evaluate, self._on_step, self._on_begin = evaluate, on_step, on_begin
         self.steps_per_epoch = data.steps_per_epoch(config.batch_size)
         self.optimizer, self._scheduler = make_optimizer(net, config, self.steps_per_epoch)
         self.ema = ModelEmaV3(net, config.ema_decay) if config.ema_decay else None
-        self._divergence = Divergence(math.log(max(data.num_classes, 2)) if uninformed is None else uninformed)
+        self._divergence = Divergence(task.uninformed_loss if uninformed is None else uninformed)
         self._checkpoints = run_dir / "checkpoints"
         start = self._restore() if resume else 0
         self.steps = range(start, config.epochs * self.steps_per_epoch)  # those still to do
@@ -217,23 +220,21 @@ class Loop:
         """The context of a step's forward passes: what dropout draws follows from seed, step and process."""
         return torch_seed(self.device, self._config.seed, Stream.DROPOUT, step, distributed.rank())
 
-    def batches(self, resolution: int, num_classes: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Each step still to do, counted from 0, with this process's images [N, C, R, R] and their labels [N].
+    def batches(self, resolution: int | None) -> Iterator[tuple[int, Batch]]:
+        """Each step still to do, counted from 0, with this process's part of its batch.
 
-        They are on the device, the learning rate is set, and there are no gradients. ValueError for labels beyond
-        `num_classes`.
+        It is on the device, the learning rate is set, and there are no gradients. ValueError for a batch that the task
+        does not take.
         """
         config = self._config
         batches = self._data.training_batches(
             resolution, config.batch_size, config.seed, self.steps, distributed.rank(), distributed.world_size()
         )
-        for step, (images, labels) in zip(self.steps, batches):
-            if labels.min() < 0 or labels.max() >= num_classes:
-                raise ValueError(f"labels are {labels.min()} to {labels.max()}, but there are {num_classes} classes")
+        for step, batch in zip(self.steps, batches):
+            self._task.check_batch(batch)
             set_lr(self.optimizer, self._scheduler, config, step, self.steps_per_epoch)
             self.optimizer.zero_grad()
-            images = images.to(self.device, memory_format=self._memory_format, non_blocking=True)
-            yield step, images, labels.to(self.device)
+            yield step, on(self.device, batch, self._memory_format)
         if self._metrics:
             self._metrics.close()
         distributed.wait()
@@ -268,7 +269,7 @@ class Loop:
             logged = [value for _, value in scalars(values)]
         every = config.eval_epochs * self.steps_per_epoch
         if every and (is_last or done % every == 0):
-            line = {"step": done, "accuracy": self._evaluate(self.result)}
+            line = {"step": done, **self._evaluate(self.result)}
             self._metrics.append(line)
             self.net.train()
             if is_last:
@@ -297,8 +298,10 @@ class Loop:
 
     def _look_at(self, line: Mapping[str, Any]) -> None:
         """Say so if no accuracy of the last evaluation is above chance by more than two standard errors."""
+        chance = self._task.chance
+        if chance is None:
+            return
         best = max((value for name, value in scalars(line) if name != "step"), default=1.0)
-        chance = 1 / max(self._data.num_classes, 1)
         images = min(self._config.eval_images, len(self._data.holdout))
         if best <= chance + 2 * math.sqrt(chance * (1 - chance) / max(images, 1)):
             logger.warning(

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from supernet.space import Arch, SearchSpace
 from supernet.training import distributed
+from supernet.training.data.batch import examples_in, split
 from supernet.training.sampling import Method, Path, Step
 
 # P paths on the board, S images of each, C channels, R resolution in pixels, K classes
@@ -52,7 +52,6 @@ class PrioritizedPaths(Method):
         space: SearchSpace,
         macs: Callable[[Arch], int],
         num_classes: int,
-        distill: Callable[[Tensor, Tensor], Tensor],
         *,
         board_size: int = 10,
         start_epoch: int = 20,
@@ -66,7 +65,6 @@ class PrioritizedPaths(Method):
         self.weight = torch.zeros(images * num_classes)  # of M, [S * K]
         self.bias = torch.zeros(())
         self._macs = macs
-        self._distill = distill
         self._board_size = board_size
         self._start_epoch = start_epoch
         self._update_steps = update_steps
@@ -78,24 +76,22 @@ class PrioritizedPaths(Method):
         arch = self.space.sample(step.generator)
         if not self.board:
             return [Path(arch)]
-        if len(step.images) < 2 * self._images:
-            raise ValueError(
-                f"cream needs batches of {2 * self._images} images in every process, not {len(step.images)}"
-            )
+        if (count := examples_in(step.batch)) < 2 * self._images:
+            raise ValueError(f"cream needs batches of {2 * self._images} images in every process, not {count}")
         if step.number % self._update_steps == 0:
             self._learn_to_match(step, arch)
         teacher, matching, _ = self.match(step, arch)
         m = matching.item()
         return [Path(teacher.arch, label_weight=0.0), Path(arch, 0, label_weight=(2 - m) / 2, teacher_weight=m / 2)]
 
-    def finish(self, step: Step, paths: Sequence[Path], logits: Sequence[Tensor]) -> None:
+    def finish(self, step: Step, paths: Sequence[Path], outputs: Sequence[Tensor]) -> None:
         if step.epoch < self._start_epoch:
             return
-        correct = (logits[-1].argmax(1) == step.labels).float().mean()
-        probabilities = logits[-1][: self._images].softmax(1)
-        arch = paths[-1].arch
-        accuracy = distributed.average(correct).item()
-        self.enter(Entry(arch, accuracy, self._macs(arch), step.images[: self._images].clone(), probabilities))
+        images, logits, arch = step.batch[0], outputs[-1], paths[-1].arch
+        found = step.task.metrics([logits], [step.batch])["accuracy"]
+        accuracy = distributed.average(torch.tensor(found, device=images.device)).item()
+        probabilities = logits[: self._images].softmax(1)
+        self.enter(Entry(arch, accuracy, self._macs(arch), images[: self._images].clone(), probabilities))
 
     def enter(self, entry: Entry) -> None:
         """Put a path on the board, if it is good enough."""
@@ -111,8 +107,8 @@ class PrioritizedPaths(Method):
     @torch.no_grad()
     def match(self, step: Step, arch: Arch) -> tuple[Entry, Tensor, Tensor]:
         """The path on the board that is to teach `arch`, its weight m, and the difference [S * K] that gave it."""
-        device = step.images.device  # a checkpoint is loaded on the CPU
-        own = step.logits(arch, torch.cat([entry.images for entry in self.board]).to(device)).softmax(1)
+        device = step.batch[0].device  # a checkpoint is loaded on the CPU
+        own = step.output(arch, (torch.cat([entry.images for entry in self.board]).to(device),)).softmax(1)
         theirs = torch.cat([entry.probabilities for entry in self.board]).to(device)
         differences = (theirs - own).view(len(self.board), -1)
         self.weight, self.bias = self.weight.to(differences), self.bias.to(differences)
@@ -127,16 +123,15 @@ class PrioritizedPaths(Method):
         the loss L on the other images has dL(w'(m))/dm = -r <grad L(w'), g>.
         """
         teacher, matching, difference = self.match(step, arch)
-        first, second = step.images[: self._images], step.images[self._images : 2 * self._images]
-        labels = step.labels[self._images : 2 * self._images]
+        first, second, *_ = split(step.batch, self._images)
         with torch.no_grad():
-            soft_labels = step.logits(teacher.arch, first)
+            soft_labels = step.output(teacher.arch, first)
         parameters = list(step.net.parameters())
-        gradients = _gradients(self._distill(step.logits(arch, first), soft_labels), parameters)
+        gradients = _gradients(step.task.distil(step.output(arch, first), soft_labels, first), parameters)
         before = [parameter.detach().clone() for parameter in parameters]
         with torch.no_grad():
             torch._foreach_add_(parameters, [-step.lr * matching * gradient for gradient in gradients])
-        ahead = _gradients(F.cross_entropy(step.logits(arch, second), labels), parameters)
+        ahead = _gradients(step.task.validation_loss(step.output(arch, second), second), parameters)
         with torch.no_grad():
             torch._foreach_copy_(parameters, before)
             slope = -step.lr * sum((a * g).sum() for a, g in zip(ahead, gradients)) * matching * (1 - matching)

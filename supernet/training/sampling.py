@@ -9,19 +9,19 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from supernet.space import Arch, SearchSpace
 from supernet.supernet import Supernet
+from supernet.tasks import Task
+from supernet.tasks.task import Output
 from supernet.training import distributed
-
-# N images, C channels, R resolution in pixels, K classes
+from supernet.training.data.batch import Batch
 
 
 class Path(NamedTuple):
     """One subnet's part in a step. Its loss is
 
-        label_weight * cross_entropy(logits, labels) + teacher_weight * distillation(logits, teacher's logits)
+        label_weight * task.loss(output, batch) + teacher_weight * task.distil(output, teacher's output, batch)
 
     and a path of which both weights are 0 runs without gradient, to teach the paths after it.
     """
@@ -46,15 +46,15 @@ class Step:
     progress: float  # part of the training that is done, from 0 to below 1
     generator: np.random.Generator  # the step's own; all that is random in a method comes from it
     net: Supernet
-    images: Tensor  # [N, C, R, R], this process's part of the batch
-    labels: Tensor  # [N]
-    logits: Callable[[Arch, Tensor], Tensor]  # a subnet's, on images that it resizes itself
+    batch: Batch  # this process's part of it
+    task: Task
+    output: Callable[[Arch, Batch], Output]  # a subnet's
     lr: float
 
     @torch.no_grad()
     def losses(self, archs: Sequence[Arch]) -> list[float]:
-        """Cross-entropy of subnets on the joint batch of all processes."""
-        losses = [F.cross_entropy(self.logits(arch, self.images), self.labels) for arch in archs]
+        """The validation loss of subnets on the joint batch of all processes."""
+        losses = [self.task.validation_loss(self.output(arch, self.batch), self.batch) for arch in archs]
         return distributed.average(torch.stack(losses)).tolist()
 
 
@@ -74,8 +74,8 @@ class Method(Protocol):
 
     def paths(self, step: Step) -> list[Path]: ...
 
-    def finish(self, step: Step, paths: Sequence[Path], logits: Sequence[Tensor]) -> None:
-        """Called after a step with the logits [N, K] of its paths."""
+    def finish(self, step: Step, paths: Sequence[Path], outputs: Sequence[Output]) -> None:
+        """Called after a step with what its paths gave, without gradient."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -88,7 +88,7 @@ class Method(Protocol):
 class Sandwich(Method):
     """The sandwich rule with in-place distillation (Yu & Huang 2019, arXiv 1903.05134, section 3; BigNAS, arXiv
     2003.11142, section 3.1): the largest subnet learns from the labels, regularised; then `random_subnets` random ones
-    and the smallest learn from the largest's logits of the same step.
+    and the smallest learn from the largest's output of the same step.
     """
 
     space: SearchSpace

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +26,10 @@ from supernet.families import Family
 from supernet.families.timm_models import self_contained
 from supernet.skeleton import build_skeleton
 from supernet.space import Arch
+from supernet.tasks import Classification
 from supernet.training import distributed
-from supernet.training.data import Data, DataConfig, resize
+from supernet.training.data import DataConfig, ImageData, resize
+from supernet.training.data.batch import take
 from supernet.training.execution import located
 from supernet.training.loop import Loop, LoopConfig, StepResult, autocast
 from supernet.training.randomness import Stream, part_seed
@@ -130,7 +131,7 @@ class Member(NamedTuple):
 class Prepared(NamedTuple):
     """What a job names."""
 
-    data: Data
+    data: ImageData
     members: list[Member]  # the peers come last
     teacher: nn.Module | None
     begin: Callable[[], None]  # to be called when the first step is done, see `supernet.artifacts.runs.open_run`
@@ -252,7 +253,7 @@ def _for_classes(
 def train_model(
     model: nn.Module,
     resolution: int,
-    data: Data,
+    data: ImageData,
     config: LoopConfig,
     run_dir: Path,
     objective: Objective = LABELS_ALONE,
@@ -294,7 +295,7 @@ class Cohort(nn.ModuleList):
 def train_cohort(
     models: Sequence[nn.Module],
     resolutions: Sequence[int],
-    data: Data,
+    data: ImageData,
     config: LoopConfig,
     run_dir: Path,
     objective: Objective = LABELS_ALONE,
@@ -315,14 +316,16 @@ def train_cohort(
     def members(net: nn.Module) -> list[nn.Module]:
         return list(net) if isinstance(net, Cohort) else [net]
 
-    def evaluate(net: nn.Module) -> float | list[float]:
-        found = []
-        for model, resolution in zip(members(net), resolutions):
-            images, labels = data.images(data.holdout, resolution, config.eval_images)
-            found.append(accuracy(model, zip(images.split(256), labels.split(256))))
-        return found if isinstance(net, Cohort) else found[0]
+    task = Classification(data.num_classes)
 
-    uninformed = math.log(max(data.num_classes, 2)) * max(objective.total_weight, 1.0) * len(models)
+    def evaluate(net: nn.Module) -> dict[str, float | list[float]]:
+        found = [
+            accuracy(model, take(data.evaluation_batches(data.holdout, resolution), config.eval_images))
+            for model, resolution in zip(members(net), resolutions)
+        ]
+        return {"accuracy": found if isinstance(net, Cohort) else found[0]}
+
+    uninformed = task.uninformed_loss * max(objective.total_weight, 1.0) * len(models)
     name = ", ".join(type(model).__name__ for model in models)
     with owned(run_dir):
         loop = Loop(
@@ -331,6 +334,7 @@ def train_cohort(
             config,
             run_dir,
             evaluate,
+            task=task,
             resume=resume,
             on_step=on_step,
             on_begin=on_begin,
@@ -338,7 +342,7 @@ def train_cohort(
         )
         if teacher is not None:
             loop.place(teacher).eval()
-        for step, images, labels in loop.batches(max(resolutions), data.num_classes):
+        for step, (images, labels) in loop.batches(max(resolutions)):
             with loop.seeded(step), autocast(config, loop.device):
                 sized = [resize(images, resolution) for resolution in resolutions]
                 losses = cohort_losses(objective, models, sized, labels, teacher, config.label_smoothing)

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 
-from distill.losses import adaptive_alpha_divergence, kl_divergence
 from distill.untouched import untouched
+from supernet.families import Family
 from supernet.space import Arch
-from supernet.supernet import Builder, Supernet
-from supernet.training.data import resize
+from supernet.supernet import Builder, Call, Supernet
+from supernet.tasks import Classification, Task
+from supernet.tasks.task import Output, in_float32
+from supernet.training.data.batch import Batch, chunk, joined
 from supernet.training.loop import LoopConfig, autocast
 from supernet.training.sampling import Path
-
-# N images, C channels, R resolution in pixels, K classes
-
-Call = Callable[[nn.Module, Mapping[str, Tensor], tuple[Tensor]], Tensor]
-Distill = Callable[[Tensor, Tensor], Tensor]  # logits [N, K] of student and teacher -> loss
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,7 @@ class TrainConfig(LoopConfig):
     matching_steps: int = 200
     """Steps between updates of cream's learned choice of the teacher."""
     distillation: Literal["kl", "adaptive_alpha"] = "kl"
-    """How subnets learn from the largest: KL divergence, or AlphaNet's adaptive alpha-divergence."""
+    """How subnets learn from the largest's logits: KL divergence, or AlphaNet's adaptive alpha-divergence."""
     temperature: float = 1.0
     """Temperature of the KL divergence."""
     compile: bool = False
@@ -68,78 +63,84 @@ class TrainConfig(LoopConfig):
         if self.temperature <= 0 or (self.temperature != 1 and self.distillation != "kl"):
             raise ValueError(f"temperature is above 0, and 1 unless distillation is kl, not {self.temperature}")
 
-    def images_to_calibrate(self, num_classes: int) -> int:
+    def images_to_calibrate(self, num_classes: int | None) -> int:
         """`calibration_images`, or what stands for None."""
-        return self.calibration_images or max(1000, num_classes)
+        return self.calibration_images or max(1000, num_classes or 0)
 
 
 class Outcome(NamedTuple):
     """What came out of the paths of a step."""
 
     losses: Tensor  # [paths]
-    logits: list[Tensor]  # [N, K] of each path, without gradient
+    outputs: list[Output]  # of each path, without gradient
 
 
 @dataclass(frozen=True)
 class TrainStep:
-    """Gives `net` the gradients of a step: `train_step(images, labels, paths)`.
+    """Gives `net` the gradients of a step: `train_step(batch, paths)`.
 
-    `resolution` is that of an architecture's images, `regularised` builds the modules of paths with dropout, `teacher`
-    is the frozen network of those that name an external one. `calls` say how architectures are run otherwise than by
-    `functional_call`.
+    `task` says what is learnt, `regularised` builds the modules of paths with dropout, `teacher` is the frozen network
+    of those that name an external one. `calls` say how architectures are run otherwise than by `functional_call`.
     """
 
     net: Supernet
+    task: Task
     config: TrainConfig
-    resolution: Callable[[Arch], int]
     regularised: Builder
     teacher: nn.Module | None = None
     calls: Mapping[Arch, Call] = field(default_factory=dict)
 
-    def __call__(self, images: Tensor, labels: Tensor, paths: Sequence[Path]) -> Outcome:
-        """Accumulate the gradients of all `paths` on a batch, `images` [N, C, R, R] and `labels` [N]: the mean over
-        `config.accumulation` equal parts of it."""
-        count = self.config.accumulation
-        parts = [self._part(*part, paths) for part in zip(images.chunk(count), labels.chunk(count))]
+    def __call__(self, batch: Batch, paths: Sequence[Path]) -> Outcome:
+        """Accumulate the gradients of all `paths` on a batch: the mean over `config.accumulation` equal parts of it."""
+        parts = [self._part(part, paths) for part in chunk(batch, self.config.accumulation)]
         losses = torch.stack([part.losses for part in parts]).mean(0)
-        return Outcome(losses, [torch.cat(logits) for logits in zip(*(part.logits for part in parts))])
+        return Outcome(losses, [joined(outputs) for outputs in zip(*(part.outputs for part in parts))])
 
-    def _part(self, images: Tensor, labels: Tensor, paths: Sequence[Path]) -> Outcome:
-        """The same on one of the parts. A path's soft labels are the very logits that gave its teacher a gradient."""
-        config = self.config
-        distill = distillation(config)
+    def _part(self, batch: Batch, paths: Sequence[Path]) -> Outcome:
+        """The same on one of the parts. What a path learns from is the very output that gave its teacher a gradient."""
+        task, device = self.task, self._device
         external = None
         if any(path.teacher == "external" for path in paths):
-            with torch.no_grad(), autocast(config, images.device):
-                external = untouched(self.teacher, images).float()
-        logits: list[Tensor] = []
+            with torch.no_grad(), autocast(self.config, device):
+                external = task.freeze(untouched(self.teacher, *task.inputs(batch, None)))
+        outputs: list[Output] = []
         losses = []
         for path in paths:
             with torch.set_grad_enabled(path.learns):
-                output = self.logits(path.arch, images, regularised=path.regularised, accumulate=path.learns)
-            loss = output.new_zeros(())
+                output = self.output(path.arch, batch, regularised=path.regularised, accumulate=path.learns)
+            loss = torch.zeros((), device=device)
             if path.label_weight:
-                loss = path.label_weight * F.cross_entropy(output, labels, label_smoothing=config.label_smoothing)
+                loss = path.label_weight * task.loss(output, batch)
             if path.teacher is not None and path.teacher_weight:
-                soft_labels = external if path.teacher == "external" else logits[path.teacher]
-                loss = loss + path.teacher_weight * distill(output, soft_labels)
+                taught = external if path.teacher == "external" else outputs[path.teacher]
+                loss = loss + path.teacher_weight * task.distil(output, taught, batch)
             if path.learns:
-                (loss / config.accumulation).backward()
-            logits.append(output.detach())
+                (loss / self.config.accumulation).backward()
+            outputs.append(task.freeze(output))
             losses.append(loss.detach())
-        return Outcome(torch.stack(losses), logits)
+        return Outcome(torch.stack(losses), outputs)
 
-    def logits(self, arch: Arch, images: Tensor, *, regularised: bool = False, accumulate: bool = False) -> Tensor:
-        """Those [N, K] of the subnet `arch` on `images`, which are resized to its resolution."""
+    def output(self, arch: Arch, batch: Batch, *, regularised: bool = False, accumulate: bool = False) -> Output:
+        """That of the subnet `arch` on a batch, floating point in float32."""
         build = self.regularised if regularised else self.net.build
         call = self.calls.get(arch, functional_call)
-        with autocast(self.config, images.device):
-            output = self.net(resize(images, self.resolution(arch)), arch, build, accumulate=accumulate, call=call)
-        return output.float()
+        with autocast(self.config, self._device):
+            inputs = self.task.inputs(batch, arch)
+            output = self.net(*inputs, arch=arch, build=build, accumulate=accumulate, call=call)
+        return in_float32(output)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.net.parameters()).device
 
 
-def distillation(config: TrainConfig) -> Distill:
-    """How a student learns from soft labels, as `config` says."""
-    if config.distillation == "kl":
-        return partial(kl_divergence, temperature=config.temperature)
-    return adaptive_alpha_divergence
+def task_of(family: Family, config: TrainConfig) -> Task:
+    """The family's task. Classification has the settings that `config` has for it."""
+    if not isinstance(family.task, Classification):
+        return family.task
+    return replace(
+        family.task,
+        label_smoothing=config.label_smoothing,
+        distillation=config.distillation,
+        temperature=config.temperature,
+    )

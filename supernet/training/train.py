@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from supernet.artifacts.ownership import owned
-from supernet.evaluation import accuracy, calibrated_subnet
+from supernet.evaluation import calibrated, evaluate
 from supernet.families import Family
 from supernet.space import Arch, SearchSpace
 from supernet.supernet import Builder, Supernet
-from supernet.training.data import Data, resize
+from supernet.tasks import Classification, Task
+from supernet.training.data import Data
+from supernet.training.data.batch import Batch, on, take
 from supernet.training.loop import Loop, StepResult
 from supernet.training.prioritized import PrioritizedPaths
 from supernet.training.randomness import Stream, generator
 from supernet.training.sampling import Attentive, Fair, Method, Sandwich, Step, Uniform
-from supernet.training.step import TrainConfig, TrainStep, distillation
-
-# N images, C channels, R resolution in pixels, K classes
+from supernet.training.step import TrainConfig, TrainStep, task_of
 
 
 def train(
@@ -40,26 +40,30 @@ def train(
     on_step: Callable[[StepResult], None] = lambda result: None,
     on_begin: Callable[[], None] = lambda: None,
 ) -> Supernet:
-    """Train `net` and return the network to use: its moving average if there is one, otherwise `net` itself.
+    """Train `net` on the family's task and return the network to use: its moving average if there is one, otherwise
+    `net` itself.
 
-    `method` chooses the subnets of each step, by default the one that `config` names. `teacher` gives the soft labels
-    [N, K] of paths with an external teacher; it gets the images of the step, which have the space's largest
+    `method` chooses the subnets of each step, by default the one that `config` names. `teacher` gives the outputs that
+    paths with an external teacher learn from; it gets the inputs of the step as they are, images in the space's largest
     resolution, and is in eval mode.
 
     Writes, resumes, joins processes and raises as `supernet.training.loop.Loop` does: TrainingError, naming step and
-    architecture, if a loss or gradient is not finite or the training has diverged. ValueError if images and network do
+    architecture, if a loss or gradient is not finite or the training has diverged. ValueError if data and task do
     not fit, or if another process trains into `run_dir`.
     """
     with owned(run_dir):
         method = method or make_method(family, config)
         net.statistics_of = None  # before the moving average copies it
-        resolution = max(family.resolution(arch) for arch in (net.space.largest, net.space.smallest))
+        task = task_of(family, config)
+        resolutions = [family.resolution(arch) for arch in (net.space.largest, net.space.smallest)]
+        resolution = None if None in resolutions else max(resolutions)
         loop = Loop(
             net,
             data,
             config,
             run_dir,
-            _Evaluation(family, method.space, data, config, resolution),
+            _Evaluation(task, method.space, data, config, resolution, family.num_classes),
+            task=task,
             kept={"method": method},
             parts=config.accumulation,
             resume=resume,
@@ -70,34 +74,34 @@ def train(
             loop.place(teacher).eval()
         recurring = (method.space.largest, method.space.smallest) if config.compile else ()
         calls = {arch: torch.compile(functional_call, dynamic=False) for arch in recurring}
-        train_step = TrainStep(net, config, family.resolution, _regularised(family, config), teacher, calls)
+        train_step = TrainStep(net, task, config, _regularised(family, config), teacher, calls)
 
-        for number, images, labels in loop.batches(resolution, family.num_classes):
-            _check_images(images, family)
+        for number, batch in loop.batches(resolution):
             epoch, step_of_epoch = divmod(number, loop.steps_per_epoch)
             progress = number / loop.steps.stop
             if step_of_epoch == 0:
                 method.start_epoch(net, _companions(net, loop.optimizer, loop.ema), progress)
             draw = generator(config.seed, Stream.SUBNETS, number)
-            step = Step(number, epoch, progress, draw, net, images, labels, train_step.logits, loop.lr)
+            step = Step(number, epoch, progress, draw, net, batch, task, train_step.output, loop.lr)
             paths = method.paths(step)
             with loop.seeded(number):
-                losses, logits = train_step(images, labels, paths)
+                losses, outputs = train_step(batch, paths)
             loop.update(number, losses, [path.arch for path in paths])
-            method.finish(step, paths, logits)
+            method.finish(step, paths, outputs)
             loop.finish(number, {"losses": losses})
         return loop.result
 
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """The accuracy of the largest, the smallest and a few random subnets on held-out images."""
+    """Each metric of the largest, the smallest and a few random subnets on held-out examples."""
 
-    family: Family
+    task: Task
     space: SearchSpace
     data: Data
     config: TrainConfig
-    resolution: int
+    resolution: int | None
+    num_classes: int | None
 
     @cached_property
     def archs(self) -> dict[str, Arch]:
@@ -106,21 +110,22 @@ class _Evaluation:
         return {"largest": self.space.largest, "smallest": self.space.smallest, **random}
 
     @cached_property
-    def calibration_images(self) -> Tensor:
-        count = self.config.images_to_calibrate(self.family.num_classes)
-        return self.data.calibration_images(self.resolution, count, self.config.seed)
+    def calibration_batches(self) -> list[Batch]:
+        count = self.config.images_to_calibrate(self.num_classes)
+        return list(self.data.calibration_batches(self.resolution, count, self.config.seed))
 
     @cached_property
-    def holdout(self) -> tuple[Tensor, Tensor]:
-        return self.data.images(self.data.holdout, self.resolution, self.config.eval_images)
+    def holdout(self) -> list[Batch]:
+        batches = self.data.evaluation_batches(self.data.holdout, self.resolution)
+        return list(take(batches, self.config.eval_images))
 
-    def __call__(self, net: Supernet) -> dict[str, float]:
-        found = {}
+    def __call__(self, net: Supernet) -> dict[str, dict[str, float]]:
+        device = next(net.parameters()).device
+        found: dict[str, dict[str, float]] = {}
         for name, arch in self.archs.items():
-            resolution = self.family.resolution(arch)
-            model = calibrated_subnet(net, arch, resolution, self.calibration_images)
-            batches = zip(*(tensor.split(256) for tensor in self.holdout))
-            found[name] = accuracy(model, ((resize(images, resolution), labels) for images, labels in batches))
+            model = calibrated(net, arch, (self.task.inputs(on(device, b), arch) for b in self.calibration_batches))
+            for metric, value in evaluate(model, self.task, self.holdout, arch).items():
+                found.setdefault(metric, {})[name] = value
         return found
 
 
@@ -134,11 +139,12 @@ def make_method(family: Family, config: TrainConfig) -> Method:
     if config.method == "fairnas":
         return Fair(space)
     if config.method == "cream":
+        if not isinstance(family.task, Classification):
+            raise ValueError(f"the method cream compares probabilities of classes, which {family.task} does not have")
         return PrioritizedPaths(
             space,
             family.macs,
             num_classes=family.num_classes,
-            distill=distillation(config),
             start_epoch=config.board_epoch,
             update_steps=config.matching_steps,
         )
@@ -163,11 +169,3 @@ def _regularised(family: Family, config: TrainConfig) -> Builder:
     if not (config.drop_rate or config.drop_path_rate):
         return family.build
     return partial(family.build, drop_rate=config.drop_rate, drop_path_rate=config.drop_path_rate)
-
-
-def _check_images(images: Tensor, family: Family) -> None:
-    if images.dim() != 4 or images.shape[1] != family.in_chans or not images.is_floating_point():
-        raise ValueError(
-            f"a batch of images is {list(images.shape)} of {images.dtype}, but this space takes floating point "
-            f"[N, {family.in_chans}, R, R]"
-        )

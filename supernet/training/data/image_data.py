@@ -6,11 +6,13 @@ search. The *test* part is for the chosen subnet alone.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,8 +22,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, default_collate
 
+from supernet.training.data.batch import joined, take
 from supernet.training.data.datasets import Digits, open_dataset
 from supernet.training.data.images import evaluation_transform, to_rgb
+from supernet.training.data.protocol import Data
 from supernet.training.data.splits import hold_out, warn_of_small_classes
 from supernet.training.randomness import Stream, generator, global_seeds
 
@@ -29,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 # N images, C channels, R resolution in pixels
 
-__all__ = ["Data", "DataConfig", "Digits", "load_data", "resize"]
+__all__ = ["DataConfig", "Digits", "ImageData", "load_data", "resize"]
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,9 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class Data:
-    """The three parts of a dataset, as pairs of a PIL image and a label."""
+class ImageData(Data):
+    """The three parts of a dataset, as pairs of a PIL image and a label; batches are (images [N, C, R, R], labels [N]),
+    at a resolution R in pixels."""
 
     train: Dataset
     holdout: Dataset
@@ -139,23 +144,20 @@ class Data:
         order = _Order(len(self.train), batch_size, self.steps_per_epoch(batch_size), seed, steps, rank, world_size)
         return iter(self._loader(_Augmented(self.train, transform, seed), batch_sampler=order))
 
+    def calibration_batches(self, resolution: int, count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """`count` training images, prepared as for evaluation, always the same for one seed."""
+        part = self.train
+        if not isinstance(part, IterableDataset):
+            part = Subset(part, generator(seed, Stream.CALIBRATION).permutation(len(part))[:count].tolist())
+        return take(self.evaluation_batches(part, resolution), count)
+
     def calibration_images(self, resolution: int, count: int, seed: int) -> Tensor:
-        """`count` training images [N, C, R, R], prepared as for evaluation, always the same for one seed."""
-        if isinstance(self.train, IterableDataset):
-            return self.images(self.train, resolution, count)[0]
-        chosen = generator(seed, Stream.CALIBRATION).permutation(len(self.train))[:count]
-        return self.images(Subset(self.train, chosen.tolist()), resolution)[0]
+        """The images [N, C, R, R] of `calibration_batches`, in memory."""
+        return joined(list(self.calibration_batches(resolution, count, seed)))[0]
 
     def images(self, part: Dataset, resolution: int, count: int | None = None) -> tuple[Tensor, Tensor]:
         """The first `count` images (all if None) of a part [N, C, R, R] and their labels [N], in memory."""
-        batches, images_so_far = [], 0
-        for images, labels in self.evaluation_batches(part, resolution):
-            batches.append((images, labels))
-            images_so_far += len(labels)
-            if count is not None and images_so_far >= count:
-                break
-        images, labels = (torch.cat(tensors)[:count] for tensors in zip(*batches))
-        return images, labels
+        return joined(list(take(self.evaluation_batches(part, resolution), count)))
 
     def evaluation_batches(self, part: Dataset, resolution: int, batch_size: int = 256) -> DataLoader:
         """Batches of the images of a part [N, C, R, R], resized and centrally cropped, and their labels [N]."""
@@ -168,6 +170,25 @@ class Data:
         config = self.config
         return evaluation_transform(resolution, config.interpolation, config.crop_pct, config.mean, config.std)
 
+    def description(self) -> dict[str, Any]:
+        """The classes, the number of images in each part, and a digest of the images' names in their order."""
+        parts = {name: getattr(self, name) for name in ("train", "holdout", "test")}
+        return {
+            "classes": self.classes,
+            "images": {name: len(part) for name, part in parts.items()},
+            "files": {name: self._digest(name, part) for name, part in parts.items()},
+        }
+
+    def _digest(self, name: str, part: Dataset) -> str | None:
+        """Of the names of a part's images, beneath the root; None where they have no names."""
+        root = (name == "test" and self.config.test_root) or self.config.root
+        names = _names(part)
+        if names is None:
+            return None
+        if root:
+            names = [name.removeprefix(os.path.abspath(root)) for name in names]
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
     def _loader(self, dataset: Dataset, **options) -> DataLoader:
         return _Loader(
             dataset,
@@ -179,7 +200,7 @@ class Data:
         )
 
 
-def load_data(config: DataConfig, seed: int = 0) -> Data:
+def load_data(config: DataConfig, seed: int = 0) -> ImageData:
     """Open the dataset that `config` names and hold out a part of its training images, chosen by `seed`.
 
     Raises ValueError, naming what is missing, if the dataset, its package or a split is not there, if the splits have
@@ -225,7 +246,7 @@ def load_data(config: DataConfig, seed: int = 0) -> Data:
     else:
         split = hold_out(_strata(train, config, classes), config.holdout, generator(seed, Stream.SPLIT))
         train, holdout = Subset(train, split.train), Subset(train, split.holdout)
-    return Data(train, holdout, test, classes, config)
+    return ImageData(train, holdout, test, classes, config)
 
 
 def resize(images: Tensor, resolution: int) -> Tensor:
@@ -249,6 +270,14 @@ def _training_transform(config: DataConfig, resolution: int) -> Callable[[Image.
         mean=config.mean,
         std=config.std,
     )
+
+
+def _names(part: Dataset) -> list[str] | None:
+    if isinstance(part, Subset):
+        names = _names(part.dataset)
+        return None if names is None else [names[index] for index in part.indices]
+    names = getattr(part, "names", None)
+    return None if names is None else list(names)
 
 
 def _classes(dataset: Dataset, config: DataConfig) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from supernet.artifacts.weights import read_weights
 from supernet.families import FAMILIES, Family
 from supernet.families.timm_models import self_contained
 from supernet.space import SearchSpace
-from supernet.training.data import Data, DataConfig, load_data
+from supernet.training.data import DataConfig, ImageData, load_data
 from supernet.training.recipes import digits
 from supernet.training.step import TrainConfig
 from supernet.views import View
@@ -133,7 +133,7 @@ def test_what_a_subnet_needs_is_in_its_folder(source, tmp_path, space):
     options = json.dumps({"name": f"local-dir:{folder}", "pretrained": True, "input_size": 32})
     family = make_family(space, options, 10)
     arch = family.space.smallest
-    data = Data(None, None, None, tuple("0123456789"), DataConfig())
+    data = ImageData(None, None, None, tuple("0123456789"), DataConfig())
     subnet = Subnet(family.supernet().extract(arch).eval(), SubnetConfig.of(space, options, arch, data))
     save_subnet(tmp_path / "subnet", subnet, onnx=False)
     shutil.rmtree(folder)

@@ -17,7 +17,7 @@ from supernet.artifacts.runs import Job, load_run, run_job
 from supernet.artifacts.subnet import Subnet, SubnetConfig, save_subnet, take_out
 from supernet.artifacts.teacher import load_teacher, prepared
 from supernet.families.timm_models import TimmModel
-from supernet.training.data import Data, DataConfig, resize
+from supernet.training.data import DataConfig, ImageData, resize
 from supernet.training.step import TrainConfig
 
 
@@ -53,7 +53,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
 
 def test_a_saved_teacher_of_as_many_other_classes_is_refused(tmp_path):
     options = json.dumps({"name": "mobilenetv3_small_050", "input_size": 32})
-    data = Data(None, None, None, ("cat", "dog"), DataConfig())
+    data = ImageData(None, None, None, ("cat", "dog"), DataConfig())
     config = SubnetConfig.of("timm", options, {"resolution": 32}, data)
     save_subnet(tmp_path, Subnet(config.build(), config), onnx=False)
     load_teacher(tmp_path, DataConfig(), ("cat", "dog"))

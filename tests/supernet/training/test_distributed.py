@@ -23,7 +23,7 @@ def gradients(rank=0, world_size=1):
     labels = torch.randint(10, (12,), generator=draw)[rank::world_size]
     # the last subnet leaves most parameters without a gradient of its own
     paths = [Path(family.space.largest), Path(family.space.smallest, teacher=0, label_weight=0.0)]
-    TrainStep(net, TrainConfig(), family.resolution, family.build)(images, labels, paths)
+    TrainStep(net, family.task, TrainConfig(), family.build)((images, labels), paths)
     distributed.average_gradients(net.parameters())
     return {name: parameter.grad for name, parameter in net.named_parameters()}
 

@@ -9,7 +9,7 @@ from distill.losses import kl_divergence
 from supernet.artifacts.runs import Job, run_job
 from supernet.families import FAMILIES
 from supernet.training import distributed
-from supernet.training.data import DataConfig, resize
+from supernet.training.data import DataConfig
 from supernet.training.prioritized import Entry, PrioritizedPaths
 from supernet.training.sampling import Path, Step
 from supernet.training.step import TrainConfig
@@ -23,7 +23,7 @@ def entry(arch, accuracy, macs):
 
 
 def method(**options):
-    return PrioritizedPaths(FAMILY.space, FAMILY.macs, 10, kl_divergence, **options)
+    return PrioritizedPaths(FAMILY.space, FAMILY.macs, 10, **options)
 
 
 def double_step(number=0, epoch=0):
@@ -33,10 +33,10 @@ def double_step(number=0, epoch=0):
     images = torch.randn(8, 3, 32, 32, generator=draw, dtype=torch.float64)
     labels = torch.randint(10, (8,), generator=draw)
 
-    def logits(arch, images):
-        return net(resize(images, FAMILY.resolution(arch)), arch)
+    def output(arch, batch):
+        return net(*FAMILY.task.inputs(batch, arch), arch)
 
-    return Step(number, epoch, 0.0, np.random.default_rng(0), net, images, labels, logits, 0.5)
+    return Step(number, epoch, 0.0, np.random.default_rng(0), net, (images, labels), FAMILY.task, output, 0.5)
 
 
 def test_who_comes_on_the_board():
@@ -66,16 +66,16 @@ def test_before_the_board_a_path_learns_from_labels_and_after_a_step_it_teaches(
     step = double_step(epoch=0)
     (path,) = paths.paths(step)
     assert (path.teacher, path.label_weight) == (None, 1)
-    logits = F.one_hot(step.labels, 10).double() * 8
+    logits = F.one_hot(step.batch[1], 10).double() * 8
     logits[0] = 0
-    logits[0, (step.labels[0] + 1) % 10] = 8
+    logits[0, (step.batch[1][0] + 1) % 10] = 8
     paths.finish(step, [path], [logits])
     assert not paths.board
     paths.finish(double_step(epoch=1), [path], [logits])
     (found,) = paths.board
     assert (found.arch, found.accuracy, found.macs) == (path.arch, 7 / 8, FAMILY.macs(path.arch))
     assert torch.equal(found.probabilities, logits[:2].softmax(1))
-    assert torch.equal(found.images, step.images[:2])
+    assert torch.equal(found.images, step.batch[0][:2])
 
     teacher, student = paths.paths(double_step(number=1, epoch=1))
     m = 0.5  # of a function that has learned nothing
@@ -89,12 +89,12 @@ def test_the_teacher_is_the_path_of_the_highest_score():
     step = double_step()
     probabilities = torch.rand(3, 2, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).softmax(2)
     for arch, own, accuracy in zip(ARCHS[:3], probabilities, (0.9, 0.8, 0.7)):
-        paths.board.append(Entry(arch, accuracy, 1, step.images[:2], own))
+        paths.board.append(Entry(arch, accuracy, 1, step.batch[0][:2], own))
     paths.weight = torch.linspace(-3, 3, 20, dtype=torch.float64)
     paths.bias = torch.tensor(0.25, dtype=torch.float64)
     teacher, matching, _ = paths.match(step, ARCHS[4])
     # BatchNorm sees the images of the whole board at once, which are the same three times
-    own = step.logits(ARCHS[4], step.images[:2].repeat(3, 1, 1, 1)).softmax(1)[:2].flatten()
+    own = step.output(ARCHS[4], (step.batch[0][:2].repeat(3, 1, 1, 1),)).softmax(1)[:2].flatten()
     scores = [((p.flatten() - own) @ paths.weight).item() + 0.25 for p in probabilities]
     best = int(np.argmax(scores))
     assert best != 0
@@ -107,7 +107,7 @@ def test_matching_descends_the_loss_after_a_step_of_distillation():
     student, teaching = ARCHS[0], ARCHS[1]
     paths = method(images=4, update_steps=1, lr=1e-3)
     soft = torch.rand(4, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).mul(5).softmax(1)
-    paths.board = [Entry(teaching, 0.9, 1, step.images[4:], soft)]
+    paths.board = [Entry(teaching, 0.9, 1, step.batch[0][4:], soft)]
     paths.weight = torch.linspace(-1, 1, 40, dtype=torch.float64)
     paths.bias = torch.tensor(0.1, dtype=torch.float64)
     weight, bias = paths.weight.clone(), paths.bias.clone()
@@ -120,14 +120,14 @@ def test_matching_descends_the_loss_after_a_step_of_distillation():
         """The definition: the loss on the second images with weights that took a step on the first."""
         net = step.net
         m = torch.sigmoid(difference @ theta + constant)
-        soft_labels = step.logits(teaching, step.images[:4]).detach()
+        soft_labels = step.output(teaching, (step.batch[0][:4],)).detach()
         net.zero_grad()
-        kl_divergence(step.logits(student, step.images[:4]), soft_labels).backward()
+        kl_divergence(step.output(student, (step.batch[0][:4],)), soft_labels).backward()
         with torch.no_grad():
             for parameter in net.parameters():
                 if parameter.grad is not None:
                     parameter -= step.lr * m * parameter.grad
-            loss = F.cross_entropy(step.logits(student, step.images[4:]), step.labels[4:])
+            loss = F.cross_entropy(step.output(student, (step.batch[0][4:],)), step.batch[1][4:])
             for name, parameter in net.named_parameters():
                 parameter.copy_(before[name])
         return loss.item()
@@ -152,7 +152,7 @@ def on_a_board(**options):
     """Paths of a board of one, and a step that goes with them."""
     paths, step = method(images=4, **options), double_step()
     soft = torch.rand(4, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).mul(5).softmax(1)
-    paths.board = [Entry(ARCHS[1], 0.9, 1, step.images[4:], soft)]
+    paths.board = [Entry(ARCHS[1], 0.9, 1, step.batch[0][4:], soft)]
     return paths
 
 
@@ -176,7 +176,7 @@ def test_a_steep_descent_of_matching_is_clipped(monkeypatch):
 def test_the_board_and_the_teacher_are_the_same_in_every_process(monkeypatch):
     paths, step = method(images=2), double_step()
     for arch, accuracy in zip(ARCHS, (0.9, 0.8, 0.7)):
-        paths.board.append(Entry(arch, accuracy, 1, step.images[:2], torch.full((2, 10), 0.1, dtype=torch.float64)))
+        paths.board.append(Entry(arch, accuracy, 1, step.batch[0][:2], torch.full((2, 10), 0.1, dtype=torch.float64)))
     monkeypatch.setattr(distributed, "average", lambda values: torch.tensor([0.0, 0.0, 1.5]))
     teacher, matching, _ = paths.match(step, ARCHS[4])
     assert (teacher.arch, matching.item()) == (ARCHS[2], pytest.approx(1 / (1 + math.exp(-1.5))))

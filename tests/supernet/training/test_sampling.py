@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from supernet.artifacts.runs import Job, run_job
 from supernet.families import FAMILIES, Family
 from supernet.space import Choice, SearchSpace
+from supernet.tasks import Classification
 from supernet.training import distributed
 from supernet.training.data import DataConfig, load_data
 from supernet.training.sampling import Attentive, Fair, Sandwich, Step, Uniform
@@ -30,7 +31,8 @@ def never(arch, images):
 
 def step(generator, logits=never):
     """A step of the training of no network, whose subnets have the given logits."""
-    return Step(0, 0, 0.0, generator, None, torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64), logits, 0.1)
+    batch = torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64)
+    return Step(0, 0, 0.0, generator, None, batch, Classification(), logits, 0.1)
 
 
 def test_a_sandwich_is_the_largest_on_labels_and_the_others_on_its_logits(numpy_generator):
@@ -120,7 +122,7 @@ class Watching(Uniform):
         self.epochs.append((len(self.steps), progress))
 
     def paths(self, step):
-        self.steps.append((step.number, step.epoch, step.progress, step.lr, step.images.clone(), step.labels))
+        self.steps.append((step.number, step.epoch, step.progress, step.lr, step.batch[0].clone(), step.batch[1]))
         self.chosen.append(super().paths(step))
         return self.chosen[-1]
 

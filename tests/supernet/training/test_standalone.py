@@ -15,7 +15,7 @@ from supernet.artifacts.runs import make_family
 from supernet.artifacts.subnet import Subnet, SubnetConfig, load_subnet, save_subnet
 from supernet.evaluation import accuracy
 from supernet.training.checkpoint import load_checkpoint
-from supernet.training.data import Data, DataConfig, load_data, resize
+from supernet.training.data import DataConfig, ImageData, load_data, resize
 from supernet.training.loop import LoopConfig, TrainingError, make_optimizer
 from supernet.training.randomness import Stream, part_seed
 from supernet.training.recipes import digits
@@ -163,7 +163,7 @@ def test_a_subnet_of_other_classes_starts_with_a_fresh_classifier(trained, tmp_p
 def started(space, options, classes, tmp_path):
     """A saved subnet for `classes`, and the model that starts from it for others."""
     family = make_family(space, options, len(classes))
-    config = SubnetConfig.of(space, options, family.space.smallest, Data(None, None, None, classes, DataConfig()))
+    config = SubnetConfig.of(space, options, family.space.smallest, ImageData(None, None, None, classes, DataConfig()))
     subnet = Subnet(family.build(family.space.smallest), config)
     save_subnet(tmp_path / "start", subnet, onnx=False)
 

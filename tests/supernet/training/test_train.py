@@ -17,6 +17,7 @@ from distill.losses import kl_divergence
 from supernet.artifacts.runs import Job, load_run, run_job
 from supernet.evaluation import accuracy, calibrated_subnet
 from supernet.families import FAMILIES
+from supernet.tasks import Classification
 from supernet.training.checkpoint import load_checkpoint
 from supernet.training.data import DataConfig, load_data, resize
 from supernet.training.loop import TrainingError
@@ -58,7 +59,7 @@ def test_a_step_adds_the_gradients_of_its_paths_and_teaches_by_the_logits_of_the
     images, labels = batch
     net, reference = family.supernet().train(), family.supernet().train()
     regularised = partial(family.build, drop_rate=0.5, drop_path_rate=0.5)
-    train_step = TrainStep(net, TrainConfig(label_smoothing=0.1), family.resolution, regularised)
+    train_step = TrainStep(net, Classification(label_smoothing=0.1), TrainConfig(), regularised)
     largest, smallest = family.space.largest, family.space.restrict({"resolution": [32]}).smallest
     paths = [
         Path(largest, regularised=True),
@@ -67,10 +68,10 @@ def test_a_step_adds_the_gradients_of_its_paths_and_teaches_by_the_logits_of_the
     ]
 
     torch.manual_seed(0)
-    losses, _ = train_step(images, labels, paths)
+    losses, _ = train_step((images, labels), paths)
 
     torch.manual_seed(0)
-    logits = reference(images, largest, regularised)
+    logits = reference(images, largest, build=regularised)
     first = F.cross_entropy(logits, labels, label_smoothing=0.1)
     first.backward()
     second = kl_divergence(reference(images, smallest), logits.detach())
@@ -89,7 +90,7 @@ def test_every_subnet_sees_the_images_in_its_own_resolution(family, batch):
     net.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     archs = [family.space.validate({**family.space.smallest, "resolution": size}) for size in (24, 32)]
     paths = [Path(arch, label_weight=0.5) for arch in archs]
-    TrainStep(net, TrainConfig(accumulation=2), family.resolution, family.build)(*batch, paths)
+    TrainStep(net, family.task, TrainConfig(accumulation=2), family.build)(batch, paths)
     for part, own in zip(batch[0].chunk(2), (seen[:2], seen[2:])):
         assert torch.equal(own[0], resize(part, 24))
         assert torch.equal(own[1], part)
@@ -102,7 +103,7 @@ def test_dropout_is_on_in_the_largest_subnet_alone(family, batch):
     def losses(seed, paths):
         torch.manual_seed(seed)
         net = family.supernet().train()
-        return TrainStep(net, TrainConfig(), family.resolution, regularised)(images, labels, paths).losses
+        return TrainStep(net, family.task, TrainConfig(), regularised)((images, labels), paths).losses
 
     largest = family.space.largest
     assert losses(0, [Path(largest)]) == losses(1, [Path(largest)])
@@ -299,10 +300,10 @@ def test_parts_of_a_batch_one_after_another_give_the_mean_of_their_gradients(fam
     images, labels = torch.randn(8, 3, 32, 32, generator=draw), torch.randint(10, (8,), generator=draw)
     paths = [Path(family.space.largest), Path(family.space.smallest, teacher=0, label_weight=0.0)]
     net, reference = family.supernet().double().train(), family.supernet().double().train()
-    TrainStep(net, TrainConfig(accumulation=2), family.resolution, family.build)(images.double(), labels, paths)
+    TrainStep(net, family.task, TrainConfig(accumulation=2), family.build)((images.double(), labels), paths)
     for part in (slice(0, 4), slice(4, 8)):
-        whole = TrainStep(reference, TrainConfig(), family.resolution, family.build)
-        whole(images[part].double(), labels[part], paths)
+        whole = TrainStep(reference, family.task, TrainConfig(), family.build)
+        whole((images[part].double(), labels[part]), paths)
     for (name, parameter), whole in zip(net.named_parameters(), reference.parameters()):
         torch.testing.assert_close(parameter.grad, whole.grad / 2, rtol=1e-12, atol=1e-15, msg=name)
 

@@ -1,0 +1,6 @@
+"""What is trained: the loss, what a teacher teaches, and what a network is judged by."""
+
+from supernet.tasks.classification import Classification
+from supernet.tasks.task import Task
+
+__all__ = ["Classification", "Task"]
