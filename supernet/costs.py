@@ -40,8 +40,6 @@ def count_macs(module: nn.Module, example: Sequence[int] | tuple) -> int:
     module: families with a formula of their own are much faster. What is merged for deployment (the branches of RepVGG,
     say) counts unmerged. ValueError if `module` does not run on such inputs.
     """
-    if all(isinstance(size, int) for size in example):
-        example = (torch.empty(1, *example, device="meta"),)
     return without_data(module, partial(_count, example))
 
 
@@ -63,7 +61,9 @@ class _InAll(nullcontext):
     parents = frozenset(("Global",))
 
 
-def _count(example: tuple, module: nn.Module, device: torch.device) -> int:
+def _count(example: Sequence[int] | tuple, module: nn.Module, device: torch.device) -> int:
+    if all(isinstance(size, int) for size in example):
+        example = (torch.empty(1, *example, device="meta"),)
     inputs = inputs_like(example, module, device)
     with flop_counter() as counter:
         module(*inputs)
