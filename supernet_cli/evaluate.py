@@ -33,7 +33,7 @@ from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.runs import load_images
 from supernet.artifacts.subnet import Subnet, check_classes, load_network
 from supernet.evaluation import quality
-from supernet.training.data import ImageData, DataConfig
+from supernet.training.data import DataConfig, ImageData
 from supernet.training.loop import pick_device
 from supernet_cli.command_line import console
 from supernet_cli.model_training import job_of

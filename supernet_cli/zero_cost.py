@@ -28,7 +28,7 @@ from search.untrained.te_nas import TeNasConfig
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.runs import make_family
 from supernet.families import Family
-from supernet.training.data import ImageData, DataConfig, load_data
+from supernet.training.data import DataConfig, ImageData, load_data
 from supernet_cli.command_line import console, progress_bar
 
 
