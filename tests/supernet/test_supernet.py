@@ -182,7 +182,7 @@ def test_another_builder_may_run_on_the_same_tensors():
     x, plain = images(), net.extract(SPACE.smallest)
     expected = plain(x)
     plain.stem[2] = nn.GELU()
-    assert torch.equal(net(x, SPACE.smallest, with_gelu), plain(x))
+    assert torch.equal(net(x, SPACE.smallest, build=with_gelu), plain(x))
     assert torch.equal(net(x, SPACE.smallest), expected)
 
 
