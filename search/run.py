@@ -18,8 +18,8 @@ from search.loop import Evaluator, Generation, Result, Strategy, evaluate_here, 
 from search.parallel import RayEvaluator
 from search.problem import Cost, Problem
 from search.scores.judges import make_judge
-from search.settings import SAID_ANEW, SearchJob
-from search.strategies import ACCURACY, GUIDED, make_strategy
+from search.settings import ACCURACY, SAID_ANEW, SearchJob
+from search.strategies import make_strategy
 from search.strategies.given_order import GivenOrder
 from supernet.artifacts.runs import Run
 from supernet.families import Family
@@ -60,13 +60,12 @@ def run_search(
     with ExitStack() as stack:
         record = stack.enter_context(History(history, describe(job, problem), resume, SAID_ANEW)) if history else None
         judge.prepare()
-        archs = judge.best_first(problem) if job.strategy in GUIDED else None
+        archs = judge.best_first(problem) if job.searches_by is None else None
         if archs is not None:
             strategy: Strategy = GivenOrder(archs, job.population)
         else:
-            name = "evolution" if job.strategy in GUIDED else job.strategy
-            strategy = make_strategy(name, problem, job.seed, job.population)
-        scores = {job.judged_by: judge.score}
+            strategy = make_strategy(job.searches_by or "evolution", problem, job.seed, job.population)
+        scores = {job.score: judge.score}
         evaluate: Evaluator = evaluate_here(scores)
         if workers:
             evaluate = stack.enter_context(RayEvaluator(problem.space, scores, workers, threads, address=address))
@@ -86,8 +85,8 @@ def describe(job: SearchJob, problem: Problem) -> dict[str, object]:
     """What a history must agree on to be continued, but for `SAID_ANEW`: everything but how many evaluations there are
     to be. Scores other than accuracy draw by themselves, so that they say how."""
     fields = {name: value for name, value in dataclasses.asdict(job).items() if name not in ("evaluations", "limits")}
-    streams = {} if job.judged_by == ACCURACY else {"streams": randomness.VERSION}
-    return problem.describe() | fields | streams
+    streams = {} if job.score == ACCURACY else {"streams": randomness.VERSION}
+    return problem.describe() | fields | {"strategy": job.searches_by} | streams
 
 
 def load_predictors(directories: Sequence[Path], family: Family) -> dict[str, LatencyPredictor]:
@@ -123,7 +122,7 @@ def make_problem(
                 f"there are {', '.join(dict.fromkeys([*costs, ACTIVATION_BYTES]))}"
             )
     objectives = job.objectives or tuple(predictors) or ("macs",)
-    score = job.judged_by
+    score = job.score
     return Problem(family.space, [score], costs, job.limits, [score, *objectives], {score: worst})
 
 

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 
 from search.blockwise.dna import DnaConfig
 from search.scores.teacher_guided import GuidanceConfig
-from search.strategies import ACCURACY, GUIDED, check_strategy
+from search.strategies import check_strategy
 from search.untrained.te_nas import PUBLISHED, TeNasConfig
 
-SCORES = (ACCURACY, *GUIDED)
+ACCURACY = "accuracy"
+SCORES = (ACCURACY, "te_nas", "zero_cost", "rdm", "dna")
+WITH_SEARCH = ("te_nas", "dna")
+"""Scores that a search of their own comes with: pruning, and the traversal of blocks."""
 SAID_ANEW = ("batch_size", "dna.workers", "dna.device", "rdm.device")
 """Settings of a search that its result does not follow from: it goes on under others."""
 
@@ -19,10 +22,10 @@ SAID_ANEW = ("batch_size", "dna.workers", "dna.device", "rdm.device")
 class SearchJob:
     """All that the result of a search follows from, given the run."""
 
-    strategy: str = "evolution"
-    """One of search.strategies.STRATEGIES, or te_nas, zero_cost, rdm or dna, which search by the score of that name."""
-    score: str | None = None
-    """What the other strategies judge architectures by: accuracy, the default, te_nas, zero_cost, rdm or dna."""
+    strategy: str | None = None
+    """One of search.strategies.STRATEGIES; by default the search that comes with the score, or else evolution."""
+    score: str = ACCURACY
+    """What architectures are judged by: accuracy, te_nas, zero_cost, rdm or dna."""
     limits: Mapping[str, float] = field(default_factory=dict)
     """The largest admissible macs, parameters, activation_bytes (for one image) and milliseconds by device name."""
     objectives: tuple[str, ...] = ()
@@ -53,16 +56,17 @@ class SearchJob:
     """All that is random follows from it."""
 
     def __post_init__(self):
-        check_strategy(self.strategy)
-        if self.score is not None and self.score not in SCORES:
+        if self.strategy in SCORES:
+            raise ValueError(f"{self.strategy} is no strategy but a score: say --score {self.strategy}")
+        if self.strategy is not None:
+            check_strategy(self.strategy)
+        if self.score not in SCORES:
             raise ValueError(f"there is no score {self.score!r}; the scores are {', '.join(SCORES)}")
-        if self.strategy in GUIDED and self.score not in (None, self.strategy):
-            raise ValueError(f"the strategy {self.strategy} goes by the score of its own name, not by {self.score}")
         for name in ("evaluations", "population", "batch_size", "zero_cost_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
 
     @property
-    def judged_by(self) -> str:
-        """The name of the score."""
-        return self.strategy if self.strategy in GUIDED else self.score or ACCURACY
+    def searches_by(self) -> str | None:
+        """The name of the strategy; None for the search that comes with the score."""
+        return self.strategy or (None if self.score in WITH_SEARCH else "evolution")

@@ -4,11 +4,11 @@
     supernet search --run runs/digits --predictors runs/latency/* --limits xeon-onnxruntime-fp32-1t-b1=0.3
     supernet search --run runs/digits --limits macs=1.5e6 parameters=2e5 --strategy once_for_all
     supernet search --run runs/digits --workers 2
-    supernet search --run runs/digits --strategy rdm --teacher models/teacher --evaluations 24 \
+    supernet search --run runs/digits --score rdm --teacher models/teacher --evaluations 24 \
         --output runs/rdm
-    supernet search --run runs/digits --strategy dna --teacher models/teacher --limits macs=2e6 \
+    supernet search --run runs/digits --score dna --teacher models/teacher --limits macs=2e6 \
         --images 100 --calibration-images 100 --dna.epochs 5 --output runs/dna
-    supernet search --space nasbench201 --strategy te_nas --output runs/te_nas
+    supernet search --space nasbench201 --score te_nas --output runs/te_nas
 
 Accuracy is that on the held-out images with BatchNorm recalibrated; the test images are not touched. Without a latency
 predictor it is traded off against MACs. With `--workers` on Ray workers, with the same result. A search that was killed
@@ -47,7 +47,7 @@ from search.report.sources import write_origin
 from search.run import image_size, load_predictors, run_search
 from search.scores.judges import TRAINING_FREE, untrained_run
 from search.scores.teacher_guided import GuidanceConfig
-from search.settings import SearchJob
+from search.settings import SCORES, SearchJob
 from search.table import write_csv
 from search.untrained.te_nas import TeNasConfig
 from supernet.artifacts.runs import Run, load_run
@@ -72,11 +72,12 @@ class Arguments:
     """The same of the test images."""
     output: Path | None = None
     """Folder for the results; by default that of the training run."""
-    strategy: str = SearchJob.strategy
-    """evolution, screened, once_for_all, spos, random or local, which go by accuracy or by --score; or te_nas,
-    zero_cost, rdm or dna, which go by the score of that name."""
-    score: str | None = SearchJob.score
-    """What architectures are judged by: accuracy, te_nas, zero_cost, rdm or dna; by default as the strategy says."""
+    strategy: str | None = SearchJob.strategy
+    """evolution, screened, once_for_all, spos, random or local; by default the search that comes with the score, or
+    else evolution."""
+    score: str = SearchJob.score
+    """What architectures are judged by: accuracy, te_nas, zero_cost, rdm or dna. te_nas comes with a search by pruning,
+    dna with one that puts the best paths of blocks together."""
     predictors: tuple[Path, ...] = ()
     """Folders of latency predictors, one a device."""
     limits: tuple[str, ...] = ()
@@ -122,6 +123,9 @@ class Arguments:
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
+    if arguments.strategy in SCORES and arguments.score == SearchJob.score:
+        say(f"{arguments.strategy} is a score: --strategy {arguments.strategy} is read as --score {arguments.strategy}")
+        arguments = dataclasses.replace(arguments, strategy=None, score=arguments.strategy)
     job = arguments.job()
     logging.getLogger("search").setLevel(logging.INFO)  # how far blocks are trained and rated
     if arguments.resume and not ((arguments.output or arguments.run or Path()) / "search.jsonl").exists():
@@ -141,7 +145,7 @@ def main() -> None:
 
         def on_generation(generation: Generation) -> None:
             generations.append(generation)
-            note = f"generation {generation.index + 1}: {job.judged_by} {generation.best[job.judged_by]:.4f}"
+            note = f"generation {generation.index + 1}: {job.score} {generation.best[job.score]:.4f}"
             note += "".join(f", {name} {value:.2f}" for name, value in generation.notes.items())
             progress.update(task, completed=generation.evaluated, note=note)
 
@@ -162,7 +166,7 @@ def main() -> None:
     for evaluation in outcome.result.evaluations:
         if evaluation.error:
             say(f"failed: {evaluation.arch.to_json()}: {evaluation.error}")
-    front = sorted(outcome.result.front, key=lambda evaluation: evaluation.scores[job.judged_by])
+    front = sorted(outcome.result.front, key=lambda evaluation: evaluation.scores[job.score])
     measured = measure_front(front, trained, predictors, output) if arguments.measure else {}
     columns = front_rows(front, predictors, limits, measured)
     write_csv(output / "front.csv", [{**row, "arch": e.arch.to_json()} for row, e in zip(columns, front)])
@@ -186,9 +190,9 @@ def find_run(arguments: Arguments, job: SearchJob) -> Run:
     root, test_root = arguments.root or data.root, arguments.test_root or data.test_root
     if arguments.run is not None:
         return load_run(arguments.run, root, test_root)
-    if job.judged_by not in TRAINING_FREE:
+    if job.score not in TRAINING_FREE:
         raise ValueError(
-            f"the score {job.judged_by} needs a trained supernet: give --run, or search the space "
+            f"the score {job.score} needs a trained supernet: give --run, or search the space "
             f"by {' or '.join(TRAINING_FREE)}"
         )
     if arguments.output is None:

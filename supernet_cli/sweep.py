@@ -34,7 +34,7 @@ from search.margin import beyond_measurements, limit_notes, probability_within
 from search.report.sources import write_origin
 from search.run import load_predictors, make_problem, run_search
 from search.settings import SearchJob
-from search.strategies import GUIDED, check_strategy
+from search.strategies import check_strategy
 from search.sweep import Settings, Sweep, combined_front, run_sweep, write_sweep
 from supernet.artifacts.runs import load_run, read_family
 from supernet.space import Arch
@@ -129,11 +129,6 @@ def plan(arguments: Arguments) -> list[Settings]:
     """The settings of every trial, after checking that each can run: strategies, devices, and limits within reach."""
     for strategy in arguments.strategies:
         check_strategy(strategy)
-        if strategy in GUIDED:
-            raise ValueError(
-                f"a sweep compares searches by the supernet's accuracy, and {strategy} goes by a score of its own: "
-                "run it with `supernet search`"
-            )
     family = load_run(arguments.run, arguments.root, arguments.test_root).family
     devices = load_predictors(arguments.predictors, family)
     if not devices:

@@ -23,8 +23,7 @@ from search.problem import Problem, Score
 from search.scores.accuracy import EvaluationImages, SupernetAccuracy
 from search.scores.teacher_guided import Candidate, FromSupernet, TeacherGuided, TrainedBriefly, brief_training
 from search.scores.untrained import Batch, TrainingFreeScore
-from search.settings import SearchJob
-from search.strategies import ACCURACY
+from search.settings import ACCURACY, SearchJob
 from search.untrained.proxies import PROXIES
 from search.untrained.te_nas import Proxies, prunable, search_by_pruning
 from supernet.artifacts.runs import Job, Run
@@ -65,7 +64,7 @@ def make_judge(job: SearchJob, run: Run, directory: Path | None = None) -> Judge
 
     ValueError for what the run or the job lacks.
     """
-    return JUDGES[job.judged_by](job, run, directory)
+    return JUDGES[job.score](job, run, directory)
 
 
 def untrained_run(space: str, options: str, config: DataConfig) -> Run:
@@ -178,7 +177,7 @@ def _log_blocks(done: int, steps: int, losses: Mapping[int, float]) -> None:
 
 def _teacher(job: SearchJob, run: Run) -> nn.Module:
     if job.teacher is None:
-        raise ValueError(f"the score {job.judged_by} needs a teacher: name a model of timm's, or a folder")
+        raise ValueError(f"the score {job.score} needs a teacher: name a model of timm's, or a folder")
     size = run.family.resolution(run.family.space.largest)
     return load_teacher(job.teacher, run.data.config, run.data.classes, input_size=size)
 

@@ -1,4 +1,4 @@
-"""The strategies by name: how a space is searched, and what judges its architectures."""
+"""The strategies by name: how a space is searched, whatever judges its architectures."""
 
 from __future__ import annotations
 
@@ -21,21 +21,14 @@ STRATEGIES: Mapping[str, Callable[[Problem, int, int], Strategy]] = {
     "local": lambda problem, seed, size: LocalSearch(problem, seed),
 }
 
-ACCURACY = "accuracy"
-
-# strategies that are named after the score they go by: they search in the way that comes with the score, or else by
-# evolution (see search.scores.judges)
-GUIDED = ("te_nas", "zero_cost", "rdm", "dna")
-
 
 def make_strategy(name: str, problem: Problem, seed: int, size: int = 100) -> Strategy:
     """The way to search `name`; ValueError if there is none."""
-    if name not in STRATEGIES:
-        raise ValueError(f"there is no strategy {name!r}; the strategies are {', '.join(STRATEGIES)}")
+    check_strategy(name)
     return STRATEGIES[name](problem, seed, size)
 
 
 def check_strategy(name: str) -> None:
-    """ValueError unless there is a strategy `name`, guided ones included."""
-    if name not in STRATEGIES and name not in GUIDED:
-        raise ValueError(f"there is no strategy {name!r}; the strategies are {', '.join((*STRATEGIES, *GUIDED))}")
+    """ValueError unless there is a strategy `name`."""
+    if name not in STRATEGIES:
+        raise ValueError(f"there is no strategy {name!r}; the strategies are {', '.join(STRATEGIES)}")

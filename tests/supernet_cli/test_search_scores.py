@@ -26,7 +26,7 @@ def call(monkeypatch):
 
 def test_a_run_is_searched_by_how_it_resembles_a_teacher(call, folder, tmp_path):
     run = ["--run", folder / "run", "--teacher", folder / "run", "--output", tmp_path]
-    call(search, *run, "--strategy", "rdm", "--evaluations", 4, *FEW, "--rdm.weight", 0.5)
+    call(search, *run, "--score", "rdm", "--evaluations", 4, *FEW, "--rdm.weight", 0.5)
     settings, evaluations = read_history(tmp_path / "search.jsonl")
     assert settings["scores"] == ["rdm"]
     assert settings["rdm"]["weight"] == 0.5
@@ -37,7 +37,7 @@ def test_a_run_is_searched_by_how_it_resembles_a_teacher(call, folder, tmp_path)
 def test_a_run_is_searched_by_blocks(call, folder, tmp_path):
     run = ["--run", folder / "run", "--teacher", folder / "run", "--output", tmp_path, "--limits", "macs=2e6"]
     blocks = ["--dna.epochs", 1, "--dna.batch-size", 256, "--dna.points", "blocks.0", "--dna.cuts", "blocks.0"]
-    call(search, *run, "--strategy", "dna", "--evaluations", 3, *FEW, *blocks)
+    call(search, *run, "--score", "dna", "--evaluations", 3, *FEW, *blocks)
     settings, evaluations = read_history(tmp_path / "search.jsonl")
     assert settings["scores"] == ["dna"]
     ratings = [evaluation.scores["dna"] for evaluation in evaluations]
@@ -49,7 +49,7 @@ def test_a_run_is_searched_by_blocks(call, folder, tmp_path):
 
 
 def test_a_space_is_searched_without_a_run(call, tmp_path):
-    options = ["--strategy", "zero_cost", "--evaluations", 4, "--population", 3, "--zero-cost", "synflow", "parameters"]
+    options = ["--score", "zero_cost", "--evaluations", 4, "--population", 3, "--zero-cost", "synflow", "parameters"]
     call(search, *SPACE, *options, "--zero-cost-images", 4, "--output", tmp_path)
     settings, evaluations = read_history(tmp_path / "search.jsonl")
     assert settings["scores"] == ["zero_cost"]
@@ -62,10 +62,13 @@ def test_a_space_is_searched_without_a_run(call, tmp_path):
     [
         ([], "say which run to search with --run, or which space with --space"),
         ([*SPACE, "--strategy", "evolution"], "the score accuracy needs a trained supernet"),
-        ([*SPACE, "--strategy", "te_nas"], "say where the results go with --output"),
-        (["--run", "RUN", "--strategy", "dna"], "the score dna needs a teacher"),
-        (["--run", "RUN", "--strategy", "rdm", "--teacher", "resnet18x"], "timm has no model 'resnet18x'"),
-        (["--run", "RUN", "--score", "dna", "--strategy", "te_nas"], "te_nas goes by the score of its own name"),
+        ([*SPACE, "--score", "te_nas"], "say where the results go with --output"),
+        (["--run", "RUN", "--score", "dna"], "the score dna needs a teacher"),
+        (["--run", "RUN", "--score", "rdm", "--teacher", "resnet18x"], "timm has no model 'resnet18x'"),
+        (
+            ["--run", "RUN", "--strategy", "te_nas", "--score", "dna"],
+            "te_nas is no strategy but a score: say --score te_nas",
+        ),
     ],
 )
 def test_bad_input_is_named(call, folder, tmp_path, arguments, message):
@@ -89,3 +92,11 @@ def test_zero_cost_scores_of_sampled_architectures(call, tmp_path, capsys):
         call(zero_cost, *SPACE, "--scores", "flops")
     with pytest.raises(ValueError, match="archs is at least 2, not 1"):
         call(zero_cost, *SPACE, "--archs", 1)
+
+
+def test_a_score_that_is_given_as_a_strategy_is_read_as_the_score_and_said(call, tmp_path, capsys):
+    options = ["--strategy", "zero_cost", "--evaluations", 2, "--population", 2, "--zero-cost", "parameters"]
+    call(search, *SPACE, *options, "--zero-cost-images", 4, "--output", tmp_path)
+    assert "zero_cost is a score: --strategy zero_cost is read as --score zero_cost" in capsys.readouterr().out
+    settings, _ = read_history(tmp_path / "search.jsonl")
+    assert (settings["strategy"], settings["score"]) == ("evolution", "zero_cost")

@@ -107,7 +107,7 @@ def test_a_run_teaches_by_its_largest_subnet_and_images_arrive_in_its_normalisat
     assert (teacher(images) - model(images)).abs().max() > 1e-3
     with pytest.raises(ValueError, match="tells other classes apart: 0, 1, 2, 3, 4, "):
         load_teacher(tmp_path, data, tuple("9876543210"))
-    search = SearchJob("rdm", teacher=str(tmp_path))
+    search = SearchJob(score="rdm", teacher=str(tmp_path))
     other = run._replace(data=dataclasses.replace(run.data, config=data))
     torch.testing.assert_close(judges._teacher(search, other)(images), teacher(images))
     with pytest.raises(ValueError, match="tells other classes apart"):
