@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint docs links clean
+.PHONY: quickstart test check lint types docs links clean
 
 quickstart: .venv/installed
 	$(BIN)/supernet quickstart
@@ -10,9 +10,16 @@ quickstart: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
+# For work in between: the style, the types of what packages offer, and the tests that take no more than seconds.
+check: lint types
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/installed
+	$(BIN)/mypy
 
 docs: .venv/documented
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build

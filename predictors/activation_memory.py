@@ -28,7 +28,9 @@ def peak_activation_bytes(model: nn.Module, image_size: Sequence[int]) -> int:
     return alive.peak
 
 
-def peak_activation(build: Callable[[Arch], nn.Module], image_size: Callable[[Arch], Sequence[int]]):
+def peak_activation(
+    build: Callable[[Arch], nn.Module], image_size: Callable[[Arch], Sequence[int]]
+) -> Callable[[Sequence[Arch]], list[int]]:
     """A cost: the peak activation memory of architectures in bytes. About 50 ms for a network of 20 blocks."""
 
     def cost(archs: Sequence[Arch]) -> list[int]:

@@ -20,7 +20,7 @@ from supernet.space import Arch
 
 # s sources, v values of all choices, g choices that share their values, o of these values
 
-Cost = Callable[[Sequence[Arch]], Sequence[float]]  # lower is better, positive
+Cost = Callable[[Sequence[Arch]], Sequence[float] | np.ndarray]  # lower is better, positive
 
 # Chosen on the validation devices of benchmarks/latency_prediction.py: parts of the prior, and what they are varied by
 PARTS = {"span": 0.25, "by_value": 0.05, "by_profile": 0.5, "free": 0.0025}

@@ -11,8 +11,8 @@ from supernet.space import Arch, SearchSpace
 
 # n architectures, s scores, c costs, m objectives
 
-Score = Callable[[Sequence[Arch]], Sequence[float]]  # higher is better
-Cost = Callable[[Sequence[Arch]], Sequence[float]]  # lower is better
+Score = Callable[[Sequence[Arch]], Sequence[float] | np.ndarray]  # higher is better
+Cost = Callable[[Sequence[Arch]], Sequence[float] | np.ndarray]  # lower is better
 
 
 class Problem:

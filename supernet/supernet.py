@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.module import _IncompatibleKeys
 from torch.utils._pytree import tree_leaves
 
 from distill.untouched import untouched
@@ -162,7 +163,7 @@ class Supernet(nn.Module):
                 what = "images" if tensor.dim() == 4 else "inputs"
                 raise ValueError(f"the {what} are {tensor.dtype} and the weights {dtype}: convert (and normalise) them")
 
-    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args, **kwargs):
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args, **kwargs) -> _IncompatibleKeys:
         """As `nn.Module` does, also from the weights of the largest plain module, with names that are not stored here.
         ValueError if such a tensor is no part of its source."""
         self.statistics_of = None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,7 +111,9 @@ def train(arguments: Arguments) -> Run:
         )
 
 
-def fit_latency(trained: Run, arguments: Arguments):
+def fit_latency(
+    trained: Run, arguments: Arguments
+) -> tuple[LatencyPredictor, Callable[[list[Arch]], dict[Arch, float]]]:
     """The latency predictor of this machine, and a function that measures architectures on it in milliseconds."""
     family, device = trained.family, this_device("onnxruntime")
     directory = arguments.output / "latency"

@@ -21,7 +21,9 @@ def latency_limit(search: Search, device: DeviceRecord) -> float:
     return next((limits[name] for name in sorted(device.costs) if limits.get(name) is not None), math.inf)
 
 
-def within(device: DeviceRecord | None, searches: Sequence[Search], candidates: Sequence[Candidate]):
+def within(
+    device: DeviceRecord | None, searches: Sequence[Search], candidates: Sequence[Candidate]
+) -> list[float | None] | None:
     """For each candidate the probability of keeping within its search's limit on the device, None without a limit.
 
     None altogether if no search limited that latency.

@@ -3,6 +3,8 @@
 The option `name` of `from_timm` is a model of timm's; `from_model` does the same for any model.
 """
 
+from collections.abc import Callable
+
 from supernet.families.attentive_nas import alphanet
 from supernet.families.autoformer import autoformer_tiny
 from supernet.families.elastic import from_model, from_timm
@@ -14,7 +16,7 @@ from supernet.families.ofa_checkpoint import load_ofa_checkpoint
 from supernet.families.resnet import ofa_resnet50
 from supernet.families.timm_models import just_timm
 
-FAMILIES = {
+FAMILIES: dict[str, Callable[..., Family]] = {
     "alphanet": alphanet,
     "autoformer_tiny": autoformer_tiny,
     "from_timm": from_timm,

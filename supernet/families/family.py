@@ -48,8 +48,8 @@ class Family:
     num_classes: int | None = None
     in_chans: int = 3
     input_size: int | None = None  # pixels a side, in a space without the choice `resolution`
-    macs: Callable[[Arch], int] | None = None
-    parameters: Callable[[Arch], int] | None = None
+    macs: Callable[[Arch], int] = None  # type: ignore[assignment]  # counted where it is not given
+    parameters: Callable[[Arch], int] = None  # type: ignore[assignment]
     rules: Mapping[str, Rule] = field(default_factory=dict)
     paper: str = ""
     pieces: Callable[[Arch], Mapping[str, Hashable]] | None = None  # what `Supernet` may build once and use again
