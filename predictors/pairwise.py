@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 from predictors.left_out import left_out
 
 # n architectures, m measurements, v values of all choices, d dimensions of a view, h hyper-parameters
-# p measurements that a variance accounts for, r rank
+# p measurements that a variance accounts for
 
 JITTER = 1e-7  # of the kernel's mean diagonal
 PRIOR_WIDTH = 5.0  # standard deviation of the logarithms of the variances, about their start
@@ -27,7 +27,6 @@ START_PAIRS, START_NOISE = -2.0, -3.0
 LOWEST, HIGHEST = -12.0, 5.0
 MOST_FOR_EVIDENCE = 300  # measurements on which the evidence is maximised
 MOST_FOR_VARIANCE = 256  # measurements that a variance accounts for
-RANK = 128  # directions in which they reduce it
 ROWS = 4096  # architectures at a time
 
 
@@ -47,7 +46,7 @@ class Pairwise:
     quadratic: np.ndarray  # Q [v, v]
     form: np.ndarray  # [v, v]: x form x is l(x, x)
     to_measured: np.ndarray  # [v, p]: x @ to_measured is l(x, measured), for the first p measurements
-    root: np.ndarray  # [p, r]: the squared norm of k(x, measured) @ root is the variance that these explain
+    root: np.ndarray  # [p, p]: the squared norm of k(x, measured) @ root is the variance that these explain
     left_out: np.ndarray  # [m]: the prediction for each measurement from all others
     left_out_variance: np.ndarray  # [m]: the variance that `predict` would have given it
 
@@ -118,14 +117,11 @@ def condition(
     inverse = np.linalg.inv(kernel + noise * np.eye(len(kernel)))
     dual = inverse @ ((targets - mean) / scale)
     part = slice(MOST_FOR_VARIANCE)
-    values, vectors = np.linalg.eigh(kernel[part, part])
-    root = vectors[:, -RANK:] / np.sqrt(values[-RANK:] + noise)
+    covariance = kernel[part, part]
+    root = np.linalg.inv(np.linalg.cholesky(covariance + noise * np.eye(len(covariance)))).T
     explained = ((kernel[:, part] @ root) ** 2).sum(axis=1)
     variance = np.maximum(kernel.diagonal() - explained, 0) + noise
-    precision = (
-        inverse if len(values) == len(kernel) else np.linalg.inv(kernel[part, part] + noise * np.eye(len(values)))
-    )
-    variance[part] = _left_out(precision, (targets[part] - mean) / scale, architectures[part])[1]
+    variance[part] = _left_out(root @ root.T, (targets[part] - mean) / scale, architectures[part])[1]
     single = np.float32
     return Pairwise(
         log_variances,

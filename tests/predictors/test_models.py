@@ -134,6 +134,20 @@ def test_beyond_what_a_variance_accounts_for_left_out_is_what_is_predicted(monke
     np.testing.assert_allclose(model.left_out_variance[:20], first.left_out_variance * ratio, rtol=1e-6)
 
 
+def test_all_measurements_that_a_variance_accounts_for_reduce_it():
+    """Two hundred of them, whose pairs take more directions: what is left out is predicted by the others."""
+    space = SearchSpace({f"choice_{i}": ("a", "b", "c", "d") for i in range(8)})
+    own = embedding(space)
+    generator = np.random.default_rng(0)
+    indicators = own.indicators(space.encode([space.sample(generator) for _ in range(201)]))
+    targets = generator.normal(3, 2, 201)
+    log_variances = np.array([0.0, 0.0, 0.0, -2.0, -5.0])
+    left_out = pairwise.condition(indicators, targets, own.centre, own.tables, log_variances)
+    others = pairwise.condition(indicators[:-1], targets[:-1], own.centre, own.tables, log_variances)
+    variance = others.predict(indicators[-1:].astype(np.float32))[1] / targets[:-1].var()
+    np.testing.assert_allclose(variance, left_out.left_out_variance[-1:] / targets.var(), rtol=1e-3)
+
+
 def test_additive_with_one_model_is_ridge_regression(monkeypatch):
     monkeypatch.setattr(additive, "NOISES", (0.1,))
     model = additive.fit(INDICATORS, TARGETS, EMBEDDING.centre, [0.5 * np.eye(11)], [(1.0,)])
