@@ -54,17 +54,18 @@ def test_a_fixed_cost_is_found_from_ten_suggested_measurements(sources, seed):
 
 
 def test_ten_arbitrary_measurements_know_how_wrong_they_are(sources):
-    """None of them need be among the smallest, where the fixed cost is most of the latency."""
+    """None of them need be among the smallest, where the fixed cost is most of the latency.
+
+    Intervals of two thirds the width hold 89 % of measurements in these draws, half as wide again 98.5 %.
+    """
     true = np.array([there(arch) for arch in OF_ALL_SIZES])
-    within, wrong_by, said = [], [], []
-    for seed in range(8):
+    within = []
+    for seed in range(16):
         generator = np.random.default_rng([seed, 9])
         ten = [SPACE.sample(generator) for _ in range(10)]
         noise = generator.normal(1, 0.03, 10)
         predictor = LatencyPredictor.fit(SPACE, ten, noise * [there(arch) for arch in ten], sources)
         latency_ms, standard_error_ms = predictor.predict(OF_ALL_SIZES)
-        within.append((np.abs(latency_ms - true) < 1.96 * standard_error_ms).mean())
-        wrong_by.append(np.sqrt(np.mean((latency_ms / true - 1) ** 2)))
-        said.append(np.sqrt(np.mean((standard_error_ms / true) ** 2)))
-    assert np.mean(within) > 0.9, within
-    assert np.mean(wrong_by) < np.mean(said) < 2 * np.mean(wrong_by)  # nor much wider than need be
+        measured = true * generator.normal(1, 0.03, len(true))
+        within.append((np.abs(latency_ms - measured) < 1.96 * standard_error_ms).mean())
+    assert 0.9 < np.mean(within) < 0.98, within
