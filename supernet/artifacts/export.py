@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from distill.untouched import untouched
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.deployment import deployed
 from supernet.errors import first_line
 from supernet.optional import require
+from supernet.tasks import Classification, Task
 
 # N images, C channels, H height, W width, K classes
 
 OPSET = 18
-INPUT_NAME = "images"
-OUTPUT_NAME = "logits"
+CLASSIFICATION = Classification()
+(INPUT_NAME,) = CLASSIFICATION.input_names
 
 _logger = logging.getLogger(__name__)
 
@@ -30,34 +33,36 @@ _logger = logging.getLogger(__name__)
 def export_onnx(
     model: nn.Module,
     path: str | Path,
-    input_size: Sequence[int] = (3, 224, 224),
+    example: Sequence[int] | tuple[Tensor, ...] = (3, 224, 224),
     *,
+    task: Task = CLASSIFICATION,
     batch_size: int = 1,
     dynamic_batch: bool = False,
 ) -> None:
     """Write `model`, as `deployed`, in eval mode and with BatchNorm folded into convolutions, to `path` as ONNX of
     opset 18.
 
-    The graph takes `images` [batch, *input_size] in float32 and gives `logits`. The batch is `batch_size`, or any with
-    `dynamic_batch`. The model stays as it is; control flow that depends on the image size is fixed at `input_size`.
+    The graph takes tensors like those of `example`, of which shapes and types alone matter, but for the batch in the
+    first dimension: of `batch_size`, or any with `dynamic_batch`. A size [C, H, W] stands for images in float32. The
+    names are those of `task`: `images` and `logits` by default. The model stays as it is; control flow that depends on
+    sizes is fixed at those of the example.
 
     Torch's exporter by tracing is tried first: a tenth of a second for a small network, where the exporter through
     `torch.export` needs several. The latter takes over where tracing fails, such as in timm's EVA.
-    ValueError if both fail, ModuleNotFoundError without the extra `onnx`.
+    ValueError if both fail, or if the task names other numbers of tensors, ModuleNotFoundError without the extra
+    `onnx`.
     """
     require("onnx")
-    if min(*input_size, batch_size) < 1:
-        raise ValueError(f"sizes are at least 1, not {tuple(input_size)} in a batch of {batch_size}")
-    parameter = next(model.parameters(), torch.empty(0))
     # a traced batch of 1 could be taken for a dimension to broadcast
-    images = torch.zeros(max(batch_size, 2) if dynamic_batch else batch_size, *input_size, device=parameter.device)
+    inputs = _inputs(model, example, max(batch_size, 2) if dynamic_batch else batch_size)
     model = deployed(model)
+    names = _names(model, inputs, task)
     with write_atomically(path) as temporary:
         try:
-            _export_traced(model, images, temporary, dynamic_batch)
+            _export_traced(model, inputs, names, temporary, dynamic_batch)
         except (RuntimeError, TypeError, ValueError) as error:  # what tracing raises on code that it cannot follow
             _logger.info("tracing %s failed, exporting it through torch.export: %s", type(model).__name__, error)
-            _export_captured(model, images, temporary, dynamic_batch)
+            _export_captured(model, inputs, names, temporary, dynamic_batch)
 
 
 def quantise_onnx(source: str | Path, path: str | Path, images: Tensor, batch_size: int = 32) -> None:
@@ -85,13 +90,17 @@ def quantise_onnx(source: str | Path, path: str | Path, images: Tensor, batch_si
         logging.disable(logging.NOTSET)
 
 
-def export_program(model: nn.Module, path: str | Path, input_size: Sequence[int] = (3, 224, 224)) -> None:
+def export_program(
+    model: nn.Module, path: str | Path, example: Sequence[int] | tuple[Tensor, ...] = (3, 224, 224)
+) -> None:
     """Write `model`, as `deployed`, to `path` by `torch.export`, with any batch size; `torch.export.load` reads it, for
-    AOTInductor and ExecuTorch. The model stays as it is. ValueError if it cannot be exported."""
-    parameter = next(model.parameters(), torch.empty(0))
-    images = torch.zeros(2, *input_size, device=parameter.device)  # a batch of 1 would be taken for a constant
+    AOTInductor and ExecuTorch. It takes tensors like those of `example`, as `export_onnx` has it. The model stays as it
+    is. ValueError if it cannot be exported."""
+    inputs = _inputs(model, example, 2)  # a batch of 1 would be taken for a constant
+    batch = torch.export.Dim("batch")
+    plain = deployed(model).to(memory_format=torch.contiguous_format)  # `save` warns of weights in another one
     try:
-        program = torch.export.export(deployed(model), (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        program = torch.export.export(plain, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
     except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
         raise ValueError(f"{type(model).__name__} cannot be exported by torch.export: {first_line(error)}") from error
     with write_atomically(path) as temporary, temporary.open("wb") as file:
@@ -113,49 +122,87 @@ def agreement(model: nn.Module, run: Callable[[Tensor], Tensor], images: Tensor)
     return Agreement(same, (expected - found).abs().max().item())
 
 
-def onnx_runner(path: str | Path) -> Callable[[Tensor], Tensor]:
-    """The network in an ONNX file as a function of images [N, C, H, W] to logits [N, K], on the CPU."""
+def onnx_runner(path: str | Path) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+    """The network in an ONNX file as a function of its inputs, such as images [N, C, H, W], to its output, such as
+    logits [N, K], or a tuple of several, on the CPU."""
     session = require("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(None, {INPUT_NAME: images.numpy()})[0])
+    names = [own.name for own in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        found = session.run(None, dict(zip(names, (tensor.numpy() for tensor in inputs), strict=True)))
+        outputs = tuple(map(torch.from_numpy, found))
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    return run
 
 
-def program_runner(path: str | Path) -> Callable[[Tensor], Tensor]:
+def program_runner(path: str | Path) -> Callable[..., Any]:
     """The network in a file of `export_program`, likewise."""
     return torch.export.load(path).module()
 
 
-def _export_traced(model: nn.Module, images: torch.Tensor, path: Path, dynamic_batch: bool) -> None:
+class _Names(NamedTuple):
+    inputs: list[str]
+    outputs: list[str]
+
+
+def _inputs(model: nn.Module, example: Sequence[int] | tuple[Tensor, ...], batch_size: int) -> tuple[Tensor, ...]:
+    """Zeros like `example`, on the model's device."""
+    sizes = [tuple(tensor.shape[1:]) for tensor in example] if isinstance(example[0], Tensor) else [tuple(example)]
+    if min(batch_size, *itertools.chain(*sizes)) < 1:
+        raise ValueError(f"sizes are at least 1, not {', '.join(map(str, sizes))} in a batch of {batch_size}")
+    types = [tensor.dtype for tensor in example] if isinstance(example[0], Tensor) else [torch.float32]
+    device = next(model.parameters(), torch.empty(0)).device
+    return tuple(torch.zeros(batch_size, *size, dtype=dtype, device=device) for size, dtype in zip(sizes, types))
+
+
+def _names(model: nn.Module, inputs: tuple[Tensor, ...], task: Task) -> _Names:
+    """Those of `task`; ValueError unless there is one for each tensor."""
+    with torch.no_grad():
+        outputs = tree_leaves(untouched(model, *inputs))
+    for what, tensors, names in (("inputs", inputs, task.input_names), ("outputs", outputs, task.output_names)):
+        if len(tensors) != len(names):
+            raise ValueError(f"there are {len(tensors)} {what}, and the task names {len(names)}: {', '.join(names)}")
+    return _Names(list(task.input_names), list(task.output_names))
+
+
+def _export_traced(
+    model: nn.Module, inputs: tuple[Tensor, ...], names: _Names, path: Path, dynamic_batch: bool
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # that the other exporter is the default now
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # that sizes become constants, as documented above
         torch.onnx.export(
             model,
-            (images,),
+            inputs,
             str(path),
             dynamo=False,
             opset_version=OPSET,
-            input_names=[INPUT_NAME],
-            output_names=[OUTPUT_NAME],
-            dynamic_axes={INPUT_NAME: {0: "batch"}, OUTPUT_NAME: {0: "batch"}} if dynamic_batch else None,
+            input_names=names.inputs,
+            output_names=names.outputs,
+            dynamic_axes={name: {0: "batch"} for part in names for name in part} if dynamic_batch else None,
         )
 
 
-def _export_captured(model: nn.Module, images: torch.Tensor, path: Path, dynamic_batch: bool) -> None:
+def _export_captured(
+    model: nn.Module, inputs: tuple[Tensor, ...], names: _Names, path: Path, dynamic_batch: bool
+) -> None:
     require("onnxscript")
+    batch = torch.export.Dim("batch")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, about its own internals
             torch.onnx.export(
                 model,
-                (images,),
+                inputs,
                 str(path),
                 dynamo=True,
                 verbose=False,
                 external_data=False,
                 opset_version=OPSET,
-                input_names=[INPUT_NAME],
-                output_names=[OUTPUT_NAME],
-                dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic_batch else None,
+                input_names=names.inputs,
+                output_names=names.outputs,
+                dynamic_shapes=tuple({0: batch} for _ in inputs) if dynamic_batch else None,
             )
     except torch.onnx.errors.OnnxExporterError as error:
         reason = first_line(error.__cause__ or error)

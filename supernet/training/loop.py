@@ -302,7 +302,7 @@ class Loop:
         if chance is None:
             return
         best = max((value for name, value in scalars(line) if name != "step"), default=1.0)
-        images = min(self._config.eval_images, len(self._data.holdout))
+        images = min(self._config.eval_images, self._data.count(self._data.holdout))
         if best <= chance + 2 * math.sqrt(chance * (1 - chance) / max(images, 1)):
             logger.warning(
                 "the accuracy on %d held-out images is %.1f %% at best, where guessing gets %.1f %%: the training has "

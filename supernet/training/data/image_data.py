@@ -170,12 +170,15 @@ class ImageData(Data):
         config = self.config
         return evaluation_transform(resolution, config.interpolation, config.crop_pct, config.mean, config.std)
 
+    def count(self, part: Dataset) -> int:
+        return len(part)
+
     def description(self) -> dict[str, Any]:
         """The classes, the number of images in each part, and a digest of the images' names in their order."""
         parts = {name: getattr(self, name) for name in ("train", "holdout", "test")}
         return {
             "classes": self.classes,
-            "images": {name: len(part) for name, part in parts.items()},
+            "images": {name: self.count(part) for name, part in parts.items()},
             "files": {name: self._digest(name, part) for name, part in parts.items()},
         }
 

@@ -36,5 +36,8 @@ class Data(Protocol):
     def evaluation_batches(self, part: Any, resolution: int | None, batch_size: int = 256) -> Iterable[Batch]:
         """All examples of a part, `holdout` or `test`, always in the same order."""
 
+    def count(self, part: Any) -> int:
+        """The number of examples in a part."""
+
     def description(self) -> Mapping[str, Any]:
         """What a run's record says of the data, as JSON: enough to tell that they have changed."""

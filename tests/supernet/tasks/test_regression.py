@@ -1,0 +1,96 @@
+"""Regression from two inputs: a toy of a task of one's own, from training to export."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from search.loop import evaluate_here, run
+from search.problem import Problem
+from search.scores.accuracy import SupernetScore, held_out
+from search.strategies import make_strategy
+from supernet import Family, SearchSpace
+from supernet.artifacts.export import export_onnx, onnx_runner
+from supernet.evaluation import calibrated, evaluate
+from supernet.tasks import Task
+from supernet.training.data.tensors import TensorData
+from supernet.training.step import TrainConfig
+from supernet.training.train import train
+
+
+class Network(nn.Module):
+    def __init__(self, width, depth):
+        super().__init__()
+        self.position, self.time = nn.Linear(3, width), nn.Linear(1, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, width)) for _ in range(depth)
+        )
+        self.head = nn.Linear(width, 1)
+
+    def forward(self, position, time):
+        x = self.position(position) * self.time(time)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+class Regression(Task):
+    input_names, output_names = ("position", "time"), ("value",)
+
+    def inputs(self, batch, arch):
+        return batch[:2]
+
+    def loss(self, output, batch):
+        return F.mse_loss(output, batch[2])
+
+    def distil(self, output, teacher_output, batch):
+        return F.mse_loss(output, teacher_output)
+
+    def metrics(self, outputs, batches):
+        """The part of the variance that is explained, at most 1."""
+        found, wanted = (torch.cat(parts) for parts in zip(*((o, batch[2]) for o, batch in zip(outputs, batches))))
+        return {"r2": 1 - (F.mse_loss(found, wanted) / wanted.var(correction=0)).item()}
+
+
+def examples(count, seed):
+    draw = torch.Generator().manual_seed(seed)
+    position, time = torch.randn(count, 3, generator=draw), torch.randn(count, 1, generator=draw)
+    return position, time, (position[:, :1] + position[:, 1:2].abs()) * time
+
+
+FAMILY = Family(
+    SearchSpace({"width": (8, 16, 24), "depth": (1, 2)}),
+    lambda arch: Network(arch["width"], arch["depth"]),
+    task=Regression(),
+    inputs=lambda arch: (torch.empty(1, 3, device="meta"), torch.empty(1, 1, device="meta")),
+)
+
+
+def test_from_training_to_export(tmp_path):
+    data = TensorData(examples(512, 0), examples(300, 1), examples(300, 2))
+    config = TrainConfig(
+        epochs=12, batch_size=32, opt="adamw", lr=0.08, weight_decay=0.0, eval_epochs=12, eval_images=300
+    )
+    net = train(FAMILY, FAMILY.supernet(), data, config, tmp_path).eval()
+    noted = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["r2"]
+    assert list(noted) == ["largest", "smallest", "random_0", "random_1"]
+    assert noted["largest"] > 0.85  # of a network that knows nothing, 0
+
+    score = SupernetScore(net, FAMILY.task, partial(held_out, data, 512, 0, None), FAMILY.resolution)
+    problem = Problem(FAMILY.space, ["r2"], {"macs": lambda archs: [*map(FAMILY.macs, archs)]}, {}, ["r2", "macs"])
+    result = run(problem, make_strategy("evolution", problem, 0, 3), evaluate_here({"r2": score}), 6)
+    assert {(e.arch, e.costs["macs"]) for e in result.evaluations} == {
+        (arch, 4 * arch["width"] + arch["depth"] * arch["width"] ** 2 + arch["width"]) for arch in FAMILY.space
+    }
+    best = max(result.evaluations, key=lambda evaluation: evaluation.scores["r2"])
+    model = calibrated(net, best.arch, [batch[:2] for batch in data.calibration_batches(None, 512, 0)])
+    assert evaluate(model, FAMILY.task, [data.holdout])["r2"] == pytest.approx(best.scores["r2"], abs=1e-6)
+
+    *inputs, _ = data.test
+    assert torch.equal(net(*inputs, arch=best.arch), net.extract(best.arch)(*inputs))
+    assert torch.equal(net(*inputs, best.arch), net.extract(best.arch)(*inputs))
+    export_onnx(model, tmp_path / "model.onnx", FAMILY.example(best.arch), task=FAMILY.task, dynamic_batch=True)
+    torch.testing.assert_close(onnx_runner(tmp_path / "model.onnx")(*inputs), model(*inputs).detach())
