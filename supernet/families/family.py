@@ -56,7 +56,7 @@ class Family:
     views: Views = no_views  # those of an architecture's tensors that are no mere slices, see `supernet.views`
     weights: Callable[..., Mapping[str, Tensor]] | None = None  # loads those of the largest subnet, to start from
     weights_classes: Callable[[Sequence[str]], tuple[str, ...] | None] | None = None  # that `weights` tell apart
-    task: Task | None = None
+    task: Task = None  # type: ignore[assignment]  # Classification where it is not given
     inputs: Callable[[Arch], tuple] | None = None
 
     def __post_init__(self):
