@@ -35,7 +35,7 @@ from search.report.sources import write_origin
 from search.run import load_predictors, make_problem, run_search
 from search.settings import SearchJob
 from search.strategies import check_strategy
-from search.sweep import Settings, Sweep, combined_front, run_sweep, write_sweep
+from search.sweep import Sweep, TrialSettings, combined_front, run_sweep, write_sweep
 from supernet.artifacts.runs import load_run, read_family
 from supernet.space import Arch
 from supernet.training.data import DataConfig
@@ -93,7 +93,7 @@ def main() -> None:
         task = progress.add_task(f"{len(trials)} searches", total=len(trials) * arguments.evaluations, note="")
         evaluated: dict[str, float] = {}
 
-        def on_generation(settings: Settings, metrics: Mapping[str, float]) -> None:
+        def on_generation(settings: TrialSettings, metrics: Mapping[str, float]) -> None:
             evaluated[str(settings)] = metrics["evaluated"]
             progress.update(task, completed=sum(evaluated.values()))
 
@@ -125,7 +125,7 @@ def main() -> None:
     report(output)
 
 
-def plan(arguments: Arguments) -> list[Settings]:
+def plan(arguments: Arguments) -> list[TrialSettings]:
     """The settings of every trial, after checking that each can run: strategies, devices, and limits within reach."""
     for strategy in arguments.strategies:
         check_strategy(strategy)
@@ -164,7 +164,7 @@ def elsewhere(arguments: Arguments) -> Arguments:
 
 
 def search(
-    settings: Settings,
+    settings: TrialSettings,
     history: Path,
     on_generation: Callable[[Generation], None],
     arguments: Arguments,

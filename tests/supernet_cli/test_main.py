@@ -67,3 +67,10 @@ def test_every_script_is_a_shell_over_one_command():
         assert docstring.value.value.startswith(f"`supernet {call}` ")
         called.append(call)
     assert sorted(called) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_can_be_asked_for_help(command, name):
+    result = command(name, "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert summary(name)[:30] in result.stdout

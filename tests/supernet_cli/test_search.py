@@ -1,4 +1,4 @@
-"""`supernet search`, `sweep` and `extract` on a supernet that was hardly trained, by the scripts of a checkout."""
+"""`supernet search`, `sweep` and `extract` on a supernet that was hardly trained."""
 
 import csv
 import os
@@ -13,16 +13,24 @@ from search.history import read_history
 ROOT = Path(__file__).parents[2]
 
 
-def search(folder, *arguments, script="search.py"):
-    command = [sys.executable, ROOT / "scripts" / script, "--run", folder / "run", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, check=False)
+@pytest.fixture
+def search(command, folder):
+    """`supernet search`, or another command, on the run in `folder`."""
+    return lambda *arguments, name="search": command(name, "--run", folder / "run", *arguments)
 
 
-def test_a_search_writes_its_history_and_front_and_resumes(folder):
+def test_the_script_of_that_name_finds_the_package_of_that_name(folder):
+    words = [sys.executable, ROOT / "scripts" / "search.py", "--run", folder / "run", "--strategy", "annealing"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(list(map(str, words)), capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: there is no strategy 'annealing'; the strategies are evolution")
+
+
+def test_a_search_writes_its_history_and_front_and_resumes(search, folder):
     few = ["--evaluations", "6", "--population", "6", "--images", "40", "--calibration-images", "40"]
     options = ["--predictors", folder / "phone", "--limits", "phone=1.5", *few, "--output", folder / "out"]
-    first = search(folder, *options)
+    first = search(*options)
     assert first.returncode == 0, first.stderr
     evaluations = read_history(folder / "out" / "search.jsonl")[1]
     assert len(evaluations) == 6
@@ -34,10 +42,10 @@ def test_a_search_writes_its_history_and_front_and_resumes(folder):
     assert {row["arch"] for row in front} <= {evaluation.arch.to_json() for evaluation in evaluations}
     assert "<title>out</title>" in (folder / "out" / "report.html").read_text()
 
-    again = search(folder, *options)
+    again = search(*options)
     assert again.returncode == 2
     assert again.stderr.strip().endswith("resume that search, or choose another place")
-    longer = search(folder, *options, "--evaluations", "9", "--resume")
+    longer = search(*options, "--evaluations", "9", "--resume")
     assert longer.returncode == 0, longer.stderr
     assert read_history(folder / "out" / "search.jsonl")[1][:6] == evaluations
 
@@ -53,34 +61,34 @@ def test_a_search_writes_its_history_and_front_and_resumes(folder):
         (["--strategy", "annealing"], "there is no strategy 'annealing'; the strategies are evolution"),
     ],
 )
-def test_bad_input_is_one_clear_line(folder, arguments, message):
-    result = search(folder, *arguments, "--output", folder / "bad")
+def test_bad_input_is_one_clear_line(search, folder, arguments, message):
+    result = search(*arguments, "--output", folder / "bad")
     assert result.returncode == 2
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (folder / "bad").exists()
 
 
-def test_a_limit_below_all_measurements_is_said_in_the_terminal_and_the_report(folder):
+def test_a_limit_below_all_measurements_is_said_in_the_terminal_and_the_report(search, folder):
     few = ["--evaluations", "4", "--population", "4", "--images", "20", "--calibration-images", "20"]
     options = ["--predictors", folder / "phone", "--limits", "phone=0.6", *few, "--output", folder / "tight"]
-    result = search(folder, *options)
+    result = search(*options)
     assert result.returncode == 0, result.stderr
     warning = "the limit phone <= 0.6 ms is below all 40 measurements of its predictor"
     assert result.stdout.count(warning) == 1
     assert "predicted within 0.6 ms on phone by less than 1.64 standard errors" in result.stdout
     assert "is below all 40 measurements of its predictor" in (folder / "tight" / "report.html").read_text()
     extracted = search(
-        folder, "--history", folder / "tight" / "search.jsonl", "--no-onnx", "--output", folder / "subnet",
-        script="extract.py",
+        "--history", folder / "tight" / "search.jsonl", "--no-onnx", "--output", folder / "subnet",
+        name="extract",
     )  # fmt: skip
     assert extracted.returncode == 0, extracted.stderr
     assert "it keeps within the limit of 0.6 ms with a probability of" in extracted.stdout
 
 
-def test_screening_reports_its_rank_correlation_each_generation(folder):
+def test_screening_reports_its_rank_correlation_each_generation(search, folder):
     few = ["--evaluations", "24", "--population", "12", "--images", "40", "--calibration-images", "40"]
-    result = search(folder, "--strategy", "screened", *few, "--output", folder / "screened")
+    result = search("--strategy", "screened", *few, "--output", folder / "screened")
     assert result.returncode == 0, result.stderr
     with (folder / "screened" / "generations.csv").open() as file:
         first, second = csv.DictReader(file)
@@ -88,10 +96,11 @@ def test_screening_reports_its_rank_correlation_each_generation(folder):
     assert -1 <= float(second["rank_correlation"]) <= 1
 
 
-def test_a_sweep_writes_a_table_and_a_front(folder):
+@pytest.mark.filterwarnings("ignore")  # Ray's
+def test_a_sweep_writes_a_table_and_a_front(search, folder):
     options = ["--evaluations", "8", "--population", "4", "--images", "20", "--calibration-images", "20"]
     options += ["--predictors", folder / "phone", "--limits-ms", "1.5", "--strategies", "evolution", "random", "--asha"]
-    result = search(folder, *options, script="sweep.py")
+    result = search(*options, name="sweep")
     assert result.returncode == 0, result.stderr
     with (folder / "run" / "sweep" / "trials.csv").open() as file:
         trials = list(csv.DictReader(file))
@@ -102,9 +111,9 @@ def test_a_sweep_writes_a_table_and_a_front(folder):
         front = list(csv.DictReader(file))
     assert front
     assert max(float(row["phone"]) for row in front) <= 1.5
-    again = search(folder, *options, script="sweep.py")
+    again = search(*options, name="sweep")
     assert again.returncode == 2
     assert again.stderr.strip().endswith("resume it, or choose another name")
-    refused = search(folder, "--predictors", folder / "phone", "--strategies", "random", "dna", script="sweep.py")
+    refused = search("--predictors", folder / "phone", "--strategies", "random", "dna", name="sweep")
     assert refused.returncode == 2
-    assert "dna goes by a score of its own: run it with `supernet search`" in refused.stderr
+    assert "there is no strategy 'dna'; the strategies are evolution, " in refused.stderr
