@@ -46,6 +46,7 @@ from search.strategies import make_strategy
 from supernet import Arch, Supernet
 from supernet.artifacts.runs import Run, load_run, run_job
 from supernet.calibration import calibrate
+from supernet.training.execution import Execution
 from supernet.training.recipes import cifar10
 
 GENERATIONS = (1, 5, 20)
@@ -106,16 +107,17 @@ def train(arguments: Arguments) -> Run:
         root=str(images / "train.tar"),
         test_root=str(images / "val.tar"),
         holdout=0.9,
-        workers=0,
         num_classes=10,
     )
     settings = dataclasses.replace(
-        job.train, epochs=arguments.epochs, warmup_epochs=0.5, batch_size=64, lr=0.4, ema_decay=None, eval_epochs=0
+        job.train, epochs=arguments.epochs, warmup_epochs=0.5, batch_size=64, lr=0.4, ema_decay=None
     )
+    execution = Execution(workers=0, eval_epochs=0)
     directory = arguments.output / "run"
     if (directory / "supernet.safetensors").exists():
         return load_run(directory)
-    return run_job(dataclasses.replace(job, data=data, train=settings), directory, resume=directory.exists())
+    job = dataclasses.replace(job, data=data, train=settings, execution=execution)
+    return run_job(job, directory, resume=directory.exists())
 
 
 def populations(trained: Run, arguments: Arguments) -> list[list[Arch]]:

@@ -45,7 +45,8 @@ from supernet.evaluation import accuracy
 from supernet.families import FAMILIES, Family
 from supernet.space import Arch
 from supernet.training.data import DataConfig, ImageData, load_data
-from supernet.training.loop import LoopConfig, autocast, make_optimizer, pick_device
+from supernet.training.execution import Execution, pick_device
+from supernet.training.loop import LoopConfig, make_optimizer
 from supernet.training.sampling import Path as Subnet
 from supernet.training.standalone import train_model
 from supernet.training.step import TrainConfig, TrainStep, task_of
@@ -219,12 +220,11 @@ def images_of(budget: Budget, arguments: Arguments) -> ImageData:
         root=str(folder / "train.tar"),
         test_root=str(folder / "val.tar"),
         holdout=0.02,  # unused: nothing is chosen by looking
-        workers=budget.workers,
         scale=(0.4, 1.0),
         color_jitter=0.0,
         crop_pct=1.0,
     )
-    data = load_data(config)
+    data = load_data(config, workers=budget.workers)
     if arguments.quick:
         data = dataclasses.replace(data, test=Subset(data.test, range(0, len(data.test), 10)))
     if budget.images:  # so few that they may stay decoded in memory
@@ -247,12 +247,14 @@ def trained(
     directory: Path,
     device: str,
 ) -> nn.Module:
-    config = settings(budget, run.seed, device)
+    config, executed = settings(budget, run.seed), execution(budget, device)
     network = getattr(budget, run.model)
     model = create(network, budget, run.seed, 0.2 if run.method == "dropout" else 0.0)
     objective = KD if teacher is not None else Objective()
     if not run.method.startswith("netaug"):
-        return train_model(model, budget.resolution, data, config, directory, objective, teacher, resume=True)
+        return train_model(
+            model, budget.resolution, data, config, directory, objective, teacher, execution=executed, resume=True
+        )
     return train_netaug(
         augmentation_of(network, budget),
         model,
@@ -264,6 +266,7 @@ def trained(
         teacher_weight=objective.kl,
         temperature=objective.temperature,
         teacher=teacher,
+        execution=executed,
         resume=True,
     )
 
@@ -273,20 +276,19 @@ def augmentation_of(network: Network, budget: Budget) -> Augmentation:
     return augment(family, arch=arch, widths=AUTHORS.widths, expansions=AUTHORS.expansions)
 
 
-def settings(budget: Budget, seed: int, device: str) -> LoopConfig:
+def settings(budget: Budget, seed: int) -> LoopConfig:
     return LoopConfig(
         epochs=budget.epochs,
         batch_size=budget.batch_size,
         lr=0.2,
         weight_decay=4e-5,
         warmup_epochs=budget.epochs / 30,
-        amp=budget.amp,
-        eval_epochs=0,
-        log_steps=50,
-        keep_checkpoints=1,
-        device=device,
         seed=seed,
     )
+
+
+def execution(budget: Budget, device: str) -> Execution:
+    return Execution(device, budget.amp, eval_epochs=0, log_steps=50, keep_checkpoints=1)
 
 
 def rows_of(results: dict[Run, dict[str, float]]) -> list[dict[str, object]]:
@@ -352,7 +354,7 @@ def step_times(budget: Budget, augmentation: Augmentation, arguments: Arguments)
     sort_channels    once an epoch
     """
     device = pick_device(arguments.device)
-    config = TrainConfig(**dataclasses.asdict(settings(budget, 0, arguments.device)))
+    config = TrainConfig(**dataclasses.asdict(settings(budget, 0)))
     plain, teacher = (
         create(network, budget).to(device, memory_format=torch.channels_last) for network in (budget.tiny, budget.large)
     )
@@ -361,7 +363,9 @@ def step_times(budget: Budget, augmentation: Augmentation, arguments: Arguments)
     net = initial_supernet(augmentation, create(budget.tiny, budget), 0)
     net = net.to(device, memory_format=torch.channels_last).train()
     method = NetAug(augmentation.space, [inside.channels for inside in augmentation.inside])
-    train_step = TrainStep(net, task_of(augmentation.family, config), config, augmentation.family.build)
+    executed = execution(budget, arguments.device)
+    family = augmentation.family
+    train_step = TrainStep(net, task_of(family, config), config, family.build, execution=executed)
     draw = np.random.default_rng(0)
     for _ in range(10 * budget.timed_steps):  # as in a training, where the layers of most networks have been made
         net._subnet(augmentation.space.sample(draw), net.build)
@@ -378,7 +382,7 @@ def step_times(budget: Budget, augmentation: Augmentation, arguments: Arguments)
 
     def alone(objective: Objective, teacher: nn.Module | None) -> Callable[[], None]:
         def backward() -> None:
-            with autocast(config, device):
+            with executed.autocast(device):
                 losses = objective_losses(objective, plain, images, labels, teacher, config.label_smoothing)
             losses.total.backward()
 

@@ -32,6 +32,7 @@ from supernet.artifacts.atomic import write_atomically
 from supernet.families import FAMILIES, Family
 from supernet.families.nas_bench_macro import from_string
 from supernet.training.data import DataConfig, ImageData, load_data
+from supernet.training.execution import Execution
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 
@@ -97,12 +98,11 @@ def main() -> None:
         "folder",
         str(arguments.data / "cifar10" / "train.tar"),
         str(arguments.data / "cifar10" / "val.tar"),
-        workers=2,
         scale=(0.6, 1.0),
         color_jitter=0.0,
         crop_pct=1.0,
     )
-    data = load_data(config, arguments.seed)
+    data = load_data(config, arguments.seed, workers=2)
     data = dataclasses.replace(data, train=Subset(data.train, range(arguments.images)))
     for name in arguments.methods:
         rows.append(row(name, judged(name, family, data, archs, arguments), truth))
@@ -142,13 +142,12 @@ def judged(name: str, family: Family, data: ImageData, archs: list[Arch], argume
         weight_decay=1e-4,
         warmup_epochs=1,
         clip=5.0,
-        eval_epochs=0,
-        device=arguments.device,
         seed=arguments.seed,
         **METHODS[name],
     )
     family = dataclasses.replace(family, input_size=arguments.resolution)
-    net = train(family, family.supernet(arguments.seed), data, config, directory, resume=True).eval()
+    execution = Execution(arguments.device, eval_epochs=0)
+    net = train(family, family.supernet(arguments.seed), data, config, directory, execution, resume=True).eval()
     calibration = data.calibration_images(arguments.resolution, 1000, arguments.seed)
     images = resized(calibration, *data.images(data.holdout, arguments.resolution, arguments.judges))
     score = SupernetAccuracy(net, images, family.resolution)

@@ -55,6 +55,7 @@ from supernet.artifacts.atomic import write_atomically
 from supernet.families import FAMILIES, Family
 from supernet.families.nas_bench_macro import to_string
 from supernet.training.data import DataConfig, ImageData, load_data
+from supernet.training.execution import Execution
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 
@@ -218,12 +219,11 @@ def prepare_bench(arguments: Arguments) -> Bench:
         "folder",
         str(arguments.data / "cifar10" / "train.tar"),
         str(arguments.data / "cifar10" / "val.tar"),
-        workers=0 if arguments.quick else 2,
         scale=(0.6, 1.0),
         color_jitter=0.0,
         crop_pct=1.0,
     )
-    data = load_data(config, arguments.seed)
+    data = load_data(config, arguments.seed, workers=0 if arguments.quick else 2)
     data = dataclasses.replace(data, train=Subset(data.train, range(arguments.images)))
     family = dataclasses.replace(FAMILIES["nasbench_macro"](num_classes=10), input_size=arguments.resolution)
     calibration = data.calibration_images(arguments.resolution, arguments.calibration, arguments.seed)
@@ -264,21 +264,17 @@ def make_strategies(bench: Bench) -> tuple[dict[str, Strategy], BlockRating]:
         clip=5.0,
         method="spos",
         random_subnets=1,
-        eval_epochs=0,
-        checkpoint_steps=50,
-        keep_checkpoints=1,
-        device=arguments.device,
         seed=arguments.seed,
     )
+    execution = Execution(arguments.device, eval_epochs=0, checkpoint_steps=50, keep_checkpoints=1)
     with timed(bench, "teacher"):
         alone = dataclasses.replace(config, epochs=arguments.teacher_epochs)
-        briefly = TrainedBriefly(family, bench.data, alone, arguments.output / "teacher")
+        briefly = TrainedBriefly(family, bench.data, alone, arguments.output / "teacher", execution)
         model = briefly(family.space.largest, bench.images(family.input_size).calibration.split(250))
     teacher = Teacher(model, POINTS)
     with timed(bench, "supernet"):
-        net: Supernet = train(
-            family, family.supernet(arguments.seed), bench.data, config, arguments.output / "supernet", resume=True
-        ).eval()
+        start, folder = family.supernet(arguments.seed), arguments.output / "supernet"
+        net: Supernet = train(family, start, bench.data, config, folder, execution, resume=True).eval()
     blocks = DnaConfig(epochs=arguments.dna_epochs, batch_size=config.batch_size, cuts=POINTS)
     rating = BlockRating(family, bench.data, bench.images, teacher, blocks, arguments.seed, arguments.output / "dna")
     with timed(bench, "dna"):

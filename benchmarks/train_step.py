@@ -35,6 +35,7 @@ from supernet import Supernet
 from supernet.families import FAMILIES, Family
 from supernet.tasks import Classification
 from supernet.training import sampling
+from supernet.training.execution import Execution
 from supernet.training.sampling import Path as Subnet
 from supernet.training.sampling import Sandwich
 from supernet.training.step import TrainConfig, TrainStep
@@ -73,7 +74,7 @@ class Step:
         self.family: Family = FAMILIES[arguments.space](**options)
         self.device = torch.device(arguments.device)
         self.net: Supernet = self.family.supernet().to(self.device, memory_format=torch.channels_last).train()
-        self.config = TrainConfig(amp="bf16" if arguments.precision == "bf16" else "none")
+        self.execution = Execution(amp="bf16" if arguments.precision == "bf16" else "none")
         self.method = Sandwich(self.net.space, random_subnets)
         self.task = Classification(resolution=lambda arch: resolution)
         draw = torch.Generator().manual_seed(0)
@@ -91,7 +92,8 @@ class Step:
 
     def shared(self, paths: list[Subnet]) -> None:
         self.net.zero_grad()
-        TrainStep(self.net, self.task, self.config, self.family.build)(self.batch, paths)
+        step = TrainStep(self.net, self.task, TrainConfig(), self.family.build, execution=self.execution)
+        step(self.batch, paths)
 
     def plain_models(self, paths: list[Subnet]) -> list[torch.nn.Module]:
         return [self.net.extract(path.arch) for path in paths]

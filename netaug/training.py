@@ -18,6 +18,7 @@ from supernet.channels import widen
 from supernet.evaluation import calibrated_subnet
 from supernet.supernet import Supernet
 from supernet.training.data import ImageData
+from supernet.training.execution import DEFAULT, Execution
 from supernet.training.loop import LoopConfig, StepResult
 from supernet.training.standalone import ModelJob, prepare_job
 from supernet.training.step import TrainConfig
@@ -91,6 +92,7 @@ def run_netaug_job(
             teacher_weight=job.objective.kl,
             temperature=job.objective.temperature,
             teacher=teacher,
+            execution=job.execution,
             resume=resume,
             on_step=on_step,
             on_begin=begin,
@@ -110,6 +112,7 @@ def train_netaug(
     teacher_weight: float = 0.0,
     temperature: float = 1.0,
     teacher: nn.Module | None = None,
+    execution: Execution = DEFAULT,
     resume: bool = False,
     on_step: Callable[[StepResult], None] = lambda result: None,
     on_begin: Callable[[], None] = lambda: None,
@@ -132,7 +135,6 @@ def train_netaug(
         **{field.name: getattr(config, field.name) for field in dataclasses.fields(LoopConfig)},
         temperature=temperature if teacher_weight else 1.0,
         calibration_images=netaug.calibration_images,
-        eval_random=0,
     )
     net = train(
         augmentation.family,
@@ -140,6 +142,7 @@ def train_netaug(
         data,
         settings,
         run_dir,
+        dataclasses.replace(execution, eval_random=0),
         method=method,
         teacher=teacher,
         resume=resume,

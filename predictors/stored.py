@@ -1,4 +1,4 @@
-"""A latency predictor's file: JSON with a version and a checksum; files of earlier versions are read as of today's."""
+"""A latency predictor's file: JSON with the number of its format, called version, and a checksum."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import json
 from pathlib import Path
 
 from supernet.artifacts.atomic import write_atomically
-
-VERSION = 2
+from supernet.artifacts.formats import PREDICTOR
 
 
 def write(path: Path, content: dict) -> None:
     """Write `content`, whole or not at all."""
-    content = {"version": VERSION, **content}
+    content = {"version": PREDICTOR.label, **content}
     with write_atomically(path) as temporary:
         temporary.write_text(json.dumps({"sha256": _digest(content), **content}) + "\n")
 
@@ -33,18 +32,10 @@ def read(path: Path) -> dict:
         version = content["version"]
     except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError, KeyError):
         raise ValueError(f"{path} is no latency predictor, or damaged: fit and save it again") from None
-    if version not in (1, VERSION):
-        raise ValueError(f"{path} has version {version!r}, this package reads 1 and {VERSION}: fit and save it again")
+    PREDICTOR.number_of(version, path)
     if digest != _digest(content):
         raise ValueError(f"{path} was edited or damaged after it was saved: fit and save it again")
-    return _from_version_1(content) if version == 1 else content
-
-
-def _from_version_1(content: dict) -> dict:
-    """Version 1 had one method, and judged it by the measurements that it had been chosen by."""
-    names = ("kind", "logarithmic", "sources", "log_variances")
-    method = {name: content.pop(name) for name in names} | {"weight": 1.0}
-    return content | {"methods": [method], "held_out_ms": None, "held_out_error_ms": None}
+    return PREDICTOR.upgraded(content, version, path)
 
 
 def _digest(content: dict) -> str:

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.formats import HISTORY
 from supernet.artifacts.ownership import owned
 from supernet.space import Arch
-
-FORMAT = "supernet search history 1"
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class History:
     ) -> None:
         self.path = Path(path)
         self.past: dict[Arch, Evaluation] = {}
-        self._header = json.dumps({"format": FORMAT} | dict(settings))
+        self._header = json.dumps({"format": HISTORY.label} | dict(settings))
         self._file: BinaryIO | None = None
         with ExitStack() as stack:
             stack.enter_context(owned(self.path.parent, self.path.name))
@@ -118,7 +117,7 @@ class History:
 
 def write_history(path: str | Path, settings: Mapping[str, object], evaluations: Iterable[Evaluation]) -> None:
     """Write a finished search's history as a whole, as `read_history` reads it."""
-    lines = [json.dumps({"format": FORMAT, **settings}), *(evaluation.to_json() for evaluation in evaluations)]
+    lines = [json.dumps({"format": HISTORY.label, **settings}), *(evaluation.to_json() for evaluation in evaluations)]
     with write_atomically(path) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in lines))
 
@@ -139,9 +138,10 @@ def _parse(path: Path, text: bytes) -> tuple[dict[str, object], list[Evaluation]
             entries.append(json.loads(line) if number == 1 else Evaluation.from_json(line))
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path}, line {number}, is damaged ({error}): {line[:80]!r}") from None
-    if not entries or not isinstance(entries[0], dict) or entries[0].pop("format", None) != FORMAT:
-        raise ValueError(f"{path} is no search history: its first line should say {FORMAT!r}")
-    return entries[0], entries[1:]
+    label = entries[0].pop("format", None) if entries and isinstance(entries[0], dict) else None
+    if not str(label).startswith(HISTORY.prefix):
+        raise ValueError(f"{path} is no search history: its first line should say {HISTORY.label!r}")
+    return HISTORY.upgraded(entries[0], label, path), entries[1:]
 
 
 def _difference(found: Mapping[str, object], wanted: Mapping[str, object], said_anew: Collection[str]) -> str:

@@ -19,6 +19,7 @@ import tyro
 from supernet.artifacts.runs import read_job
 from supernet.training.data import DataConfig, load_data
 from supernet.training.data.datasets import broken_images
+from supernet.training.execution import Execution
 from supernet_cli.command_line import console, progress_bar
 
 
@@ -27,6 +28,8 @@ class Arguments:
     data: Annotated[DataConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: DataConfig("folder"))
     run: Path | None = None
     """Folder of a training run whose images to check instead."""
+    workers: int = Execution.workers
+    """Processes that load images; 0 loads in this one."""
 
 
 def main() -> None:
@@ -43,7 +46,7 @@ def main() -> None:
     with progress_bar() as progress:
         task = progress.add_task("Reading", total=sum(map(len, parts)), note="")
         for part in parts:
-            for error in broken_images(part, config.workers):
+            for error in broken_images(part, arguments.workers):
                 count += 1
                 if error is not None:
                     broken += 1

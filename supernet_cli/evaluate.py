@@ -34,7 +34,7 @@ from supernet.artifacts.runs import load_images
 from supernet.artifacts.subnet import Subnet, check_classes, load_network
 from supernet.evaluation import quality
 from supernet.training.data import DataConfig, ImageData
-from supernet.training.loop import pick_device
+from supernet.training.execution import Execution, pick_device
 from supernet_cli.command_line import console
 from supernet_cli.model_training import job_of
 
@@ -58,6 +58,8 @@ class Arguments:
     """fp32, or int8 (onnxruntime), of the latency alone."""
     threads: int = 1
     """Threads of the runtime."""
+    workers: int = Execution.workers
+    """Processes that load images; 0 loads in this one."""
     device: str = "auto"
     """Where accuracy is computed: cpu, cuda, cuda:N or auto."""
     seed: int = 0
@@ -72,11 +74,11 @@ def main() -> None:
     first.add_argument("--run", type=Path)
     known = first.parse_known_args()[0]
     job = job_of(known.run, known.recipe)
-    default = Arguments(job.data, tyro.MISSING, seed=job.train.seed)
+    default = Arguments(job.data, tyro.MISSING, seed=job.train.seed, workers=job.execution.workers)
     arguments = tyro.cli(Arguments, default=default, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     if not arguments.networks:
         raise ValueError("say which networks to evaluate: folders of subnets, or names of timm models")
-    data = load_images(arguments.data, arguments.seed)
+    data = load_images(arguments.data, arguments.seed, arguments.workers)
     subnets = {name: opened(name, data, arguments.input_size) for name in arguments.networks}
     rows = [{"network": name, **figures(subnet, data, arguments.device)} for name, subnet in subnets.items()]
     device = None

@@ -33,9 +33,17 @@ def settings(job, known) -> ModelJob:
     train = model_settings(job.train)
     train = dataclasses.replace(train, epochs=max(1, train.epochs // 5), lr=train.lr / 10, warmup_epochs=0.0)
     if known.subnet is None:
-        return ModelJob(job.space, job.space_options, data=job.data, train=train)
+        return ModelJob(job.space, job.space_options, data=job.data, train=train, execution=job.execution)
     config = read_subnet_config(known.subnet)
     shared = {name: getattr(config, name) for name in ("mean", "std", "interpolation", "crop_pct")}
     data = dataclasses.replace(job.data, **shared)
     arch = json.dumps(config.arch)
-    return ModelJob(config.space, config.space_options, arch, start=str(known.subnet), data=data, train=train)
+    return ModelJob(
+        config.space,
+        config.space_options,
+        arch,
+        start=str(known.subnet),
+        data=data,
+        train=train,
+        execution=job.execution,
+    )

@@ -82,7 +82,7 @@ def from_scratch(job: Job, known: argparse.Namespace) -> ModelJob:
     elif known.model is not None:
         size = {} if known.input_size is None else {"input_size": known.input_size}
         space, options = "timm", json.dumps({"name": known.model, **size})
-    return ModelJob(space, options, arch, data=job.data, train=model_settings(job.train))
+    return ModelJob(space, options, arch, data=job.data, train=model_settings(job.train), execution=job.execution)
 
 
 def job_of(run_folder: Path | None, recipe: str) -> Job:
@@ -124,7 +124,7 @@ def train(arguments: Arguments, run_job: Callable[..., Subnet] = run_model_job) 
 
 
 def _on_test_images(subnet: Subnet, job: ModelJob) -> Quality | None:
-    data = load_data(job.data, job.train.seed)
+    data = load_data(job.data, job.train.seed, job.execution.workers)
     if subnet.config.classes != data.classes:
         return None
     return quality(subnet.model, data.evaluation_batches(data.test, subnet.config.input_size[-1]))

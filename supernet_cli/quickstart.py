@@ -98,13 +98,13 @@ def main() -> None:
 
 def train(arguments: Arguments) -> Run:
     job = digits()
-    epochs, seed = arguments.epochs, arguments.seed
-    settings = dataclasses.replace(job.train, epochs=epochs, eval_epochs=max(epochs // 6, 1), seed=seed)
+    settings = dataclasses.replace(job.train, epochs=arguments.epochs, seed=arguments.seed)
+    execution = dataclasses.replace(job.execution, eval_epochs=max(arguments.epochs // 6, 1))
     directory = arguments.output / "train"
     with progress_bar() as progress:
         task = progress.add_task("Training the supernet", total=None, note="")
         return run_job(
-            dataclasses.replace(job, train=settings),
+            dataclasses.replace(job, train=settings, execution=execution),
             directory,
             resume=True,
             on_step=lambda result: progress.update(task, completed=result.step, total=result.steps),

@@ -34,6 +34,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from rich.table import Table
@@ -53,6 +54,7 @@ from search.untrained.te_nas import TeNasConfig
 from supernet.artifacts.runs import Run, load_run
 from supernet.space import Arch
 from supernet.training.data import DataConfig
+from supernet.training.execution import Execution
 from supernet_cli.command_line import console, progress_bar, report
 
 
@@ -66,6 +68,8 @@ class Arguments:
     """Options of that space as a JSON object."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images for a search without a run."""
+    data_workers: Annotated[int, tyro.conf.arg(name="data.workers")] = Execution.workers
+    """Processes that load these; 0 loads in this one."""
     root: str | None = None
     """Folder or tar file of the images, if a run's are no longer where they were in training (or --data.root)."""
     test_root: str | None = None
@@ -197,9 +201,8 @@ def find_run(arguments: Arguments, job: SearchJob) -> Run:
         )
     if arguments.output is None:
         raise ValueError("say where the results go with --output")
-    return untrained_run(
-        arguments.space, arguments.space_options, dataclasses.replace(data, root=root, test_root=test_root)
-    )
+    data = dataclasses.replace(data, root=root, test_root=test_root)
+    return untrained_run(arguments.space, arguments.space_options, data, arguments.data_workers)
 
 
 def parse_limit(text: str) -> tuple[str, float]:

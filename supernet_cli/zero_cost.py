@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.runs import make_family
 from supernet.families import Family
 from supernet.training.data import DataConfig, ImageData, load_data
+from supernet.training.execution import Execution
 from supernet_cli.command_line import console, progress_bar
 
 
@@ -46,6 +48,8 @@ class Arguments:
     """Images that the scores see at a time; ntk and regions draw from eight times as many."""
     te_nas: TeNasConfig = field(default_factory=TeNasConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    workers: Annotated[int, tyro.conf.arg(name="data.workers")] = Execution.workers
+    """Processes that load images; 0 loads in this one."""
     device: str = "cpu"
     """Where networks run, such as cpu or cuda."""
     seed: int = 0
@@ -59,7 +63,7 @@ def main() -> None:
     for name in ("archs", "batch_size"):
         if getattr(arguments, name) < 2:
             raise ValueError(f"{name} is at least 2, not {getattr(arguments, name)}")
-    data = load_data(arguments.data)
+    data = load_data(arguments.data, workers=arguments.workers)
     family = make_family(arguments.space, arguments.space_options, data.num_classes)
     proxies = PROXIES[arguments.space](data.num_classes, family.in_chans) if arguments.space in PROXIES else None
     combine, names = ENSEMBLES.get(arguments.scores, (mean_rank, tuple(arguments.scores.split(","))))

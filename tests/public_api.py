@@ -70,7 +70,7 @@ def runs(folder: Path, arch: Arch) -> None:
     subnet = take_out(run, arch)
     assert_type(subnet, Subnet)
     save_subnet(folder, subnet, onnx=False)
-    assert_type(load_data(DataConfig("digits", workers=0)), ImageData)
+    assert_type(load_data(DataConfig("digits")), ImageData)
     load_subnet(3)  # type: ignore[arg-type]
 
 

@@ -30,7 +30,7 @@ from supernet.training import randomness
 from supernet.training.checkpoint import MINUTES, Timer, load_checkpoint, save_checkpoint
 from supernet.training.data import ImageData
 from supernet.training.divergence import Divergence
-from supernet.training.memory_format import channels_last
+from supernet.training.execution import channels_last, pick_device
 from supernet.training.randomness import Stream, part_seed
 
 # N images, K blocks
@@ -59,16 +59,9 @@ class DnaConfig(BlockwiseConfig):
 
     def torch_device(self) -> torch.device:
         """The device that `device` names; ValueError if there is none, or if Ray workers cannot use it."""
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() and not self.workers else "cpu")
-        try:
-            device = torch.device(self.device)
-        except RuntimeError:
-            raise ValueError(f"device is cpu, cuda, cuda:N or auto, not {self.device!r}") from None
-        if device.type == "cuda" and (self.workers or not torch.cuda.is_available()):
-            reason = "Ray workers train on CPUs" if self.workers else "this machine has no GPU that torch can use"
-            raise ValueError(f"device {self.device!r}: {reason}")
-        return device
+        if self.workers and self.device.startswith("cuda"):
+            raise ValueError(f"device {self.device!r}: Ray workers train on CPUs")
+        return pick_device("cpu" if self.workers and self.device == "auto" else self.device)
 
 
 class BlockRating:

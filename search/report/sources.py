@@ -23,6 +23,7 @@ from predictors.noise import relative_differences
 from search.history import Evaluation, read_history
 from supernet.artifacts import provenance
 from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.runs import read_config
 
 HISTORY = "search.jsonl"
 TRIALS = "trials"
@@ -114,7 +115,7 @@ def read_sources(folders: Sequence[Path], predictors: Sequence[Path] = ()) -> So
         searches += _searches(folder, run)
     devices = [record for path, names in costs.items() if (record := _device(path, names, folders))]
     runs = list(dict.fromkeys(search.run for search in searches if search.run))
-    configs = {run: json.loads((run / "config.json").read_text()) for run in runs if (run / "config.json").exists()}
+    configs = {run: read_config(run) for run in runs if (run / "config.json").exists()}
     return Sources(
         searches,
         devices,

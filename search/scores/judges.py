@@ -30,7 +30,7 @@ from supernet.artifacts.runs import Job, Run
 from supernet.artifacts.teacher import load_teacher
 from supernet.space import Arch
 from supernet.training.data import DataConfig, ImageData, load_data
-from supernet.training.memory_format import channels_last
+from supernet.training.execution import Execution, channels_last
 from supernet.training.randomness import Stream, generator
 
 logger = logging.getLogger(__name__)
@@ -67,9 +67,10 @@ def make_judge(job: SearchJob, run: Run, directory: Path | None = None) -> Judge
     return JUDGES[job.score](job, run, directory)
 
 
-def untrained_run(space: str, options: str, config: DataConfig) -> Run:
-    """A named space with images, as if from a run of no steps: for scores that need no training."""
-    data = load_data(config)
+def untrained_run(space: str, options: str, config: DataConfig, workers: int = 0) -> Run:
+    """A named space with images, which `workers` processes load, as if from a run of no steps: for scores that need no
+    training."""
+    data = load_data(config, workers=workers)
     job = Job(space, options, config)
     family = job.family(data.num_classes)
     return Run(family, family.supernet(pretrained=False), data, job)
@@ -151,8 +152,8 @@ def _rdm(job: SearchJob, run: Run, directory: Path | None) -> Judge:
     if config.epochs:
         if directory is None:
             raise ValueError("candidates that train by themselves need a folder to train in: record a history")
-        training = brief_training(config, config.device, job.seed)
-        candidate: Candidate = TrainedBriefly(family, run.data, training, directory / "candidates")
+        training, execution = brief_training(config, job.seed), Execution(config.device, eval_epochs=0)
+        candidate: Candidate = TrainedBriefly(family, run.data, training, directory / "candidates", execution)
     else:
         candidate = FromSupernet(channels_last(run.net))
     images = run_images(job, run)

@@ -23,6 +23,7 @@ from supernet.families import Family
 from supernet.space import Arch
 from supernet.supernet import Supernet
 from supernet.training.data import ImageData
+from supernet.training.execution import DEFAULT, Execution
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 
@@ -157,19 +158,22 @@ class TrainedBriefly:
     Each has a folder in `directory`, where its training goes on if it was stopped.
     """
 
-    def __init__(self, family: Family, data: ImageData, config: TrainConfig, directory: Path) -> None:
+    def __init__(
+        self, family: Family, data: ImageData, config: TrainConfig, directory: Path, execution: Execution = DEFAULT
+    ) -> None:
         self._family, self._data, self._config, self._directory = family, data, config, directory
+        self._execution = execution
 
     def __call__(self, arch: Arch, batches: Iterable[Tensor]) -> nn.Module:
         alone = self._family.space.restrict({name: [value] for name, value in arch.items()})
         family = dataclasses.replace(self._family, space=alone)
         name = "-".join(map(str, self._family.space.encode([arch])[0]))
         start = family.supernet(self._config.seed, classes=self._data.classes)
-        net = train(family, start, self._data, self._config, self._directory / name, resume=True)
+        net = train(family, start, self._data, self._config, self._directory / name, self._execution, resume=True)
         return calibrated(net, arch, _on(net, batches))
 
 
-def brief_training(config: GuidanceConfig, device: str, seed: int) -> TrainConfig:
+def brief_training(config: GuidanceConfig, seed: int) -> TrainConfig:
     """The training of a stand-alone candidate: SGD, a cosine schedule, its labels alone."""
     return TrainConfig(
         epochs=config.epochs,
@@ -179,7 +183,5 @@ def brief_training(config: GuidanceConfig, device: str, seed: int) -> TrainConfi
         warmup_epochs=min(1.0, config.epochs / 4),
         method="spos",
         random_subnets=1,
-        eval_epochs=0,
-        device=device,
         seed=seed,
     )

@@ -1,7 +1,7 @@
 """A training run's directory: what it was asked to do, and what came out.
 
-config.json            the job, the classes and images of the dataset, package versions, hardware, command; it is there
-                       once the first step is done
+config.json            the job, the classes and images of the dataset, package versions, hardware, command, and the
+                       number of its format (`supernet.artifacts.formats`); it is there once the first step is done
 metrics.jsonl          losses and accuracies by step
 checkpoints/           to resume from
 1-largest/, ...        these two for each phase instead, in progressive shrinking
@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from supernet.artifacts import provenance
+from supernet.artifacts import formats, provenance
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.ownership import owned
 from supernet.artifacts.weights import load_weights
@@ -35,7 +35,7 @@ from supernet.supernet import Supernet
 from supernet.training import distributed, randomness
 from supernet.training.checkpoint import has_checkpoints
 from supernet.training.data import DataConfig, ImageData, load_data
-from supernet.training.execution import differences, located
+from supernet.training.execution import Execution, differences, located
 from supernet.training.loop import StepResult
 from supernet.training.progressive import Phase, new_kinds, phase_config, phase_space, sort_channels
 from supernet.training.sampling import Uniform
@@ -55,6 +55,7 @@ class Job:
     """Options of the space as a JSON object, such as {"width_mult": 1.2}."""
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    execution: Execution = field(default_factory=Execution)
     phases: tuple[Phase, ...] = ()
     """Progressive shrinking in these phases, which share the epochs, instead of `train.method`; only recipes set it."""
 
@@ -95,11 +96,11 @@ def run_job(
     """Train the supernet that `job` describes, in `directory`; the run as `load_run` would give it.
 
     With `resume` a run that was begun there goes on, and one that was not begins. ValueError if there is a run
-    already and `resume` is not said, if it was begun with other settings than may be said anew
-    (`supernet.training.execution`), or if another process is at it.
+    already and `resume` is not said, if it was begun with other settings (its execution, and where images lie, may be
+    said anew), or if another process is at it.
     """
     job = replace(job, data=located(job.data))
-    data = load_images(job.data, job.train.seed)
+    data = load_images(job.data, job.train.seed, job.execution.workers)
     family = job.family(data.num_classes)
     count = job.train.images_to_calibrate(data.num_classes)  # config.json says how many, for search and extraction
     job = replace(job, train=replace(job.train, calibration_images=count))
@@ -131,7 +132,9 @@ def _train(
     """Train at once, or phase by phase, each in a folder of its own."""
     net = family.supernet(job.train.seed, classes=data.classes)
     if not job.phases:
-        return train(family, net, data, job.train, directory, resume=resume, on_step=on_step, on_begin=on_begin)
+        return train(
+            family, net, data, job.train, directory, job.execution, resume=resume, on_step=on_step, on_begin=on_begin
+        )
     configs = [phase_config(job.train, job.phases, index) for index in range(len(job.phases))]
     total = sum(config.epochs for config in configs) * data.steps_per_epoch(job.train.batch_size)
     teacher, before = None, 0
@@ -145,6 +148,7 @@ def _train(
             data,
             config,
             directory / f"{index + 1}-{phase.name}",
+            job.execution,
             method=method,
             teacher=teacher,
             resume=resume,
@@ -180,18 +184,18 @@ def load_run(directory: str | Path, root: str | None = None, test_root: str | No
         raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
     load_weights(net, weights, str(path))
     job = replace(job, data=located(job.data, root, test_root))
-    data = load_images(job.data, job.train.seed)
+    data = load_images(job.data, job.train.seed, job.execution.workers)
     _check_same_data(config, data, directory)
     return Run(family, net.eval(), data, job)
 
 
-def load_images(config: DataConfig, seed: int) -> ImageData:
+def load_images(config: DataConfig, seed: int, workers: int = 0) -> ImageData:
     """`supernet.training.data.load_data`, where the error for images that are not there says how to name
     another place."""
     for flag, place in (("--root", config.root), ("--test-root", config.test_root)):
         if place and os.path.isabs(place) and not os.path.exists(place) and "/" not in config.dataset:
             raise ValueError(f"no images at root {place!r}: say with {flag} where they lie now")
-    return load_data(config, seed)
+    return load_data(config, seed, workers)
 
 
 def read_family(directory: Path) -> Family:
@@ -213,8 +217,7 @@ def read_job(directory: Path) -> Job | None:
 
 def job_from_dict(values: dict[str, Any]) -> Job:
     """The job that `dataclasses.asdict` and JSON made these values of."""
-    parts = {"data": DataConfig, "train": TrainConfig}
-    values = _with_rules(values)
+    parts = {"data": DataConfig, "train": TrainConfig, "execution": Execution}
     try:
         phases = tuple(Phase(**phase) for phase in values.get("phases", ()))
         return Job(
@@ -235,6 +238,7 @@ def open_run(job: object, data: ImageData, directory: Path, resume: bool) -> Cal
     path = directory / "config.json"
     own = json.loads(json.dumps(dataclasses.asdict(job)))
     content = {
+        "format": formats.RUN.label,
         "job": own,
         "space_options": self_contained(job.space, job.space_options),
         **data.description(),
@@ -281,7 +285,7 @@ def _has_checkpoints(directory: Path) -> bool:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """config.json of the run in `directory`; ValueError, naming the folder, if it cannot be read."""
+    """config.json of the run in `directory`, as of today's format; ValueError, naming it, if it cannot be read."""
     path = directory / "config.json"
     try:
         config = json.loads(path.read_text())
@@ -289,12 +293,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{directory} is no directory of a training run: {error}") from error
     if not isinstance(config, dict) or not {"job", "classes", "images"} <= config.keys():
         raise ValueError(f"{directory} is no directory of a training run: {path} has no job, classes and images")
-    return config | {"job": _with_rules(config["job"])}
-
-
-def _with_rules(job: dict[str, Any]) -> dict[str, Any]:
-    """Values of a job; one from before there were rules for its images goes by the first."""
-    return job | {"data": {"rules": 1} | job.get("data", {})}
+    return formats.RUN.upgraded(config, config.get("format", 1), path) | {"format": formats.RUN.label}
 
 
 def _check_same_data(begun: dict[str, Any], data: ImageData, directory: Path) -> None:

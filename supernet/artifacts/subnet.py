@@ -25,7 +25,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from supernet.artifacts import provenance
+from supernet.artifacts import formats, provenance
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.export import (
     Agreement,
@@ -138,8 +138,9 @@ def save_subnet(directory: Path, subnet: Subnet, *, onnx: bool = True) -> None:
         temporary.write_bytes(safetensors.torch.save(weights, ties or None))
     if onnx:
         export_onnx(model, directory / "model.onnx", config.input_size, dynamic_batch=True)
+    content = {"format": formats.SUBNET.label, **dataclasses.asdict(config)}
     with write_atomically(directory / "config.json") as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def load_subnet(directory: str | Path) -> Subnet:
@@ -232,7 +233,8 @@ def read_subnet_config(directory: Path) -> SubnetConfig:
     """The configuration of the subnet in `directory`; ValueError, naming the file, if it cannot be read."""
     path = directory / "config.json"
     try:
-        values: Mapping[str, Any] = json.loads(path.read_text())
+        values: dict[str, Any] = json.loads(path.read_text())
+        values = formats.SUBNET.upgraded(values, values.pop("format", 1), path)
         return SubnetConfig(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
     except (OSError, json.JSONDecodeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no configuration of a subnet: {error}") from error

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.formats import CHECKPOINT, UnknownFormat
 from supernet.errors import first_line
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "supernet-checkpoint-1"
 MINUTES = 10.0  # between checkpoints
 
 
@@ -30,7 +30,7 @@ def save_checkpoint(directory: Path, step: int, state: dict[str, Any], keep: int
     path = directory / f"step-{step:09d}.pt"
     with write_atomically(path) as temporary:
         try:
-            torch.save({"format": FORMAT, "step": step, **state}, temporary)
+            torch.save({"format": CHECKPOINT.label, "step": step, **state}, temporary)
         except RuntimeError as error:  # torch's own, for a write that failed
             raise OSError(f"checkpoint {path} cannot be written: {first_line(error)}") from error
     for unfinished in directory.glob(".step-*.pt.*"):  # of a process that was killed
@@ -70,6 +70,8 @@ def load_checkpoint(directory: Path) -> dict[str, Any] | None:
     for _, path in reversed(_checkpoints(directory)):
         try:
             return read_checkpoint(path)
+        except UnknownFormat:
+            raise
         except ValueError as error:
             logger.warning("%s; going back to the checkpoint before it", error)
             damaged.append(path.name)
@@ -87,9 +89,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError) as error:
         raise ValueError(f"checkpoint {path} cannot be read: {first_line(error)}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or not str(state.get("format")).startswith(CHECKPOINT.prefix):
         raise ValueError(f"{path} is no checkpoint of a supernet's training")
-    return state
+    return CHECKPOINT.upgraded(state, state["format"], path)
 
 
 def _checkpoints(directory: Path) -> list[tuple[int, Path]]:

@@ -1,49 +1,123 @@
-"""What a run's weights do not follow from: where its images lie, and how it is executed.
+"""How a training is executed, apart from what its weights follow from.
 
-A run goes on and is searched under another of these; all its other settings are fixed when it begins.
+A run goes on and is searched under another execution, and where its images lie elsewhere; all its other settings are
+fixed when it begins.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Collection, Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+import torch
+from torch import nn
+
+from supernet.training.checkpoint import MINUTES
 from supernet.training.data import DataConfig
 
 LOCATION = frozenset({"data.root", "data.test_root"})
-EXECUTION = frozenset(
-    {
-        "data.workers",
-        "train.device",
-        "train.compile",
-        "train.channels_last",
-        "train.log_steps",
-        "train.tensorboard",
-        "train.checkpoint_steps",
-        "train.checkpoint_minutes",
-        "train.keep_checkpoints",
-        "train.eval_epochs",
-        "train.eval_images",
-        "train.eval_random",
-    }
-)
-SAID_ANEW = LOCATION | EXECUTION
-"""Settings of a job, by their path in it, that may be others than those that its run was begun with."""
+"""Settings of a job, by their path in it, that say where images lie."""
 
 
-def differences(
-    begun: Mapping[str, Any], now: Mapping[str, Any], said_anew: Collection[str] = SAID_ANEW, prefix: str = ""
-) -> str:
-    """The settings, but those in `said_anew`, that are others than when a run was begun, with their values then."""
+@dataclass(frozen=True)
+class Execution:
+    """On what a training runs, in which precision, and what it notes on its way.
+
+    Rounding is the machine's: weights differ between devices, precisions and memory formats as far as sums of floating
+    point numbers do.
+    """
+
+    device: str = "auto"
+    """cpu, cuda or cuda:N; auto takes a GPU if there is one."""
+    amp: Literal["none", "bf16"] = "none"
+    """Precision of the forward pass; bf16 where the device has it."""
+    channels_last: bool = True
+    """Keep images and kernels in the channels-last memory format."""
+    compile: bool = False
+    """Compile what recurs: the largest and the smallest subnet of a sandwich, or a single model; takes minutes, pays in
+    long trainings."""
+    workers: int = 4
+    """Processes that load images; 0 loads in the training process."""
+    eval_epochs: int = 10
+    """Epochs between evaluations on held-out images, in a supernet of the largest, the smallest and random subnets; 0
+    for none."""
+    eval_images: int = 2000
+    """Held-out images in an evaluation, at most."""
+    eval_random: int = 2
+    """Random subnets in an evaluation of a supernet, always the same ones."""
+    log_steps: int = 10
+    """Steps between lines in metrics.jsonl."""
+    tensorboard: bool = False
+    """Write metrics for TensorBoard as well."""
+    checkpoint_steps: int = 200
+    """Steps between checkpoints."""
+    checkpoint_minutes: float = MINUTES
+    """Minutes after which there is one as well, in trainings whose steps are slow."""
+    keep_checkpoints: int = 3
+    """Number of the newest checkpoints kept."""
+
+    def __post_init__(self):
+        for name in ("log_steps", "checkpoint_steps", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
+        if self.checkpoint_minutes <= 0:
+            raise ValueError(f"checkpoint_minutes is above 0, not {self.checkpoint_minutes}")
+        if self.workers < 0:
+            raise ValueError(f"workers is a number of processes, 0 or more, not {self.workers}")
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """That of images and kernels."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context of a forward pass on `device`, in the precision `amp`."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.amp == "bf16")
+
+
+DEFAULT = Execution()
+
+
+def pick_device(name: str) -> torch.device:
+    """The device `name`, `auto` for a GPU if there is one; ValueError if this machine has no such."""
+    if name == "auto":
+        index = int(os.environ.get("LOCAL_RANK", 0))
+        return torch.device("cuda", index) if torch.cuda.is_available() else torch.device("cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r}: this machine has no GPU that torch can use; say cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device is cpu, cuda, cuda:N or auto, not {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name!r}: this machine has {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    """Put the kernels of `module` that are of four dimensions into the channels-last format, in place; returns it.
+
+    `module.to(memory_format=torch.channels_last)` does the same, but fails on those of five.
+    """
+    for tensor in itertools.chain(module.parameters(), module.buffers()):
+        if tensor.dim() == 4:  # `contiguous` would leave 1x1 kernels as they are, for which other sums are then taken
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    return module
+
+
+def differences(begun: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> str:
+    """The settings of a job that are others than when its run was begun, with their values then: all but its execution
+    and where its images lie."""
     found = []
     for name, value in begun.items():
         path = f"{prefix}{name}"
-        if path in said_anew:
+        if path == "execution" or path in LOCATION:
             continue
         if isinstance(value, Mapping) and isinstance(now.get(name), Mapping):
-            found.append(differences(value, now[name], said_anew, f"{path}."))
+            found.append(differences(value, now[name], f"{path}."))
         elif value != now.get(name):
             found.append(f"{path}={value}")
     return ", ".join(filter(None, found))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,11 +21,11 @@ from torch import Tensor, nn
 from supernet.artifacts.atomic import set_aside
 from supernet.tasks import Classification, Task
 from supernet.training import distributed
-from supernet.training.checkpoint import MINUTES, Timer, load_checkpoint, save_checkpoint
+from supernet.training.checkpoint import Timer, load_checkpoint, save_checkpoint
 from supernet.training.data import Data
 from supernet.training.data.batch import Batch, on
 from supernet.training.divergence import ADVICE, Divergence, TrainingError, worst
-from supernet.training.memory_format import channels_last
+from supernet.training.execution import Execution, channels_last, pick_device
 from supernet.training.metrics import Metrics, scalars
 from supernet.training.randomness import Stream, torch_seed
 
@@ -37,7 +36,7 @@ CLASSIFICATION = Classification()
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How any network is trained."""
+    """How any network is trained: what its weights follow from, beside the images."""
 
     epochs: int = 30
     """Passes over the training images."""
@@ -75,39 +74,16 @@ class LoopConfig:
     """Whether the norm of all gradients together is limited, or every entry by itself."""
     ema_decay: float | None = None
     """Decay a step of an exponential moving average of the weights, which is then what is evaluated and kept."""
-    amp: Literal["none", "bf16"] = "none"
-    """Precision of the forward pass; bf16 where the device has it."""
-    channels_last: bool = True
-    """Keep images and kernels in the channels-last memory format."""
-    eval_epochs: int = 10
-    """Epochs between evaluations on held-out images, in a supernet of the largest, the smallest and random subnets; 0
-    for none."""
-    eval_images: int = 2000
-    """Held-out images in an evaluation, at most."""
-    log_steps: int = 10
-    """Steps between lines in metrics.jsonl."""
-    tensorboard: bool = False
-    """Write metrics for TensorBoard as well."""
-    checkpoint_steps: int = 200
-    """Steps between checkpoints."""
-    checkpoint_minutes: float = MINUTES
-    """Minutes after which there is one as well, in trainings whose steps are slow."""
-    keep_checkpoints: int = 3
-    """Number of the newest checkpoints kept."""
-    device: str = "auto"
-    """cpu, cuda or cuda:N; auto takes a GPU if there is one."""
     seed: int = 0
     """All that is random follows from it: initial weights, order and augmentation of images, subnets, dropout."""
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "log_steps", "checkpoint_steps", "keep_checkpoints"):
+        for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
         for name in ("drop_rate", "drop_path_rate", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is from 0 to below 1, not {getattr(self, name)}")
-        if self.checkpoint_minutes <= 0:
-            raise ValueError(f"checkpoint_minutes is above 0, not {self.checkpoint_minutes}")
         if self.seed < 0:
             raise ValueError(f"seed is 0 or more, not {self.seed}")
         if self.lr <= 0:
@@ -125,7 +101,7 @@ class StepResult(NamedTuple):
 
     step: int  # counted from 1
     steps: int  # in the whole training
-    losses: list[float] | None  # those in metrics.jsonl, every `log_steps` steps
+    losses: list[float] | None  # those in metrics.jsonl, every `execution.log_steps` steps
     lr: float
 
 
@@ -140,14 +116,14 @@ class Stateful(Protocol):
 class Loop:
     """Trains `net` by gradients that the caller computes::
 
-        loop = Loop(net, data, config, run_dir, evaluate)
+        loop = Loop(net, data, config, run_dir, evaluate, execution)
         for step, batch in loop.batches(resolution):
             ...  # a forward and a backward pass
             loop.update(step, losses, names)
             loop.finish(step, {"losses": losses})
         return loop.result
 
-    `evaluate` gives the metrics, by name, to be noted every `config.eval_epochs`, of the network to use. `kept` is what
+    `evaluate` gives the metrics, by name, to be noted every `execution.eval_epochs`, of the network to use. `kept` is what
     checkpoints hold besides network, optimizer and moving average, by name. `parts` are the equal parts of its batch
     that a process runs one after another. `task` says what a batch is, and the loss of a network that knows nothing
     unless `uninformed` does, which tells a diverged training (`supernet.training.divergence`). Where
@@ -170,6 +146,7 @@ class Loop:
         config: LoopConfig,
         run_dir: Path,
         evaluate: Callable[[Any], Mapping[str, Any]],
+        execution: Execution,
         *,
         task: Task = CLASSIFICATION,
         kept: Mapping[str, Stateful] = MappingProxyType({}),
@@ -179,14 +156,14 @@ class Loop:
         on_begin: Callable[[], None] = lambda: None,
         uninformed: float | None = None,
     ) -> None:
-        self.device = pick_device(config.device)
+        self.device = pick_device(execution.device)
         processes = distributed.world_size()
         if config.batch_size % (processes * parts):
             raise ValueError(
                 f"a batch of {config.batch_size} does not split into {processes * parts} equal parts, for {processes} "
                 f"processes that do {parts} one after another"
             )
-        self._memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.execution = execution
         self.net = self.place(net).train()
         self._data, self._task, self._config, self._kept = data, task, config, kept
         self._evaluate, self._on_step, self._on_begin = evaluate, on_step, on_begin
@@ -197,8 +174,8 @@ class Loop:
         self._checkpoints = run_dir / "checkpoints"
         start = self._restore() if resume else 0
         self.steps = range(start, config.epochs * self.steps_per_epoch)  # those still to do
-        self._timer = Timer(config.checkpoint_minutes)
-        self._metrics = Metrics(run_dir, start, config.tensorboard) if distributed.rank() == 0 else None
+        self._timer = Timer(execution.checkpoint_minutes)
+        self._metrics = Metrics(run_dir, start, execution.tensorboard) if distributed.rank() == 0 else None
 
     @property
     def result(self) -> nn.Module:
@@ -212,9 +189,9 @@ class Loop:
 
     def place(self, module: nn.Module) -> nn.Module:
         """`module`, moved to where and in the memory format in which the training is."""
-        if self._memory_format == torch.channels_last:
+        if self.execution.channels_last:
             return channels_last(module.to(self.device))
-        return module.to(self.device, memory_format=self._memory_format)
+        return module.to(self.device, memory_format=torch.contiguous_format)
 
     def seeded(self, step: int) -> AbstractContextManager[None]:
         """The context of a step's forward passes: what dropout draws follows from seed, step and process."""
@@ -234,7 +211,7 @@ class Loop:
             self._task.check_batch(batch)
             set_lr(self.optimizer, self._scheduler, config, step, self.steps_per_epoch)
             self.optimizer.zero_grad()
-            yield step, on(self.device, batch, self._memory_format)
+            yield step, on(self.device, batch, self.execution.memory_format)
         if self._metrics:
             self._metrics.close()
         distributed.wait()
@@ -256,25 +233,25 @@ class Loop:
         """Write, evaluate and report what is due after a step; `losses` are tensors by name, or mappings of such."""
         if not self._metrics:
             return
-        config, done = self._config, step + 1
+        execution, done = self.execution, step + 1
         is_last = done == self.steps.stop
         logged = None
         if step == self.steps.start:
             self._on_begin()
             if not step and (aside := set_aside(self._checkpoints)):
                 logger.warning("the checkpoints of an earlier training are now in %s", aside)
-        if done % config.log_steps == 0 or is_last:
+        if done % execution.log_steps == 0 or is_last:
             values = _numbers(losses)
             self._metrics.append({"step": done, "epoch": done / self.steps_per_epoch, "lr": self.lr, **values})
             logged = [value for _, value in scalars(values)]
-        every = config.eval_epochs * self.steps_per_epoch
+        every = execution.eval_epochs * self.steps_per_epoch
         if every and (is_last or done % every == 0):
             line = {"step": done, **self._evaluate(self.result)}
             self._metrics.append(line)
             self.net.train()
             if is_last:
                 self._look_at(line)
-        if done % config.checkpoint_steps == 0 or is_last or self._timer.due:
+        if done % execution.checkpoint_steps == 0 or is_last or self._timer.due:
             state = {
                 "net": self.net.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -282,7 +259,7 @@ class Loop:
                 "divergence": self._divergence.state_dict(),
                 **{name: kept.state_dict() for name, kept in self._kept.items()},
             }
-            save_checkpoint(self._checkpoints, done, state, config.keep_checkpoints)
+            save_checkpoint(self._checkpoints, done, state, execution.keep_checkpoints)
             self._timer.restart()
         self._on_step(StepResult(done, self.steps.stop, logged, self.lr))
 
@@ -302,7 +279,7 @@ class Loop:
         if chance is None:
             return
         best = max((value for name, value in scalars(line) if name != "step"), default=1.0)
-        images = min(self._config.eval_images, self._data.count(self._data.holdout))
+        images = min(self.execution.eval_images, self._data.count(self._data.holdout))
         if best <= chance + 2 * math.sqrt(chance * (1 - chance) / max(images, 1)):
             logger.warning(
                 "the accuracy on %d held-out images is %.1f %% at best, where guessing gets %.1f %%: the training has "
@@ -343,22 +320,6 @@ class Loop:
         return state["step"]
 
 
-def pick_device(name: str) -> torch.device:
-    """The device `name`, `auto` for a GPU if there is one; ValueError if this machine has no such."""
-    if name == "auto":
-        index = int(os.environ.get("LOCAL_RANK", 0))
-        return torch.device("cuda", index) if torch.cuda.is_available() else torch.device("cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r}: this machine has no GPU that torch can use; say cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device is cpu, cuda, cuda:N or auto, not {name!r}") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {name!r}: this machine has {torch.cuda.device_count()} GPUs")
-    return device
-
-
 def make_optimizer(net: nn.Module, config: LoopConfig, steps_per_epoch: int) -> tuple[torch.optim.Optimizer, Scheduler]:
     """timm's optimizer and its schedule, which `set_lr` applies every step."""
     optimizer = create_optimizer_v2(
@@ -389,11 +350,6 @@ def set_lr(
     if config.sched == "step" and middle / steps_per_epoch >= config.warmup_epochs:
         for group in optimizer.param_groups:
             group["lr"] = max(group["lr"], config.min_lr * config.batch_size / 256)
-
-
-def autocast(config: LoopConfig, device: torch.device) -> torch.autocast:
-    """The context of a forward pass in the precision that `config` names."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.amp == "bf16")
 
 
 def clip_gradients(net: nn.Module, config: LoopConfig) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from supernet.artifacts.runs import Job
 from supernet.training.data import DataConfig
+from supernet.training.execution import Execution
 from supernet.training.progressive import ONCE_FOR_ALL, Phase
 from supernet.training.step import TrainConfig
 
@@ -22,7 +23,6 @@ def digits() -> Job:
         data=DataConfig(
             dataset="digits",
             holdout=0.2,
-            workers=0,
             scale=(0.7, 1.0),
             ratio=(0.85, 1.18),
             hflip=0.0,
@@ -38,6 +38,7 @@ def digits() -> Job:
             ema_decay=0.99,
             calibration_images=500,
         ),
+        execution=Execution(workers=0),
     )
 
 
@@ -70,7 +71,7 @@ def alphanet() -> Job:
     """AlphaNet (arXiv 2102.07954): adaptive alpha-divergence, the settings of AttentiveNAS; days on many GPUs."""
     return Job(
         space="alphanet",
-        data=DataConfig(dataset="folder", workers=16),
+        data=DataConfig(dataset="folder"),
         train=TrainConfig(
             epochs=360,
             batch_size=4096,
@@ -84,9 +85,9 @@ def alphanet() -> Job:
             drop_path_rate=0.2,
             clip=1.0,
             clip_mode="value",
-            amp="bf16",
             calibration_images=4096,
         ),
+        execution=Execution(amp="bf16", workers=16),
     )
 
 
@@ -126,7 +127,7 @@ def once_for_all() -> Job:
     return Job(
         space="ofa_mobilenet_v3",
         space_options='{"kernel_transform": true}',
-        data=DataConfig(dataset="folder", workers=16),
+        data=DataConfig(dataset="folder"),
         train=TrainConfig(
             method="progressive",
             epochs=590,
@@ -137,6 +138,7 @@ def once_for_all() -> Job:
             label_smoothing=0.1,
             drop_rate=0.1,
         ),
+        execution=Execution(workers=16),
         phases=ONCE_FOR_ALL,
     )
 
@@ -145,7 +147,7 @@ def cream() -> Job:
     """Cream (arXiv 2010.15821): one random path a step, taught by the best so far; days on several GPUs."""
     return Job(
         space="ofa_mobilenet_v3",
-        data=DataConfig(dataset="folder", workers=16),
+        data=DataConfig(dataset="folder"),
         train=TrainConfig(
             method="cream",
             epochs=120,
@@ -159,6 +161,7 @@ def cream() -> Job:
             matching_steps=200,
             ema_decay=0.9998,
         ),
+        execution=Execution(workers=16),
     )
 
 
@@ -171,8 +174,9 @@ def prune() -> Job:
     return Job(
         space="from_timm",
         space_options='{"name": "mobilenetv3_large_100", "pretrained": true}',
-        data=DataConfig(dataset="folder", workers=8),
+        data=DataConfig(dataset="folder"),
         train=TrainConfig(epochs=20, batch_size=256, lr=0.02, weight_decay=1e-5, warmup_epochs=1, clip=5.0),
+        execution=Execution(workers=8),
     )
 
 
@@ -180,7 +184,7 @@ def spos() -> Job:
     """SPOS (arXiv 1904.00420): one uniform path a step; a day on several GPUs."""
     return Job(
         space="ofa_mobilenet_v3",
-        data=DataConfig(dataset="folder", workers=16),
+        data=DataConfig(dataset="folder"),
         train=TrainConfig(
             epochs=120,
             batch_size=1024,
@@ -192,6 +196,7 @@ def spos() -> Job:
             weight_decay=4e-5,
             warmup_epochs=0,
         ),
+        execution=Execution(workers=16),
     )
 
 
@@ -199,7 +204,7 @@ def fairnas() -> Job:
     """FairNAS (arXiv 1907.01845): every value of a choice once an update; days on several GPUs."""
     return Job(
         space="ofa_mobilenet_v3",
-        data=DataConfig(dataset="folder", workers=16),
+        data=DataConfig(dataset="folder"),
         train=TrainConfig(
             epochs=150,
             batch_size=256,
@@ -209,6 +214,7 @@ def fairnas() -> Job:
             warmup_epochs=0,
             label_smoothing=0.0,
         ),
+        execution=Execution(workers=16),
     )
 
 

@@ -30,8 +30,8 @@ from supernet.tasks import Classification
 from supernet.training import distributed
 from supernet.training.data import DataConfig, ImageData, resize
 from supernet.training.data.batch import take
-from supernet.training.execution import located
-from supernet.training.loop import Loop, LoopConfig, StepResult, autocast
+from supernet.training.execution import DEFAULT, Execution, located
+from supernet.training.loop import Loop, LoopConfig, StepResult
 from supernet.training.randomness import Stream, part_seed
 
 # N images, C channels, R resolution in pixels
@@ -64,6 +64,7 @@ class ModelJob:
     subnets."""
     data: DataConfig = field(default_factory=DataConfig)
     train: LoopConfig = field(default_factory=LoopConfig)
+    execution: Execution = field(default_factory=Execution)
     objective: Objective = field(default_factory=Objective)
 
     def __post_init__(self):
@@ -77,6 +78,11 @@ class ModelJob:
                 "the loss mutual needs peers, and peers need a weight of it: the peers are "
                 f"{', '.join(self.peers) or 'none'}, the weight is {self.objective.mutual}"
             )
+        if self.execution.compile and self.objective.feature_losses:
+            raise ValueError(
+                f"a compiled model does not show its features to {', '.join(self.objective.feature_losses)}: leave out "
+                "compile, or these losses"
+            )
 
 
 AnyModelJob = TypeVar("AnyModelJob", bound=ModelJob)
@@ -89,7 +95,7 @@ def run_model_job(
 
     Its peers are saved in `directory/peers/`, each as a folder like 1-resnet18. With `resume` a run that was begun
     there goes on, and one that was not begins. ValueError if there is a run already and `resume` is not said, if it was
-    begun with other settings than may be said anew (`supernet.training.execution`), or if another process is at it.
+    begun with other settings (its execution, and where images lie, may be said anew), or if another process is at it.
     """
     with owned(directory):
         data, members, teacher, begin = prepare_job(job, directory, resume)
@@ -101,6 +107,7 @@ def run_model_job(
             directory,
             job.objective,
             teacher,
+            execution=job.execution,
             resume=resume,
             on_step=on_step,
             on_begin=begin,
@@ -141,7 +148,7 @@ def prepare_job(job: ModelJob, directory: Path, resume: bool) -> Prepared:
     """Open and make all that `job` names, and see that its run may begin or go on in `directory`; raises what
     `run_model_job` does."""
     job = dataclasses.replace(job, data=located(job.data))
-    data = load_images(job.data, job.train.seed)
+    data = load_images(job.data, job.train.seed, job.execution.workers)
     own = _member(job, data.classes)
     peers = [_member(peer, data.classes) for peer in peer_jobs(job, own.family.resolution(own.arch))]
     teacher = None
@@ -259,6 +266,7 @@ def train_model(
     objective: Objective = LABELS_ALONE,
     teacher: nn.Module | None = None,
     *,
+    execution: Execution = DEFAULT,
     resume: bool = False,
     on_step: Callable[[StepResult], None] = lambda result: None,
     on_begin: Callable[[], None] = lambda: None,
@@ -276,6 +284,7 @@ def train_model(
         run_dir,
         objective,
         teacher,
+        execution=execution,
         resume=resume,
         on_step=on_step,
         on_begin=on_begin,
@@ -301,6 +310,7 @@ def train_cohort(
     objective: Objective = LABELS_ALONE,
     teacher: nn.Module | None = None,
     *,
+    execution: Execution = DEFAULT,
     resume: bool = False,
     on_step: Callable[[StepResult], None] = lambda result: None,
     on_begin: Callable[[], None] = lambda: None,
@@ -320,7 +330,7 @@ def train_cohort(
 
     def evaluate(net: nn.Module) -> dict[str, float | list[float]]:
         found = [
-            accuracy(model, take(data.evaluation_batches(data.holdout, resolution), config.eval_images))
+            accuracy(model, take(data.evaluation_batches(data.holdout, resolution), execution.eval_images))
             for model, resolution in zip(members(net), resolutions)
         ]
         return {"accuracy": found if isinstance(net, Cohort) else found[0]}
@@ -334,6 +344,7 @@ def train_cohort(
             config,
             run_dir,
             evaluate,
+            execution,
             task=task,
             resume=resume,
             on_step=on_step,
@@ -342,10 +353,11 @@ def train_cohort(
         )
         if teacher is not None:
             loop.place(teacher).eval()
+        students = [torch.compile(model, dynamic=False) for model in models] if execution.compile else models
         for step, (images, labels) in loop.batches(max(resolutions)):
-            with loop.seeded(step), autocast(config, loop.device):
+            with loop.seeded(step), execution.autocast(loop.device):
                 sized = [resize(images, resolution) for resolution in resolutions]
-                losses = cohort_losses(objective, models, sized, labels, teacher, config.label_smoothing)
+                losses = cohort_losses(objective, students, sized, labels, teacher, config.label_smoothing)
             losses.total.backward()
             loop.update(step, losses.total[None], [name])
             loop.finish(step, {"loss": losses.total, "losses": losses.parts})

@@ -17,7 +17,8 @@ from supernet.supernet import Builder, Call, Supernet
 from supernet.tasks import Classification, Task
 from supernet.tasks.task import Output, in_float32
 from supernet.training.data.batch import Batch, chunk, joined
-from supernet.training.loop import LoopConfig, autocast
+from supernet.training.execution import Execution
+from supernet.training.loop import LoopConfig
 from supernet.training.sampling import Path
 
 
@@ -43,15 +44,11 @@ class TrainConfig(LoopConfig):
     """How subnets learn from the largest's logits: KL divergence, or AlphaNet's adaptive alpha-divergence."""
     temperature: float = 1.0
     """Temperature of the KL divergence."""
-    compile: bool = False
-    """Compile the largest and the smallest subnet, which recur in a sandwich; takes minutes, pays in long trainings."""
     accumulation: int = 1
     """Equal parts of a batch that run one after another, to take less memory; BatchNorm sees a part at a time."""
     calibration_images: int | None = None
     """Training images that BatchNorm is recalibrated on before a subnet is evaluated; if None, 1000, or one a class if
     there are more classes."""
-    eval_random: int = 2
-    """Random subnets in an evaluation, always the same ones."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -89,6 +86,7 @@ class TrainStep:
     regularised: Builder
     teacher: nn.Module | None = None
     calls: Mapping[Arch, Call] = field(default_factory=dict)
+    execution: Execution = field(default_factory=Execution)
 
     def __call__(self, batch: Batch, paths: Sequence[Path]) -> Outcome:
         """Accumulate the gradients of all `paths` on a batch: the mean over `config.accumulation` equal parts of it."""
@@ -101,7 +99,7 @@ class TrainStep:
         task, device = self.task, self._device
         external = None
         if any(path.teacher == "external" for path in paths):
-            with torch.no_grad(), autocast(self.config, device):
+            with torch.no_grad(), self.execution.autocast(device):
                 external = task.freeze(untouched(self.teacher, *task.inputs(batch, None)))
         outputs: list[Output] = []
         losses = []
@@ -124,7 +122,7 @@ class TrainStep:
         """That of the subnet `arch` on a batch, floating point in float32."""
         build = self.regularised if regularised else self.net.build
         call = self.calls.get(arch, functional_call)
-        with autocast(self.config, self._device):
+        with self.execution.autocast(self._device):
             inputs = self.task.inputs(batch, arch)
             output = self.net(*inputs, arch=arch, build=build, accumulate=accumulate, call=call)
         return in_float32(output)

@@ -20,6 +20,7 @@ from supernet.supernet import Builder, Supernet
 from supernet.tasks import Classification, Task
 from supernet.training.data import Data
 from supernet.training.data.batch import Batch, on, take
+from supernet.training.execution import DEFAULT, Execution
 from supernet.training.loop import Loop, StepResult
 from supernet.training.prioritized import PrioritizedPaths
 from supernet.training.randomness import Stream, generator
@@ -33,6 +34,7 @@ def train(
     data: Data,
     config: TrainConfig,
     run_dir: FilePath,
+    execution: Execution = DEFAULT,
     *,
     method: Method | None = None,
     teacher: nn.Module | None = None,
@@ -62,7 +64,8 @@ def train(
             data,
             config,
             run_dir,
-            _Evaluation(task, method.space, data, config, resolution, family.num_classes),
+            _Evaluation(task, method.space, data, config, execution, resolution, family.num_classes),
+            execution,
             task=task,
             kept={"method": method},
             parts=config.accumulation,
@@ -72,9 +75,9 @@ def train(
         )
         if teacher is not None:
             loop.place(teacher).eval()
-        recurring = (method.space.largest, method.space.smallest) if config.compile else ()
+        recurring = (method.space.largest, method.space.smallest) if execution.compile else ()
         calls = {arch: torch.compile(functional_call, dynamic=False) for arch in recurring}
-        train_step = TrainStep(net, task, config, _regularised(family, config), teacher, calls)
+        train_step = TrainStep(net, task, config, _regularised(family, config), teacher, calls, execution)
 
         for number, batch in loop.batches(resolution):
             epoch, step_of_epoch = divmod(number, loop.steps_per_epoch)
@@ -100,13 +103,14 @@ class _Evaluation:
     space: SearchSpace
     data: Data
     config: TrainConfig
+    execution: Execution
     resolution: int | None
     num_classes: int | None
 
     @cached_property
     def archs(self) -> dict[str, Arch]:
         draw = generator(self.config.seed, Stream.EVALUATION)
-        random = {f"random_{i}": self.space.sample(draw) for i in range(self.config.eval_random)}
+        random = {f"random_{i}": self.space.sample(draw) for i in range(self.execution.eval_random)}
         return {"largest": self.space.largest, "smallest": self.space.smallest, **random}
 
     @cached_property
@@ -117,7 +121,7 @@ class _Evaluation:
     @cached_property
     def holdout(self) -> list[Batch]:
         batches = self.data.evaluation_batches(self.data.holdout, self.resolution)
-        return list(take(batches, self.config.eval_images))
+        return list(take(batches, self.execution.eval_images))
 
     def __call__(self, net: Supernet) -> dict[str, dict[str, float]]:
         device = next(net.parameters()).device

@@ -12,11 +12,13 @@ from supernet.artifacts.subnet import load_subnet, save_subnet
 from supernet.calibration import calibrate
 from supernet.families import FAMILIES
 from supernet.training.data import DataConfig, load_data
+from supernet.training.execution import Execution
 from supernet.training.loop import LoopConfig
 from supernet.training.standalone import read_model_job, train_model
 
-DATA = DataConfig(holdout=0.97, workers=0, hflip=0.0, color_jitter=0.0)  # 43 images to train on, 5 batches
-CONFIG = LoopConfig(epochs=2, batch_size=8, eval_epochs=0, log_steps=1, checkpoint_steps=4, seed=3)
+DATA = DataConfig(holdout=0.97, hflip=0.0, color_jitter=0.0)  # 43 images to train on, 5 batches
+CONFIG = LoopConfig(epochs=2, batch_size=8, seed=3)
+EXECUTION = Execution(workers=0, eval_epochs=0, log_steps=1, checkpoint_steps=4)
 NETAUG = NetAugConfig(r=2.0, s=1, calibration_images=40)
 
 
@@ -42,19 +44,19 @@ def augmentation():
 @pytest.fixture(scope="module")
 def trained(data, augmentation, tmp_path_factory):
     directory = tmp_path_factory.mktemp("netaug")
-    return directory, train_netaug(augmentation, tiny(), data, CONFIG, directory, NETAUG)
+    return directory, train_netaug(augmentation, tiny(), data, CONFIG, directory, NETAUG, execution=EXECUTION)
 
 
 def test_without_the_wider_networks_it_is_plain_training(data, augmentation, tmp_path):
     alone = dataclasses.replace(NETAUG, weight=0.0)
-    model = train_netaug(augmentation, tiny(), data, CONFIG, tmp_path / "netaug", alone)
-    plain = train_model(tiny(), 24, data, CONFIG, tmp_path / "plain")
+    model = train_netaug(augmentation, tiny(), data, CONFIG, tmp_path / "netaug", alone, execution=EXECUTION)
+    plain = train_model(tiny(), 24, data, CONFIG, tmp_path / "plain", execution=EXECUTION)
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(model.get_parameter(name), parameter, msg=name)
 
 
 def test_the_wider_networks_make_a_difference(data, trained, tmp_path):
-    plain = train_model(tiny(), 24, data, CONFIG, tmp_path)
+    plain = train_model(tiny(), 24, data, CONFIG, tmp_path, execution=EXECUTION)
     assert not torch.allclose(plain.conv_stem.weight, trained[1].conv_stem.weight)
 
 
@@ -77,10 +79,11 @@ def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_weights(data, augmen
             raise Killed
 
     config = dataclasses.replace(NETAUG, width_until=1.0)
-    whole = train_netaug(augmentation, tiny(), data, CONFIG, tmp_path / "whole", config)
+    whole = train_netaug(augmentation, tiny(), data, CONFIG, tmp_path / "whole", config, execution=EXECUTION)
     with pytest.raises(Killed):
-        train_netaug(augmentation, tiny(), data, CONFIG, tmp_path / "parts", config, on_step=stop)
-    resumed = train_netaug(augmentation, tiny(), data, CONFIG, tmp_path / "parts", config, resume=True)
+        train_netaug(augmentation, tiny(), data, CONFIG, tmp_path / "parts", config, execution=EXECUTION, on_step=stop)
+    folder = tmp_path / "parts"
+    resumed = train_netaug(augmentation, tiny(), data, CONFIG, folder, config, execution=EXECUTION, resume=True)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name
     assert not torch.equal(whole.conv_stem.weight, trained[1].conv_stem.weight)  # width_until matters
@@ -89,7 +92,7 @@ def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_weights(data, augmen
 def test_what_comes_out_is_the_stock_timm_model(tmp_path):
     options = json.dumps({"name": "mobilenetv3_small_050", "input_size": 32})
     train = dataclasses.replace(CONFIG, epochs=1, batch_size=21)
-    job = NetAugJob(space="timm", space_options=options, data=DATA, train=train, netaug=NETAUG)
+    job = NetAugJob(space="timm", space_options=options, data=DATA, train=train, execution=EXECUTION, netaug=NETAUG)
     save_subnet(tmp_path, run_netaug_job(job, tmp_path / "training"), onnx=False)
     model = load_subnet(tmp_path).model
     stock = timm.create_model("mobilenetv3_small_050", num_classes=10).eval()
@@ -100,7 +103,7 @@ def test_what_comes_out_is_the_stock_timm_model(tmp_path):
 
 def test_a_teacher_composes_with_it(tmp_path):
     train = dataclasses.replace(CONFIG, epochs=1)
-    job = NetAugJob(arch=TINY.to_json(), data=DATA, train=train, netaug=NETAUG)
+    job = NetAugJob(arch=TINY.to_json(), data=DATA, train=train, execution=EXECUTION, netaug=NETAUG)
     alone = run_netaug_job(job, tmp_path / "alone" / "training")
     save_subnet(tmp_path / "alone", alone, onnx=False)
     taught = dataclasses.replace(job, teacher=str(tmp_path / "alone"), objective=Objective(kl=2.0))

@@ -12,6 +12,7 @@ from supernet.calibration import calibrate
 from supernet.evaluation import calibrated_subnet, expected_calibration_error, quality
 from supernet.families import from_model
 from supernet.training.data import DataConfig, load_data
+from supernet.training.execution import Execution
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 
@@ -155,9 +156,9 @@ def load_weights(net, family, tmp_path):
 
 
 def train_with_a_moving_average(net, family, tmp_path):
-    data = load_data(DataConfig(workers=0, color_jitter=0.0))
-    config = TrainConfig(epochs=1, warmup_epochs=0, batch_size=256, ema_decay=0.9, eval_epochs=0)
-    return train(family, net, data, config, tmp_path)
+    data = load_data(DataConfig(color_jitter=0.0))
+    config = TrainConfig(epochs=1, warmup_epochs=0, batch_size=256, ema_decay=0.9)
+    return train(family, net, data, config, tmp_path, Execution(eval_epochs=0))
 
 
 @pytest.mark.parametrize("change", [train_one_step_by_hand, load_weights, train_with_a_moving_average])
@@ -190,7 +191,7 @@ def test_the_number_of_calibration_images_goes_by_the_classes():
 
 def test_a_run_says_how_many_images_its_subnets_are_calibrated_on(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "_train", lambda job, family, *rest: family.supernet())
-    job = runs.Job(data=DataConfig(workers=0))
+    job = runs.Job(data=DataConfig())
     made = runs.run_job(job, tmp_path)
     assert made.job.train.calibration_images == 1000
     assert runs.load_run(tmp_path).job == made.job

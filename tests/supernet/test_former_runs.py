@@ -2,16 +2,18 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from supernet.artifacts.formats import RUN
 from supernet.artifacts.runs import Job, job_from_dict, open_run, read_job
 from supernet.training.data import DataConfig, load_data
 from supernet.training.randomness import Stream
 from supernet.training.standalone import ModelJob, read_model_job
 
-FORMER = DataConfig(workers=0, rules=1)
+FORMER = DataConfig(rules=1)
 
 
 def write_former_run(job, directory):
@@ -21,7 +23,10 @@ def write_former_run(job, directory):
     path = directory / "config.json"
     content = json.loads(path.read_text())
     assert content["job"]["data"].pop("rules") == 1
-    del content["files"], content["streams"]
+    execution = content["job"].pop("execution")
+    content["job"]["data"]["workers"] = execution.pop("workers")
+    content["job"]["train"] |= execution
+    del content["files"], content["streams"], content["format"]
     path.write_text(json.dumps(content))
 
 
@@ -29,14 +34,15 @@ def test_the_former_split_is_the_plain_random_one():
     data = load_data(FORMER, seed=4)
     order = np.random.default_rng([4, Stream.SPLIT]).permutation(1437).tolist()
     assert (data.holdout.indices, data.train.indices) == (order[:144], order[144:])
-    assert set(load_data(DataConfig(workers=0), seed=4).holdout.indices) != set(order[:144])
+    assert set(load_data(DataConfig(), seed=4).holdout.indices) != set(order[:144])
 
 
 def test_a_job_without_rules_goes_by_the_former_ones():
-    values = json.loads(json.dumps(dataclasses.asdict(Job(data=DataConfig(workers=0)))))
+    values = json.loads(json.dumps(dataclasses.asdict(Job(data=DataConfig()))))
     assert job_from_dict(values).data.rules == 2
     del values["data"]["rules"]
-    assert job_from_dict(values).data == FORMER
+    former = RUN.upgraded({"job": values}, 1, Path())
+    assert job_from_dict(former["job"]).data == FORMER
 
 
 @pytest.mark.parametrize(("job", "read"), [(Job(data=FORMER), read_job), (ModelJob(data=FORMER), read_model_job)])
@@ -49,7 +55,7 @@ def test_a_former_run_is_read_and_goes_on_as_it_was_begun(tmp_path, job, read):
 
 def test_a_former_run_does_not_go_on_with_other_images_held_out(tmp_path):
     write_former_run(Job(data=FORMER), tmp_path)
-    job = Job(data=DataConfig(workers=0))
+    job = Job(data=DataConfig())
     with pytest.raises(ValueError, match=r"begun with other settings.*: data\.rules=1$"):
         open_run(job, load_data(job.data), tmp_path, resume=True)
 

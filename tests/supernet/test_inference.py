@@ -43,7 +43,7 @@ def test_each_kind_of_image_is_prepared_as_in_evaluation(tmp_path, name, image, 
             (tmp_path / split / label).mkdir(parents=True)
             image.save(tmp_path / split / label / name, **options)
             image.save(tmp_path / split / label / f"2{name}", **options)
-    data = load_data(DataConfig("folder", str(tmp_path), workers=0, holdout=0.5))
+    data = load_data(DataConfig("folder", str(tmp_path), holdout=0.5))
     config = SubnetConfig.of("mobilenet_v3_micro", "{}", Job().family(2).space.smallest, data)
     size = config.input_size[-1]
     with Image.open(tmp_path / "val" / "cat" / name) as found:

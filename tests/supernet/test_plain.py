@@ -12,7 +12,7 @@ from supernet import SearchSpace, Supernet
 from supernet.calibration import calibrate
 from supernet.families import Family, from_model
 from supernet.plain import plain
-from supernet.training.memory_format import channels_last
+from supernet.training.execution import channels_last
 
 SPACE = SearchSpace({"width": (4, 8)})
 

@@ -41,7 +41,7 @@ def test_a_subnets_architecture_is_trained_from_scratch_with_the_runs_settings(c
     settings = json.loads((folder / "run" / "config.json").read_text())["job"]
     assert job["data"] == settings["data"]
     assert job["train"].items() <= settings["train"].items()
-    test = load_data(DataConfig(**{**settings["data"], "workers": 0}))
+    test = load_data(DataConfig(**settings["data"]))
     expected = accuracy(model, test.evaluation_batches(test.test, config.input_size[-1]))
     assert config.facts["accuracy"] == pytest.approx(expected)
     for name, right in (("subnet", subnet.facts["accuracy"]), ("model", expected)):

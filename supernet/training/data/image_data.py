@@ -61,8 +61,6 @@ class DataConfig:
     """Version of the rules by which images are found and held out. By the former ones, 1, which runs from before go
     by, files .png, .jpg and .jpeg alone are images, their innermost folder is their class, and they are held out
     regardless of it."""
-    workers: int = 4
-    """Processes that load images; 0 loads in the training process."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Area of a random training crop, as a part of the image."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -100,8 +98,6 @@ class DataConfig:
                 raise ValueError(f"{name} is a range of positive numbers, the smaller first, not {low} {high}")
         if self.color_jitter < 0:
             raise ValueError(f"color_jitter is 0 or more, not {self.color_jitter}")
-        if self.workers < 0:
-            raise ValueError(f"workers is a number of processes, 0 or more, not {self.workers}")
 
 
 @dataclass(frozen=True)
@@ -114,6 +110,7 @@ class ImageData(Data):
     test: Dataset
     classes: tuple[str, ...]
     config: DataConfig
+    workers: int = 0  # processes that load images; 0 loads in this one
 
     @property
     def num_classes(self) -> int:
@@ -195,7 +192,7 @@ class ImageData(Data):
     def _loader(self, dataset: Dataset, **options) -> DataLoader:
         return _Loader(
             dataset,
-            num_workers=self.config.workers,
+            num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             collate_fn=_collate,
             generator=torch.Generator(),  # a loader draws a seed for its workers, from torch's global one otherwise
@@ -203,8 +200,10 @@ class ImageData(Data):
         )
 
 
-def load_data(config: DataConfig, seed: int = 0) -> ImageData:
+def load_data(config: DataConfig, seed: int = 0, workers: int = 0) -> ImageData:
     """Open the dataset that `config` names and hold out a part of its training images, chosen by `seed`.
+
+    `workers` processes load the images, which are the same for any number; 0 loads in this process.
 
     Raises ValueError, naming what is missing, if the dataset, its package or a split is not there, if the splits have
     different classes, fewer than two, or images in common, or if there are labels of no class.
@@ -249,7 +248,7 @@ def load_data(config: DataConfig, seed: int = 0) -> ImageData:
     else:
         split = hold_out(_strata(train, config, classes), config.holdout, generator(seed, Stream.SPLIT))
         train, holdout = Subset(train, split.train), Subset(train, split.holdout)
-    return ImageData(train, holdout, test, classes, config)
+    return ImageData(train, holdout, test, classes, config, workers)
 
 
 def resize(images: Tensor, resolution: int) -> Tensor:

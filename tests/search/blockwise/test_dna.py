@@ -78,7 +78,7 @@ def features(model, size=8):
 
 @pytest.fixture(scope="module")
 def data():
-    whole = load_data(DataConfig(workers=0, crop_pct=1.0))
+    whole = load_data(DataConfig(crop_pct=1.0))
     return dataclasses.replace(whole, train=torch.utils.data.Subset(whole.train, range(64)))
 
 

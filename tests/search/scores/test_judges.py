@@ -21,7 +21,7 @@ TE_NAS = SearchJob(score="te_nas", te_nas=SMALL, population=3, evaluations=5, ze
 @pytest.fixture(scope="module")
 def cells():
     """NAS-Bench-201 with three undecided edges of two operations."""
-    run = untrained_run("nasbench201", '{"channels": 4, "cells": 1}', DataConfig(workers=0))
+    run = untrained_run("nasbench201", '{"channels": 4, "cells": 1}', DataConfig())
     names = list(run.family.space.choices)
     kept = dict.fromkeys(names[:3], ("skip_connect", "nor_conv_1x1")) | dict.fromkeys(names[3:], ("nor_conv_3x3",))
     return run._replace(family=dataclasses.replace(run.family, space=run.family.space.restrict(kept)))
@@ -59,7 +59,7 @@ def test_under_limits_te_nas_evolves(cells):
 
 
 def test_a_network_in_one_piece_is_not_pruned():
-    run = untrained_run("nasbench_macro", "{}", DataConfig(workers=0))
+    run = untrained_run("nasbench_macro", "{}", DataConfig())
     assert not prunable(run.family.space, nasbench_macro_proxies())
 
 
@@ -85,6 +85,6 @@ def test_what_does_not_fit_together_is_named(cells):
         SearchJob("tenas")
     with pytest.raises(ValueError, match="there is no score 'syncflow'"):
         make_judge(SearchJob(score="zero_cost", zero_cost=("syncflow",)), cells)
-    micro = untrained_run("mobilenet_v3_micro", "{}", DataConfig(workers=0))
+    micro = untrained_run("mobilenet_v3_micro", "{}", DataConfig())
     with pytest.raises(ValueError, match="regions cannot be counted in this space"):
         make_judge(TE_NAS, micro)

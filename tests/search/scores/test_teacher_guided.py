@@ -18,6 +18,7 @@ from search.scores.teacher_guided import (
 )
 from supernet.families import FAMILIES
 from supernet.training.data import DataConfig, load_data
+from supernet.training.execution import Execution
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +70,18 @@ def test_the_score_is_accuracy_plus_guidance(family, net, images):
 
 
 def test_candidates_that_train_by_themselves(family, images, tmp_path):
-    data = load_data(DataConfig(workers=0))
+    data = load_data(DataConfig())
     data = dataclasses.replace(data, train=torch.utils.data.Subset(data.train, range(32)))
-    training = brief_training(GuidanceConfig(epochs=1, batch_size=16), "cpu", seed=3)
-    candidate = TrainedBriefly(family, data, training, tmp_path)
+    training = brief_training(GuidanceConfig(epochs=1, batch_size=16), seed=3)
+    execution = Execution("cpu", eval_epochs=0)
+    candidate = TrainedBriefly(family, data, training, tmp_path, execution)
     arch = family.space.smallest
     batches = images(24).calibration.split(8)
     model = candidate(arch, batches)
     untrained = family.supernet(3).extract(arch)
     assert model.state_dict().keys() == untrained.state_dict().keys()
     assert not torch.equal(model.classifier.weight, untrained.classifier.weight)
-    again = TrainedBriefly(family, data, training, tmp_path)(arch, batches)  # from its checkpoint
+    again = TrainedBriefly(family, data, training, tmp_path, execution)(arch, batches)  # from its checkpoint
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
     assert len(list(tmp_path.iterdir())) == 1
 

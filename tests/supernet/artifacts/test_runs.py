@@ -12,15 +12,15 @@ from PIL import Image
 
 from supernet.artifacts.runs import Job, load_run, read_job, run_job
 from supernet.training.data import DataConfig
-from supernet.training.execution import EXECUTION, LOCATION, differences
+from supernet.training.execution import LOCATION, Execution, differences
 from supernet.training.loop import TrainingError
 from supernet.training.standalone import ModelJob, read_model_job, run_model_job
 from supernet.training.step import TrainConfig
 
 TRAIN = TrainConfig(
-    epochs=2, batch_size=4, method="spos", random_subnets=1, warmup_epochs=0, eval_epochs=0, checkpoint_steps=100,
-    log_steps=1, calibration_images=8,
+    epochs=2, batch_size=4, method="spos", random_subnets=1, warmup_epochs=0, calibration_images=8,
 )  # fmt: skip
+EXECUTION = Execution(workers=0, eval_epochs=0, checkpoint_steps=100, log_steps=1)
 
 
 class Stopped(Exception):
@@ -50,7 +50,7 @@ def images(tmp_path):
 
 @pytest.fixture
 def job(images):
-    return Job(data=DataConfig("folder", str(images), holdout=0.34, workers=0), train=TRAIN)
+    return Job(data=DataConfig("folder", str(images), holdout=0.34), train=TRAIN, execution=EXECUTION)
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def begun(job, tmp_path):
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        ({"train": dataclasses.replace(TRAIN, device="cuda:99")}, ValueError),
+        ({"execution": Execution("cuda:99", workers=0)}, ValueError),
         ({"std": (1e-45, 1.0, 1.0)}, TrainingError),  # the very first loss is not finite
     ],
 )
@@ -104,14 +104,14 @@ def test_the_metrics_of_a_run_without_a_checkpoint_are_kept_and_the_log_says_so(
 
 
 def test_slow_steps_leave_checkpoints_by_the_clock(job, tmp_path):
-    often = dataclasses.replace(job, train=dataclasses.replace(TRAIN, checkpoint_minutes=1e-9))
+    often = dataclasses.replace(job, execution=dataclasses.replace(EXECUTION, checkpoint_minutes=1e-9))
     with pytest.raises(Stopped):
         run_job(often, tmp_path / "run", on_step=stop_after(3))
     found = [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())]
     assert found == ["step-000000001.pt", "step-000000002.pt", "step-000000003.pt"]
-    assert TrainConfig().checkpoint_minutes == 10
+    assert Execution().checkpoint_minutes == 10
     with pytest.raises(ValueError, match="checkpoint_minutes is above 0, not 0"):
-        TrainConfig(checkpoint_minutes=0)
+        Execution(checkpoint_minutes=0)
 
 
 def test_a_run_goes_on_elsewhere_and_executed_otherwise(job, begun, images, tmp_path, caplog):
@@ -121,8 +121,8 @@ def test_a_run_goes_on_elsewhere_and_executed_otherwise(job, begun, images, tmp_
         run_job(job, run, resume=True)
     anew = dataclasses.replace(
         job,
-        data=dataclasses.replace(job.data, root=str(moved), workers=1),
-        train=dataclasses.replace(TRAIN, log_steps=2, device="cpu", eval_images=3, keep_checkpoints=1),
+        data=dataclasses.replace(job.data, root=str(moved)),
+        execution=Execution("cpu", workers=1, eval_epochs=0, log_steps=2, eval_images=3, keep_checkpoints=1),
     )
     run_job(anew, run, resume=True)
     weights = "supernet.safetensors"
@@ -170,7 +170,7 @@ def test_a_finished_run_without_checkpoints_is_not_trained_again(job, tmp_path):
 
 
 def test_checkpoints_of_a_training_that_begins_anew_are_not_mixed_with_the_former_ones(job, tmp_path, caplog):
-    job = dataclasses.replace(job, train=dataclasses.replace(TRAIN, checkpoint_steps=1))
+    job = dataclasses.replace(job, execution=dataclasses.replace(EXECUTION, checkpoint_steps=1))
     with pytest.raises(Stopped):
         run_job(job, tmp_path, on_step=stop_after(3))
     (tmp_path / "config.json").unlink()
@@ -184,10 +184,10 @@ def test_checkpoints_of_a_training_that_begins_anew_are_not_mixed_with_the_forme
 def test_a_single_model_obeys_the_same_rules(images, tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     options = json.dumps({"name": "test_resnet", "input_size": 32})
-    data = DataConfig("folder", str(images), holdout=0.34, workers=0)
+    data = DataConfig("folder", str(images), holdout=0.34)
     settings = {f.name: getattr(TRAIN, f.name) for f in dataclasses.fields(ModelJob().train)}
-    job = ModelJob("timm", options, data=data, train=type(ModelJob().train)(**settings))
-    wrong = dataclasses.replace(job, train=dataclasses.replace(job.train, device="cuda:99"))
+    job = ModelJob("timm", options, data=data, train=type(ModelJob().train)(**settings), execution=EXECUTION)
+    wrong = dataclasses.replace(job, execution=Execution("cuda:99", workers=0))
     with pytest.raises(ValueError, match="cuda:99"):
         run_model_job(wrong, tmp_path / "model")
     assert read_model_job(tmp_path / "model") is None
@@ -202,10 +202,11 @@ def test_a_single_model_obeys_the_same_rules(images, tmp_path, caplog):
 
 def test_what_may_be_said_anew_are_settings_that_there_are():
     job = dataclasses.asdict(Job())
-    for path in LOCATION | EXECUTION:
+    for path in LOCATION:
         part, name = path.split(".")
         assert name in job[part], path
     changed = json.loads(json.dumps(job))
-    changed["train"] |= {"device": "cuda", "epochs": 7}
+    changed["train"]["epochs"] = 7
+    changed["execution"] |= {"device": "cuda", "amp": "bf16"}
     changed["data"]["root"] = "elsewhere"
     assert differences(json.loads(json.dumps(job)), changed) == "train.epochs=30"

@@ -24,6 +24,7 @@ from supernet.families import FAMILIES, Family
 from supernet.families.timm_models import self_contained
 from supernet.space import SearchSpace
 from supernet.training.data import DataConfig, ImageData, load_data
+from supernet.training.execution import Execution
 from supernet.training.recipes import digits
 from supernet.training.step import TrainConfig
 from supernet.views import View
@@ -160,10 +161,10 @@ def test_options_without_a_folder_or_a_file_stay_as_they_are(tmp_path):
 def test_a_finished_run_needs_neither_the_folder_nor_the_file_that_it_started_from(source, tmp_path):
     folder, model = source
     torch.save(model.state_dict(), tmp_path / "weights.pth")
-    data = DataConfig(holdout=0.97, workers=0)
-    train = TrainConfig(epochs=1, batch_size=8, eval_epochs=0)
+    data = DataConfig(holdout=0.97)
+    train = TrainConfig(epochs=1, batch_size=8)
     options = {"name": f"local-dir:{folder}", "pretrained": str(tmp_path / "weights.pth"), "input_size": 32}
-    run_job(Job("from_timm", json.dumps(options), data, train), tmp_path / "run")
+    run_job(Job("from_timm", json.dumps(options), data, train, Execution(workers=0, eval_epochs=0)), tmp_path / "run")
     shutil.rmtree(folder)
     (tmp_path / "weights.pth").unlink()
     run = load_run(tmp_path / "run")

@@ -18,6 +18,7 @@ from supernet.artifacts.subnet import Subnet, SubnetConfig, save_subnet, take_ou
 from supernet.artifacts.teacher import load_teacher, prepared
 from supernet.families.timm_models import TimmModel
 from supernet.training.data import DataConfig, ImageData, resize
+from supernet.training.execution import Execution
 from supernet.training.step import TrainConfig
 
 
@@ -96,8 +97,9 @@ def test_features_are_those_of_the_teachers_own_images():
 
 
 def test_a_run_teaches_by_its_largest_subnet_and_images_arrive_in_its_normalisation(tmp_path):
-    own = DataConfig(holdout=0.97, workers=0, mean=(0.5,) * 3, std=(0.5,) * 3)
-    run = run_job(Job(data=own, train=TrainConfig(epochs=1, batch_size=8, eval_epochs=0)), tmp_path)
+    own = DataConfig(holdout=0.97, mean=(0.5,) * 3, std=(0.5,) * 3)
+    job = Job(data=own, train=TrainConfig(epochs=1, batch_size=8), execution=Execution(workers=0, eval_epochs=0))
+    run = run_job(job, tmp_path)
     model = take_out(load_run(tmp_path), run.family.space.largest).model
     data = DataConfig(mean=(0.2, 0.3, 0.4), std=(1.0, 0.5, 0.25))
     teacher = load_teacher(tmp_path, data, tuple("0123456789"))

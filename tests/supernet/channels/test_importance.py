@@ -10,6 +10,7 @@ from supernet.channels import trace
 from supernet.channels.importance import bn_scale, geometric_median, l1_norm, order_channels
 from supernet.families import Family
 from supernet.training.data import DataConfig, load_data
+from supernet.training.execution import Execution
 from supernet.training.sampling import Uniform
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
@@ -88,16 +89,15 @@ def test_the_order_of_the_channels_makes_no_difference_to_training(opt, tmp_path
 
     space = SearchSpace({"width": (12,)})
     family = Family(space, build, num_classes=10, input_size=16)
-    data = load_data(DataConfig(holdout=0.97, workers=0))  # some 40 images to train on
-    config = TrainConfig(
-        epochs=3, batch_size=8, opt=opt, lr=0.3, momentum=0.9, ema_decay=0.7, warmup_epochs=0.0, eval_epochs=0
-    )
+    data = load_data(DataConfig(holdout=0.97))  # some 40 images to train on
+    config = TrainConfig(epochs=3, batch_size=8, opt=opt, lr=0.3, momentum=0.9, ema_decay=0.7, warmup_epochs=0.0)
     images = data.calibration_images(16, 20, 0)
     found = []
     for method in (Uniform(space), Reordering(space)):
         net = family.supernet()
         before = net.get_parameter("0.weight").clone()
-        average = train(family, net, data, config, tmp_path / type(method).__name__, method=method)
+        folder = tmp_path / type(method).__name__
+        average = train(family, net, data, config, folder, Execution(eval_epochs=0), method=method)
         with torch.no_grad():
             found.append((net.eval()(images, space.largest), average.eval()(images, space.largest)))
     assert not torch.allclose(net.get_parameter("0.weight"), before, atol=0.01)

@@ -17,6 +17,7 @@ from supernet.artifacts.export import export_onnx, onnx_runner
 from supernet.evaluation import calibrated, evaluate
 from supernet.tasks import Task
 from supernet.training.data.tensors import TensorData
+from supernet.training.execution import Execution
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 
@@ -71,10 +72,8 @@ FAMILY = Family(
 
 def test_from_training_to_export(tmp_path):
     data = TensorData(examples(512, 0), examples(300, 1), examples(300, 2))
-    config = TrainConfig(
-        epochs=12, batch_size=32, opt="adamw", lr=0.08, weight_decay=0.0, eval_epochs=12, eval_images=300
-    )
-    net = train(FAMILY, FAMILY.supernet(), data, config, tmp_path).eval()
+    config = TrainConfig(epochs=12, batch_size=32, opt="adamw", lr=0.08, weight_decay=0.0)
+    net = train(FAMILY, FAMILY.supernet(), data, config, tmp_path, Execution(eval_epochs=12, eval_images=300)).eval()
     noted = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["r2"]
     assert list(noted) == ["largest", "smallest", "random_0", "random_1"]
     assert noted["largest"] > 0.85  # of a network that knows nothing, 0

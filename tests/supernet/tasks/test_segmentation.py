@@ -18,6 +18,7 @@ from supernet.evaluation import calibrated, evaluate
 from supernet.tasks import Task
 from supernet.training.data import resize
 from supernet.training.data.tensors import TensorData
+from supernet.training.execution import Execution
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 
@@ -78,8 +79,8 @@ FAMILY = Family(SPACE, lambda arch: Network(arch["width"], arch["kernel_size"]),
 
 def test_from_training_to_export(tmp_path):
     data = TensorData(examples(192, 0), examples(64, 1), examples(64, 2))
-    config = TrainConfig(epochs=4, batch_size=16, accumulation=2, lr=0.8, eval_epochs=4, log_steps=48)
-    net = train(FAMILY, FAMILY.supernet(), data, config, tmp_path).eval()
+    config = TrainConfig(epochs=4, batch_size=16, accumulation=2, lr=0.8)
+    net = train(FAMILY, FAMILY.supernet(), data, config, tmp_path, Execution(eval_epochs=4, log_steps=48)).eval()
     noted = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["iou"]
     assert noted["largest"] > 0.7  # where all pixels taken for the object give 0.25
 

@@ -16,6 +16,7 @@ from supernet.artifacts.export import export_onnx, onnx_runner
 from supernet.evaluation import evaluate
 from supernet.tasks import Classification
 from supernet.training.data.tensors import TensorData
+from supernet.training.execution import Execution
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 
@@ -62,10 +63,8 @@ FAMILY = Family(
 
 def test_from_training_to_export(tmp_path):
     data = TensorData(examples(512, 0), examples(256, 1), examples(256, 2))
-    config = TrainConfig(
-        epochs=8, batch_size=32, opt="adamw", lr=0.08, weight_decay=0.0, distillation="adaptive_alpha", eval_epochs=8
-    )
-    net = train(FAMILY, FAMILY.supernet(), data, config, tmp_path).eval()
+    config = TrainConfig(epochs=8, batch_size=32, opt="adamw", lr=0.08, weight_decay=0.0, distillation="adaptive_alpha")
+    net = train(FAMILY, FAMILY.supernet(), data, config, tmp_path, Execution(eval_epochs=8)).eval()
     noted = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["accuracy"]
     assert noted["largest"] > 0.8  # where the most frequent class is half of them
 

@@ -7,11 +7,13 @@ from supernet.artifacts.runs import Job, run_job
 from supernet.families import FAMILIES
 from supernet.training import distributed
 from supernet.training.data import DataConfig
+from supernet.training.execution import Execution
 from supernet.training.sampling import Path
 from supernet.training.step import TrainConfig, TrainStep
 
-TRAIN = TrainConfig(epochs=1, batch_size=8, random_subnets=1, eval_epochs=0, log_steps=1, checkpoint_steps=2)
-JOB = Job(data=DataConfig(holdout=0.97, workers=0), train=TRAIN)  # 5 steps
+TRAIN = TrainConfig(epochs=1, batch_size=8, random_subnets=1)
+EXECUTION = Execution(workers=0, eval_epochs=0, log_steps=1, checkpoint_steps=2)
+JOB = Job(data=DataConfig(holdout=0.97), train=TRAIN, execution=EXECUTION)  # 5 steps
 
 
 def gradients(rank=0, world_size=1):

@@ -9,11 +9,13 @@ from torch import nn
 from distill.objective import Objective
 from supernet.training.data import DataConfig, load_data
 from supernet.training.divergence import Divergence, TrainingError, worst
+from supernet.training.execution import Execution
 from supernet.training.loop import LoopConfig
 from supernet.training.standalone import train_model
 
-DATA = DataConfig(holdout=0.97, workers=0, hflip=0.0, color_jitter=0.0)  # 43 images to train on, 5 batches
-CONFIG = LoopConfig(epochs=6, batch_size=8, warmup_epochs=0, eval_epochs=0, log_steps=1)
+DATA = DataConfig(holdout=0.97, hflip=0.0, color_jitter=0.0)  # 43 images to train on, 5 batches
+CONFIG = LoopConfig(epochs=6, batch_size=8, warmup_epochs=0)
+EXECUTION = Execution(eval_epochs=0, log_steps=1)
 
 
 def steps_until_stopped(losses, uninformed=1.0):
@@ -84,15 +86,15 @@ def network() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("change", "objective"),
+    ("change", "objective", "amp"),
     [
-        ({"lr": 1e4}, Objective()),
-        ({"lr": 1e4, "clip": 1.0}, Objective()),
-        ({"lr": 1e5, "label_smoothing": 0.3, "amp": "bf16"}, Objective()),
-        ({"lr": 1e6}, Objective(labels=0.0, kl=1.0)),
+        ({"lr": 1e4}, Objective(), "none"),
+        ({"lr": 1e4, "clip": 1.0}, Objective(), "none"),
+        ({"lr": 1e5, "label_smoothing": 0.3}, Objective(), "bf16"),
+        ({"lr": 1e6}, Objective(labels=0.0, kl=1.0), "none"),
     ],
 )
-def test_a_training_that_blows_up_stops_early(tmp_path, change, objective):
+def test_a_training_that_blows_up_stops_early(tmp_path, change, objective, amp):
     done = []
     teacher = network().eval() if objective.needs_teacher else None
     with pytest.raises(
@@ -100,18 +102,23 @@ def test_a_training_that_blows_up_stops_early(tmp_path, change, objective):
     ):
         train_model(
             network(), 16, load_data(DATA), dataclasses.replace(CONFIG, **change), tmp_path, objective, teacher,
-            on_step=lambda result: done.append(result.step),
+            execution=dataclasses.replace(EXECUTION, amp=amp), on_step=lambda result: done.append(result.step),
         )  # fmt: skip
     assert 1 <= len(done) < 25  # of 30
 
 
-@pytest.mark.parametrize("change", [{}, {"lr": 3.0}, {"label_smoothing": 0.5}, {"amp": "bf16", "warmup_epochs": 1}])
-def test_ordinary_trainings_go_on(tmp_path, change):
-    train_model(network(), 16, load_data(DATA), dataclasses.replace(CONFIG, **change), tmp_path)
+@pytest.mark.parametrize(
+    ("change", "amp"),
+    [({}, "none"), ({"lr": 3.0}, "none"), ({"label_smoothing": 0.5}, "none"), ({"warmup_epochs": 1}, "bf16")],
+)
+def test_ordinary_trainings_go_on(tmp_path, change, amp):
+    execution = dataclasses.replace(EXECUTION, amp=amp)
+    train_model(network(), 16, load_data(DATA), dataclasses.replace(CONFIG, **change), tmp_path, execution=execution)
 
 
 def test_an_accuracy_of_guessing_is_told(tmp_path, caplog):
-    frozen = dataclasses.replace(CONFIG, epochs=1, lr=1e-30, eval_epochs=1, eval_images=50)
-    train_model(network(), 16, load_data(DATA), frozen, tmp_path)
+    frozen = dataclasses.replace(CONFIG, epochs=1, lr=1e-30)
+    execution = Execution(eval_epochs=1, eval_images=50, log_steps=1)
+    train_model(network(), 16, load_data(DATA), frozen, tmp_path, execution=execution)
     assert "the accuracy on 50 held-out images is" in caplog.text
     assert "where guessing gets 10.0 %" in caplog.text

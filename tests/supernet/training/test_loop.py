@@ -16,6 +16,7 @@ from supernet import SearchSpace
 from supernet.families import Family
 from supernet.training.checkpoint import load_checkpoint
 from supernet.training.data import DataConfig, load_data
+from supernet.training.execution import Execution
 from supernet.training.loop import Loop, LoopConfig
 from supernet.training.sampling import Uniform
 from supernet.training.standalone import train_model
@@ -27,15 +28,17 @@ CONFIGS = {
     # here the gradient of each process is longer than the limit, and so is their mean
     "norm": LoopConfig(
         epochs=1, batch_size=BATCH, lr=8.0, momentum=0.5, weight_decay=0.1, warmup_epochs=0.4, min_lr=0.32,
-        label_smoothing=0.2, drop_rate=0.5, drop_path_rate=0.1, clip=0.1, ema_decay=0.7, amp="bf16", eval_epochs=0,
-        log_steps=1, seed=3,
+        label_smoothing=0.2, drop_rate=0.5, drop_path_rate=0.1, clip=0.1, ema_decay=0.7, seed=3,
     ),
     "value": LoopConfig(
         epochs=1, batch_size=BATCH, lr=2.0, momentum=0.8, weight_decay=0.01, sched="poly", decay_rate=2.0,
-        warmup_epochs=0.2, label_smoothing=0.0, drop_rate=0.5, clip=0.02, clip_mode="value", ema_decay=0.4,
-        channels_last=False, eval_epochs=0, log_steps=1, seed=4,
+        warmup_epochs=0.2, label_smoothing=0.0, drop_rate=0.5, clip=0.02, clip_mode="value", ema_decay=0.4, seed=4,
     ),
 }  # fmt: skip
+EXECUTIONS = {
+    "norm": Execution(amp="bf16", eval_epochs=0, log_steps=1),
+    "value": Execution(channels_last=False, eval_epochs=0, log_steps=1),
+}
 
 
 class Multiply(nn.Module):
@@ -75,8 +78,9 @@ class Trained(NamedTuple):
     formats: set  # whether images and kernels are channels-last and which precision the classifier answers in
 
 
-def trained(driver, config, directory):
+def trained(driver, name, directory):
     """Train the network in this process."""
+    config, execution = CONFIGS[name], EXECUTIONS[name]
     data = images_of(config)
     factors, regularisation, formats = [], set(), set()
 
@@ -100,7 +104,7 @@ def trained(driver, config, directory):
             torch.manual_seed(0)
             net = build(None, config.drop_rate, config.drop_path_rate)
         before = arrays(net)
-        average = train_model(net, RESOLUTION, data, config, directory)
+        average = train_model(net, RESOLUTION, data, config, directory, execution=execution)
     else:
         space = SearchSpace({"width": (12,)})
         family = Family(space, build, num_classes=10, input_size=RESOLUTION)
@@ -109,12 +113,12 @@ def trained(driver, config, directory):
             noted.clear()
         before = arrays(net)
         settings = TrainConfig(**vars(config))
-        average = train(family, net, data, settings, directory, method=Uniform(space, regularised=True))
+        average = train(family, net, data, settings, directory, execution, method=Uniform(space, regularised=True))
     return Trained(before, arrays(net), arrays(average), [f.numpy() for f in factors], regularisation, formats)
 
 
 def images_of(config):
-    data = load_data(DataConfig(workers=0), config.seed)
+    data = load_data(DataConfig(), config.seed)
     return dataclasses.replace(data, train=torch.utils.data.Subset(data.train, range(STEPS * BATCH)))
 
 
@@ -140,14 +144,15 @@ class Written(NamedTuple):
     losses: list[float]  # of the first, step by step
 
 
-def written_out(config, before, factors):
+def written_out(name, before, factors):
     """The training in as many processes as there are lists of `factors`."""
+    config, execution = CONFIGS[name], EXECUTIONS[name]
     data, processes = images_of(config), range(len(factors))
     models = [network(Multiply(map(torch.from_numpy, own))).train() for own in factors]
     averages = [network(nn.Identity()) for _ in processes]
     for model in models + averages:
         model.load_state_dict({name: torch.from_numpy(array) for name, array in before.items()})
-        if config.channels_last:
+        if execution.channels_last:
             model.to(memory_format=torch.channels_last)
     optimizers = [
         torch.optim.SGD(
@@ -166,9 +171,9 @@ def written_out(config, before, factors):
         norms = []
         for model, optimizer, (images, labels) in zip(models, optimizers, of_step):
             optimizer.zero_grad()
-            if config.channels_last:
+            if execution.channels_last:
                 images = images.to(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.amp == "bf16"):
+            with torch.autocast("cpu", torch.bfloat16, enabled=execution.amp == "bf16"):
                 logits = model(images)
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
             loss.backward()
@@ -198,16 +203,18 @@ def written_out(config, before, factors):
     return Written(models, averages, optimizers[0], losses)
 
 
-def check(config, found, directory):
+def check(name, found, directory):
     """What the processes `found` is what is written out; their checkpoints and metrics are in `directory`."""
-    expected = written_out(config, found[0].before, [own.factors for own in found])
+    config, execution = CONFIGS[name], EXECUTIONS[name]
+    expected = written_out(name, found[0].before, [own.factors for own in found])
     for own, model, average in zip(found, expected.models, expected.averages):
-        for name, tensor in model.state_dict().items():
-            assert (own.after[name] == tensor.numpy()).all(), name
-        for name, tensor in average.state_dict().items():
-            assert (own.average[name] == tensor.numpy()).all(), name
+        for key, tensor in model.state_dict().items():
+            assert (own.after[key] == tensor.numpy()).all(), key
+        for key, tensor in average.state_dict().items():
+            assert (own.average[key] == tensor.numpy()).all(), key
         assert own.regularisation - {(0.0, 0.0)} == {(config.drop_rate, config.drop_path_rate)}
-        assert own.formats == {(config.channels_last,) * 2 + (torch.bfloat16 if config.amp == "bf16" else torch.float,)}
+        precision = torch.bfloat16 if execution.amp == "bf16" else torch.float
+        assert own.formats == {(execution.channels_last, execution.channels_last, precision)}
     state = load_checkpoint(directory / "checkpoints")
     buffers = [entry["momentum_buffer"] for entry in state["optimizer"]["state"].values()]
     wanted = [entry["momentum_buffer"] for entry in expected.optimizer.state_dict()["state"].values()]
@@ -224,16 +231,16 @@ CASES = list(itertools.product(("model", "supernet"), CONFIGS))
 
 @pytest.mark.parametrize(("driver", "name"), CASES)
 def test_five_steps_are_those_written_out(driver, name, tmp_path):
-    check(CONFIGS[name], [trained(driver, CONFIGS[name], tmp_path)], tmp_path)
+    check(name, [trained(driver, name, tmp_path)], tmp_path)
 
 
 def train_all(directory):
-    return [trained(driver, CONFIGS[name], directory / driver / name) for driver, name in CASES]
+    return [trained(driver, name, directory / driver / name) for driver, name in CASES]
 
 
 def test_five_steps_of_two_processes_are_those_written_out(in_two_processes, tmp_path):
     for (driver, name), *found in zip(CASES, *in_two_processes(train_all, tmp_path)):
-        check(CONFIGS[name], found, tmp_path / driver / name)
+        check(name, found, tmp_path / driver / name)
         # dropout is another in every step and every process, which begin with the same weights
         factors = [factor.tobytes() for own in found for factor in own.factors]
         assert len(set(factors)) == len(factors) == 2 * STEPS
@@ -242,14 +249,15 @@ def test_five_steps_of_two_processes_are_those_written_out(in_two_processes, tmp
 
 @pytest.mark.parametrize("ema_decay", [0.5, None])
 def test_the_network_to_use_is_evaluated_when_due_and_training_goes_on_in_train_mode(ema_decay, tmp_path):
-    config = dataclasses.replace(CONFIGS["value"], epochs=3, eval_epochs=2, ema_decay=ema_decay, log_steps=100)
+    config = dataclasses.replace(CONFIGS["value"], epochs=3, ema_decay=ema_decay)
+    execution = Execution(channels_last=False, eval_epochs=2, log_steps=100)
     evaluated = []
 
     def evaluate(model):
         evaluated.append(model.eval())  # as whoever evaluates does
         return {"accuracy": len(evaluated)}
 
-    loop = Loop(network(nn.Identity()), images_of(config), config, tmp_path, evaluate)
+    loop = Loop(network(nn.Identity()), images_of(config), config, tmp_path, evaluate, execution)
     for step, (images, labels) in loop.batches(RESOLUTION):
         assert all(module.training for module in loop.net.modules())
         loss = F.cross_entropy(loop.net(images), labels)

@@ -10,6 +10,7 @@ from supernet.artifacts.runs import Job, run_job
 from supernet.families import FAMILIES
 from supernet.training import distributed
 from supernet.training.data import DataConfig
+from supernet.training.execution import Execution
 from supernet.training.prioritized import Entry, PrioritizedPaths
 from supernet.training.sampling import Path, Step
 from supernet.training.step import TrainConfig
@@ -186,11 +187,9 @@ def test_the_board_and_the_teacher_are_the_same_in_every_process(monkeypatch):
 
 
 def test_a_resumed_run_has_its_board(tmp_path):
-    data = DataConfig(holdout=0.95, workers=0, hflip=0.0)  # 72 images, 4 steps an epoch
-    train = TrainConfig(
-        epochs=3, batch_size=16, method="cream", board_epoch=1, matching_steps=3, eval_epochs=0, checkpoint_steps=3
-    )
-    job = Job(data=data, train=train)
+    data = DataConfig(holdout=0.95, hflip=0.0)  # 72 images, 4 steps an epoch
+    train = TrainConfig(epochs=3, batch_size=16, method="cream", board_epoch=1, matching_steps=3)
+    job = Job(data=data, train=train, execution=Execution(workers=0, eval_epochs=0, checkpoint_steps=3))
     run_job(job, tmp_path / "whole")
 
     class Stopped(Exception):

@@ -9,6 +9,7 @@ from torch import nn
 from supernet.artifacts.runs import Job, load_run, run_job
 from supernet.families import FAMILIES, Family
 from supernet.space import SearchSpace
+from supernet.training.execution import Execution
 from supernet.training.progressive import (
     ONCE_FOR_ALL,
     Phase,
@@ -155,9 +156,10 @@ def test_phases_train_their_subnets_by_the_frozen_largest_network(tmp_path, monk
     monkeypatch.setattr(TrainStep, "__call__", spy)
     job = RECIPES["digits"]()
     data = dataclasses.replace(job.data, holdout=0.95)  # 72 images
-    train = dataclasses.replace(job.train, method="progressive", epochs=4, batch_size=16, eval_epochs=0, log_steps=1)
+    train = dataclasses.replace(job.train, method="progressive", epochs=4, batch_size=16)
+    execution = Execution(workers=0, eval_epochs=0, log_steps=1)
     results = []
-    job = dataclasses.replace(job, data=data, train=train, phases=PHASES)
+    job = dataclasses.replace(job, data=data, train=train, execution=execution, phases=PHASES)
     run = run_job(job, tmp_path / "run", on_step=results.append)
     space = run.family.space
     first, second, third = seen[:8], seen[8:12], seen[12:]
@@ -203,11 +205,11 @@ def test_phases_train_their_subnets_by_the_frozen_largest_network(tmp_path, monk
 def test_a_phase_begins_with_the_channels_that_it_makes_fewer_in_the_order_of_their_importance(tmp_path):
     job = RECIPES["digits"]()
     data = dataclasses.replace(job.data, holdout=0.95)
-    train = dataclasses.replace(
-        job.train, method="progressive", epochs=2, batch_size=16, eval_epochs=0, lr=1e-30, weight_decay=0.0
-    )
+    train = dataclasses.replace(job.train, method="progressive", epochs=2, batch_size=16, lr=1e-30, weight_decay=0.0)
     phases = (Phase("largest", 1), Phase("narrow", 1, elastic={"expand_ratio": 2}))
-    run = run_job(dataclasses.replace(job, data=data, train=train, phases=phases), tmp_path)  # which learns nothing
+    execution = dataclasses.replace(job.execution, eval_epochs=0)
+    job = dataclasses.replace(job, data=data, train=train, execution=execution, phases=phases)
+    run = run_job(job, tmp_path)  # which learns nothing
     before = run.family.supernet(train.seed).get_parameter("blocks.1.1.conv_pwl.weight").abs().sum((0, 2, 3))
     after = run.net.get_parameter("blocks.1.1.conv_pwl.weight").abs().sum((0, 2, 3))
     torch.testing.assert_close(after, before.sort(descending=True).values)

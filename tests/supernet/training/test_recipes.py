@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from supernet.artifacts.runs import Job, run_job
+from supernet.training.execution import Execution
 from supernet.training.recipes import RECIPES
 
 
@@ -41,13 +42,14 @@ def test_a_linear_schedule_falls_by_the_same_amount_every_step(tmp_path):
         "warmup_epochs": 0,
         "sched": "poly",
         "decay_rate": 1.0,
-        "eval_epochs": 0,
         "lr": 0.8,
     }
     settings |= {"random_subnets": 1, "method": "spos"}
     rates = []
     run_job(
-        dataclasses.replace(job, train=dataclasses.replace(job.train, **settings)),
+        dataclasses.replace(
+            job, train=dataclasses.replace(job.train, **settings), execution=Execution(workers=0, eval_epochs=0)
+        ),
         tmp_path,
         on_step=lambda result: rates.append(result.lr),
     )

@@ -12,6 +12,7 @@ from supernet.space import Choice, SearchSpace
 from supernet.tasks import Classification
 from supernet.training import distributed
 from supernet.training.data import DataConfig, load_data
+from supernet.training.execution import Execution
 from supernet.training.sampling import Attentive, Fair, Sandwich, Step, Uniform
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
@@ -138,14 +139,15 @@ def test_a_method_sees_every_step_and_the_beginning_of_every_epoch(tmp_path):
 
     space = SearchSpace({"width": tuple(range(2, 34)), "resolution": (8, 12)})
     family = Family(space, build, num_classes=10, input_size=12)
-    data = load_data(DataConfig(holdout=0.97, workers=0))
-    config = TrainConfig(epochs=3, batch_size=8, eval_epochs=0)
+    data = load_data(DataConfig(holdout=0.97))
+    config = TrainConfig(epochs=3, batch_size=8)
+    execution = Execution(eval_epochs=0)
     each = data.steps_per_epoch(8)
     seen = []
     teacher = nn.Sequential(build(space.largest), nn.Dropout(0.5)).train()
     teacher.register_forward_hook(lambda module, args, output: seen.append((args[0], module[1].training)))
     method, again = Watching(space), Watching(space)
-    train(family, family.supernet(), data, config, tmp_path / "first", method=method, teacher=teacher)
+    train(family, family.supernet(), data, config, tmp_path / "first", execution, method=method, teacher=teacher)
     assert method.epochs == [(epoch * each, pytest.approx(epoch / 3)) for epoch in range(3)]
     assert [step[:2] for step in method.steps] == [(number, number // each) for number in range(3 * each)]
     assert [step[2] for step in method.steps] == pytest.approx([number / (3 * each) for number in range(3 * each)])
@@ -154,7 +156,7 @@ def test_a_method_sees_every_step_and_the_beginning_of_every_epoch(tmp_path):
     assert {tuple(shapes) for *_, shapes in method.finished} == {((8, 10), (8, 10))}
     # every step draws anew, and the same when all is done again
     assert len({tuple(path.arch for path in paths) for paths in method.chosen}) == 3 * each
-    train(family, family.supernet(), data, config, tmp_path / "second", method=again, teacher=teacher)
+    train(family, family.supernet(), data, config, tmp_path / "second", execution, method=again, teacher=teacher)
     assert again.chosen == method.chosen
     # the teacher takes the images of each step as they are, without dropout
     assert len(seen) == 6 * each
@@ -167,8 +169,8 @@ def test_a_method_sees_every_step_and_the_beginning_of_every_epoch(tmp_path):
     ("method", "losses"), [("sandwich", 4), ("best_up", 4), ("worst_up", 4), ("spos", 2), ("fairnas", 3)]
 )
 def test_every_method_trains(tmp_path, method, losses):
-    train = TrainConfig(epochs=1, batch_size=16, method=method, eval_epochs=0, log_steps=1, macs_step=1.0)
-    job = Job(data=DataConfig(holdout=0.97, workers=0), train=train)
+    train = TrainConfig(epochs=1, batch_size=16, method=method, macs_step=1.0)
+    job = Job(data=DataConfig(holdout=0.97), train=train, execution=Execution(workers=0, eval_epochs=0, log_steps=1))
     results = []
     run_job(job, tmp_path, on_step=results.append)
     assert [len(result.losses) for result in results] == [losses] * 2

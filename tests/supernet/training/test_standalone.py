@@ -16,6 +16,7 @@ from supernet.artifacts.subnet import Subnet, SubnetConfig, load_subnet, save_su
 from supernet.evaluation import accuracy
 from supernet.training.checkpoint import load_checkpoint
 from supernet.training.data import DataConfig, ImageData, load_data, resize
+from supernet.training.execution import Execution
 from supernet.training.loop import LoopConfig, TrainingError, make_optimizer
 from supernet.training.randomness import Stream, part_seed
 from supernet.training.recipes import digits
@@ -32,9 +33,11 @@ from supernet.training.standalone import (
     train_model,
 )
 
-DATA = DataConfig(holdout=0.97, workers=0, hflip=0.0, color_jitter=0.0)  # 43 images to train on, 5 batches
-CONFIG = LoopConfig(epochs=2, batch_size=8, eval_epochs=1, eval_images=20, log_steps=1, checkpoint_steps=2, seed=3)
-MICRO = ModelJob(data=DATA, train=CONFIG, arch=json.dumps({}))
+DATA = DataConfig(holdout=0.97, hflip=0.0, color_jitter=0.0)  # 43 images to train on, 5 batches
+CONFIG = LoopConfig(epochs=2, batch_size=8, seed=3)
+EXECUTION = Execution(workers=0, eval_epochs=1, eval_images=20, log_steps=1, checkpoint_steps=2)
+SILENT = dataclasses.replace(EXECUTION, eval_epochs=0)
+MICRO = ModelJob(data=DATA, train=CONFIG, execution=EXECUTION, arch=json.dumps({}))
 
 
 def network(channels: int = 4) -> nn.Module:
@@ -48,11 +51,12 @@ def metrics(directory):
 
 
 def test_the_loop_is_nesterovs_on_the_weighted_losses(tmp_path):
-    config = dataclasses.replace(CONFIG, epochs=1, weight_decay=0.0, label_smoothing=0.0, eval_epochs=0)
+    config = dataclasses.replace(CONFIG, epochs=1, weight_decay=0.0, label_smoothing=0.0)
     model, reference, teacher = network().train(), network().train(), network(6).train()
     model[3].p = reference[3].p = 0.0
     data = load_data(DATA, config.seed)
-    train_model(model, 16, data, config, tmp_path, Objective(labels=0.5, kl=2.0, temperature=3.0), teacher)
+    objective = Objective(labels=0.5, kl=2.0, temperature=3.0)
+    train_model(model, 16, data, config, tmp_path, objective, teacher, execution=SILENT)
     assert not any(module.training for module in teacher.modules())
 
     optimizer = torch.optim.SGD(reference.parameters(), momentum=0.9, nesterov=True)
@@ -81,25 +85,26 @@ class Killed(Exception):
 def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_weights(tmp_path):
     config = dataclasses.replace(CONFIG, ema_decay=0.9)
     data = load_data(DATA, config.seed)
-    whole = train_model(network(), 16, data, config, tmp_path / "whole")
+    whole = train_model(network(), 16, data, config, tmp_path / "whole", execution=EXECUTION)
 
     def stop(result):
         if result.step == 5:  # a checkpoint is there after 4
             raise Killed
 
     with pytest.raises(Killed):
-        train_model(network(), 16, data, config, tmp_path / "parts", on_step=stop)
-    resumed = train_model(network(), 16, data, config, tmp_path / "parts", resume=True)
+        train_model(network(), 16, data, config, tmp_path / "parts", execution=EXECUTION, on_step=stop)
+    resumed = train_model(network(), 16, data, config, tmp_path / "parts", execution=EXECUTION, resume=True)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
 
 
 def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_last_checkpoint(tmp_path):
-    config = dataclasses.replace(CONFIG, lr=1e38, warmup_epochs=0, checkpoint_steps=1)
+    config = dataclasses.replace(CONFIG, lr=1e38, warmup_epochs=0)
+    execution = dataclasses.replace(EXECUTION, checkpoint_steps=1)
     model = network()
     with pytest.raises(TrainingError, match=r"in step \d+ for Sequential; lower lr"):
-        train_model(model, 16, load_data(DATA, config.seed), config, tmp_path)
+        train_model(model, 16, load_data(DATA, config.seed), config, tmp_path, execution=execution)
     state = load_checkpoint(tmp_path / "checkpoints")["net"]
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, state[name]), name
@@ -110,7 +115,7 @@ def trained(tmp_path_factory):
     """A saved timm model, trained from scratch."""
     directory = tmp_path_factory.mktemp("standalone")
     options = json.dumps({"name": "mobilenetv3_small_050", "input_size": 32})
-    job = ModelJob(space="timm", space_options=options, data=DATA, train=CONFIG)
+    job = ModelJob(space="timm", space_options=options, data=DATA, train=CONFIG, execution=EXECUTION)
     subnet = run_model_job(job, directory / "training")
     save_subnet(directory, subnet, onnx=False)
     return job, directory
@@ -138,7 +143,8 @@ def test_training_goes_on_from_a_subnet_with_itself_as_the_teacher(trained, tmp_
         start=str(directory),
         teacher=str(directory),
         objective=Objective(labels=0.0, kl=1.0),
-        train=dataclasses.replace(CONFIG, epochs=1, lr=1e-30, warmup_epochs=0, weight_decay=0.0, eval_epochs=0),
+        train=dataclasses.replace(CONFIG, epochs=1, lr=1e-30, warmup_epochs=0, weight_decay=0.0),
+        execution=SILENT,
     )
     subnet = run_model_job(still, tmp_path / "run")
     before = load_subnet(directory).model
@@ -153,8 +159,8 @@ def test_a_subnet_of_other_classes_starts_with_a_fresh_classifier(trained, tmp_p
     options = json.loads(few.space_options)
     model = timm.create_model(options["name"], num_classes=2)
     save_subnet(tmp_path / "few", load_subnet(directory)._replace(model=model, config=few), onnx=False)
-    frozen = dataclasses.replace(CONFIG, epochs=1, lr=1e-30, warmup_epochs=0, weight_decay=0.0, eval_epochs=0)
-    job = dataclasses.replace(job, start=str(tmp_path / "few"), train=frozen)
+    frozen = dataclasses.replace(CONFIG, epochs=1, lr=1e-30, warmup_epochs=0, weight_decay=0.0)
+    job = dataclasses.replace(job, start=str(tmp_path / "few"), train=frozen, execution=SILENT)
     subnet = run_model_job(job, tmp_path / "run")
     assert torch.equal(subnet.model.conv_stem.weight, model.conv_stem.weight)
     assert subnet.model.classifier.weight.shape == (10, 1024)
@@ -247,14 +253,13 @@ def test_a_teacher_and_the_losses_that_need_one_go_together():
 
 def test_a_cohort_takes_the_steps_that_each_network_would_by_itself(tmp_path):
     """An optimizer each, and a limit of the gradient, which here one of them never reaches and the other does."""
-    config = dataclasses.replace(
-        CONFIG, epochs=1, lr=4.0, weight_decay=0.0, label_smoothing=0.0, clip=1.2, eval_images=256
-    )
+    config = dataclasses.replace(CONFIG, epochs=1, lr=4.0, weight_decay=0.0, label_smoothing=0.0, clip=1.2)
     networks, references = ([network(4).train(), network(6).train()] for _ in range(2))
     for model in networks + references:
         model[3].p = 0.0
     data = load_data(DATA, config.seed)
-    train_cohort(networks, [16, 12], data, config, tmp_path, Objective(mutual=2.0))
+    execution = dataclasses.replace(EXECUTION, eval_images=256)
+    train_cohort(networks, [16, 12], data, config, tmp_path, Objective(mutual=2.0), execution=execution)
 
     optimizers = [torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True) for model in references]
     norms = [[], []]
@@ -286,9 +291,11 @@ def test_a_cohort_takes_the_steps_that_each_network_would_by_itself(tmp_path):
 
 
 def test_a_cohort_that_is_stopped_and_resumed_ends_in_the_same_weights(tmp_path):
-    config = dataclasses.replace(CONFIG, epochs=1, ema_decay=0.9, drop_rate=0.2, eval_epochs=0)
+    config = dataclasses.replace(CONFIG, epochs=1, ema_decay=0.9, drop_rate=0.2)
     peers = ("test_resnet", "test_resnet")
-    job = dataclasses.replace(MICRO, arch=None, train=config, peers=peers, objective=Objective(mutual=1.0))
+    job = dataclasses.replace(
+        MICRO, arch=None, train=config, execution=SILENT, peers=peers, objective=Objective(mutual=1.0)
+    )
     own = run_model_job(job, tmp_path / "whole")
 
     def stop(result):
@@ -355,4 +362,4 @@ def test_labels_beyond_the_classes_are_refused(tmp_path):
     data = load_data(DATA, CONFIG.seed)
     few = dataclasses.replace(data, classes=data.classes[:3])
     with pytest.raises(ValueError, match=r"labels are \d to 9, but there are 3 classes"):
-        train_model(network(), 16, few, dataclasses.replace(CONFIG, batch_size=43), tmp_path)
+        train_model(network(), 16, few, dataclasses.replace(CONFIG, batch_size=43), tmp_path, execution=EXECUTION)

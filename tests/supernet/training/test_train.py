@@ -20,17 +20,18 @@ from supernet.families import FAMILIES
 from supernet.tasks import Classification
 from supernet.training.checkpoint import load_checkpoint
 from supernet.training.data import DataConfig, load_data, resize
+from supernet.training.execution import Execution
 from supernet.training.loop import TrainingError
 from supernet.training.sampling import Path
 from supernet.training.step import TrainConfig, TrainStep
 from supernet.training.train import train
 
-DATA = DataConfig(holdout=0.97, workers=0, hflip=0.0, color_jitter=0.2)  # 43 images to train on, 5 batches
+DATA = DataConfig(holdout=0.97, hflip=0.0, color_jitter=0.2)  # 43 images to train on, 5 batches
 CONFIG = TrainConfig(
-    epochs=2, batch_size=8, random_subnets=1, drop_rate=0.2, drop_path_rate=0.2, ema_decay=0.9, clip=1.0, eval_epochs=0,
-    log_steps=1, checkpoint_steps=2,
+    epochs=2, batch_size=8, random_subnets=1, drop_rate=0.2, drop_path_rate=0.2, ema_decay=0.9, clip=1.0,
 )  # fmt: skip
-JOB = Job(data=DATA, train=CONFIG)
+EXECUTION = Execution(workers=0, eval_epochs=0, log_steps=1, checkpoint_steps=2)
+JOB = Job(data=DATA, train=CONFIG, execution=EXECUTION)
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +151,9 @@ def _train_on_one_thread(job, directory, after=None, seconds=0.0):
 
 def test_subnets_are_evaluated_with_statistics_and_a_resolution_of_their_own(family, tmp_path):
     data = load_data(DATA)
-    config = dataclasses.replace(
-        CONFIG, epochs=1, lr=4.0, warmup_epochs=0, eval_epochs=1, eval_images=200, eval_random=2, calibration_images=30
-    )
-    net = train(family, family.supernet(), data, config, tmp_path)
+    config = dataclasses.replace(CONFIG, epochs=1, lr=4.0, warmup_epochs=0, calibration_images=30)
+    execution = dataclasses.replace(EXECUTION, eval_epochs=1, eval_images=200, eval_random=2)
+    net = train(family, family.supernet(), data, config, tmp_path, execution)
     found = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["accuracy"]
     assert list(found) == ["largest", "smallest", "random_0", "random_1"]
     images, labels = data.images(data.holdout, 32, 200)
@@ -187,10 +187,11 @@ def test_the_last_checkpoints_are_kept(run_dir):
 
 
 def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_last_checkpoint(tmp_path, family):
-    config = dataclasses.replace(CONFIG, lr=1e30, warmup_epochs=0, ema_decay=None, clip=None, checkpoint_steps=1)
+    config = dataclasses.replace(CONFIG, lr=1e30, warmup_epochs=0, ema_decay=None, clip=None)
+    execution = dataclasses.replace(EXECUTION, checkpoint_steps=1)
     net = family.supernet()
     with pytest.raises(TrainingError, match=r"step \d+ for Arch\(\{'resolution'.*lower lr"):
-        train(family, net, load_data(DATA), config, tmp_path)
+        train(family, net, load_data(DATA), config, tmp_path, execution)
     state = load_checkpoint(tmp_path / "checkpoints")
     assert all(tensor.isfinite().all() for tensor in state["net"].values())
     for name, parameter in net.named_parameters():
@@ -217,22 +218,22 @@ def test_a_dataset_that_has_changed_since_is_refused(run_dir):
 def test_labels_beyond_the_classes_are_refused(tmp_path):
     few = FAMILIES["mobilenet_v3_micro"](num_classes=3)
     with pytest.raises(ValueError, match=r"labels are \d to 9, but there are 3 classes"):
-        train(few, few.supernet(), load_data(DATA), dataclasses.replace(CONFIG, batch_size=43), tmp_path)
+        train(few, few.supernet(), load_data(DATA), dataclasses.replace(CONFIG, batch_size=43), tmp_path, EXECUTION)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])
 def test_an_unknown_device_is_refused(tmp_path, family, device):
     with pytest.raises(ValueError, match=f"device.*{device}"):
-        train(family, family.supernet(), load_data(DATA), dataclasses.replace(CONFIG, device=device), tmp_path)
+        train(family, family.supernet(), load_data(DATA), CONFIG, tmp_path, Execution(device))
 
 
 def test_checkpoints_of_another_network_are_refused(tmp_path, family):
     config = dataclasses.replace(CONFIG, epochs=1, ema_decay=None)
     data = load_data(DATA)
-    train(family, family.supernet(), data, config, tmp_path)
+    train(family, family.supernet(), data, config, tmp_path, EXECUTION)
     other = FAMILIES["mobilenet_v3_micro"](num_classes=7)
     with pytest.raises(ValueError, match=r"another network: tensor 'classifier"):
-        train(other, other.supernet(), data, config, tmp_path, resume=True)
+        train(other, other.supernet(), data, config, tmp_path, EXECUTION, resume=True)
 
 
 def test_a_run_loads_with_the_weights_it_ended_in(finished, batch):
@@ -265,7 +266,8 @@ def test_training_does_not_depend_on_global_random_state(tmp_path, family):
     for seed in (1, 2):
         torch.manual_seed(seed)
         random.seed(seed)
-        results.append(train(family, copy.deepcopy(family.supernet()), load_data(DATA), config, tmp_path / str(seed)))
+        net = copy.deepcopy(family.supernet())
+        results.append(train(family, net, load_data(DATA), config, tmp_path / str(seed), EXECUTION))
     for name, tensor in results[0].state_dict().items():
         assert torch.equal(tensor, results[1].state_dict()[name]), name
 
@@ -292,7 +294,7 @@ def test_images_of_another_type_or_number_of_channels_are_refused(family, batch,
         net(batch[0].to(torch.uint8), family.space.smallest)
     grey = FAMILIES["mobilenet_v3_micro"](in_chans=1)
     with pytest.raises(ValueError, match=r"\[8, 3, 32, 32\] of torch\.float32, but this space takes .* \[N, 1, R, R\]"):
-        train(grey, grey.supernet(), load_data(DATA), CONFIG, tmp_path)
+        train(grey, grey.supernet(), load_data(DATA), CONFIG, tmp_path, EXECUTION)
 
 
 def test_parts_of_a_batch_one_after_another_give_the_mean_of_their_gradients(family, tmp_path):
@@ -316,15 +318,16 @@ def test_accumulation_splits_every_batch(family, tmp_path):
         seen = []
         net = family.supernet()
         net.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-        train(family, net, data, config, directory)
+        train(family, net, data, config, directory, EXECUTION)
         return seen[::3]  # a random subnet and the smallest follow
 
     parts = images_of_the_largest(config, tmp_path / "parts")
     batches = images_of_the_largest(dataclasses.replace(config, accumulation=1), tmp_path / "whole")
     assert [len(images) for images in parts] == [4] * 10
     assert torch.equal(torch.cat(parts), torch.cat(batches))
+    thirds = dataclasses.replace(config, accumulation=3)
     with pytest.raises(ValueError, match="a batch of 8 does not split into 3 equal parts"):
-        train(family, family.supernet(), data, dataclasses.replace(config, accumulation=3), tmp_path / "thirds")
+        train(family, family.supernet(), data, thirds, tmp_path / "thirds", EXECUTION)
 
 
 def test_an_exponential_schedule_ends_in_a_constant_rate(family, tmp_path):
@@ -332,7 +335,8 @@ def test_an_exponential_schedule_ends_in_a_constant_rate(family, tmp_path):
         CONFIG, epochs=4, lr=0.32, warmup_epochs=1, sched="step", decay_rate=0.5, decay_epochs=0.8, min_lr=0.06
     )
     rates = []
-    train(family, family.supernet(), load_data(DATA), config, tmp_path, on_step=lambda result: rates.append(result.lr))
+    net = family.supernet()
+    train(family, net, load_data(DATA), config, tmp_path, EXECUTION, on_step=lambda result: rates.append(result.lr))
     warm = [0.01 * (step + 0.5) / 5 for step in range(5)]
     # 0.32 for 256 images is 0.01 for 8, halved every 4 of the 5 steps of an epoch, but never below 0.06 / 32
     after = [max(0.01 * 0.5 ** int((step + 0.5) // 4), 0.06 / 32) for step in range(5, 20)]
@@ -357,8 +361,9 @@ def test_compiled_subnets_train_to_the_same_weights(family, tmp_path, monkeypatc
     monkeypatch.setattr(torch, "compile", trace_only)
     data = load_data(DATA)
     config = dataclasses.replace(CONFIG, epochs=1)
-    plain = train(family, family.supernet(), data, config, tmp_path / "plain")
-    fast = train(family, family.supernet(), data, dataclasses.replace(config, compile=True), tmp_path / "compiled")
+    plain = train(family, family.supernet(), data, config, tmp_path / "plain", EXECUTION)
+    execution = dataclasses.replace(EXECUTION, compile=True)
+    fast = train(family, family.supernet(), data, config, tmp_path / "compiled", execution)
     assert len(compiled) == 10  # the largest and the smallest in each of 5 steps
     for name, tensor in fast.state_dict().items():
         assert torch.equal(tensor, plain.state_dict()[name]), name

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 
 from supernet.training.data.image_data import DataConfig, Digits, _Order, load_data, resize
 
-DIGITS = DataConfig(workers=0)
+DIGITS = DataConfig()
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_augmentation_leaves_the_global_generators_alone(digits):
 
 
 def test_loading_in_other_processes_changes_nothing(digits):
-    elsewhere = load_data(DataConfig(workers=2))
+    elsewhere = load_data(DataConfig(), workers=2)
     for (images, labels), (other_images, other_labels) in zip(batches(digits, range(3)), batches(elsewhere, range(3))):
         assert torch.equal(images, other_images)
         assert torch.equal(labels, other_labels)
@@ -109,7 +109,7 @@ def test_calibration_images_are_training_images_prepared_as_for_evaluation(digit
 
 
 def test_folders_are_read_and_split(folder):
-    data = load_data(DataConfig("folder", str(folder), holdout=0.34, workers=0))
+    data = load_data(DataConfig("folder", str(folder), holdout=0.34))
     assert data.classes == ("cat", "dog")
     assert (len(data.train), len(data.holdout), len(data.test)) == (4, 2, 4)
     images, labels = data.images(data.test, 16)
@@ -124,7 +124,7 @@ def test_tar_files_are_read(folder):
         with tarfile.open(folder / f"{split}.tar", "w") as tar:
             for name in ("cat", "dog"):
                 tar.add(folder / split / name, name)
-    config = DataConfig("folder", str(folder / "train.tar"), str(folder / "val.tar"), holdout=0.34, workers=0)
+    config = DataConfig("folder", str(folder / "train.tar"), str(folder / "val.tar"), holdout=0.34)
     data = load_data(config)
     assert data.classes == ("cat", "dog")
     assert (len(data.train), len(data.holdout)) == (4, 2)
@@ -134,7 +134,7 @@ def test_tar_files_are_read(folder):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_image_is_named_in_one_line_and_not_replaced(folder, workers):
     (folder / "train" / "cat" / "traincat1.png").write_bytes(b"no image")
-    data = load_data(DataConfig("folder", str(folder), workers=workers))
+    data = load_data(DataConfig("folder", str(folder)), workers=workers)
     data = dataclasses.replace(data, train=data.train.dataset)
     message = r"^'.*train/cat/traincat1\.png' cannot be read as an image: [^\n]*; repair, convert or remove it$"
     with pytest.raises(ValueError, match=message):
@@ -144,7 +144,7 @@ def test_a_broken_image_is_named_in_one_line_and_not_replaced(folder, workers):
 
 
 def test_an_error_of_a_process_that_loads_images_is_one_line(digits):
-    arrays = dataclasses.replace(digits, config=DataConfig(workers=1), test=[(np.zeros((8, 8)), 0)] * 3)
+    arrays = dataclasses.replace(digits, workers=1, test=[(np.zeros((8, 8)), 0)] * 3)
     with pytest.raises(ValueError, match=r"^an image is ndarray and not a PIL image: leave transforms[^\n]*$"):
         arrays.images(arrays.test, 16)
 
@@ -175,7 +175,7 @@ def test_images_are_prepared_alike_for_training_and_evaluation(folder):
         Image.fromarray(np.rot90(grey)).save(folder / split / "cat" / "zturned.png", exif=exif)
         Image.fromarray(grey.astype(np.uint16) << 8).save(folder / split / "cat" / "zz16bits.png")
         Image.fromarray(grey).convert("RGB").save(folder / split / "cat" / "zzz.png")
-    config = DataConfig("folder", str(folder), holdout=0.2, workers=0, scale=(1, 1), hflip=0, color_jitter=0)
+    config = DataConfig("folder", str(folder), holdout=0.2, scale=(1, 1), hflip=0, color_jitter=0)
     data = load_data(dataclasses.replace(config, ratio=(1, 1)))
     images, _ = data.images(data.test, 16)
     assert torch.equal(images[2], images[4])
@@ -234,7 +234,7 @@ def test_a_stream_is_read_and_resumed(tmp_path, workers):
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
     (tmp_path / "_info.json").write_text(json.dumps({"splits": splits}))
-    config = DataConfig("wds/name", str(tmp_path), holdout_split="judges", num_classes=2, workers=workers)
+    config = DataConfig("wds/name", str(tmp_path), holdout_split="judges", num_classes=2)
 
     def steps(start):
         return list(load_data(config).training_batches(16, 8, seed=0, steps=range(start, 9)))
@@ -345,7 +345,6 @@ def test_a_batch_larger_than_the_dataset_is_refused(digits):
         {"holdout": 0.0},
         {"holdout": 1.0},
         {"crop_pct": 0.0},
-        {"workers": -1},
         {"hflip": 1.5},
         {"re_prob": -0.1},
         {"scale": (1.0, 0.5)},

@@ -1,0 +1,88 @@
+"""The formats that results are written in, by number, and how what a former one holds is read as of today.
+
+A file says the number of its format; one from before there were numbers is of format 1. Readers bring what they find up
+to today's format, migration by migration, and refuse a newer one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+class UnknownFormat(ValueError):
+    """A file is of a format that this version of the package does not know."""
+
+
+Migration = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """The format of one kind of file."""
+
+    kind: str  # what the files are, for errors
+    migrations: tuple[Migration, ...] = ()  # the n-th, counted from 1, makes the content of format n + 1 from n's
+    prefix: str = ""  # what stands before the number in the file
+
+    @property
+    def number(self) -> int:
+        """That of what is written today."""
+        return 1 + len(self.migrations)
+
+    @property
+    def label(self) -> str | int:
+        """How a file says it."""
+        return f"{self.prefix}{self.number}" if self.prefix else self.number
+
+    def number_of(self, label: object, path: Path) -> int:
+        """The number that a file says by `label`; UnknownFormat, naming `path`, if it is none of these formats, such as
+        that of a later version."""
+        text = str(label).removeprefix(self.prefix)
+        if not text.isdecimal() or not 1 <= int(text) <= self.number:
+            raise UnknownFormat(
+                f"{path} is a {self.kind} of format {label!r}, and this version of the package reads 1 to "
+                f"{self.number}: take the version that wrote it, or a later one"
+            )
+        return int(text)
+
+    def upgraded(self, content: Mapping[str, Any], label: object, path: Path) -> dict[str, Any]:
+        """`content` of a file that says `label`, as it would be written today; raises what `number_of` does."""
+        content = dict(content)
+        for migrate in self.migrations[self.number_of(label, path) - 1 :]:
+            content = migrate(content)
+        return content
+
+
+def _execution_apart(config: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 of a run had what is now `execution` among the settings of training and images; its oldest files had no
+    rules by which images are found, which are the first ones."""
+    moved = {
+        "data": ("workers",),
+        "train": (
+            *("device", "amp", "channels_last", "compile", "eval_epochs", "eval_images", "eval_random"),
+            *("log_steps", "tensorboard", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints"),
+        ),
+    }
+    job = config["job"]
+    execution = {name: job[part][name] for part, names in moved.items() for name in names if name in job.get(part, {})}
+    parts = {part: {n: v for n, v in job.get(part, {}).items() if n not in names} for part, names in moved.items()}
+    parts["data"] = {"rules": 1} | parts["data"]
+    return config | {"job": job | parts | {"execution": execution}}
+
+
+def _several_methods(predictor: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 of a predictor had one method, and judged it by the measurements that it had been chosen by."""
+    names = ("kind", "logarithmic", "sources", "log_variances")
+    method = {name: predictor[name] for name in names} | {"weight": 1.0}
+    others = {name: value for name, value in predictor.items() if name not in names}
+    return others | {"methods": [method], "held_out_ms": None, "held_out_error_ms": None}
+
+
+RUN = Format("training run", (_execution_apart,))
+SUBNET = Format("subnet")
+PREDICTOR = Format("latency predictor", (_several_methods,))
+HISTORY = Format("search history", prefix="supernet search history ")
+CHECKPOINT = Format("checkpoint of a training", prefix="supernet-checkpoint-")

@@ -1,0 +1,34 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from supernet.training.execution import Execution, channels_last, differences
+
+
+def test_kernels_lie_as_torch_puts_them_and_those_of_five_dimensions_stay():
+    kernels = nn.Sequential(nn.Conv2d(8, 16, 3), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 3, groups=16), nn.Linear(4, 4))
+    model = channels_last(nn.Sequential(copy.deepcopy(kernels), nn.Conv3d(2, 4, 3)))
+    expected = kernels.to(memory_format=torch.channels_last)
+    assert [p.stride() for p in model[0].parameters()] == [p.stride() for p in expected.parameters()]
+    assert model[1].weight.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"workers": -1}, "workers is a number of processes, 0 or more, not -1"),
+        ({"log_steps": 0}, "log_steps is at least 1, not 0"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints is at least 1, not 0"),
+    ],
+)
+def test_what_cannot_be_executed_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        Execution(**change)
+
+
+def test_a_settings_difference_is_named_but_for_execution_and_place():
+    begun = {"space": "a", "data": {"root": "x", "hflip": 0.5}, "train": {"lr": 0.1}, "execution": {"device": "cpu"}}
+    now = {"space": "a", "data": {"root": "y", "hflip": 0.1}, "train": {"lr": 0.1}, "execution": {"device": "cuda"}}
+    assert differences(begun, now) == "data.hflip=0.5"
