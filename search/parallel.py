@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from search.loop import Scored, evaluate_here
 from search.problem import Score
+from supernet.families.named import modules_from_files
 from supernet.space import Arch, SearchSpace
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ class RayEvaluator:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
         try:
             _check_resources(ray.cluster_resources(), workers, threads, gpus)
+            for module in modules_from_files():  # workers, which may lack the files, get the code itself
+                ray.cloudpickle.register_pickle_by_value(module)
             self._scores = ray.put(dict(scores))
             self._worker = ray.remote(_Worker).options(num_cpus=threads, num_gpus=gpus)
             self._threads = threads

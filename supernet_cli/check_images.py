@@ -16,7 +16,7 @@ from typing import Annotated
 
 import tyro
 
-from supernet.artifacts.runs import read_job
+from supernet.artifacts.runs import job_from_dict, read_config
 from supernet.training.data import DataConfig, load_data
 from supernet.training.data.datasets import broken_images
 from supernet.training.execution import Execution
@@ -36,10 +36,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     config = arguments.data
     if arguments.run is not None:
-        job = read_job(arguments.run)
-        if job is None:
-            raise ValueError(f"{arguments.run} is no directory of a training run")
-        config = job.data
+        config = job_from_dict(read_config(arguments.run)["job"]).data
     data = load_data(config)
     parts = (data.train, data.holdout, data.test)
     count, broken = 0, 0

@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from supernet.artifacts.runs import make_family, read_family
+from supernet.artifacts.runs import read_family
 from supernet.errors import first_line
 from supernet.families import Family
+from supernet.families.named import is_own, make_family
 from supernet.training.loop import TrainingError
 
 console = Console()
@@ -61,11 +62,18 @@ def report(folder: Path) -> None:
         console.print(f"Open {path} in a browser to look at all of it.", highlight=False, markup=False, soft_wrap=True)
 
 
-def family_of(run: Path | None, name: str | None, num_classes: int) -> Family:
-    """The family of a training run, or else the one of that name."""
-    if (run is None) == (name is None):
+def family_of(run: Path | None, space: str | None, options: str, num_classes: int) -> Family:
+    """The family of a training run, or else the one of that name; with a run, `space` says again what is code of one's
+    own."""
+    if not one_of(run, space):
         raise ValueError("say whose subnets: --run, the folder of a training run, or --family, the name of a space")
-    return make_family(name, "{}", num_classes) if run is None else read_family(run)
+    return make_family(space, options, num_classes) if run is None else read_family(run, space=space)
+
+
+def one_of(run: Path | None, space: str | None) -> bool:
+    """Whether a run or a space is named, and not both, unless `space` says the run's again, which is code of one's
+    own."""
+    return (run is None) != (space is None) or (run is not None and is_own(space))
 
 
 def fail(message: str, code: int) -> NoReturn:

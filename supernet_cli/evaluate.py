@@ -48,6 +48,8 @@ class Arguments:
     """Recipe that says which images."""
     run: Path | None = None
     """Folder of a supernet's training run that says so instead."""
+    space: str | None = None
+    """The space of saved subnets, said again if it is code of your own: path/to/file.py:function."""
     input_size: int | None = None
     """Pixels a side of timm models' images; by default each model's own."""
     latency: bool = True
@@ -79,7 +81,7 @@ def main() -> None:
     if not arguments.networks:
         raise ValueError("say which networks to evaluate: folders of subnets, or names of timm models")
     data = load_images(arguments.data, arguments.seed, arguments.workers)
-    subnets = {name: opened(name, data, arguments.input_size) for name in arguments.networks}
+    subnets = {name: opened(name, data, arguments.input_size, arguments.space) for name in arguments.networks}
     rows = [{"network": name, **figures(subnet, data, arguments.device)} for name, subnet in subnets.items()]
     device = None
     if arguments.latency:
@@ -99,10 +101,10 @@ def main() -> None:
             temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def opened(name: str, data: ImageData, input_size: int | None) -> Subnet:
+def opened(name: str, data: ImageData, input_size: int | None, space: str | None = None) -> Subnet:
     """The network that `name` stands for; ValueError if it does not tell the classes of the data apart."""
     model, _, weights = (name, "", "") if Path(name).is_dir() else name.partition("=")
-    subnet = load_network(model, data.config, data.classes, weights or None, input_size)
+    subnet = load_network(model, data.config, data.classes, weights or None, input_size, space=space)
     check_classes(name, subnet.config.classes, data.classes)
     return subnet
 

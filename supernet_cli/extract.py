@@ -57,13 +57,15 @@ class Arguments:
     """Folder or tar file of the run's images, if they are no longer where they were in training."""
     test_root: str | None = None
     """The same of the test images."""
+    space: str | None = None
+    """The run's space, said again if it is code of your own: path/to/file.py:function."""
 
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     if (arguments.output / "config.json").exists():
         raise ValueError(f"{arguments.output} holds a subnet already; name another folder")
-    trained = load_run(arguments.run, arguments.root, arguments.test_root)
+    trained = load_run(arguments.run, arguments.root, arguments.test_root, space=arguments.space)
     arch = chosen_arch(arguments, trained.net.space)
     for line in latency_lines(arguments.history, arch) if arguments.history else ():
         console.print(line, highlight=False, markup=False, soft_wrap=True)

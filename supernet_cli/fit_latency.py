@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -29,8 +30,11 @@ from supernet_cli.command_line import console, family_of
 class Arguments:
     run: Path | None = None
     """Folder of a training run, whose space the subnets are of."""
-    family: str | None = None
-    """Instead of a run, a search space: one of supernet.families.FAMILIES."""
+    family: Annotated[str | None, tyro.conf.arg(aliases=["--space"])] = None
+    """Instead of a run, a search space: one of supernet.families.FAMILIES, or code of your own, package.module:function
+    or path/to/file.py:function; beside a run, its space said again, if that is code of your own."""
+    space_options: str = "{}"
+    """Options of that space as a JSON object."""
     measurements: Path | None = None
     """CSV file with the columns arch and latency_ms."""
     name: str = ""
@@ -57,7 +61,7 @@ class Arguments:
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
-    family = family_of(arguments.run, arguments.family, arguments.num_classes)
+    family = family_of(arguments.run, arguments.family, arguments.space_options, arguments.num_classes)
     sources = [LatencyPredictor.load(directory, family.space) for directory in arguments.sources]
     sources += family_costs(family)
     if arguments.suggest is not None:

@@ -21,7 +21,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
@@ -44,8 +44,11 @@ ONE_PROCESS = (sys.executable, "-m", "supernet_cli", "measure-latency")  # this 
 class Arguments:
     run: Path | None = None
     """Folder of a training run, the subnets of whose space are measured."""
-    family: str | None = None
-    """Instead of a run, a search space: one of supernet.families.FAMILIES."""
+    family: Annotated[str | None, tyro.conf.arg(aliases=["--space"])] = None
+    """Instead of a run, a search space: one of supernet.families.FAMILIES, or code of your own, package.module:function
+    or path/to/file.py:function; beside a run, its space said again, if that is code of your own."""
+    space_options: str = "{}"
+    """Options of that space as a JSON object."""
     subnets: int = 200
     """Number of subnets, half of them uniform, half spread over MACs."""
     largest_resolution: int | None = None
@@ -78,7 +81,7 @@ class Arguments:
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
-    family = family_of(arguments.run, arguments.family, arguments.num_classes)
+    family = family_of(arguments.run, arguments.family, arguments.space_options, arguments.num_classes)
     space = family.space
     if arguments.largest_resolution is not None:
         sizes = space.choices["resolution"].values if "resolution" in space.choices else (family.input_size,)

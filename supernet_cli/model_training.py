@@ -12,9 +12,10 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from supernet.artifacts.runs import Job, read_job
+from supernet.artifacts.runs import Job, job_from_dict, read_config
 from supernet.artifacts.subnet import Subnet, load_subnet, read_subnet_config, save_subnet
 from supernet.evaluation import Quality, quality
+from supernet.families.named import said_again
 from supernet.training import distributed
 from supernet.training.data import load_data
 from supernet.training.recipes import RECIPES
@@ -59,12 +60,13 @@ def parse(kind: type[Kind], description: str, settings: Settings, job_kind: type
     parser.add_argument("--resume", action="store_true")
     for flag in ("--output", "--run", "--subnet"):
         parser.add_argument(flag, type=Path)
+    parser.add_argument("--space")
     if issubclass(kind, FromScratch):
         parser.add_argument("--model")
         parser.add_argument("--input-size", type=int)
     known = parser.parse_known_args()[0]
     if known.resume and known.output:
-        job = to_resume(known.output / "training", partial(read_model_job, kind=job_kind))
+        job = to_resume(known.output / "training", partial(read_model_job, kind=job_kind, space=known.space))
     else:
         job = settings(job_of(known.run, known.recipe), known)
     default = kind(job, output=tyro.MISSING, recipe=known.recipe)
@@ -78,20 +80,20 @@ def from_scratch(job: Job, known: argparse.Namespace) -> ModelJob:
     space, options, arch = job.space, job.space_options, None
     if known.subnet is not None:
         config = read_subnet_config(known.subnet)
-        space, options, arch = config.space, config.space_options, json.dumps(config.arch)
+        space = said_again(config.space, known.space, known.subnet)
+        options, arch = config.space_options, json.dumps(config.arch)
     elif known.model is not None:
         size = {} if known.input_size is None else {"input_size": known.input_size}
         space, options = "timm", json.dumps({"name": known.model, **size})
+    elif known.run is not None:
+        space = said_again(space, known.space, known.run)
     return ModelJob(space, options, arch, data=job.data, train=model_settings(job.train), execution=job.execution)
 
 
 def job_of(run_folder: Path | None, recipe: str) -> Job:
     """The job of a supernet's training run, or else of a recipe; ValueError if there is none."""
     if run_folder is not None:
-        job = read_job(run_folder)
-        if job is None:
-            raise ValueError(f"{run_folder} is no directory of a training run")
-        return job
+        return job_from_dict(read_config(run_folder)["job"])
     if recipe not in RECIPES:
         raise ValueError(f"there is no recipe {recipe!r}; the recipes are {', '.join(RECIPES)}")
     return RECIPES[recipe]()
@@ -116,11 +118,12 @@ def train(arguments: Arguments, run_job: Callable[..., Subnet] = run_model_job) 
     found = _on_test_images(subnet, arguments.job)
     subnet.config.facts["accuracy"] = found.top1
     save_subnet(output, subnet, onnx=arguments.onnx)
+    space = arguments.job.space
     if arguments.subnet is not None:
-        _say(f"{arguments.subnet}", _on_test_images(load_subnet(arguments.subnet), arguments.job))
+        _say(f"{arguments.subnet}", _on_test_images(load_subnet(arguments.subnet, space=space), arguments.job))
     _say(f"{output}", found)
     for peer in sorted((output / "training" / "peers").glob("*")):
-        _say(f"{peer}", _on_test_images(load_subnet(peer), arguments.job))
+        _say(f"{peer}", _on_test_images(load_subnet(peer, space=space), arguments.job))
 
 
 def _on_test_images(subnet: Subnet, job: ModelJob) -> Quality | None:

@@ -55,7 +55,7 @@ from supernet.artifacts.runs import Run, load_run
 from supernet.space import Arch
 from supernet.training.data import DataConfig
 from supernet.training.execution import Execution
-from supernet_cli.command_line import console, progress_bar, report
+from supernet_cli.command_line import console, one_of, progress_bar, report
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class Arguments:
     run: Path | None = None
     """Folder of the training run."""
     space: str | None = None
-    """Instead of a run, a space of supernet.families.FAMILIES, for te_nas and zero_cost."""
+    """Instead of a run, a space of supernet.families.FAMILIES, for te_nas and zero_cost, or code of your own,
+    package.module:function or path/to/file.py:function; beside a run, its space said again, if it is such code."""
     space_options: str = "{}"
     """Options of that space as a JSON object."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -188,12 +189,12 @@ def main() -> None:
 
 def find_run(arguments: Arguments, job: SearchJob) -> Run:
     """The run that was asked for, or an untrained one of the space."""
-    if (arguments.run is None) == (arguments.space is None):
+    if not one_of(arguments.run, arguments.space):
         raise ValueError("say which run to search with --run, or which space with --space")
     data = arguments.data
     root, test_root = arguments.root or data.root, arguments.test_root or data.test_root
     if arguments.run is not None:
-        return load_run(arguments.run, root, test_root)
+        return load_run(arguments.run, root, test_root, space=arguments.space)
     if job.score not in TRAINING_FREE:
         raise ValueError(
             f"the score {job.score} needs a trained supernet: give --run, or search the space "

@@ -37,6 +37,7 @@ from search.settings import SearchJob
 from search.strategies import check_strategy
 from search.sweep import Sweep, TrialSettings, combined_front, run_sweep, write_sweep
 from supernet.artifacts.runs import load_run, read_family
+from supernet.families.named import absolute
 from supernet.space import Arch
 from supernet.training.data import DataConfig
 from supernet.training.execution import located
@@ -83,6 +84,8 @@ class Arguments:
     """Folder or tar file of the run's images, if they are no longer where they were in training."""
     test_root: str | None = None
     """The same of the test images."""
+    space: str | None = None
+    """The run's space, said again if it is code of your own: path/to/file.py:function."""
 
 
 def main() -> None:
@@ -119,7 +122,8 @@ def main() -> None:
     devices = list(dict.fromkeys(str(settings["device"]) for settings in trials))
     write_sweep(sweep, output, {device: device for device in devices})
     write_origin(output, arguments.run, arguments.predictors)
-    for line in notes_on_limits(sweep, devices, load_predictors(arguments.predictors, read_family(arguments.run))):
+    family = read_family(arguments.run, space=arguments.space)
+    for line in notes_on_limits(sweep, devices, load_predictors(arguments.predictors, family)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{len(sweep.trials)} searches; the tables are in {output}.")
     report(output)
@@ -129,7 +133,7 @@ def plan(arguments: Arguments) -> list[TrialSettings]:
     """The settings of every trial, after checking that each can run: strategies, devices, and limits within reach."""
     for strategy in arguments.strategies:
         check_strategy(strategy)
-    family = load_run(arguments.run, arguments.root, arguments.test_root).family
+    family = load_run(arguments.run, arguments.root, arguments.test_root, space=arguments.space).family
     devices = load_predictors(arguments.predictors, family)
     if not devices:
         raise ValueError("a sweep needs at least one latency predictor")
@@ -158,8 +162,14 @@ def elsewhere(arguments: Arguments) -> Arguments:
     """The arguments for workers, whose working directory is another."""
     predictors = tuple(path.absolute() for path in arguments.predictors)
     here = located(DataConfig(), arguments.root, arguments.test_root)
+    space = arguments.space and absolute(arguments.space)
     return dataclasses.replace(
-        arguments, run=arguments.run.absolute(), predictors=predictors, root=here.root, test_root=here.test_root
+        arguments,
+        run=arguments.run.absolute(),
+        predictors=predictors,
+        root=here.root,
+        test_root=here.test_root,
+        space=space,
     )
 
 
@@ -173,7 +183,7 @@ def search(
     """One trial, in the directory that the sweep was started in, if there is one here: images may be relative to it."""
     if directory.is_dir():
         os.chdir(directory)
-    trained = load_run(arguments.run, arguments.root, arguments.test_root)
+    trained = load_run(arguments.run, arguments.root, arguments.test_root, space=arguments.space)
     device = settings["device"]
     predictors = {device: load_predictors(arguments.predictors, trained.family)[device]}
     job = SearchJob(

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from rich.table import Table
 
 from supernet.artifacts.runs import Job, read_job, run_job
 from supernet.families import FAMILIES, describe
+from supernet.families.named import find_family, installed
 from supernet.training import distributed
 from supernet.training.progressive import Phase
 from supernet.training.recipes import RECIPES
@@ -55,11 +57,14 @@ def main() -> None:
     first.add_argument("--recipe", default="digits")
     first.add_argument("--output", type=Path)
     first.add_argument("--resume", action="store_true")
+    first.add_argument("--space")
     known = first.parse_known_args()[0]
     recipe = known.recipe
     if recipe not in RECIPES:
         raise ValueError(f"there is no recipe {recipe!r}; the recipes are {', '.join(RECIPES)}")
-    begun = to_resume(known.output or Path("runs") / recipe, read_job) if known.resume else None
+    begun = None
+    if known.resume:
+        begun = to_resume(known.output or Path("runs") / recipe, partial(read_job, space=known.space))
     arguments = tyro.cli(
         Arguments,
         default=Arguments(Flags(**vars(begun or RECIPES[recipe]())), recipe),
@@ -89,8 +94,8 @@ def main() -> None:
 
 def list_spaces() -> None:
     table = Table("space", "architectures", "MACs (M)", "parameters (M)", "paper")
-    for name, make in FAMILIES.items():
-        found = describe(name, make())
+    for name in (*FAMILIES, *installed()):
+        found = describe(name, find_family(name)())
         macs = " to ".join(f"{count / 1e6:.4g}" for count in found.macs)
         parameters = " to ".join(f"{count / 1e6:.3g}" for count in found.parameters)
         table.add_row(name, f"{found.size:.3g}", macs, parameters, found.paper)

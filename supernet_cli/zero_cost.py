@@ -27,8 +27,8 @@ from search.untrained.ensemble import mean_rank
 from search.untrained.proxies import PROXIES
 from search.untrained.te_nas import TeNasConfig
 from supernet.artifacts.atomic import write_atomically
-from supernet.artifacts.runs import make_family
 from supernet.families import Family
+from supernet.families.named import make_family
 from supernet.training.data import DataConfig, ImageData, load_data
 from supernet.training.execution import Execution
 from supernet_cli.command_line import console, progress_bar
@@ -37,7 +37,7 @@ from supernet_cli.command_line import console, progress_bar
 @dataclass(frozen=True)
 class Arguments:
     space: str = "nasbench201"
-    """One of supernet.families.FAMILIES."""
+    """One of supernet.families.FAMILIES, or code of your own: package.module:function or path/to/file.py:function."""
     space_options: str = "{}"
     """Options of the space as a JSON object, such as {\"name\": \"resnet18\"} for from_timm."""
     scores: str = "synflow,naswot,jacob_cov"

@@ -1,9 +1,9 @@
 """The documentation: blocks run, commands have the flags that they take, tables are those of the results.
 
 A page is followed as a reader would, with a shell and a Python session, in a new folder or, where its source says so,
-in that of the page it goes on from. Blocks marked `python` and `bash` run as they stand. Those marked `text` are
-formulas, and commands for what is not here, a cluster say: these are parsed by the command that they call, like those
-in the README and in docstrings.
+in that of the page it goes on from. Blocks marked `python` and `bash` run as they stand; one that begins with the name
+of a file, as `# mine.py`, is that file. Those marked `text` are formulas, and commands for what is not here, a cluster
+say: these are parsed by the command that they call, like those in the README and in docstrings.
 """
 
 import ast
@@ -34,6 +34,7 @@ MODULES = [ROOT / "supernet_cli" / f"{module(name)}.py" for name in COMMANDS]
 GOES_ON_FROM = re.compile(r"^<!-- goes on from (\S+) -->$", flags=re.MULTILINE)
 BLOCK = re.compile(r"^ *```(\S+)\n(.*?)^ *```$", flags=re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"^ *(?:torchrun --nproc-per-node \d+ -m supernet_cli|supernet) ([\w-]+)( .*)?$")
+FILE = re.compile(r"# (\w+\.py)\n")
 SPAN = re.compile(r"`([^`]+)`")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # timm leaves images to be closed, and Ray its processes
@@ -70,9 +71,12 @@ def follow(command, tmp_path_factory):
             folders[page] = folder
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(folder)
+                patch.syspath_prepend(folder)  # as in a session that is begun there
                 names = {"__name__": "__main__"}
                 for kind, text in blocks(page):
-                    if kind == "python":
+                    if file := FILE.match(text):
+                        Path(file[1]).write_text(text)
+                    elif kind == "python":
                         exec(compile(text, page, "exec"), names)
                     else:
                         called = list(commands(text))

@@ -25,6 +25,7 @@ from search.scores.accuracy import EvaluationImages
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.ownership import owned
 from supernet.families import Family
+from supernet.families.named import modules_from_files
 from supernet.space import Arch, SearchSpace
 from supernet.training import randomness
 from supernet.training.checkpoint import MINUTES, Timer, load_checkpoint, save_checkpoint
@@ -266,6 +267,8 @@ class _Workers:
 
         if not ray.is_initialized():
             ray.init(num_cpus=config.workers, include_dashboard=False, log_to_driver=False)
+        for module in modules_from_files():  # workers, which may lack the files, get the code itself
+            ray.cloudpickle.register_pickle_by_value(module)
         trainer = ray.remote(BlockTrainer).options(num_cpus=1)
         shares = [dict(list(nets.items())[first :: config.workers]) for first in range(min(config.workers, len(nets)))]
         self._actors = [trainer.remote(share, config, epoch, seed) for share in shares]

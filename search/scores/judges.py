@@ -180,7 +180,7 @@ def _teacher(job: SearchJob, run: Run) -> nn.Module:
     if job.teacher is None:
         raise ValueError(f"the score {job.score} needs a teacher: name a model of timm's, or a folder")
     size = run.family.resolution(run.family.space.largest)
-    return load_teacher(job.teacher, run.data.config, run.data.classes, input_size=size)
+    return load_teacher(job.teacher, run.data.config, run.data.classes, input_size=size, space=run.job.space)
 
 
 def _training_free(job: SearchJob, run: Run, names: tuple[str, ...], batch: Batch) -> TrainingFreeScore:

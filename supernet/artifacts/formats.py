@@ -73,6 +73,11 @@ def _execution_apart(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"job": job | parts | {"execution": execution}}
 
 
+def _code_of_the_space(subnet: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 of a subnet knew the spaces of this package alone."""
+    return subnet | {"space_sha256": None}
+
+
 def _several_methods(predictor: dict[str, Any]) -> dict[str, Any]:
     """Format 1 of a predictor had one method, and judged it by the measurements that it had been chosen by."""
     names = ("kind", "logarithmic", "sources", "log_variances")
@@ -82,7 +87,7 @@ def _several_methods(predictor: dict[str, Any]) -> dict[str, Any]:
 
 
 RUN = Format("training run", (_execution_apart,))
-SUBNET = Format("subnet")
+SUBNET = Format("subnet", (_code_of_the_space,))
 PREDICTOR = Format("latency predictor", (_several_methods,))
 HISTORY = Format("search history", prefix="supernet search history ")
 CHECKPOINT = Format("checkpoint of a training", prefix="supernet-checkpoint-")

@@ -29,7 +29,8 @@ from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.ownership import owned
 from supernet.artifacts.weights import load_weights
 from supernet.errors import first_line
-from supernet.families import FAMILIES, Family
+from supernet.families import Family
+from supernet.families.named import make_family, said_again, same_space, source_digest, warn_if_changed
 from supernet.families.timm_models import self_contained
 from supernet.supernet import Supernet
 from supernet.training import distributed, randomness
@@ -50,7 +51,8 @@ class Job:
     """All that defines a training run."""
 
     space: str = "mobilenet_v3_micro"
-    """Name of the search space; --list-spaces shows them."""
+    """Name of the search space, which --list-spaces shows, or code of your own: package.module:function or
+    path/to/file.py:function."""
     space_options: str = "{}"
     """Options of the space as a JSON object, such as {"width_mult": 1.2}."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -80,16 +82,6 @@ class Run(NamedTuple):
     job: Job
 
 
-def make_family(space: str, options: str, num_classes: int) -> Family:
-    """The family `space` with `options`, a JSON object; ValueError if either is unknown."""
-    if space not in FAMILIES:
-        raise ValueError(f"there is no search space {space!r}; the spaces are {', '.join(FAMILIES)}")
-    try:
-        return FAMILIES[space](num_classes=num_classes, **json.loads(options))
-    except (TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"the options {options} do not fit the space {space!r}: {error}") from error
-
-
 def run_job(
     job: Job, directory: Path, *, resume: bool = False, on_step: Callable[[StepResult], None] = lambda result: None
 ) -> Run:
@@ -110,7 +102,7 @@ def run_job(
         distributed.wait()
         if weights.exists() and resume and not _has_checkpoints(directory):
             begin()
-            return load_run(directory)
+            return load_run(directory, space=job.space)
         net = _train(job, family, data, directory, resume, on_step, begin)
         net = net.to("cpu", memory_format=torch.contiguous_format).eval()
         if distributed.rank() == 0:
@@ -165,14 +157,17 @@ def _in_all(on_step: Callable[[StepResult], None], before: int, total: int, resu
     on_step(result._replace(step=before + result.step, steps=total))
 
 
-def load_run(directory: str | Path, root: str | None = None, test_root: str | None = None) -> Run:
+def load_run(
+    directory: str | Path, root: str | None = None, test_root: str | None = None, *, space: str | None = None
+) -> Run:
     """A finished run; ValueError, naming the file, if there is none or it cannot be read.
 
-    `root` and `test_root` say where its images lie, if no longer where they did in training.
+    `root` and `test_root` say where its images lie, if no longer where they did in training. `space` says its space
+    again, if that is code of one's own, which is not imported because a file names it.
     """
     directory = Path(directory)
     config = read_config(directory)
-    job = _finished_job(config)
+    job = _finished_job(config, directory, space)
     family = job.family(len(config["classes"]))
     net = family.supernet(pretrained=False)
     path = directory / "supernet.safetensors"
@@ -198,21 +193,29 @@ def load_images(config: DataConfig, seed: int, workers: int = 0) -> ImageData:
     return load_data(config, seed, workers)
 
 
-def read_family(directory: Path) -> Family:
-    """The family of the run that was begun in `directory`, without its weights and images; ValueError if none was."""
+def read_family(directory: Path, *, space: str | None = None) -> Family:
+    """The family of the run that was begun in `directory`, without its weights and images; ValueError if none was.
+
+    `space` is as in `load_run`.
+    """
     config = read_config(directory)
-    return _finished_job(config).family(len(config["classes"]))
+    return _finished_job(config, directory, space).family(len(config["classes"]))
 
 
-def _finished_job(config: dict[str, Any]) -> Job:
+def _finished_job(config: dict[str, Any], directory: Path, space: str | None) -> Job:
     """The job of a run, with options of its space that need nothing outside of the run's folder, where it has them."""
     job = job_from_dict(config["job"])
-    return dataclasses.replace(job, space_options=config.get("space_options", job.space_options))
+    space = said_again(job.space, space, directory)
+    warn_if_changed(space, config.get("space_sha256"), directory)
+    return dataclasses.replace(job, space=space, space_options=config.get("space_options", job.space_options))
 
 
-def read_job(directory: Path) -> Job | None:
-    """The job of the run that was begun in `directory`, None if there is none."""
-    return job_from_dict(read_config(directory)["job"]) if (directory / "config.json").exists() else None
+def read_job(directory: Path, *, space: str | None = None) -> Job | None:
+    """The job of the run that was begun in `directory`, None if there is none; `space` is as in `load_run`."""
+    if not (directory / "config.json").exists():
+        return None
+    job = job_from_dict(read_config(directory)["job"])
+    return dataclasses.replace(job, space=said_again(job.space, space, directory))
 
 
 def job_from_dict(values: dict[str, Any]) -> Job:
@@ -241,6 +244,7 @@ def open_run(job: object, data: ImageData, directory: Path, resume: bool) -> Cal
         "format": formats.RUN.label,
         "job": own,
         "space_options": self_contained(job.space, job.space_options),
+        "space_sha256": source_digest(job.space),
         **data.description(),
         "streams": randomness.VERSION,
         "versions": provenance.versions(),
@@ -252,9 +256,11 @@ def open_run(job: object, data: ImageData, directory: Path, resume: bool) -> Cal
         if not resume:
             raise ValueError(f"{directory} holds a run already: add --resume to go on with it, or name another output")
         begun = read_config(directory)
-        if changed := differences(begun["job"], own):
+        moved = {"space": own["space"]} if same_space(begun["job"]["space"], own["space"]) else {}
+        if changed := differences(begun["job"] | moved, own):
             raise ValueError(f"{directory} was begun with other settings, and can only go on with these: {changed}")
         _check_same_data(begun, data, directory)
+        warn_if_changed(job.space, begun.get("space_sha256"), directory)
         if begun.get("streams", 1) < randomness.VERSION and own.get("phases"):
             logger.warning(
                 "%s was begun by a version whose phases drew images and subnets otherwise: from here on they are drawn "

@@ -6,7 +6,8 @@ model.onnx          the same network for other runtimes, BatchNorm folded into t
 model.int8.onnx     that in int8, calibrated on images (export_subnet)
 model.pt2           the same network as a program of torch.export (export_subnet)
 
-Nothing outside of the directory is needed, and it may be moved.
+Nothing outside of the directory is needed, and it may be moved. Of a space that is code of one's own it has the name,
+and the SHA-256 of its file: that code is said again by whoever loads it.
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ from supernet.artifacts.export import (
     program_runner,
     quantise_onnx,
 )
-from supernet.artifacts.runs import Run, make_family
+from supernet.artifacts.runs import Run
 from supernet.artifacts.weights import load_weights, read_safetensors
 from supernet.costs import count_macs, count_parameters
 from supernet.errors import first_line
 from supernet.evaluation import calibrated_subnet
+from supernet.families.named import make_family, said_again, source_digest, warn_if_changed
 from supernet.families.timm_models import TimmModel, self_contained, timm_model
 from supernet.space import Arch
 from supernet.training.data import DataConfig, ImageData
@@ -65,6 +67,7 @@ class SubnetConfig:
     crop_pct: float
     facts: dict[str, float] = field(default_factory=dict)  # accuracy, latency_ms, macs, parameters, ...
     versions: dict[str, str] = field(default_factory=provenance.versions)
+    space_sha256: str | None = None  # of the file with the space's function, if that is not of this package
 
     @classmethod
     def of(cls, space: str, space_options: str, arch: Arch, data: ImageData) -> SubnetConfig:
@@ -86,6 +89,7 @@ class SubnetConfig:
             interpolation=data.config.interpolation,
             crop_pct=data.config.crop_pct,
             facts={"macs": family.macs(arch), "parameters": family.parameters(arch)},
+            space_sha256=source_digest(space),
         )
 
     def build(self) -> nn.Module:
@@ -143,11 +147,22 @@ def save_subnet(directory: Path, subnet: Subnet, *, onnx: bool = True) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def load_subnet(directory: str | Path) -> Subnet:
-    """The subnet in `directory` as a plain module in eval mode; ValueError, naming the file, if it cannot be read."""
+def load_subnet(
+    directory: str | Path, *, space: str | None = None, build: Callable[[Arch], nn.Module] | None = None
+) -> Subnet:
+    """The subnet in `directory` as a plain module in eval mode; ValueError, naming the file, if it cannot be read.
+
+    If its space is code of one's own, which is not imported because a file names it, `space` says it again, or `build`
+    is the function from an architecture to the module.
+    """
     directory = Path(directory)
     config = read_subnet_config(directory)
-    model = config.build()
+    if build is None:
+        config = dataclasses.replace(config, space=said_again(config.space, space, directory))
+        warn_if_changed(config.space, config.space_sha256, directory)
+        model = config.build()
+    else:
+        model = build(Arch(config.arch))
     path = directory / "model.safetensors"
     try:
         weights, ties = read_safetensors(path)
@@ -163,8 +178,12 @@ def load_network(
     classes: Sequence[str],
     weights: str | Path | None = None,
     input_size: int | None = None,
+    *,
+    space: str | None = None,
 ) -> Subnet:
     """The subnet saved in the folder `name`, or else the timm model of that name, in eval mode.
+
+    `space` says the space of a subnet again, as `load_subnet` wants it.
 
     Of a timm model, `weights` is a file, trained for `classes` on images prepared as `data` says; without it the model
     has timm's pretrained weights, with its own classes and preparation of images. These classes are given by name: by
@@ -175,7 +194,7 @@ def load_network(
     if Path(name).is_dir():
         if weights is not None:
             raise ValueError(f"the subnet in {name} has weights of its own; leave out {weights}")
-        return load_subnet(name)
+        return load_subnet(name, space=space)
     own = timm_model(str(name), input_size=input_size)
     options: dict[str, Any] = {"name": str(name)} | ({} if input_size is None else {"input_size": input_size})
     if weights is None:

@@ -25,11 +25,13 @@ def load_teacher(
     input_size: int | None = None,
     *,
     by_logits: bool = True,
+    space: str | None = None,
 ) -> nn.Module:
     """A frozen network in eval mode that takes images [N, C, R, R] normalised as `data` says.
 
     It is the largest subnet of the finished training run in the folder `name`, its BatchNorm recalibrated, or else
-    that of `supernet.artifacts.subnet.load_network` with the same arguments. It resizes and normalises images to what
+    that of `supernet.artifacts.subnet.load_network` with the same arguments. `space` says the space of a folder again,
+    if that is code of one's own. It resizes and normalises images to what
     it was trained with, which all that it computes inside follows from.
 
     ValueError if it tells other classes apart than `classes`, or the same in another order, unless `by_logits` is
@@ -39,10 +41,10 @@ def load_teacher(
     if (Path(name) / "supernet.safetensors").exists():
         if weights is not None:
             raise ValueError(f"the run in {name} has weights of its own; leave out {weights}")
-        run = load_run(Path(name))
+        run = load_run(Path(name), space=space)
         model, config = take_out(run, run.family.space.largest)
     else:
-        model, config = load_network(name, data, classes, weights, input_size)
+        model, config = load_network(name, data, classes, weights, input_size, space=space)
     if by_logits:
         check_classes(f"the teacher {name}", config.classes, classes)
     if input_size not in (None, config.input_size[-1]):

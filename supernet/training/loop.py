@@ -123,10 +123,10 @@ class Loop:
             loop.finish(step, {"losses": losses})
         return loop.result
 
-    `evaluate` gives the metrics, by name, to be noted every `execution.eval_epochs`, of the network to use. `kept` is what
-    checkpoints hold besides network, optimizer and moving average, by name. `parts` are the equal parts of its batch
-    that a process runs one after another. `task` says what a batch is, and the loss of a network that knows nothing
-    unless `uninformed` does, which tells a diverged training (`supernet.training.divergence`). Where
+    `evaluate` gives the metrics, by name, to be noted every `execution.eval_epochs`, of the network to use. `kept` is
+    what checkpoints hold besides network, optimizer and moving average, by name. `parts` are the equal parts of its
+    batch that a process runs one after another. `task` says what a batch is, and the loss of a network that knows
+    nothing unless `uninformed` does, which tells a diverged training (`supernet.training.divergence`). Where
     `distributed.start` joined processes, all of them do this and the first one evaluates, writes and calls `on_step`.
 
     Writes `run_dir/checkpoints/` and `run_dir/metrics.jsonl`, nothing of it before the first step is done, and calls

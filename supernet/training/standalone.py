@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from distill.objective import Objective, cohort_losses
 from supernet.artifacts.ownership import owned
-from supernet.artifacts.runs import load_images, make_family, open_run, read_config, with_tuples
+from supernet.artifacts.runs import load_images, open_run, read_config, with_tuples
 from supernet.artifacts.subnet import Subnet, SubnetConfig, load_subnet, read_subnet_config, save_subnet
 from supernet.artifacts.teacher import load_teacher
 from supernet.artifacts.weights import load_weights
 from supernet.evaluation import accuracy
 from supernet.families import Family
+from supernet.families.named import make_family, said_again
 from supernet.families.timm_models import self_contained
 from supernet.skeleton import build_skeleton
 from supernet.space import Arch
@@ -44,7 +45,8 @@ class ModelJob:
     """All that defines the training of one model."""
 
     space: str = "mobilenet_v3_micro"
-    """Name of the search space; `timm` is that of a single timm model."""
+    """Name of the search space, or code of your own: package.module:function or path/to/file.py:function; `timm` is
+    that of a single timm model."""
     space_options: str = "{}"
     """Options of the space as a JSON object, such as {"name": "resnet18", "input_size": 32}."""
     arch: str | None = None
@@ -59,6 +61,8 @@ class ModelJob:
     """File with the weights of a timm teacher for these classes; by default timm's own, for its own classes."""
     teacher_input_size: int | None = None
     """Pixels a side of a timm teacher's images; by default the model's own. Refused for a folder of another size."""
+    teacher_space: str | None = None
+    """The space of the teacher's folder, to be said again if it is code of your own; by default the model's own."""
     peers: tuple[str, ...] = ()
     """Networks that train beside it, to learn from each other by the loss mutual: names of timm's, or folders of
     subnets."""
@@ -161,6 +165,7 @@ def prepare_job(job: ModelJob, directory: Path, resume: bool) -> Prepared:
             job.teacher_weights,
             job.teacher_input_size,
             by_logits=bool(objective.kl or objective.adaptive_alpha),
+            space=job.teacher_space or job.space,
         )
     begin = open_run(job, data, directory, resume)
     distributed.wait()
@@ -186,18 +191,23 @@ def peer_jobs(job: ModelJob, resolution: int) -> list[ModelJob]:
         if Path(name).is_dir():
             config = read_subnet_config(Path(name))
             start = "scratch" if job.start == "scratch" else name
-            peer = ModelJob(config.space, config.space_options, json.dumps(config.arch), start, train=train)
+            space = said_again(config.space, job.space, name)
+            peer = ModelJob(space, config.space_options, json.dumps(config.arch), start, train=train)
         else:
             peer = ModelJob("timm", json.dumps({"name": name, "input_size": resolution}), train=train)
         jobs.append(peer)
     return jobs
 
 
-def read_model_job(directory: Path, kind: type[AnyModelJob] = ModelJob) -> AnyModelJob | None:
-    """The job of the run that was begun in `directory`, None if there is none."""
+def read_model_job(
+    directory: Path, kind: type[AnyModelJob] = ModelJob, *, space: str | None = None
+) -> AnyModelJob | None:
+    """The job of the run that was begun in `directory`, None if there is none. `space` says its space again, if that is
+    code of one's own."""
     if not (directory / "config.json").exists():
         return None
     values = read_config(directory)["job"]
+    values |= {"space": said_again(values["space"], space, directory)}
     parts = {name: type(part) for name, part in vars(kind()).items() if dataclasses.is_dataclass(part)}
     try:
         return kind(**{n: parts[n](**with_tuples(v)) if n in parts else v for n, v in with_tuples(values).items()})
@@ -223,7 +233,7 @@ def initial_model(job: ModelJob, family: Family, arch: Arch, classes: Sequence[s
             raise ValueError(f"the space {job.space!r} with options {job.space_options} has no pretrained weights")
         weights = family.supernet(job.train.seed, classes=classes).extract(arch).state_dict()
     else:
-        subnet = load_subnet(job.start)
+        subnet = load_subnet(job.start, space=job.space)
         weights = subnet.model.state_dict()
         if subnet.config.classes != tuple(classes):
             fresh = model.state_dict()

@@ -9,7 +9,7 @@ import torch
 from timm.models import save_for_hf
 from torch import nn
 
-from supernet.artifacts.runs import Job, Run, load_run, make_family, read_family, run_job
+from supernet.artifacts.runs import Job, Run, load_run, read_family, run_job
 from supernet.artifacts.subnet import (
     Subnet,
     SubnetConfig,
@@ -21,6 +21,7 @@ from supernet.artifacts.subnet import (
 )
 from supernet.artifacts.weights import read_weights
 from supernet.families import FAMILIES, Family
+from supernet.families.named import make_family
 from supernet.families.timm_models import self_contained
 from supernet.space import SearchSpace
 from supernet.training.data import DataConfig, ImageData, load_data

@@ -11,9 +11,9 @@ from torch import nn
 from distill.losses import kl_divergence
 from distill.objective import Objective
 from netaug.training import NetAugJob
-from supernet.artifacts.runs import make_family
 from supernet.artifacts.subnet import Subnet, SubnetConfig, load_subnet, save_subnet
 from supernet.evaluation import accuracy
+from supernet.families.named import make_family
 from supernet.training.checkpoint import load_checkpoint
 from supernet.training.data import DataConfig, ImageData, load_data, resize
 from supernet.training.execution import Execution
