@@ -32,8 +32,9 @@ class Execution:
 
     device: str = "auto"
     """cpu, cuda or cuda:N; auto takes a GPU if there is one."""
-    amp: Literal["none", "bf16"] = "none"
-    """Precision of the forward pass; bf16 where the device has it."""
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    """Precision of the forward pass: bf16 where the device has it; fp16 with a scaled loss, where a step is skipped and
+    the scale halved if gradients overflow."""
     channels_last: bool = True
     """Keep images and kernels in the channels-last memory format."""
     compile: bool = False
@@ -75,7 +76,8 @@ class Execution:
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context of a forward pass on `device`, in the precision `amp`."""
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.amp == "bf16")
+        dtype = torch.float16 if self.amp == "fp16" else torch.bfloat16
+        return torch.autocast(device.type, dtype, enabled=self.amp != "none")
 
 
 DEFAULT = Execution()

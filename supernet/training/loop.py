@@ -118,7 +118,7 @@ class Loop:
 
         loop = Loop(net, data, config, run_dir, evaluate, execution)
         for step, batch in loop.batches(resolution):
-            ...  # a forward and a backward pass
+            ...  # a forward pass, and a backward pass of loop.scale(loss)
             loop.update(step, losses, names)
             loop.finish(step, {"losses": losses})
         return loop.result
@@ -169,6 +169,7 @@ class Loop:
         self._evaluate, self._on_step, self._on_begin = evaluate, on_step, on_begin
         self.steps_per_epoch = data.steps_per_epoch(config.batch_size)
         self.optimizer, self._scheduler = make_optimizer(net, config, self.steps_per_epoch)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=execution.amp == "fp16")
         self.ema = ModelEmaV3(net, config.ema_decay) if config.ema_decay else None
         self._divergence = Divergence(task.uninformed_loss if uninformed is None else uninformed)
         self._checkpoints = run_dir / "checkpoints"
@@ -192,6 +193,11 @@ class Loop:
         if self.execution.channels_last:
             return channels_last(module.to(self.device))
         return module.to(self.device, memory_format=torch.contiguous_format)
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """What is to be differentiated in the place of `loss`: in fp16 a multiple of it, where small gradients would be
+        0, and otherwise itself."""
+        return self._scaler.scale(loss)
 
     def seeded(self, step: int) -> AbstractContextManager[None]:
         """The context of a step's forward passes: what dropout draws follows from seed, step and process."""
@@ -220,13 +226,18 @@ class Loop:
         """Descend by the gradients, averaged over all processes and clipped.
 
         `losses` [L] gave them, `names` [L] say of what. TrainingError, naming step and name, if a loss or gradient is
-        not finite, or if the training has diverged: the weights of the step before are not touched.
+        not finite, or if the training has diverged: the weights of the step before are not touched. In fp16 a gradient
+        that is not finite, in any process, skips the step in all of them and halves the scale, as long as that is above
+        1.
         """
         distributed.average_gradients(self.net.parameters())
+        self._scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.net, self._config)
-        self._check(step, distributed.average(losses.detach().clone()), names, norm)
-        self.optimizer.step()
-        if self.ema:
+        scale = self._scaler.get_scale()  # 1 but in fp16
+        self._check(step, distributed.average(losses.detach().clone()), names, norm, may_overflow=scale > 1)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        if self.ema and self._scaler.get_scale() >= scale:
             self.ema.update(self.net, step)
 
     def finish(self, step: int, losses: Mapping[str, Any]) -> None:
@@ -257,18 +268,19 @@ class Loop:
                 "optimizer": self.optimizer.state_dict(),
                 "ema": self.ema and self.ema.state_dict(),
                 "divergence": self._divergence.state_dict(),
+                **({"scaler": self._scaler.state_dict()} if self._scaler.is_enabled() else {}),
                 **{name: kept.state_dict() for name, kept in self._kept.items()},
             }
             save_checkpoint(self._checkpoints, done, state, execution.keep_checkpoints)
             self._timer.restart()
         self._on_step(StepResult(done, self.steps.stop, logged, self.lr))
 
-    def _check(self, step: int, losses: Tensor, names: Sequence[object], norm: Tensor) -> None:
+    def _check(self, step: int, losses: Tensor, names: Sequence[object], norm: Tensor, may_overflow: bool) -> None:
         """TrainingError as `update` says; the same in all processes for `losses` that are means over them."""
         *values, norm_value = torch.cat([losses, norm[None]]).tolist()
         loss, name = worst(values, names)
         self._divergence.update(step, loss, name)
-        if not math.isfinite(norm_value):
+        if not math.isfinite(norm_value) and not may_overflow:
             raise TrainingError(f"the gradient's norm is {norm_value} in step {step + 1}, for one of {names}; {ADVICE}")
         if step + 1 == self.steps.stop:
             self._divergence.end(step, name)
@@ -312,6 +324,8 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
+        if "scaler" in state and self._scaler.is_enabled():
+            self._scaler.load_state_dict(state["scaler"])
         if "divergence" in state:  # a former version did not look
             self._divergence.load_state_dict(state["divergence"])
         for name, kept in self._kept.items():

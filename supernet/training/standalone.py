@@ -368,7 +368,7 @@ def train_cohort(
             with loop.seeded(step), execution.autocast(loop.device):
                 sized = [resize(images, resolution) for resolution in resolutions]
                 losses = cohort_losses(objective, students, sized, labels, teacher, config.label_smoothing)
-            losses.total.backward()
+            loop.scale(losses.total).backward()
             loop.update(step, losses.total[None], [name])
             loop.finish(step, {"loss": losses.total, "losses": losses.parts})
         return members(loop.result)

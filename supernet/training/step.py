@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
@@ -17,7 +17,7 @@ from supernet.supernet import Builder, Call, Supernet
 from supernet.tasks import Classification, Task
 from supernet.tasks.task import Output, in_float32
 from supernet.training.data.batch import Batch, chunk, joined
-from supernet.training.execution import Execution
+from supernet.training.execution import DEFAULT, Execution
 from supernet.training.loop import LoopConfig
 from supernet.training.sampling import Path
 
@@ -72,12 +72,17 @@ class Outcome(NamedTuple):
     outputs: list[Output]  # of each path, without gradient
 
 
+def _itself(loss: Tensor) -> Tensor:
+    return loss
+
+
 @dataclass(frozen=True)
 class TrainStep:
     """Gives `net` the gradients of a step: `train_step(batch, paths)`.
 
     `task` says what is learnt, `regularised` builds the modules of paths with dropout, `teacher` is the frozen network
-    of those that name an external one. `calls` say how architectures are run otherwise than by `functional_call`.
+    of those that name an external one. `calls` say how architectures are run otherwise than by `functional_call`,
+    `execution` in which precision, and `scale` what is differentiated in a loss's place.
     """
 
     net: Supernet
@@ -86,7 +91,8 @@ class TrainStep:
     regularised: Builder
     teacher: nn.Module | None = None
     calls: Mapping[Arch, Call] = field(default_factory=dict)
-    execution: Execution = field(default_factory=Execution)
+    execution: Execution = DEFAULT
+    scale: Callable[[Tensor], Tensor] = _itself
 
     def __call__(self, batch: Batch, paths: Sequence[Path]) -> Outcome:
         """Accumulate the gradients of all `paths` on a batch: the mean over `config.accumulation` equal parts of it."""
@@ -113,7 +119,7 @@ class TrainStep:
                 taught = external if path.teacher == "external" else outputs[path.teacher]
                 loss = loss + path.teacher_weight * task.distil(output, taught, batch)
             if path.learns:
-                (loss / self.config.accumulation).backward()
+                self.scale(loss / self.config.accumulation).backward()
             outputs.append(task.freeze(output))
             losses.append(loss.detach())
         return Outcome(torch.stack(losses), outputs)

@@ -50,11 +50,15 @@ def train(
     resolution, and is in eval mode.
 
     Writes, resumes, joins processes and raises as `supernet.training.loop.Loop` does: TrainingError, naming step and
-    architecture, if a loss or gradient is not finite or the training has diverged. ValueError if data and task do
-    not fit, or if another process trains into `run_dir`.
+    architecture, if a loss or gradient is not finite or the training has diverged. ValueError if data and task do not
+    fit, if another process trains into `run_dir`, or for a method that does not go with the precision.
     """
     with owned(run_dir):
         method = method or make_method(family, config)
+        if execution.amp == "fp16" and isinstance(method, PrioritizedPaths):
+            raise ValueError(
+                "cream takes gradients beside the training's, which fp16 rounds to 0: say amp bf16 or none"
+            )
         net.statistics_of = None  # before the moving average copies it
         task = task_of(family, config)
         resolutions = [family.resolution(arch) for arch in (net.space.largest, net.space.smallest)]
@@ -77,7 +81,7 @@ def train(
             loop.place(teacher).eval()
         recurring = (method.space.largest, method.space.smallest) if execution.compile else ()
         calls = {arch: torch.compile(functional_call, dynamic=False) for arch in recurring}
-        train_step = TrainStep(net, task, config, _regularised(family, config), teacher, calls, execution)
+        train_step = TrainStep(net, task, config, _regularised(family, config), teacher, calls, execution, loop.scale)
 
         for number, batch in loop.batches(resolution):
             epoch, step_of_epoch = divmod(number, loop.steps_per_epoch)
