@@ -363,3 +363,25 @@ def test_labels_beyond_the_classes_are_refused(tmp_path):
     few = dataclasses.replace(data, classes=data.classes[:3])
     with pytest.raises(ValueError, match=r"labels are \d to 9, but there are 3 classes"):
         train_model(network(), 16, few, dataclasses.replace(CONFIG, batch_size=43), tmp_path, execution=EXECUTION)
+
+
+def test_a_compiled_model_trains_to_the_same_weights(tmp_path, monkeypatch):
+    compiled, torch_compile = [], torch.compile
+
+    def trace_only(model, **options):
+        compiled.append(model)
+        return torch_compile(model, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", trace_only)
+    data, config = load_data(DATA, CONFIG.seed), dataclasses.replace(CONFIG, epochs=1, ema_decay=0.5)
+    plain = train_model(network(), 16, data, config, tmp_path / "plain", execution=SILENT)
+    fast = dataclasses.replace(SILENT, compile=True)
+    found = train_model(network(), 16, data, config, tmp_path / "fast", execution=fast)
+    assert len(compiled) == 1
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor), name
+
+
+def test_a_compiled_model_shows_no_features():
+    with pytest.raises(ValueError, match="a compiled model does not show its features to attention"):
+        ModelJob(teacher="resnet18", objective=Objective(attention=1.0), execution=Execution(compile=True))
