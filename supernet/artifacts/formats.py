@@ -86,8 +86,20 @@ def _several_methods(predictor: dict[str, Any]) -> dict[str, Any]:
     return others | {"methods": [method], "held_out_ms": None, "held_out_error_ms": None}
 
 
+def _score_apart(settings: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 of a search's settings called a score other than accuracy a strategy, and the score None."""
+    if not {"strategy", "score"} <= settings.keys():
+        return settings  # of a search that is not by SearchJob
+    strategy, score = settings["strategy"], settings["score"]
+    if strategy in ("te_nas", "dna"):  # which come with a search of their own
+        strategy, score = None, strategy
+    elif strategy in ("zero_cost", "rdm"):
+        strategy, score = "evolution", strategy
+    return settings | {"strategy": strategy, "score": score or "accuracy"}
+
+
 RUN = Format("training run", (_execution_apart,))
 SUBNET = Format("subnet", (_code_of_the_space,))
 PREDICTOR = Format("latency predictor", (_several_methods,))
-HISTORY = Format("search history", prefix="supernet search history ")
+HISTORY = Format("search history", (_score_apart,), prefix="supernet search history ")
 CHECKPOINT = Format("checkpoint of a training", prefix="supernet-checkpoint-")

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from predictors import LatencyPredictor
-from search.history import read_history
+from search.history import History, read_history
+from search.run import describe, make_problem
+from search.settings import SAID_ANEW, SearchJob
 from supernet.artifacts.formats import CHECKPOINT, HISTORY, PREDICTOR, RUN, SUBNET
 from supernet.artifacts.runs import Job, read_config, read_job, run_job
 from supernet.artifacts.subnet import SubnetConfig, read_subnet_config, save_subnet, take_out
+from supernet.families import FAMILIES
 from supernet.training.checkpoint import load_checkpoint, save_checkpoint
 from supernet.training.data import DataConfig
 from supernet.training.execution import Execution
@@ -89,6 +92,33 @@ def test_a_former_subnet_predictor_and_history_are_read(tmp_path):
     assert evaluations[0].costs["macs"] == 507640
 
 
+def test_a_former_search_goes_on(tmp_path):
+    family = FAMILIES["mobilenet_v3_micro"](num_classes=10)
+    for name in ("predictor.json", "search.jsonl"):
+        shutil.copy(FORMER / name, tmp_path)
+    job = SearchJob(evaluations=6, population=3, images=40, calibration_images=20)
+    problem = make_problem(job, family, {"phone": LatencyPredictor.load(tmp_path, family.space)})
+    with History(tmp_path / "search.jsonl", describe(job, problem), True, SAID_ANEW) as history:
+        assert len(history.past) == 6
+
+
+@pytest.mark.parametrize(
+    ("strategy", "score", "as_of_today"),
+    [
+        ("evolution", None, ("evolution", "accuracy")),
+        ("local", "zero_cost", ("local", "zero_cost")),
+        ("zero_cost", None, ("evolution", "zero_cost")),
+        ("rdm", "rdm", ("evolution", "rdm")),
+        ("te_nas", None, (None, "te_nas")),
+        ("dna", "dna", (None, "dna")),
+    ],
+)
+def test_a_score_was_called_a_strategy(strategy, score, as_of_today, tmp_path):
+    found = HISTORY.upgraded({"strategy": strategy, "score": score}, "supernet search history 1", tmp_path)
+    job = SearchJob(None if strategy == as_of_today[1] else strategy, score=as_of_today[1])
+    assert (found["strategy"], found["score"]) == (job.searches_by, job.score) == as_of_today
+
+
 @pytest.fixture(scope="module")
 def newer(tmp_path_factory):
     """Files of today's formats, with the number of one that is not known."""
@@ -103,8 +133,9 @@ def newer(tmp_path_factory):
     assert content["version"] == PREDICTOR.number
     (folder / "predictor.json").write_text(json.dumps(content | {"version": 99}))
     text = (FORMER / "search.jsonl").read_text()
-    assert json.loads(text.splitlines()[0])["format"] == HISTORY.label
-    (folder / "search.jsonl").write_text(text.replace(HISTORY.label, "supernet search history 99"))
+    label = json.loads(text.splitlines()[0])["format"]
+    assert label == "supernet search history 1"
+    (folder / "search.jsonl").write_text(text.replace(label, "supernet search history 99"))
     return folder
 
 
@@ -136,6 +167,7 @@ def test_a_checkpoint_of_a_newer_format_is_no_damaged_one(tmp_path, monkeypatch)
 def test_what_is_no_number_of_a_format_is_refused(label, tmp_path):
     if label == "1":
         assert HISTORY.number_of("supernet search history 1", tmp_path) == 1
+        assert HISTORY.label == "supernet search history 2"
     else:
         with pytest.raises(ValueError, match="and this version of the package reads 1 to 2"):
             RUN.number_of(label, tmp_path)
