@@ -150,20 +150,15 @@ def test_what_a_block_depends_on_includes_its_bits_and_its_source(family):
     dependence.check(["blocks.0", "blocks.1"], [first, second])
 
 
-def test_a_layer_that_is_used_twice_has_the_statistics_of_the_extracted_subnet():
-    class Repeating(nn.Module):
-        def __init__(self, width: int) -> None:
-            super().__init__()
-            self.stem = nn.Conv2d(3, width, 3)
-            self.blocks = nn.Sequential(*[Block(width)] * 3)
-            self.head = nn.Linear(width, 3)
+def test_a_layer_that_is_used_in_several_pieces_has_the_statistics_of_the_extracted_subnet():
+    class Repeating(Blocks):
+        def __init__(self, depth: int, width: int) -> None:
+            super().__init__(1, width)
+            self.blocks = nn.Sequential(*[Block(width)] * depth)
 
-        def forward(self, x):
-            return self.head(self.blocks(self.stem(x)).mean((2, 3)))
-
-    space = SearchSpace({"width": (4, 8)})
-    net = Supernet(space, lambda arch: Repeating(arch["width"]))
-    archs = [space.smallest, space.largest]
+    space = SearchSpace({"depth": (1, 2, 3), "width": (4, 8)})
+    net = Supernet(space, lambda arch: Repeating(arch["depth"], arch["width"]))
+    archs = list(space)
     logits = dict(trie.evaluate(net, archs, images, lambda arch: 8))
     for index, arch in enumerate(archs):
         assert torch.equal(logits[index], naive(net, arch))
