@@ -144,7 +144,8 @@ class Assembler:
         if self._frame and self._pieces.keys() >= wanted.items() and self._frame_names >= wanted.keys():
             return self._put_together(self._frame, "", {name: self._pieces[name, key] for name, key in wanted.items()})
         module = build_skeleton(self._build, arch)
-        if any(_piece(wanted, alias) != _piece(wanted, name) for alias, name in tied_names(module).items()):
+        ties = tied_names(module.state_dict(keep_vars=True))
+        if any(_piece(wanted, alias) != _piece(wanted, name) for alias, name in ties.items()):
             return module
         if self._frame is None:
             self._frame, self._frame_names = module, set(wanted)

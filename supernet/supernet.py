@@ -112,7 +112,7 @@ class Supernet(nn.Module):
             covering = {arch: plain(build(arch)) for arch in covering_archs(space)}
         _check_new(covering[space.largest], build_uninitialised(build, space.largest))
         self._share(covering)
-        self._parts: dict[tuple[str, torch.Size, View], _Part] = {}
+        self._parts: dict[tuple[str, torch.Size, View | None], _Part] = {}
         self._assemble = Assembler(build, pieces, space.largest, views) if pieces else None
         check_structure(space, lambda arch: self._subnet(arch, build).module, example, self._leads)
 
@@ -188,8 +188,8 @@ class Supernet(nn.Module):
         """
         return self._subnet(self.space.validate(arch), self.build).module.eval()
 
-    def tensor_of(self, name: str, shape: torch.Size, view: View = PLAIN) -> Tensor:
-        """A copy of what a subnet has as the tensor `name`, if it is of this shape there and `view` is its view.
+    def tensor_of(self, name: str, shape: torch.Size, view: View | None = None) -> Tensor:
+        """A copy of what a subnet has as the tensor `name`, if it is of this shape there and of that `view`, if any.
 
         The subnet was extracted or run before, or its skeleton asked for.
         """
@@ -197,7 +197,7 @@ class Supernet(nn.Module):
 
     def part_of(self, tensor: Tensor, name: str, shape: torch.Size) -> Tensor:
         """The part of another `tensor`, shaped like the shared one `name`, that a subnet's tensor of `shape` is."""
-        return take(tensor, shape, self._parts[name, shape, PLAIN].rule)
+        return take(tensor, shape, self._parts[name, shape, None].rule)
 
     def sources(self, arch: Mapping[str, Value]) -> dict[str, str]:
         """For every tensor of the subnet `arch`, the name of the shared tensor that it is of."""
@@ -240,15 +240,18 @@ class Supernet(nn.Module):
                 if buffer is not None and not buffer.is_meta:
                     dtype = floating_dtype(self) if converted and buffer.is_floating_point() else buffer.dtype
                     child._buffers[name] = buffer.to(self._device(), dtype)
-        parts, ties, views = {}, tied_names(module), self.views(arch)
-        for name, tensor in module.state_dict(keep_vars=True).items():
+        tensors, views = module.state_dict(keep_vars=True), self.views(arch)
+        parts, ties = {}, tied_names(tensors)
+        for name, tensor in tensors.items():
             if name in ties:
                 _check_tied(name, ties[name], views, arch)
                 continue
-            view = views.get(name, PLAIN)
+            view = views.get(name)
             part = self._parts.get((name, tensor.shape, view))
             if part is None:
-                part = self._parts[name, tensor.shape, view] = self._make_part(name, tensor, view, module, arch)
+                part = self._parts[name, tensor.shape, view] = self._make_part(
+                    name, tensor, view or PLAIN, module, arch
+                )
             parts[name] = part
         return _Subnet(module, parts, ties)
 
@@ -289,9 +292,9 @@ class Supernet(nn.Module):
         largest: dict[str, tuple[Tensor, Arch, str]] = {}  # by source; the name in the architecture
         self._no_weight_decay: set[str] = set()
         for arch, module in modules.items():
-            views, ties = self.views(arch), tied_names(module)
-            sources = {}
-            for name, tensor in module.state_dict(keep_vars=True).items():
+            tensors, views, sources = module.state_dict(keep_vars=True), self.views(arch), {}
+            ties = tied_names(tensors)
+            for name, tensor in tensors.items():
                 first = ties.get(name, name)
                 source = sources[name] = views.get(first, PLAIN).source or first
                 if source not in largest or tensor.numel() > largest[source][0].numel():
@@ -311,7 +314,7 @@ class Supernet(nn.Module):
             for source, (_, arch, name) in largest.items()
         }
         for arch, module in modules.items():
-            for alias, name in tied_names(module).items():
+            for alias, name in tied_names(module.state_dict(keep_vars=True)).items():
                 source = self.views(arch).get(name, PLAIN).source or name
                 _check_rule(alias, source, self._rule(source, module, alias), self._wholes[source].rule, arch)
 

@@ -52,10 +52,10 @@ def no_views(arch: Arch) -> Mapping[str, View]:
     return {}
 
 
-def tied_names(module: nn.Module) -> dict[str, str]:
-    """Of names for one and the same tensor of `module`, every one but the first, and which is the first."""
+def tied_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Of names for one and the same tensor, every one but the first, and which is the first; of those in a module's
+    `state_dict(keep_vars=True)`."""
     first: dict[int, str] = {}
-    tensors = module.state_dict(keep_vars=True)
     return {name: first[id(t)] for name, t in tensors.items() if first.setdefault(id(t), name) != name}
 
 

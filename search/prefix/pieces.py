@@ -15,7 +15,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, fx, nn
 
-from supernet.views import PLAIN, View
+from supernet.views import View
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -115,7 +115,9 @@ def cut(
 
 
 @contextmanager
-def weights_in(pieces: Sequence[Piece], weight: Callable[[str, torch.Size, View], Tensor]) -> Iterator[nn.Sequential]:
+def weights_in(
+    pieces: Sequence[Piece], weight: Callable[[str, torch.Size, View | None], Tensor]
+) -> Iterator[nn.Sequential]:
     """The pieces as one module, in which for the time being tensors on the meta device have values: by name, shape and
     view.
 
@@ -129,7 +131,7 @@ def weights_in(pieces: Sequence[Piece], weight: Callable[[str, torch.Size, View]
                     if isinstance(tensor, Tensor) and tensor.is_meta:
                         without.append((tensors, key, tensor))
                         name = piece.names[id(tensor)]
-                        tensors[key] = weight(name, tensor.shape, piece.views.get(name, PLAIN))
+                        tensors[key] = weight(name, tensor.shape, piece.views.get(name))
         yield nn.Sequential(*pieces)
     finally:
         for tensors, key, tensor in without:

@@ -204,7 +204,7 @@ def _forward(
         return batches
     names: dict[int, str] = {}  # of the weights that the pieces are lent
 
-    def weight(name: str, shape: torch.Size, view: View) -> Tensor:
+    def weight(name: str, shape: torch.Size, view: View | None) -> Tensor:
         tensor = net.tensor_of(name, shape, view)
         names[id(tensor)] = name
         return tensor

@@ -136,7 +136,7 @@ def save_subnet(directory: Path, subnet: Subnet, *, onnx: bool = True) -> None:
     model, config = subnet
     if (directory / "config.json").exists():
         raise ValueError(f"{directory} holds a subnet already; name another folder")
-    ties = tied_names(model)
+    ties = tied_names(model.state_dict(keep_vars=True))
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in ties}
     with write_atomically(directory / "model.safetensors") as temporary:
         temporary.write_bytes(safetensors.torch.save(weights, ties or None))

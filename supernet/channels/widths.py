@@ -92,7 +92,7 @@ def _resize(
         for name, dim, _ in group.members:
             if name in present:
                 factors.setdefault(name, {})[dim] = (size, group.size)
-    ties = tied_names(model)
+    ties = tied_names(model.state_dict(keep_vars=True))
     for name, factor_of in factors.items():
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)

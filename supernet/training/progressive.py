@@ -112,7 +112,8 @@ def sort_channels(family: Family, net: Supernet, kinds: Iterable[str]) -> None:
     example = torch.empty(1, family.in_chans, *[family.resolution(largest)] * 2, device="meta")
     skeleton = build_skeleton(family.build, largest)
     whole = skeleton.state_dict()
-    ties, views, sources = tied_names(skeleton), net.views(largest), net.sources(largest)
+    ties = tied_names(skeleton.state_dict(keep_vars=True))
+    views, sources = net.views(largest), net.sources(largest)
     parts = Counter(source for name, source in sources.items() if name not in ties)
     fixed = {n for n, source in sources.items() if parts[source] > 1 or source != n or views.get(n, PLAIN).transform}
     elastic = [
