@@ -1,5 +1,6 @@
 """What `import supernet` needs, and what it offers."""
 
+import configparser
 import importlib
 import os
 import subprocess
@@ -63,3 +64,15 @@ def test_what_a_package_offers_is_there(package):
 def test_a_name_that_is_not_offered_is_an_error():
     with pytest.raises(AttributeError, match="module 'supernet' has no attribute 'supernett'"):
         _ = supernet.supernett
+
+
+def test_every_package_of_the_checkout_is_installed():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    included = setup["options.packages.find"]["include"].split()
+    packages = {path.parent.relative_to(ROOT) for path in ROOT.glob("*/__init__.py")}
+    assert {f"{package}*" for package in map(str, packages)} == set(included)
+    unfit = [
+        path for top in packages for path in (ROOT / top).rglob("*.py") if not (path.parent / "__init__.py").exists()
+    ]
+    assert unfit == []
