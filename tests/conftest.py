@@ -2,6 +2,7 @@ import io
 import os
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,41 @@ torch.set_num_threads(1)  # bit for bit: with several, MKL chooses how to split 
 @pytest.fixture
 def numpy_generator():
     return np.random.default_rng(0)
+
+
+# What takes whole runs, every family, Ray or a browser. `make check` leaves it out; the other tests take less than four
+# minutes of processor time.
+SLOW = (
+    "netaug/",
+    "search/blockwise/",
+    "search/prefix/",
+    "search/scores/",
+    "search/test_parallel.py",
+    "search/test_sweep.py",
+    "search/untrained/",
+    "supernet/artifacts/test_runs.py",
+    "supernet/families/",
+    "supernet/training/test_prioritized.py",
+    "supernet/training/test_standalone.py",
+    "supernet/training/test_train.py",
+    "supernet_cli/test_check_images.py",
+    "supernet_cli/test_latency.py",
+    "supernet_cli/test_own_model.py",
+    "supernet_cli/test_pruning.py",
+    "supernet_cli/test_report.py",
+    "supernet_cli/test_resume.py",
+    "supernet_cli/test_search",
+    "supernet_cli/test_single_models.py",
+    "supernet_cli/test_train_supernet.py",
+    "test_docs.py",
+    "test_untouched.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).as_posix().startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 class Result(NamedTuple):
