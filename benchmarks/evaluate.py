@@ -148,7 +148,7 @@ def compare(trained: Run, asked: Sequence[Sequence[Arch]], arguments: Arguments)
     remembered = trie.Remembered(MEMORY_BYTES)
 
     def in_search(archs: Sequence[Arch]) -> dict[int, Tensor]:
-        return dict(trie.evaluate(net, archs, batches.__getitem__, trained.family.resolution, remembered))
+        return dict(trie.outputs(net, archs, batches.__getitem__, trained.family.resolution, remembered))
 
     def one_by_one(archs: Sequence[Arch], recalibrate: Recalibrate = calibrate) -> dict[int, Tensor]:
         own = (batches[trained.family.resolution(arch)] for arch in archs)

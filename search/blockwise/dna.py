@@ -252,7 +252,7 @@ def rate_paths(block: Block, batches: trie.Batches, target: Tensor) -> dict[Arch
     pieces_of, paths, remembered = chains(net), list(net.space), trie.Remembered(2**30)
     for start in range(0, len(paths), CHUNK):
         some = paths[start : start + CHUNK]
-        for index, output in trie.evaluate(net, some, lambda size: batches, lambda path: 0, remembered, pieces_of):
+        for index, output in trie.outputs(net, some, lambda size: batches, lambda path: 0, remembered, pieces_of):
             if isinstance(output, Exception):
                 raise output
             losses[some[index]] = relative_deviation(output, target).item()

@@ -102,7 +102,7 @@ class Node:
     ends: list[int] = field(default_factory=list)
 
 
-def evaluate(
+def outputs(
     net: Supernet,
     archs: Sequence[Arch],
     batches: Callable[[int], Batches],

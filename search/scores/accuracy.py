@@ -110,7 +110,7 @@ class SupernetScore:
             parts = (self._calls(batch, arch_of[resolution]) for batch in self.batches(resolution))
             return trie.Batches(*([tensor for (tensor,) in part] for part in parts))
 
-        for index, output in trie.evaluate(self.net, archs, batches, self.resolution, self._remembered):
+        for index, output in trie.outputs(self.net, archs, batches, self.resolution, self._remembered):
             if isinstance(output, Exception):
                 yield index, output
             else:
@@ -164,8 +164,3 @@ def first_metric(task: Task, output: Output, batch: Batch) -> float:
     if not all(leaf.isfinite().all() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)):
         return float("nan")
     return float(np.float32(next(iter(task.metrics([output], [batch]).values()))))
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Part of the logits [N, K] that are highest at their label [N], in single precision; NaN if one is not finite."""
-    return first_metric(Classification(), logits, (None, labels))

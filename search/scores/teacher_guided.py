@@ -17,11 +17,12 @@ from distill.blockwise import Teacher
 from distill.rdm import dissimilarity, teacher_guidance
 from distill.untouched import untouched
 from search.prefix.pieces import cut
-from search.scores.accuracy import EvaluationImages, accuracy
+from search.scores.accuracy import EvaluationImages, first_metric
 from supernet.evaluation import calibrated
 from supernet.families import Family
 from supernet.space import Arch
 from supernet.supernet import Supernet
+from supernet.tasks import Classification
 from supernet.training.data import ImageData
 from supernet.training.execution import DEFAULT, Execution
 from supernet.training.step import TrainConfig
@@ -104,7 +105,7 @@ class TeacherGuided:
         _, images, labels = self._images(self._resolution(arch))
         with torch.no_grad():
             logits = torch.cat([untouched(model, batch.to(_device(model))) for batch in images.split(self._batch_size)])
-        return accuracy(logits, labels)
+        return first_metric(Classification(), logits, (None, labels))
 
     def guidance(self, model: nn.Module, arch: Arch) -> float:
         """TG of a calibrated candidate."""

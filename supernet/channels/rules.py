@@ -19,7 +19,7 @@ from supernet.channels.labels import FIXED, Follower, Labels
 # B batch, C channels, O output channels, I input channels, K kernel size
 
 
-def rule_for(name: str, result: object, args: tuple, kwargs: dict) -> Callable | None:
+def channel_rule(name: str, result: object, args: tuple, kwargs: dict) -> Callable | None:
     """The rule for a call of the function `name`; None for an unknown function, or an unknown way of calling it."""
     rule = _RULES.get(name)
     if rule is not None:

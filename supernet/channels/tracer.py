@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from supernet.channels.labels import FIXED, Labels, LabelSet
 from supernet.channels.residuals import Residuals
-from supernet.channels.rules import adds, changes_one, rule_for
+from supernet.channels.rules import adds, changes_one, channel_rule
 from supernet.costs import flop_counter
 from supernet.plain import floating_dtype
 from supernet.skeleton import without_data
@@ -176,7 +176,7 @@ class Tracer(TorchFunctionMode):
             self.set.fix(itertools.chain(*labels))
             return result
         self._follow(name, tensors, outputs)
-        rule = rule_for(name, result, args, kwargs)
+        rule = channel_rule(name, result, args, kwargs)
         found = rule(self, result, *args, **kwargs) if rule else None
         if found is None:
             self.set.fix(itertools.chain(*labels))

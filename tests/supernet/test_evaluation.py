@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from search.scores.accuracy import SupernetAccuracy, accuracy, resized
+from search.scores.accuracy import SupernetAccuracy, first_metric, resized
 from search.scores.teacher_guided import FromSupernet
 from supernet.artifacts import runs
 from supernet.calibration import calibrate
 from supernet.evaluation import calibrated_subnet, expected_calibration_error, quality
 from supernet.families import from_model
+from supernet.tasks import Classification
 from supernet.training.data import DataConfig, load_data
 from supernet.training.execution import Execution
 from supernet.training.step import TrainConfig
@@ -117,7 +118,8 @@ def test_the_search_judges_it_as_it_is_taken_out(pretrained, images):
     net, labels = pretrained.supernet(), torch.arange(12) % 10
     archs = [pretrained.space.largest, pretrained.space.smallest, pretrained.space.largest]
     found = SupernetAccuracy(net, resized(images, images, labels), pretrained.resolution, batch_size=5)(archs)
-    expected = [accuracy(calibrated_subnet(net, arch, 8, images)(images), labels) for arch in archs]
+    subnets = [calibrated_subnet(net, arch, 8, images) for arch in archs]
+    expected = [first_metric(Classification(), subnet(images), (images, labels)) for subnet in subnets]
     assert found == expected
     guided = FromSupernet(net)(archs[0], images.split(5))
     assert torch.equal(guided(images), net.extract(archs[0]).eval()(images))

@@ -116,7 +116,7 @@ def naive(net, arch):
 def test_logits_are_those_of_the_extracted_subnets(net, limit_bytes):
     remembered = trie.Remembered(limit_bytes)
     for archs in (ARCHS[::2], ARCHS):  # the second time, some beginnings are remembered
-        logits = dict(trie.evaluate(net, archs, images, lambda arch: 8, remembered, chains(net)))
+        logits = dict(trie.outputs(net, archs, images, lambda arch: 8, remembered, chains(net)))
         for index, arch in enumerate(archs):
             assert torch.equal(logits[index], naive(net, arch))
     different = {tuple(output.flatten().tolist()) for output in logits.values()}
@@ -159,6 +159,6 @@ def test_a_layer_that_is_used_in_several_pieces_has_the_statistics_of_the_extrac
     space = SearchSpace({"depth": (1, 2, 3), "width": (4, 8)})
     net = Supernet(space, lambda arch: Repeating(arch["depth"], arch["width"]))
     archs = list(space)
-    logits = dict(trie.evaluate(net, archs, images, lambda arch: 8))
+    logits = dict(trie.outputs(net, archs, images, lambda arch: 8))
     for index, arch in enumerate(archs):
         assert torch.equal(logits[index], naive(net, arch))

@@ -10,11 +10,12 @@ from torch import nn
 
 from search.prefix import trie
 from search.prefix.pieces import cut
-from search.scores.accuracy import SupernetAccuracy, accuracy, resized
+from search.scores.accuracy import SupernetAccuracy, first_metric, resized
 from supernet import SearchSpace, Supernet
 from supernet.calibration import calibrate
 from supernet.evaluation import calibrated
 from supernet.families import FAMILIES, from_model
+from supernet.tasks import Classification
 
 
 def population(space, count, generator):
@@ -42,7 +43,7 @@ def test_logits_are_those_of_the_naive_loop(memory_format):
     family = FAMILIES["mobilenet_v3_micro"](num_classes=10)
     net = family.supernet().to(memory_format=memory_format)
     archs = population(family.space, 12, np.random.default_rng(0))
-    logits = dict(trie.evaluate(net, archs, images, family.resolution))
+    logits = dict(trie.outputs(net, archs, images, family.resolution))
     assert sorted(logits) == list(range(12))
     for index, arch in enumerate(archs):
         assert torch.equal(logits[index], naive(net, arch, images(family.resolution(arch))))
@@ -53,7 +54,7 @@ def test_weights_are_lent_and_the_supernet_stays_as_it_is():
     net = family.supernet()
     before = copy.deepcopy(net.state_dict())
     archs = [family.space.smallest, family.space.largest]
-    dict(trie.evaluate(net, archs, images, family.resolution))
+    dict(trie.outputs(net, archs, images, family.resolution))
     for arch in archs:
         assert all(tensor.is_meta for tensor in net.skeleton(arch).state_dict().values())
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
@@ -68,7 +69,7 @@ def test_other_families_share_and_agree(name):
     base = family.space.smallest
     archs = [base, *(family.space.mutate(base, generator, 0.05) for _ in range(2))]
     batches = images(size, count=3, batch_size=2)
-    logits = dict(trie.evaluate(net, archs, lambda resolution: batches, lambda arch: size))
+    logits = dict(trie.outputs(net, archs, lambda resolution: batches, lambda arch: size))
     for index, arch in enumerate(archs):
         assert torch.equal(logits[index], naive(net, arch, batches))
     first, again = (cut(net.extract(base).eval()) for _ in range(2))
@@ -98,7 +99,7 @@ def test_shared_layers_run_once(monkeypatch):
     net = Supernet(space, build)
     archs = space.decode(np.array([[0], [1], [2]]))
     calls = count_calls(monkeypatch)
-    dict(trie.evaluate(net, archs, lambda _: images(4, batch_size=12), lambda arch: 4))
+    dict(trie.outputs(net, archs, lambda _: images(4, batch_size=12), lambda arch: 4))
     assert calls.count((5, 3, 1, 1)) == calls.count((4, 5, 1, 1)) == 1
     assert [calls.count((width, 4, 1, 1)) for width in (1, 2, 3)] == [1, 1, 1]
 
@@ -118,7 +119,7 @@ def test_operations_in_place_do_not_disturb_others():
     space = SearchSpace({"width": (1, 2, 3)})
     net = Supernet(space, lambda arch: nn.Sequential(nn.Conv2d(3, 4, 1), ActivationFirst(arch["width"])))
     archs = space.decode(np.array([[0], [1], [2]]))
-    logits = dict(trie.evaluate(net, archs, lambda _: images(4), lambda arch: 4))
+    logits = dict(trie.outputs(net, archs, lambda _: images(4), lambda arch: 4))
     for index, arch in enumerate(archs):
         assert torch.equal(logits[index], naive(net, arch, images(4)))
 
@@ -140,7 +141,7 @@ def test_what_cannot_be_traced_runs_as_a_whole():
     net = Supernet(space, lambda arch: DependsOnData(arch["width"]))
     archs = [space.smallest, space.largest]
     assert len(cut(net.extract(archs[0]).eval())) == 1
-    logits = dict(trie.evaluate(net, archs, lambda _: images(4), lambda arch: 4))
+    logits = dict(trie.outputs(net, archs, lambda _: images(4), lambda arch: 4))
     for index, arch in enumerate(archs):
         assert torch.equal(logits[index], naive(net, arch, images(4)))
 
@@ -183,8 +184,9 @@ def test_a_subnet_that_fails_fails_alone():
 
 def test_accuracy_counts_right_answers():
     logits = torch.tensor([[1.0, 2.0], [3.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
-    assert accuracy(logits, torch.tensor([1, 0, 0, 0])) == 0.75
-    assert np.isnan(accuracy(logits / 0 * 0, torch.tensor([1, 0, 0, 0])))
+    batch = (None, torch.tensor([1, 0, 0, 0]))
+    assert first_metric(Classification(), logits, batch) == 0.75
+    assert np.isnan(first_metric(Classification(), logits / 0 * 0, batch))
 
 
 def test_what_is_remembered_changes_nothing_and_is_forgotten_with_the_weights(monkeypatch):
@@ -227,7 +229,7 @@ def test_remembered_batches_are_not_written_to():
     archs = [space.decode(np.array([[i, j]]))[0] for i in range(3) for j in range(2)]
     remembered = trie.Remembered(2**20)
     for population in (archs[:4], archs[3:], archs):
-        logits = dict(trie.evaluate(net, population, lambda _: images(4), lambda arch: 4, remembered))
+        logits = dict(trie.outputs(net, population, lambda _: images(4), lambda arch: 4, remembered))
         for index, arch in enumerate(population):
             assert torch.equal(logits[index], naive(net, arch, images(4)))
 
@@ -248,7 +250,7 @@ def test_subnets_of_a_pretrained_network_are_corrected_as_in_extraction(memory_b
     batches = images(32)
     remembered = trie.Remembered(memory_bytes)
     for some in (archs[:4], archs):
-        logits = dict(trie.evaluate(net, some, lambda size: batches, family.resolution, remembered))
+        logits = dict(trie.outputs(net, some, lambda size: batches, family.resolution, remembered))
         assert sorted(logits) == list(range(len(some)))
         for index, arch in enumerate(some):
             model = calibrated(net, arch, batches.calibration)
