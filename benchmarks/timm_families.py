@@ -1,6 +1,6 @@
 """What of timm's models can vary: a supernet around one or two small architectures of each of its families.
 
-    python benchmarks/timm_families.py --json benchmarks/results/timm_families.json   # some two hours on one core
+    python benchmarks/timm_families.py --json benchmarks/results/timm_families.json   # about an hour on one core
     python benchmarks/timm_families.py --quick     # four small models: a minute
     python benchmarks/timm_families.py --cache rows.jsonl --minutes 30    # goes on where the last run with it ended
 
@@ -183,7 +183,8 @@ def _function(family: Family, name: str, size: int) -> tuple[float, bool]:
 
 
 def _randomised(create: Callable[[], nn.Module]) -> nn.Module:
-    """Vectors and statistics that differ from channel to channel, where initialisation makes them all alike."""
+    """Vectors and statistics that differ from channel to channel, where initialisation makes them all alike, and a
+    classifier that is not as good as zero."""
     torch.manual_seed(0)
     model = create()
     generator = torch.Generator().manual_seed(0)
@@ -191,6 +192,11 @@ def _randomised(create: Callable[[], nn.Module]) -> nn.Module:
         if tensor.is_floating_point() and tensor.numel() == max(tensor.shape, default=0):
             low = 0.5 if name.endswith(("weight", "running_var", "gamma", "scale")) else -0.5
             tensor.uniform_(low, low + 1, generator=generator)
+    classifier = model.get_classifier()
+    for layer in classifier if isinstance(classifier, tuple) else (classifier,):
+        for weight in layer.parameters():
+            if weight.dim() > 1 and weight.std() < 1e-3:  # the logits would be its biases
+                nn.init.normal_(weight, std=weight[0].numel() ** -0.5, generator=generator)
     return model.eval()
 
 

@@ -108,4 +108,4 @@ def table(kind: str, name: str, keys: list[str]) -> str:
 
 def cell(value: object) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|")
+    return re.sub(r"([|*])", r"\\\1", text)
