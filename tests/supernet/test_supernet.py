@@ -250,3 +250,46 @@ def test_what_a_plain_model_keeps_from_decaying_does_not_decay_in_a_supernet():
         without = {name for name, parameter in network.named_parameters() if id(parameter) in ids}
         assert {"pos_embed", "cls_token", "blocks.1.norm1.weight"} <= without
         assert not {"blocks.1.mlp.fc1.weight", "head.weight"} & without
+
+
+class Mixed(nn.Module):
+    """A module of several inputs that works on them in place."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.images, self.more = nn.Conv2d(3, width, 1), nn.Linear(2, width)
+
+    def forward(self, images, numbers, *, scale=None, flip=False):
+        x = self.images(images.mul_(2)).mean((2, 3)) + sum(self.more(number.add_(1)) for number in numbers)
+        x = x if scale is None else x * scale.add_(1)
+        return {"x": x.flip(0) if flip else x, "count": len(x)}
+
+
+def test_any_inputs_go_through_and_stay_as_they_are():
+    net = Supernet(SearchSpace({"width": (2, 4)}), lambda arch: Mixed(arch["width"])).eval()
+    inputs, scale = (torch.ones(5, 3, 4, 4), [torch.ones(5, 2), torch.ones(5, 2)]), torch.ones(5, 1)
+    for arch in net.space:
+        plain = net.extract(arch)
+        for more in ({}, {"flip": True}, {"flip": True, "scale": scale}):
+            found = net(*inputs, arch=arch, **more)
+            assert found["count"] == 5
+            assert all((tensor == 1).all() for tensor in (inputs[0], *inputs[1], scale))
+            assert torch.equal(net(*inputs, arch, **more)["x"], found["x"])
+            expected = plain(*copy.deepcopy(inputs), **copy.deepcopy(more))
+            assert torch.equal(found["x"], expected["x"])
+
+
+def test_integers_are_refused_where_the_example_had_none():
+    space = SearchSpace({"width": (2, 4)})
+    tokens = torch.zeros(3, 5, dtype=torch.int64)
+
+    def build(arch):
+        return nn.Sequential(nn.Embedding(7, arch["width"]), nn.Linear(arch["width"], 2))
+
+    net = Supernet(space, build, example=tokens[:1])
+    assert net(tokens, space.smallest).shape == (3, 5, 2)
+    with pytest.raises(ValueError, match=r"the inputs are torch\.float64 and the weights torch\.float32"):
+        Supernet(space, lambda arch: nn.Linear(3, arch["width"]))(torch.zeros(1, 3).double(), space.smallest)
+    floats = Supernet(space, lambda arch: nn.Linear(3, arch["width"]), example=torch.zeros(1, 3))
+    with pytest.raises(ValueError, match=r"the inputs are torch\.int64 and the weights torch\.float32"):
+        floats(torch.zeros(1, 3, dtype=torch.int64), space.smallest)

@@ -257,3 +257,31 @@ def test_subnets_of_a_pretrained_network_are_corrected_as_in_extraction(memory_b
             with torch.inference_mode():
                 assert torch.equal(logits[index], torch.cat([model(batch) for batch in batches.evaluation]))
     assert not torch.equal(logits[0], naive(net, archs[0], batches))  # it is something that was done
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self, width, unused=False):
+        super().__init__()
+        self.stem, self.first, self.second = nn.Conv2d(3, width, 3), nn.Conv2d(width, 2, 1), nn.Conv2d(width, 3, 1)
+        self.unused = unused
+
+    def forward(self, x):
+        x = self.stem(x)
+        first, second = self.first(x), self.second(x)
+        return first if self.unused else {"first": first, "second": second}
+
+
+@pytest.mark.parametrize("unused", [False, True])
+def test_a_network_of_several_outputs_is_a_single_piece(unused):
+    net = Supernet(SearchSpace({"width": (2, 4)}), lambda arch: TwoOutputs(arch["width"], unused)).eval()
+    archs = list(net.space)
+    found = dict(trie.evaluate(net, archs, images, lambda arch: 8))
+    whole = torch.cat(images(8).evaluation)
+    for index, arch in enumerate(archs):
+        assert len(cut(net.extract(arch))) == 1
+        expected = net(whole, arch)
+        if unused:
+            torch.testing.assert_close(found[index], expected)
+        else:
+            assert found[index].keys() == expected.keys()
+            torch.testing.assert_close(dict(found[index]), expected)
