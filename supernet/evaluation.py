@@ -40,7 +40,8 @@ def evaluate(model: nn.Module, task: Task, batches: Iterable[Batch], arch: Arch 
     device = next(model.parameters()).device
     model.eval()
     with torch.inference_mode():
-        pairs = ((untouched(model, *task.inputs(on(device, batch), arch)), batch) for batch in batches)
+        moved = (on(device, batch) for batch in batches)
+        pairs = ((untouched(model, *task.inputs(batch, arch)), batch) for batch in moved)
         first, second = itertools.tee(pairs)
         return task.metrics((output for output, _ in first), (batch for _, batch in second))
 

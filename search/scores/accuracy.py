@@ -19,7 +19,7 @@ from supernet.supernet import Supernet
 from supernet.tasks import Classification, Task
 from supernet.tasks.task import Output
 from supernet.training.data import Data, resize
-from supernet.training.data.batch import Batch, joined, on, split, take
+from supernet.training.data.batch import Batch, device_of, joined, on, split, take
 
 # N images, C channels, R resolution in pixels, K classes
 
@@ -163,4 +163,5 @@ def first_metric(task: Task, output: Output, batch: Batch) -> float:
     """That of an output for a batch, in single precision; NaN if a number in the output is not finite."""
     if not all(leaf.isfinite().all() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)):
         return float("nan")
+    output = on(device_of(batch), output)  # a batch is larger
     return float(np.float32(next(iter(task.metrics([output], [batch]).values()))))

@@ -79,7 +79,7 @@ class Classification(Task):
         """`accuracy`: part of the images whose highest logit is that of their label, from 0 to 1."""
         correct = count = 0
         for logits, (_, labels) in zip(outputs, batches):
-            correct += (logits.argmax(1).cpu() == labels.cpu()).sum().item()
+            correct += (logits.argmax(1) == labels).sum().item()
             count += len(labels)
         return {"accuracy": correct / count}
 

@@ -47,7 +47,7 @@ class Task(Protocol):
         """What a network is judged by, of the outputs for all batches; higher is better. The first one is what a search
         maximises.
 
-        Both can be gone through once, side by side, so that not all of them are in memory.
+        Both can be gone through once, side by side, so that not all of them are in memory, and are on one device.
         """
         ...
 

@@ -63,7 +63,8 @@ def on(device: torch.device, batch: Batch, memory_format: torch.memory_format = 
 
     def move(tensor: Tensor) -> Tensor:
         is_images = tensor.dim() == 4 and tensor.is_floating_point()
+        # a copy to the CPU that did not block would be read before it is done
         own = memory_format if is_images else torch.preserve_format
-        return tensor.to(device, memory_format=own, non_blocking=True)
+        return tensor.to(device, memory_format=own, non_blocking=device.type != "cpu")
 
     return tree_map_only(Tensor, move, batch)

@@ -59,7 +59,7 @@ class Segmentation(Task):
         both = either = 0
         for output, batch in zip(outputs, batches):
             wanted = batch["map"].bool()
-            found = F.interpolate(output["map"], wanted.shape[1:], mode="bilinear").argmax(1).cpu().bool()
+            found = F.interpolate(output["map"], wanted.shape[1:], mode="bilinear").argmax(1).bool()
             both, either = both + (found & wanted).sum().item(), either + (found | wanted).sum().item()
         return {"iou": both / max(either, 1)}
 
