@@ -147,8 +147,8 @@ def test_phases_train_their_subnets_by_the_frozen_largest_network(tmp_path, monk
     seen = []
     run_step = TrainStep.__call__
 
-    def spy(step, images, labels, paths):
-        outcome = run_step(step, images, labels, paths)
+    def spy(step, batch, paths):
+        outcome = run_step(step, batch, paths)
         teacher = step.teacher
         seen.append((paths, teacher, teacher and {n: t.clone() for n, t in teacher.state_dict().items()}))
         return outcome
