@@ -109,8 +109,9 @@ def run_sweep(
             trainable = tune.with_resources(trial, {"cpu": threads})
             watcher = _watcher(on_generation)
             _ACTIVE.set(watcher)
-            if begun:
-                tuner = tune.Tuner.restore(path, trainable, resume_errored=True)
+            param_space = {"settings": tune.grid_search([dict(settings) for settings in trials])}
+            if begun:  # Tune does not keep the settings of trials that had not been made when the driver was killed
+                tuner = tune.Tuner.restore(path, trainable, resume_errored=True, param_space=param_space)
             else:
                 scheduler = None
                 if grace_evaluations:
@@ -119,7 +120,7 @@ def run_sweep(
                     )
                 tuner = tune.Tuner(
                     trainable,
-                    param_space={"settings": tune.grid_search([dict(settings) for settings in trials])},
+                    param_space=param_space,
                     tune_config=tune.TuneConfig(
                         metric="hypervolume",
                         mode="max",

@@ -171,6 +171,19 @@ def test_a_killed_driver_loses_nothing_evaluated(undisturbed, tmp_path):
     assert len(evaluated) <= 3 * 24 + 2
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_driver_that_is_killed_before_its_first_trial_is_resumed(undisturbed, tmp_path):
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, tmp_path], cwd=ROOT, start_new_session=True, env=ENVIRONMENT
+    )
+    while not (tmp_path / "killed" / "tuner.pkl").exists():
+        assert driver.poll() is None
+        time.sleep(0.01)
+    driver.kill()
+    driver.wait()
+    assert outcome(run_sweep(search, TRIALS, str(tmp_path), "killed", resume=True)) == outcome(undisturbed)
+
+
 def die(settings, history, on_generation):
     os.kill(os.getpid(), signal.SIGKILL)
 
