@@ -1,4 +1,4 @@
-"""A search of a supernet or of a space: what it was asked to do, and its parts made from that."""
+"""A search of a supernet or of a space: its problem, score and strategy, made from its settings, and the loop run."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Link(NamedTuple):
 def chains(net: Supernet) -> Callable[[Arch], list[Piece]]:
     """The pieces of a subnet of `net`, in order: those of `cut(net.skeleton(arch), ...)`.
 
-    Put together from those of other subnets, or cut from each one that is built, where that pays or is right no more.
+    Put together from those of other subnets where `Dependence.explains` them; otherwise each subnet is built and cut.
     """
     dependence = Dependence(net.space, net.skeleton, views=net.views)
     return dependence.chain if dependence.explains() else dependence.cut

@@ -29,9 +29,8 @@ logger = logging.getLogger(__name__)
 
 GROUP = "supernet.families"  # of entry points
 
-_files: dict[
-    str, ModuleType
-] = {}  # the modules that were loaded from files, by the names that they have in sys.modules
+# the modules that were loaded from files, by the names that they have in sys.modules
+_files: dict[str, ModuleType] = {}
 
 
 def make_family(space: str, options: str, num_classes: int) -> Family:

@@ -38,9 +38,11 @@ class TensorData(Data):
         self, resolution: int | None, batch_size: int, seed: int, steps: range, rank: int = 0, world_size: int = 1
     ) -> Iterator[Batch]:
         count, each = examples_in(self.train), self.steps_per_epoch(batch_size)
+        drawn = None
         for step in steps:
             epoch, position = divmod(step, each)
-            order = generator(seed, Stream.ORDER, epoch).permutation(count)
+            if epoch != drawn:
+                drawn, order = epoch, generator(seed, Stream.ORDER, epoch).permutation(count)
             chosen = order[position * batch_size : (position + 1) * batch_size]
             yield self._chosen(chosen[rank::world_size].tolist())
 

@@ -7,9 +7,9 @@ import pytest
 
 from search.history import read_history
 from search.run import run_search
-from search.scores.judges import make_judge, training_batch, untrained_run
+from search.scores.judges import JUDGES, make_judge, training_batch, untrained_run
 from search.scores.untrained import TrainingFreeScore
-from search.settings import SearchJob
+from search.settings import SCORES, SearchJob
 from search.untrained.proxies import nasbench_macro_proxies
 from search.untrained.te_nas import TeNasConfig, prunable, search_by_pruning
 from supernet.training.data import DataConfig
@@ -72,6 +72,10 @@ def test_any_strategy_may_go_by_zero_cost_scores(cells):
     score = TrainingFreeScore(cells.family, names, batch, reference=6)
     for evaluation in result.evaluations:
         assert evaluation.scores["zero_cost"] == score([evaluation.arch])[0]
+
+
+def test_every_score_has_its_judge():
+    assert tuple(JUDGES) == SCORES
 
 
 def test_what_does_not_fit_together_is_named(cells):
