@@ -59,6 +59,13 @@ def lines(text):
     return [line for line in joined if line.strip() and not line.strip().startswith("#")]
 
 
+def forget_modules(folder):
+    """What was imported from `folder` is not what another test means by the same name."""
+    for name, imported in list(sys.modules.items()):
+        if Path(getattr(imported, "__file__", None) or "nowhere").is_relative_to(folder):
+            del sys.modules[name]
+
+
 @pytest.fixture(scope="module")
 def follow(command, tmp_path_factory):
     """Run the blocks of a page, unless that was done before; gives the folder that they ran in."""
@@ -84,6 +91,7 @@ def follow(command, tmp_path_factory):
                         for name, arguments in called:
                             result = command(name, *arguments)
                             assert result.returncode == 0, f"{name} {arguments}\n{result.stdout}\n{result.stderr}"
+            forget_modules(folder)
         return folders[page]
 
     return follow

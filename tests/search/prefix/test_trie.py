@@ -275,7 +275,7 @@ class TwoOutputs(nn.Module):
 def test_a_network_of_several_outputs_is_a_single_piece(unused):
     net = Supernet(SearchSpace({"width": (2, 4)}), lambda arch: TwoOutputs(arch["width"], unused)).eval()
     archs = list(net.space)
-    found = dict(trie.evaluate(net, archs, images, lambda arch: 8))
+    found = dict(trie.outputs(net, archs, images, lambda arch: 8))
     whole = torch.cat(images(8).evaluation)
     for index, arch in enumerate(archs):
         assert len(cut(net.extract(arch))) == 1

@@ -82,7 +82,7 @@ def test_a_function_is_found_in_a_file_in_a_module_and_among_entry_points(file, 
     assert list(installed()) == ["tiny"]
     assert find_family("tiny") is sys.modules["mine"].tiny
     assert said_again("tiny", None, "runs/mine") == "tiny"  # installed on purpose
-    monkeypatch.delitem(sys.modules, "mine")
+    del sys.modules["mine"]
 
 
 @pytest.mark.parametrize(
