@@ -41,8 +41,8 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import RidgeCV
 
 from predictors import LatencyPredictor, family_costs, suggest
-from predictors.measurements import read_measurements
-from predictors.noise import relative_differences
+from predictors.measuring.measurements import read_measurements
+from predictors.measuring.noise import relative_differences
 from supernet.families import FAMILIES
 from supernet.space import Arch, SearchSpace
 

@@ -47,7 +47,7 @@ from supernet.space import Arch
 from supernet.training.data import DataConfig, ImageData, load_data
 from supernet.training.execution import Execution, pick_device
 from supernet.training.loop import LoopConfig, make_optimizer
-from supernet.training.sampling import Path as Subnet
+from supernet.training.methods.sampling import Path as Subnet
 from supernet.training.standalone import train_model
 from supernet.training.step import TrainConfig, TrainStep, task_of
 

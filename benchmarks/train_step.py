@@ -34,10 +34,10 @@ from distill.losses import kl_divergence
 from supernet import Supernet
 from supernet.families import FAMILIES, Family
 from supernet.tasks import Classification
-from supernet.training import sampling
 from supernet.training.execution import Execution
-from supernet.training.sampling import Path as Subnet
-from supernet.training.sampling import Sandwich
+from supernet.training.methods import sampling
+from supernet.training.methods.sampling import Path as Subnet
+from supernet.training.methods.sampling import Sandwich
 from supernet.training.step import TrainConfig, TrainStep
 
 GLIBC_THRESHOLDS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")

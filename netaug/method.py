@@ -12,7 +12,7 @@ from supernet.channels import Channels
 from supernet.channels.importance import order_channels
 from supernet.space import Arch, SearchSpace
 from supernet.supernet import Supernet
-from supernet.training.sampling import Method, Path, Step
+from supernet.training.methods.sampling import Method, Path, Step
 
 
 @dataclass(frozen=True)

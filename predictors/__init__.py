@@ -2,8 +2,8 @@
 
 from predictors.device import Device, is_this_machine, this_device
 from predictors.latency import LatencyPredictor, Prediction, suggest
-from predictors.measure import Protocol, measure
-from predictors.runtimes import prepare
+from predictors.measuring.measure import Protocol, measure
+from predictors.measuring.runtimes import prepare
 from predictors.sampling import stratified
 from predictors.transfer import family_costs
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from predictors.embedding import Embedding
+from predictors.regression.embedding import Embedding
 
 # n candidates, k architectures to predict, v values of all choices, r rank of the prior
 

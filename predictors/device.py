@@ -24,7 +24,7 @@ class Device:
     """
 
     name: str
-    runtime: str  # a name in predictors.runtimes.RUNTIMES, or any for a device elsewhere
+    runtime: str  # a name in predictors.measuring.runtimes.RUNTIMES, or any for a device elsewhere
     precision: str = "fp32"
     threads: int = 1
     batch_size: int = 1  # images in one run; a latency is that of the whole batch

@@ -10,14 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from predictors import mixture, stored
+from predictors import stored
 from predictors.design import most_informative
 from predictors.device import Device
-from predictors.embedding import Embedding, embedding
-from predictors.held_out import HeldOut, error_scale, held_out
-from predictors.measurements import positive
-from predictors.methods import MINIMUM, Measured, Method, applicable, source_methods, tuned
-from predictors.mixture import Mixture
+from predictors.measuring.measurements import positive
+from predictors.regression import mixture
+from predictors.regression.embedding import Embedding, embedding
+from predictors.regression.held_out import HeldOut, error_scale, held_out
+from predictors.regression.methods import MINIMUM, Measured, Method, applicable, source_methods, tuned
+from predictors.regression.mixture import Mixture
 from predictors.sampling import graded
 from predictors.transfer import OWN_PARTS, Cost, components, own_components
 from supernet.space import Arch, SearchSpace
@@ -83,7 +84,7 @@ class LatencyPredictor:
         `sources` are predictors of other devices on the same space, or any costs, such as MACs: functions from a list
         of architectures to one positive number each. With them, ten measurements go far; `suggest` says which.
         An architecture may have been measured several times. Errors are those on architectures that a fit has not seen
-        (`predictors.held_out`), for which everything is done again ten times.
+        (`predictors.regression.held_out`), for which everything is done again ten times.
 
         ValueError if there are fewer than 8 different architectures, or 3 with sources, unless that is the whole
         space, if a latency is not positive and finite, if all are the same, or if an architecture or a source is not

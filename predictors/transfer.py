@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from predictors.embedding import Embedding
+from predictors.regression.embedding import Embedding
 from supernet.families import Family
 from supernet.space import Arch
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from supernet.lazy import lazily
+from supernet.imports import lazily
 
 if TYPE_CHECKING:
     from search.history import Evaluation, History, read_history

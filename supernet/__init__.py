@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from supernet.lazy import lazily
+from supernet.imports import lazily
 from supernet.space import Arch, Choice, SearchSpace
 
 if TYPE_CHECKING:

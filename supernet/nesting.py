@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode
 
-from supernet.divisions import Division, Divisions, Place, check_divisions
+from supernet.channels.divisions import Division, Divisions, Place, check_divisions
 from supernet.plain import inputs_like
 from supernet.skeleton import without_data
 from supernet.slicing import Unit, layer_of

@@ -21,8 +21,8 @@ from typing import Annotated
 import tyro
 
 from predictors import Device, LatencyPredictor, family_costs, suggest
-from predictors.manifest import export_subnets
-from predictors.measurements import read_measurements
+from predictors.measuring.manifest import export_subnets
+from predictors.measuring.measurements import read_measurements
 from supernet_cli.command_line import console, family_of
 
 

@@ -27,12 +27,13 @@ import numpy as np
 import tyro
 from rich.table import Table
 
-from predictors import LatencyPredictor, Protocol, family_costs, measure, prepare, runtimes, stratified, this_device
+from predictors import LatencyPredictor, Protocol, family_costs, measure, prepare, stratified, this_device
 from predictors.device import Device
-from predictors.manifest import export_subnets
-from predictors.measurements import Measurement, read_measurements
-from predictors.methods import MINIMUM
-from predictors.noise import NOISE_SUBNETS, relative_differences
+from predictors.measuring import runtimes
+from predictors.measuring.manifest import export_subnets
+from predictors.measuring.measurements import Measurement, read_measurements
+from predictors.measuring.noise import NOISE_SUBNETS, relative_differences
+from predictors.regression.methods import MINIMUM
 from supernet.families import Family
 from supernet.space import Arch
 from supernet_cli.command_line import console, fail, family_of, progress_bar

@@ -39,7 +39,8 @@ from typing import Annotated
 import tyro
 from rich.table import Table
 
-from predictors import LatencyPredictor, is_this_machine, measure, prepare, runtimes
+from predictors import LatencyPredictor, is_this_machine, measure, prepare
+from predictors.measuring import runtimes
 from search.blockwise.dna import DnaConfig
 from search.history import Evaluation
 from search.loop import Generation

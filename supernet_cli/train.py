@@ -27,7 +27,7 @@ from supernet.artifacts.runs import Job, read_job, run_job
 from supernet.families import FAMILIES, describe
 from supernet.families.named import find_family, installed
 from supernet.training import distributed
-from supernet.training.progressive import Phase
+from supernet.training.methods.progressive import Phase
 from supernet.training.recipes import RECIPES
 from supernet_cli.command_line import console, progress_bar, to_resume
 

@@ -33,7 +33,7 @@ SLOW = (
     "search/untrained/",
     "supernet/artifacts/test_runs.py",
     "supernet/families/",
-    "supernet/training/test_prioritized.py",
+    "supernet/training/methods/test_prioritized.py",
     "supernet/training/test_standalone.py",
     "supernet/training/test_train.py",
     "supernet_cli/test_check_images.py",

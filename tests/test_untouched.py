@@ -10,7 +10,8 @@ from torch import nn
 from distill.blockwise import BlockTrainer, BlockwiseConfig, Teacher
 from distill.objective import Objective, cohort_losses
 from distill.untouched import untouched
-from predictors import Device, runtimes
+from predictors import Device
+from predictors.measuring import runtimes
 from search.prefix import trie
 from search.scores.accuracy import EvaluationImages, SupernetAccuracy
 from search.scores.teacher_guided import FromSupernet, GuidanceConfig, TeacherGuided
@@ -24,8 +25,8 @@ from supernet.calibration import calibrate
 from supernet.evaluation import accuracy, calibrated_subnet, quality
 from supernet.families import Family
 from supernet.tasks import Classification
-from supernet.training.prioritized import Entry, PrioritizedPaths
-from supernet.training.sampling import Path, Step
+from supernet.training.methods.prioritized import Entry, PrioritizedPaths
+from supernet.training.methods.sampling import Path, Step
 from supernet.training.step import TrainConfig, TrainStep
 
 SPACE = SearchSpace({"width": (2, 4)})

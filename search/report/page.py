@@ -11,7 +11,7 @@ from pathlib import Path
 from search.report.content import Content, make_content
 from search.report.sources import read_sources
 from supernet.artifacts.atomic import write_atomically
-from supernet.optional import require
+from supernet.imports import require
 
 SCRIPTS = ("drawing.js", "charts.js", "page.js")
 

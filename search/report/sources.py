@@ -18,8 +18,8 @@ import numpy as np
 
 from predictors import LatencyPredictor
 from predictors.latency import FILE as PREDICTOR
-from predictors.measurements import Measurement, read_measurements
-from predictors.noise import relative_differences
+from predictors.measuring.measurements import Measurement, read_measurements
+from predictors.measuring.noise import relative_differences
 from search.history import Evaluation, read_history
 from supernet.artifacts import provenance
 from supernet.artifacts.atomic import write_atomically

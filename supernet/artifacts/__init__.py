@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from supernet.lazy import lazily
+from supernet.imports import lazily
 
 if TYPE_CHECKING:
     from supernet.artifacts.export import export_onnx, export_program, quantise_onnx

@@ -18,7 +18,7 @@ from distill.untouched import untouched
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.deployment import deployed
 from supernet.errors import first_line
-from supernet.optional import require
+from supernet.imports import require
 from supernet.tasks import Classification, Task
 
 # N images, C channels, H height, W width, K classes

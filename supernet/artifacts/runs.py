@@ -38,8 +38,8 @@ from supernet.training.checkpoint import has_checkpoints
 from supernet.training.data import DataConfig, ImageData, load_data
 from supernet.training.execution import Execution, differences, located
 from supernet.training.loop import StepResult
-from supernet.training.progressive import Phase, new_kinds, phase_config, phase_space, sort_channels
-from supernet.training.sampling import Uniform
+from supernet.training.methods.progressive import Phase, new_kinds, phase_config, phase_space, sort_channels
+from supernet.training.methods.sampling import Uniform
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 

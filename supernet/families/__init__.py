@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from supernet.families.attentive_nas import alphanet
 from supernet.families.autoformer import autoformer_tiny
-from supernet.families.elastic import from_model, from_timm
 from supernet.families.family import Description, Family, describe
 from supernet.families.mobilenet_v3 import mobilenet_v3_micro, ofa_mobilenet_v3
 from supernet.families.nas_bench_201 import nasbench201
@@ -15,6 +14,7 @@ from supernet.families.nas_bench_macro import nasbench_macro
 from supernet.families.ofa_checkpoint import load_ofa_checkpoint
 from supernet.families.resnet import ofa_resnet50
 from supernet.families.timm_models import just_timm
+from supernet.families.traced.models import from_model, from_timm
 
 FAMILIES: dict[str, Callable[..., Family]] = {
     "alphanet": alphanet,

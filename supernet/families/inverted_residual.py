@@ -21,7 +21,7 @@ from timm.models.mobilenetv3 import MobileNetV3
 from torch import nn
 
 from supernet.families.family import Family
-from supernet.kernel_transform import KernelTransform
+from supernet.families.kernel_transform import KernelTransform
 from supernet.slicing import Rule
 from supernet.space import Arch, Choice, SearchSpace, Value
 

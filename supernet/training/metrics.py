@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from supernet.artifacts.atomic import set_aside, write_atomically
-from supernet.optional import require
+from supernet.imports import require
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from supernet.artifacts.runs import Job
 from supernet.training.data import DataConfig
 from supernet.training.execution import Execution
-from supernet.training.progressive import ONCE_FOR_ALL, Phase
+from supernet.training.methods.progressive import ONCE_FOR_ALL, Phase
 from supernet.training.step import TrainConfig
 
 

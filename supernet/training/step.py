@@ -19,7 +19,7 @@ from supernet.tasks.task import Output, in_float32
 from supernet.training.data.batch import Batch, chunk, joined
 from supernet.training.execution import DEFAULT, Execution
 from supernet.training.loop import LoopConfig
-from supernet.training.sampling import Path
+from supernet.training.methods.sampling import Path
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from supernet.training.data import Data
 from supernet.training.data.batch import Batch, on, take
 from supernet.training.execution import DEFAULT, Execution
 from supernet.training.loop import Loop, StepResult
-from supernet.training.prioritized import PrioritizedPaths
+from supernet.training.methods.prioritized import PrioritizedPaths
+from supernet.training.methods.sampling import Attentive, Fair, Method, Sandwich, Step, Uniform
 from supernet.training.randomness import Stream, generator
-from supernet.training.sampling import Attentive, Fair, Method, Sandwich, Step, Uniform
 from supernet.training.step import TrainConfig, TrainStep, task_of
 
 

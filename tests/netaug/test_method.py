@@ -4,7 +4,7 @@ import torch
 
 from netaug.augmentation import augment
 from netaug.method import NetAug
-from supernet.training.sampling import Step
+from supernet.training.methods.sampling import Step
 
 
 @pytest.fixture(scope="module")

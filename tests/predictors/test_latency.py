@@ -6,9 +6,9 @@ import pytest
 from scipy.stats import spearmanr
 
 from predictors import Device, LatencyPredictor
-from predictors.embedding import embedding
 from predictors.latency import FILE, load_devices, suggest
-from predictors.methods import Measured, condition
+from predictors.regression.embedding import embedding
+from predictors.regression.methods import Measured, condition
 from supernet.families import FAMILIES
 from supernet.space import SearchSpace
 

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import is_parametrized
 
-from predictors import prepare, runtimes, this_device
+from predictors import prepare, this_device
+from predictors.measuring import runtimes
 from supernet.artifacts.deployment import deployed
 from supernet.artifacts.export import agreement, export_onnx, export_program, onnx_runner, program_runner
 from supernet.costs import count_macs, count_parameters

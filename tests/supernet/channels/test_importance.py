@@ -11,7 +11,7 @@ from supernet.channels.importance import bn_scale, geometric_median, l1_norm, or
 from supernet.families import Family
 from supernet.training.data import DataConfig, load_data
 from supernet.training.execution import Execution
-from supernet.training.sampling import Uniform
+from supernet.training.methods.sampling import Uniform
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 

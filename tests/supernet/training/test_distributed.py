@@ -8,7 +8,7 @@ from supernet.families import FAMILIES
 from supernet.training import distributed
 from supernet.training.data import DataConfig
 from supernet.training.execution import Execution
-from supernet.training.sampling import Path
+from supernet.training.methods.sampling import Path
 from supernet.training.step import TrainConfig, TrainStep
 
 TRAIN = TrainConfig(epochs=1, batch_size=8, random_subnets=1)

@@ -18,7 +18,7 @@ from supernet.training.checkpoint import load_checkpoint
 from supernet.training.data import DataConfig, load_data
 from supernet.training.execution import Execution
 from supernet.training.loop import Loop, LoopConfig
-from supernet.training.sampling import Uniform
+from supernet.training.methods.sampling import Uniform
 from supernet.training.standalone import train_model
 from supernet.training.step import TrainConfig
 from supernet.training.train import train

@@ -22,7 +22,7 @@ from supernet.training.checkpoint import load_checkpoint
 from supernet.training.data import DataConfig, load_data, resize
 from supernet.training.execution import Execution
 from supernet.training.loop import TrainingError
-from supernet.training.sampling import Path
+from supernet.training.methods.sampling import Path
 from supernet.training.step import TrainConfig, TrainStep
 from supernet.training.train import train
 

@@ -10,7 +10,7 @@ from supernet.artifacts.runs import Job, load_run, run_job
 from supernet.families import FAMILIES, Family
 from supernet.space import SearchSpace
 from supernet.training.execution import Execution
-from supernet.training.progressive import (
+from supernet.training.methods.progressive import (
     ONCE_FOR_ALL,
     Phase,
     kind_of,

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from supernet.channels import Channels, Trace, slicing_rules, trace
 from supernet.channels.importance import Importance, order_channels
-from supernet.families.elastic_costs import macs_formula, parameters_formula
-from supernet.families.elastic_space import Elastic, join, running_space
 from supernet.families.family import Family
 from supernet.families.timm_models import create_regularised, timm_model
+from supernet.families.traced.costs import macs_formula, parameters_formula
+from supernet.families.traced.space import Elastic, join, running_space
 from supernet.plain import count_classes, plain
 from supernet.skeleton import build_uninitialised, copy_to
 from supernet.space import Arch

@@ -12,7 +12,7 @@ from torch import Tensor
 from supernet.space import Arch, SearchSpace
 from supernet.training import distributed
 from supernet.training.data.batch import examples_in, split
-from supernet.training.sampling import Method, Path, Step
+from supernet.training.methods.sampling import Method, Path, Step
 
 # P paths on the board, S images of each, C channels, R resolution in pixels, K classes
 

@@ -11,8 +11,8 @@ from supernet.families import FAMILIES
 from supernet.training import distributed
 from supernet.training.data import DataConfig
 from supernet.training.execution import Execution
-from supernet.training.prioritized import Entry, PrioritizedPaths
-from supernet.training.sampling import Path, Step
+from supernet.training.methods.prioritized import Entry, PrioritizedPaths
+from supernet.training.methods.sampling import Path, Step
 from supernet.training.step import TrainConfig
 
 FAMILY = FAMILIES["mobilenet_v3_micro"]()

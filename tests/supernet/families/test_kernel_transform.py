@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from supernet import SearchSpace, Supernet
-from supernet.kernel_transform import KernelTransform
+from supernet.families.kernel_transform import KernelTransform
 from supernet.slicing import centred
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import softmax
 
-from predictors.additive import Additive
-from predictors.methods import MOST_PAIRWISE, Measured, Method, condition, tuned
-from predictors.pairwise import Pairwise
+from predictors.regression.additive import Additive
+from predictors.regression.methods import MOST_PAIRWISE, Measured, Method, condition, tuned
+from predictors.regression.pairwise import Pairwise
 
 # n architectures, m measurements, k methods
 

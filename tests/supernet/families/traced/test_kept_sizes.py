@@ -10,7 +10,7 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 from supernet.families import FAMILIES, from_timm
-from supernet.families.kept_sizes import keep_sizes
+from supernet.families.traced.kept_sizes import keep_sizes
 
 MODELS = (
     *(

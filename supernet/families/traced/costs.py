@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from supernet.channels import Channels, Trace
-from supernet.families.elastic_space import join, needed
+from supernet.families.traced.space import join, needed
 from supernet.space import Arch, SearchSpace
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from predictors import held_out, mixture
-from predictors.embedding import embedding
-from predictors.held_out import HeldOut, error_scale
-from predictors.methods import Measured, Method, applicable
+from predictors.regression import held_out, mixture
+from predictors.regression.embedding import embedding
+from predictors.regression.held_out import HeldOut, error_scale
+from predictors.regression.methods import Measured, Method, applicable
 from supernet.space import SearchSpace
 
 SPACE = SearchSpace({"width": (8, 16, 24), "depth": (1, 2, 3), "kernel_size": (3, 5, 7)})

@@ -13,7 +13,7 @@ from supernet.tasks import Classification
 from supernet.training import distributed
 from supernet.training.data import DataConfig, load_data
 from supernet.training.execution import Execution
-from supernet.training.sampling import Attentive, Fair, Sandwich, Step, Uniform
+from supernet.training.methods.sampling import Attentive, Fair, Sandwich, Step, Uniform
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 

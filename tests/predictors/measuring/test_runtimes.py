@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from predictors import Device, prepare, runtimes, this_device
+from predictors import Device, prepare, this_device
 from predictors import device as device_module
-from supernet import optional as extras
+from predictors.measuring import runtimes
+from supernet import imports as extras
 from supernet.families import FAMILIES
 
 

@@ -20,7 +20,7 @@ from distill.untouched import untouched
 from predictors.device import Device
 from supernet.artifacts.deployment import deployed
 from supernet.artifacts.export import INPUT_NAME, export_onnx, quantise_onnx
-from supernet.optional import require
+from supernet.imports import require
 
 # B batch, C channels, H height, W width
 

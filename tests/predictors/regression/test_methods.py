@@ -5,9 +5,9 @@ import pytest
 from scipy.optimize import approx_fprime
 from scipy.stats import multivariate_normal
 
-from predictors import additive, pairwise
 from predictors.design import most_informative
-from predictors.embedding import embedding
+from predictors.regression import additive, pairwise
+from predictors.regression.embedding import embedding
 from predictors.transfer import additive_coefficients, components
 from supernet.space import Choice, SearchSpace
 

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
-from predictors.left_out import left_out
+from predictors.regression.left_out import left_out
 
 # n architectures, m measurements, v values of all choices, d dimensions of a view, h hyper-parameters
 # p measurements that a variance accounts for

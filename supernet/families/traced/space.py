@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from supernet.channels import Call, Trace, narrow, trace_on
 from supernet.errors import first_line
-from supernet.families.kept_sizes import keep_sizes
+from supernet.families.traced.kept_sizes import keep_sizes
 from supernet.space import Arch, Choice, SearchSpace
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from predictors.measurements import Measurement, append_measurements, read_measurements
-from predictors.runtimes import Timer
+from predictors.measuring.measurements import Measurement, append_measurements, read_measurements
+from predictors.measuring.runtimes import Timer
 from supernet.artifacts.ownership import owned
 from supernet.space import Arch
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from predictors.measurements import Measurement
+from predictors.measuring.measurements import Measurement
 
 NOISE_SUBNETS = 50
 

@@ -1,8 +1,9 @@
-"""Packages that only some users need: imported when used, named when missing."""
+"""Modules that are imported late: those behind a package's names, and those of extras that only some users need."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 
 EXTRAS = {
@@ -27,3 +28,15 @@ def require(module: str) -> ModuleType:
         raise ModuleNotFoundError(
             f"{package} is not installed: pip install 'supernet[{extra}]'", name=package
         ) from None
+
+
+def lazily(package: str, names: Mapping[str, Sequence[str]]) -> Callable[[str], object]:
+    """The `__getattr__` (PEP 562) of a package that offers `names`, each the module with what is taken from it."""
+    homes = {name: home for home, found in names.items() for name in found}
+
+    def find(name: str) -> object:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(homes[name]), name)
+
+    return find

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from predictors.measure import Protocol, measure
-from predictors.measurements import append_measurements, read_measurements
-from predictors.noise import relative_differences
+from predictors.measuring.measure import Protocol, measure
+from predictors.measuring.measurements import append_measurements, read_measurements
+from predictors.measuring.noise import relative_differences
 from supernet.space import SearchSpace
 
 SPACE = SearchSpace({"width": tuple(range(1, 41))})

@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from predictors import additive, pairwise
-from predictors.additive import Additive
-from predictors.embedding import Embedding
-from predictors.pairwise import Pairwise
+from predictors.regression import additive, pairwise
+from predictors.regression.additive import Additive
+from predictors.regression.embedding import Embedding
+from predictors.regression.pairwise import Pairwise
 from predictors.transfer import (
     OTHER_SCALES,
     OWN_SCALES,

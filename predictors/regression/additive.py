@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import block_diag
 
-from predictors.left_out import left_out
+from predictors.regression.left_out import left_out
 
 # n measurements, v values of all choices, r rank of a prior among the measurements
 

@@ -1,0 +1,1 @@
+"""Regression: from architectures and measurements to predictions and how sure they are."""

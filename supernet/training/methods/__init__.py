@@ -1,0 +1,1 @@
+"""The training methods: which subnets a step runs, and what each of them learns from."""
