@@ -47,7 +47,7 @@ from supernet.space import Arch
 from supernet.training.data import DataConfig, ImageData, load_data
 from supernet.training.execution import Execution, pick_device
 from supernet.training.loop import LoopConfig, make_optimizer
-from supernet.training.methods.sampling import Path as Subnet
+from supernet.training.methods.sampling import Learner
 from supernet.training.standalone import train_model
 from supernet.training.step import TrainConfig, TrainStep, task_of
 
@@ -388,9 +388,9 @@ def step_times(budget: Budget, augmentation: Augmentation, arguments: Arguments)
 
         return lambda: step(plain, backward)
 
-    def in_supernet(*paths: Arch) -> Callable[[], None]:
-        subnets = [Subnet(arch, regularised=True) for arch in paths]
-        return lambda: step(net, lambda: train_step((images, labels), subnets))
+    def in_supernet(*archs: Arch) -> Callable[[], None]:
+        learners = [Learner(arch, regularised=True) for arch in archs]
+        return lambda: step(net, lambda: train_step((images, labels), learners))
 
     data = images_of(dataclasses.replace(budget, workers=0), arguments)
     batches = data.training_batches(budget.resolution, budget.batch_size, 0, range(budget.timed_steps + 1))

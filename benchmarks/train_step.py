@@ -36,8 +36,7 @@ from supernet.families import FAMILIES, Family
 from supernet.tasks import Classification
 from supernet.training.execution import Execution
 from supernet.training.methods import sampling
-from supernet.training.methods.sampling import Path as Subnet
-from supernet.training.methods.sampling import Sandwich
+from supernet.training.methods.sampling import Learner, Sandwich
 from supernet.training.step import TrainConfig, TrainStep
 
 GLIBC_THRESHOLDS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
@@ -86,17 +85,17 @@ class Step:
             for index in range(100):
                 self.net(small, self.net.space.sample(np.random.default_rng([1, index])))
 
-    def paths(self, step: int) -> list[Subnet]:
+    def learners(self, step: int) -> list[Learner]:
         draw = np.random.default_rng(step)
-        return self.method.paths(sampling.Step(step, 0, 0.0, draw, self.net, self.batch, self.task, self.net, 0.1))
+        return self.method.learners(sampling.Step(step, 0, 0.0, draw, self.net, self.batch, self.task, self.net, 0.1))
 
-    def shared(self, paths: list[Subnet]) -> None:
+    def shared(self, learners: list[Learner]) -> None:
         self.net.zero_grad()
         step = TrainStep(self.net, self.task, TrainConfig(), self.family.build, execution=self.execution)
-        step(self.batch, paths)
+        step(self.batch, learners)
 
-    def plain_models(self, paths: list[Subnet]) -> list[torch.nn.Module]:
-        return [self.net.extract(path.arch) for path in paths]
+    def plain_models(self, learners: list[Learner]) -> list[torch.nn.Module]:
+        return [self.net.extract(learner.arch) for learner in learners]
 
     def seconds(self, run: Callable[[], None]) -> float:
         self._wait()
@@ -156,11 +155,11 @@ def compare(arguments: Arguments, resolution: int, batch_size: int, steps: int) 
     step = Step(arguments, resolution, batch_size)
     ratios, shared, plain = [], [], []
     for index in range(-2, steps):  # two to warm up
-        paths = step.paths(index % 1000)
-        models = step.plain_models(paths)
+        learners = step.learners(index % 1000)
+        models = step.plain_models(learners)
         gc.collect()
         plain_step = partial(train_plain, models, *step.batch, arguments.precision)
-        runs = [partial(step.shared, paths), plain_step]
+        runs = [partial(step.shared, learners), plain_step]
         if index % 2:
             runs.reverse()
         times = [step.seconds(run) for run in runs]
@@ -217,7 +216,7 @@ def peak_memory_here(arguments: Arguments) -> float:
     else:
         step = Step(arguments, resolution, batch_size)
         for index in range(arguments.steps):
-            step.shared(step.paths(index))
+            step.shared(step.learners(index))
     if arguments.device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return _peak_mib() - before
@@ -234,7 +233,7 @@ def growth(arguments: Arguments, resolution: int, batch_size: int) -> list[dict[
     rows = []
     for random_subnets in (1, 2, 4, 8):
         step = Step(arguments, resolution, batch_size, random_subnets)
-        times = [step.seconds(lambda s=step, i=i: s.shared(s.paths(i))) for i in range(8)][1:]
+        times = [step.seconds(lambda s=step, i=i: s.shared(s.learners(i))) for i in range(8)][1:]
         rows.append({"random_subnets": random_subnets, "step_ms": float(np.median(times)) * 1e3})
     return rows
 
@@ -246,9 +245,9 @@ def growth_with_size(arguments: Arguments, resolution: int, batch_size: int) -> 
         step = Step(arguments, resolution, batch_size, width_mult=width_mult)
         times, macs = [], []
         for index in range(8):
-            paths = step.paths(index)
-            times.append(step.seconds(partial(step.shared, paths)))
-            macs.append(sum(step.family.macs(path.arch) for path in paths))
+            learners = step.learners(index)
+            times.append(step.seconds(partial(step.shared, learners)))
+            macs.append(sum(step.family.macs(learner.arch) for learner in learners))
         rows.append(
             {
                 "width_mult": width_mult,

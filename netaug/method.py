@@ -12,7 +12,7 @@ from supernet.channels import Channels
 from supernet.channels.importance import order_channels
 from supernet.space import Arch, SearchSpace
 from supernet.supernet import Supernet
-from supernet.training.methods.sampling import Method, Path, Step
+from supernet.training.methods.sampling import Learner, Method, Step
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class NetAug(Method):
         if self.weight and progress < self.width_until:
             order_channels(net, self.sorted_channels, "outgoing_l1", companions)
 
-    def paths(self, step: Step) -> list[Path]:
-        paths = [self._path(self.tiny, 1.0)]
+    def learners(self, step: Step) -> list[Learner]:
+        learners = [self._learner(self.tiny, 1.0)]
         if self.weight:
             space = self.space if step.progress < self.width_until else self.narrow
-            paths.append(self._path(space.sample(step.generator), self.weight))
-        return paths
+            learners.append(self._learner(space.sample(step.generator), self.weight))
+        return learners
 
-    def _path(self, arch: Arch, weight: float) -> Path:
+    def _learner(self, arch: Arch, weight: float) -> Learner:
         teacher = "external" if self.teacher_weight else None
-        return Path(arch, teacher, weight * self.label_weight, weight * self.teacher_weight, regularised=True)
+        return Learner(arch, teacher, weight * self.label_weight, weight * self.teacher_weight, regularised=True)

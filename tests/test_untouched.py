@@ -26,7 +26,7 @@ from supernet.evaluation import accuracy, calibrated_subnet, quality
 from supernet.families import Family
 from supernet.tasks import Classification
 from supernet.training.methods.prioritized import Entry, PrioritizedPaths
-from supernet.training.methods.sampling import Path, Step
+from supernet.training.methods.sampling import Learner, Step
 from supernet.training.step import TrainConfig, TrainStep
 
 SPACE = SearchSpace({"width": (2, 4)})
@@ -77,7 +77,7 @@ def evaluation_images(images, labels):
 def train_step(in_place, images, labels):
     net = supernet(in_place).train()
     step = TrainStep(net, Classification(), TrainConfig(), net.build, network(in_place))
-    losses, _ = step((images, labels), [Path(LARGEST, "external"), Path(SMALLEST, 0), Path(LARGEST, 1)])
+    losses, _ = step((images, labels), [Learner(LARGEST, "external"), Learner(SMALLEST, 0), Learner(LARGEST, 1)])
     return [losses, *(parameter.grad for parameter in net.parameters())]
 
 
@@ -101,7 +101,7 @@ def cream(in_place, images, labels):
     method = PrioritizedPaths(SPACE, lambda arch: 1, 5, images=4)
     method.board = [Entry(LARGEST, 0.9, 1, images[4:], torch.eye(4, 5))]
     method.weight = torch.linspace(-1, 1, 20)
-    method.paths(step_of(in_place, images, labels))
+    method.learners(step_of(in_place, images, labels))
     return [method.weight, method.bias]
 
 

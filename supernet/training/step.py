@@ -19,7 +19,7 @@ from supernet.tasks.task import Output, in_float32
 from supernet.training.data.batch import Batch, chunk, joined
 from supernet.training.execution import DEFAULT, Execution
 from supernet.training.loop import LoopConfig
-from supernet.training.methods.sampling import Path
+from supernet.training.methods.sampling import Learner
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ class TrainConfig(LoopConfig):
 
 
 class Outcome(NamedTuple):
-    """What came out of the paths of a step."""
+    """What came out of the learners of a step."""
 
-    losses: Tensor  # [paths]
-    outputs: list[Output]  # of each path, without gradient
+    losses: Tensor  # [learners]
+    outputs: list[Output]  # of each learner, without gradient
 
 
 def _itself(loss: Tensor) -> Tensor:
@@ -78,11 +78,11 @@ def _itself(loss: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TrainStep:
-    """Gives `net` the gradients of a step: `train_step(batch, paths)`.
+    """Gives `net` the gradients of a step: `train_step(batch, learners)`.
 
-    `task` says what is learnt, `regularised` builds the modules of paths with dropout, `teacher` is the frozen network
-    of those that name an external one. `calls` say how architectures are run otherwise than by `functional_call`,
-    `execution` in which precision, and `scale` what is differentiated in a loss's place.
+    `task` says what is learnt, `regularised` builds the modules of learners with dropout, `teacher` is the frozen
+    network of learners whose teacher is "external". `calls` say how architectures are run otherwise than by
+    `functional_call`, `execution` in which precision, and `scale` what is differentiated in a loss's place.
     """
 
     net: Supernet
@@ -94,31 +94,32 @@ class TrainStep:
     execution: Execution = DEFAULT
     scale: Callable[[Tensor], Tensor] = _itself
 
-    def __call__(self, batch: Batch, paths: Sequence[Path]) -> Outcome:
-        """Accumulate the gradients of all `paths` on a batch: the mean over `config.accumulation` equal parts of it."""
-        parts = [self._part(part, paths) for part in chunk(batch, self.config.accumulation)]
+    def __call__(self, batch: Batch, learners: Sequence[Learner]) -> Outcome:
+        """Accumulate the gradients of `learners` on a batch: the mean over `config.accumulation` equal parts of it."""
+        parts = [self._part(part, learners) for part in chunk(batch, self.config.accumulation)]
         losses = torch.stack([part.losses for part in parts]).mean(0)
         return Outcome(losses, [joined(outputs) for outputs in zip(*(part.outputs for part in parts))])
 
-    def _part(self, batch: Batch, paths: Sequence[Path]) -> Outcome:
-        """The same on one of the parts. What a path learns from is the very output that gave its teacher a gradient."""
+    def _part(self, batch: Batch, learners: Sequence[Learner]) -> Outcome:
+        """The same on one part of the batch. A learner gets the very output that gave its teacher a gradient."""
         task, device = self.task, self._device
         external = None
-        if any(path.teacher == "external" for path in paths):
+        if any(learner.teacher == "external" for learner in learners):
             with torch.no_grad(), self.execution.autocast(device):
                 external = task.freeze(untouched(self.teacher, *task.inputs(batch, None)))
         outputs: list[Output] = []
         losses = []
-        for path in paths:
-            with torch.set_grad_enabled(path.learns):
-                output = self.output(path.arch, batch, regularised=path.regularised, accumulate=path.learns)
+        for learner in learners:
+            arch, has_gradient = learner.arch, learner.has_gradient
+            with torch.set_grad_enabled(has_gradient):
+                output = self.output(arch, batch, regularised=learner.regularised, accumulate=has_gradient)
             loss = torch.zeros((), device=device)
-            if path.label_weight:
-                loss = path.label_weight * task.loss(output, batch)
-            if path.teacher is not None and path.teacher_weight:
-                taught = external if path.teacher == "external" else outputs[path.teacher]
-                loss = loss + path.teacher_weight * task.distil(output, taught, batch)
-            if path.learns:
+            if learner.label_weight:
+                loss = learner.label_weight * task.loss(output, batch)
+            if learner.teacher is not None and learner.teacher_weight:
+                taught = external if learner.teacher == "external" else outputs[learner.teacher]
+                loss = loss + learner.teacher_weight * task.distil(output, taught, batch)
+            if has_gradient:
                 self.scale(loss / self.config.accumulation).backward()
             outputs.append(task.freeze(output))
             losses.append(loss.detach())

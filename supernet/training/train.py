@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path as FilePath
+from pathlib import Path
 
 import torch
 from timm.utils import ModelEmaV3
@@ -33,7 +33,7 @@ def train(
     net: Supernet,
     data: Data,
     config: TrainConfig,
-    run_dir: FilePath,
+    run_dir: Path,
     execution: Execution = DEFAULT,
     *,
     method: Method | None = None,
@@ -46,8 +46,8 @@ def train(
     `net` itself.
 
     `method` chooses the subnets of each step, by default the one that `config` names. `teacher` gives the outputs that
-    paths with an external teacher learn from; it gets the inputs of the step as they are, images in the space's largest
-    resolution, and is in eval mode.
+    learners with an external teacher learn from; it gets the inputs of the step as they are, images in the space's
+    largest resolution, and is in eval mode.
 
     Writes, resumes, joins processes and raises as `supernet.training.loop.Loop` does: TrainingError, naming step and
     architecture, if a loss or gradient is not finite or the training has diverged. ValueError if data and task do not
@@ -90,11 +90,11 @@ def train(
                 method.start_epoch(net, _companions(net, loop.optimizer, loop.ema), progress)
             draw = generator(config.seed, Stream.SUBNETS, number)
             step = Step(number, epoch, progress, draw, net, batch, task, train_step.output, loop.lr)
-            paths = method.paths(step)
+            learners = method.learners(step)
             with loop.seeded(number):
-                losses, outputs = train_step(batch, paths)
-            loop.update(number, losses, [path.arch for path in paths])
-            method.finish(step, paths, outputs)
+                losses, outputs = train_step(batch, learners)
+            loop.update(number, losses, [learner.arch for learner in learners])
+            method.finish(step, learners, outputs)
             loop.finish(number, {"losses": losses})
         return loop.result
 

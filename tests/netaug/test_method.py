@@ -19,7 +19,7 @@ def step(progress: float, seed: int = 0) -> Step:
 def test_a_step_trains_the_tiny_model_and_one_sampled_network(augmentation):
     method = NetAug(augmentation.space, weight=0.7)
     for seed in range(5):
-        tiny, sampled = method.paths(step(0.49, seed))
+        tiny, sampled = method.learners(step(0.49, seed))
         assert tiny.arch == augmentation.space.smallest
         assert sampled.arch == augmentation.space.sample(np.random.default_rng(seed))
         assert (tiny.label_weight, sampled.label_weight) == (1.0, 0.7)
@@ -30,7 +30,7 @@ def test_from_the_middle_on_networks_are_no_wider(augmentation):
     method = NetAug(augmentation.space)
     widths, expansions = set(), set()
     for seed in range(20):
-        arch = method.paths(step(0.5, seed))[1].arch
+        arch = method.learners(step(0.5, seed))[1].arch
         widths.add(tuple(value for name, value in arch.items() if name.endswith("width")))
         expansions.update(value for name, value in arch.items() if name.endswith("expansion"))
     tiny = augmentation.space.smallest
@@ -39,14 +39,14 @@ def test_from_the_middle_on_networks_are_no_wider(augmentation):
 
 
 def test_a_teacher_teaches_both(augmentation):
-    tiny, sampled = NetAug(augmentation.space, weight=0.5, label_weight=0.4, teacher_weight=2.0).paths(step(0.0))
+    tiny, sampled = NetAug(augmentation.space, weight=0.5, label_weight=0.4, teacher_weight=2.0).learners(step(0.0))
     assert (tiny.teacher, tiny.label_weight, tiny.teacher_weight) == ("external", 0.4, 2.0)
     assert (sampled.teacher, sampled.label_weight, sampled.teacher_weight) == ("external", 0.2, 1.0)
 
 
 def test_without_weight_the_tiny_model_is_alone(augmentation):
-    (path,) = NetAug(augmentation.space, weight=0.0).paths(step(0.0))
-    assert path.arch == augmentation.space.smallest
+    (learner,) = NetAug(augmentation.space, weight=0.0).learners(step(0.0))
+    assert learner.arch == augmentation.space.smallest
 
 
 def test_the_tiny_model_gets_the_most_important_channels_and_the_momentum_goes_with_them(augmentation):

@@ -12,7 +12,7 @@ from torch import Tensor
 from supernet.space import Arch, SearchSpace
 from supernet.training import distributed
 from supernet.training.data.batch import examples_in, split
-from supernet.training.methods.sampling import Method, Path, Step
+from supernet.training.methods.sampling import Learner, Method, Step
 
 # P paths on the board, S images of each, C channels, R resolution in pixels, K classes
 
@@ -72,22 +72,25 @@ class PrioritizedPaths(Method):
         self._accuracy_gap = accuracy_gap
         self._lr = lr
 
-    def paths(self, step: Step) -> list[Path]:
+    def learners(self, step: Step) -> list[Learner]:
         arch = self.space.sample(step.generator)
         if not self.board:
-            return [Path(arch)]
+            return [Learner(arch)]
         if (count := examples_in(step.batch)) < 2 * self._images:
             raise ValueError(f"cream needs batches of {2 * self._images} images in every process, not {count}")
         if step.number % self._update_steps == 0:
             self._learn_to_match(step, arch)
         teacher, matching, _ = self.match(step, arch)
         m = matching.item()
-        return [Path(teacher.arch, label_weight=0.0), Path(arch, 0, label_weight=(2 - m) / 2, teacher_weight=m / 2)]
+        return [
+            Learner(teacher.arch, label_weight=0.0),
+            Learner(arch, 0, label_weight=(2 - m) / 2, teacher_weight=m / 2),
+        ]
 
-    def finish(self, step: Step, paths: Sequence[Path], outputs: Sequence[Tensor]) -> None:
+    def finish(self, step: Step, learners: Sequence[Learner], outputs: Sequence[Tensor]) -> None:
         if step.epoch < self._start_epoch:
             return
-        images, logits, arch = step.batch[0], outputs[-1], paths[-1].arch
+        images, logits, arch = step.batch[0], outputs[-1], learners[-1].arch
         found = step.task.metrics([logits], [step.batch])["accuracy"]
         accuracy = distributed.average(torch.tensor(found, device=images.device)).item()
         probabilities = logits[: self._images].softmax(1)

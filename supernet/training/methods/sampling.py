@@ -18,28 +18,30 @@ from supernet.training import distributed
 from supernet.training.data.batch import Batch
 
 
-class Path(NamedTuple):
+class Learner(NamedTuple):
     """One subnet's part in a step. Its loss is
 
         label_weight * task.loss(output, batch) + teacher_weight * task.distil(output, teacher's output, batch)
 
-    and a path of which both weights are 0 runs without gradient, to teach the paths after it.
+    and a learner of which both weights are 0 runs without gradient, to teach the learners after it.
     """
 
     arch: Arch
-    teacher: int | Literal["external"] | None = None  # an earlier path of this step, or the frozen network of `train`
+    teacher: int | Literal["external"] | None = (
+        None  # an earlier learner of this step, or the frozen network of `train`
+    )
     label_weight: float = 1.0
     teacher_weight: float = 1.0  # unused without a teacher
     regularised: bool = False  # whether dropout and stochastic depth are on
 
     @property
-    def learns(self) -> bool:
+    def has_gradient(self) -> bool:
         return self.label_weight != 0 or (self.teacher is not None and self.teacher_weight != 0)
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a method may look at to choose the paths of a training step."""
+    """What a method may look at to choose the learners of a training step."""
 
     number: int  # counted from 0
     epoch: int  # counted from 0
@@ -59,7 +61,7 @@ class Step:
 
 
 class Method(Protocol):
-    """Chooses the paths of each step, whose gradients are then added up for one update.
+    """Chooses the learners of each step, whose gradients are then added up for one update.
 
     It makes the same choice in every process. One that keeps something from step to step gives it in `state_dict`, as
     tensors and plain values, from which `load_state_dict` goes on.
@@ -72,10 +74,10 @@ class Method(Protocol):
         does the same to the `companions`: tensors by the names and in the shapes of the parameters, such as an
         optimizer's momentum."""
 
-    def paths(self, step: Step) -> list[Path]: ...
+    def learners(self, step: Step) -> list[Learner]: ...
 
-    def finish(self, step: Step, paths: Sequence[Path], outputs: Sequence[Output]) -> None:
-        """Called after a step with what its paths gave, without gradient."""
+    def finish(self, step: Step, learners: Sequence[Learner], outputs: Sequence[Output]) -> None:
+        """Called after a step with what its learners gave, without gradient."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -94,14 +96,14 @@ class Sandwich(Method):
     space: SearchSpace
     random_subnets: int = 2
 
-    def paths(self, step: Step) -> list[Path]:
+    def learners(self, step: Step) -> list[Learner]:
         return self.around([self.space.sample(step.generator) for _ in range(self.random_subnets)])
 
-    def around(self, others: Sequence[Arch]) -> list[Path]:
+    def around(self, others: Sequence[Arch]) -> list[Learner]:
         """The largest, `others`, and the smallest."""
         return [
-            Path(self.space.largest, regularised=True),
-            *(Path(arch, teacher=0, label_weight=0.0) for arch in [*others, self.space.smallest]),
+            Learner(self.space.largest, regularised=True),
+            *(Learner(arch, teacher=0, label_weight=0.0) for arch in [*others, self.space.smallest]),
         ]
 
 
@@ -117,10 +119,10 @@ class Uniform(Method):
     teacher_weight: float = 0.0
     regularised: bool = False
 
-    def paths(self, step: Step) -> list[Path]:
+    def learners(self, step: Step) -> list[Learner]:
         teacher = "external" if self.teacher_weight else None
         return [
-            Path(self.space.sample(step.generator), teacher, 1.0, self.teacher_weight, self.regularised)
+            Learner(self.space.sample(step.generator), teacher, 1.0, self.teacher_weight, self.regularised)
             for _ in range(self.subnets)
         ]
 
@@ -136,14 +138,14 @@ class Fair(Method):
 
     space: SearchSpace
 
-    def paths(self, step: Step) -> list[Path]:
+    def learners(self, step: Step) -> list[Learner]:
         counts = [len(choice.values) for choice in self.space.choices.values()]
         subnets = max(counts)
         columns = []
         for count in counts:
             rounds = [step.generator.permutation(count) for _ in range(-(-subnets // count))]
             columns.append(np.concatenate(rounds)[:subnets])
-        return [Path(arch) for arch in self.space.decode(np.stack(columns, axis=1))]
+        return [Learner(arch) for arch in self.space.decode(np.stack(columns, axis=1))]
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ class Attentive(Method):
     trials: int = 3
     macs_step: float = 25e6
 
-    def paths(self, step: Step) -> list[Path]:
+    def learners(self, step: Step) -> list[Learner]:
         extreme = np.argmin if self.pick == "best" else np.argmax
         chosen = []
         for _ in range(self.random_subnets):

@@ -8,7 +8,7 @@ from supernet.families import FAMILIES
 from supernet.training import distributed
 from supernet.training.data import DataConfig
 from supernet.training.execution import Execution
-from supernet.training.methods.sampling import Path
+from supernet.training.methods.sampling import Learner
 from supernet.training.step import TrainConfig, TrainStep
 
 TRAIN = TrainConfig(epochs=1, batch_size=8, random_subnets=1)
@@ -24,8 +24,8 @@ def gradients(rank=0, world_size=1):
     images = torch.randn(12, 3, 32, 32, generator=draw, dtype=torch.float64)[rank::world_size]
     labels = torch.randint(10, (12,), generator=draw)[rank::world_size]
     # the last subnet leaves most parameters without a gradient of its own
-    paths = [Path(family.space.largest), Path(family.space.smallest, teacher=0, label_weight=0.0)]
-    TrainStep(net, family.task, TrainConfig(), family.build)((images, labels), paths)
+    learners = [Learner(family.space.largest), Learner(family.space.smallest, teacher=0, label_weight=0.0)]
+    TrainStep(net, family.task, TrainConfig(), family.build)((images, labels), learners)
     distributed.average_gradients(net.parameters())
     return {name: parameter.grad for name, parameter in net.named_parameters()}
 

@@ -22,7 +22,7 @@ from supernet.training.checkpoint import load_checkpoint
 from supernet.training.data import DataConfig, load_data, resize
 from supernet.training.execution import Execution
 from supernet.training.loop import TrainingError
-from supernet.training.methods.sampling import Path
+from supernet.training.methods.sampling import Learner
 from supernet.training.step import TrainConfig, TrainStep
 from supernet.training.train import train
 
@@ -62,14 +62,14 @@ def test_a_step_adds_the_gradients_of_its_paths_and_teaches_by_the_logits_of_the
     regularised = partial(family.build, drop_rate=0.5, drop_path_rate=0.5)
     train_step = TrainStep(net, Classification(label_smoothing=0.1), TrainConfig(), regularised)
     largest, smallest = family.space.largest, family.space.restrict({"resolution": [32]}).smallest
-    paths = [
-        Path(largest, regularised=True),
-        Path(smallest, teacher=0, label_weight=0.0),
-        Path(smallest, teacher=0, label_weight=0.3, teacher_weight=0.6),
+    learners = [
+        Learner(largest, regularised=True),
+        Learner(smallest, teacher=0, label_weight=0.0),
+        Learner(smallest, teacher=0, label_weight=0.3, teacher_weight=0.6),
     ]
 
     torch.manual_seed(0)
-    losses, _ = train_step((images, labels), paths)
+    losses, _ = train_step((images, labels), learners)
 
     torch.manual_seed(0)
     logits = reference(images, largest, build=regularised)
@@ -90,8 +90,8 @@ def test_every_subnet_sees_the_images_in_its_own_resolution(family, batch):
     net = family.supernet().train()
     net.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     archs = [family.space.validate({**family.space.smallest, "resolution": size}) for size in (24, 32)]
-    paths = [Path(arch, label_weight=0.5) for arch in archs]
-    TrainStep(net, family.task, TrainConfig(accumulation=2), family.build)(batch, paths)
+    learners = [Learner(arch, label_weight=0.5) for arch in archs]
+    TrainStep(net, family.task, TrainConfig(accumulation=2), family.build)(batch, learners)
     for part, own in zip(batch[0].chunk(2), (seen[:2], seen[2:])):
         assert torch.equal(own[0], resize(part, 24))
         assert torch.equal(own[1], part)
@@ -101,14 +101,14 @@ def test_dropout_is_on_in_the_largest_subnet_alone(family, batch):
     images, labels = batch
     regularised = partial(family.build, drop_rate=0.9)
 
-    def losses(seed, paths):
+    def losses(seed, learners):
         torch.manual_seed(seed)
         net = family.supernet().train()
-        return TrainStep(net, family.task, TrainConfig(), regularised)((images, labels), paths).losses
+        return TrainStep(net, family.task, TrainConfig(), regularised)((images, labels), learners).losses
 
     largest = family.space.largest
-    assert losses(0, [Path(largest)]) == losses(1, [Path(largest)])
-    assert losses(0, [Path(largest, regularised=True)]) != losses(1, [Path(largest, regularised=True)])
+    assert losses(0, [Learner(largest)]) == losses(1, [Learner(largest)])
+    assert losses(0, [Learner(largest, regularised=True)]) != losses(1, [Learner(largest, regularised=True)])
 
 
 def test_a_run_that_is_killed_and_resumed_ends_in_the_same_weights(tmp_path):
@@ -300,12 +300,12 @@ def test_images_of_another_type_or_number_of_channels_are_refused(family, batch,
 def test_parts_of_a_batch_one_after_another_give_the_mean_of_their_gradients(family, tmp_path):
     draw = torch.Generator().manual_seed(1)
     images, labels = torch.randn(8, 3, 32, 32, generator=draw), torch.randint(10, (8,), generator=draw)
-    paths = [Path(family.space.largest), Path(family.space.smallest, teacher=0, label_weight=0.0)]
+    learners = [Learner(family.space.largest), Learner(family.space.smallest, teacher=0, label_weight=0.0)]
     net, reference = family.supernet().double().train(), family.supernet().double().train()
-    TrainStep(net, family.task, TrainConfig(accumulation=2), family.build)((images.double(), labels), paths)
+    TrainStep(net, family.task, TrainConfig(accumulation=2), family.build)((images.double(), labels), learners)
     for part in (slice(0, 4), slice(4, 8)):
         whole = TrainStep(reference, family.task, TrainConfig(), family.build)
-        whole((images[part].double(), labels[part]), paths)
+        whole((images[part].double(), labels[part]), learners)
     for (name, parameter), whole in zip(net.named_parameters(), reference.parameters()):
         torch.testing.assert_close(parameter.grad, whole.grad / 2, rtol=1e-12, atol=1e-15, msg=name)
 

@@ -12,7 +12,7 @@ from supernet.training import distributed
 from supernet.training.data import DataConfig
 from supernet.training.execution import Execution
 from supernet.training.methods.prioritized import Entry, PrioritizedPaths
-from supernet.training.methods.sampling import Path, Step
+from supernet.training.methods.sampling import Learner, Step
 from supernet.training.step import TrainConfig
 
 FAMILY = FAMILIES["mobilenet_v3_micro"]()
@@ -41,62 +41,62 @@ def double_step(number=0, epoch=0):
 
 
 def test_who_comes_on_the_board():
-    paths = method(board_size=2, accuracy_gap=0.05)
+    cream = method(board_size=2, accuracy_gap=0.05)
     a, b, c, d, e = ARCHS
 
     def board():
-        return [(entry.arch, entry.accuracy) for entry in paths.board]
+        return [(entry.arch, entry.accuracy) for entry in cream.board]
 
-    paths.enter(entry(a, 0.5, 100))
-    paths.enter(entry(b, 0.7, 100))
+    cream.enter(entry(a, 0.5, 100))
+    cream.enter(entry(b, 0.7, 100))
     assert board() == [(b, 0.7), (a, 0.5)]
-    paths.enter(entry(c, 0.54, 100))  # more accurate by less than the gap, with no fewer MACs
+    cream.enter(entry(c, 0.54, 100))  # more accurate by less than the gap, with no fewer MACs
     assert board() == [(b, 0.7), (a, 0.5)]
-    paths.enter(entry(c, 0.54, 99))  # with fewer MACs
+    cream.enter(entry(c, 0.54, 99))  # with fewer MACs
     assert board() == [(b, 0.7), (c, 0.54)]
-    paths.enter(entry(d, 0.6, 200))  # by more than the gap
+    cream.enter(entry(d, 0.6, 200))  # by more than the gap
     assert board() == [(b, 0.7), (d, 0.6)]
-    paths.enter(entry(e, 0.6, 1))  # no more accurate
+    cream.enter(entry(e, 0.6, 1))  # no more accurate
     assert board() == [(b, 0.7), (d, 0.6)]
-    paths.enter(entry(b, 0.55, 100))  # known: it has its latest accuracy
+    cream.enter(entry(b, 0.55, 100))  # known: it has its latest accuracy
     assert board() == [(d, 0.6), (b, 0.55)]
 
 
 def test_before_the_board_a_path_learns_from_labels_and_after_a_step_it_teaches():
-    paths = method(start_epoch=1, images=2)
+    cream = method(start_epoch=1, images=2)
     step = double_step(epoch=0)
-    (path,) = paths.paths(step)
-    assert (path.teacher, path.label_weight) == (None, 1)
+    (learner,) = cream.learners(step)
+    assert (learner.teacher, learner.label_weight) == (None, 1)
     logits = F.one_hot(step.batch[1], 10).double() * 8
     logits[0] = 0
     logits[0, (step.batch[1][0] + 1) % 10] = 8
-    paths.finish(step, [path], [logits])
-    assert not paths.board
-    paths.finish(double_step(epoch=1), [path], [logits])
-    (found,) = paths.board
-    assert (found.arch, found.accuracy, found.macs) == (path.arch, 7 / 8, FAMILY.macs(path.arch))
+    cream.finish(step, [learner], [logits])
+    assert not cream.board
+    cream.finish(double_step(epoch=1), [learner], [logits])
+    (found,) = cream.board
+    assert (found.arch, found.accuracy, found.macs) == (learner.arch, 7 / 8, FAMILY.macs(learner.arch))
     assert torch.equal(found.probabilities, logits[:2].softmax(1))
     assert torch.equal(found.images, step.batch[0][:2])
 
-    teacher, student = paths.paths(double_step(number=1, epoch=1))
+    teacher, student = cream.learners(double_step(number=1, epoch=1))
     m = 0.5  # of a function that has learned nothing
-    assert teacher == Path(path.arch, None, label_weight=0.0)
+    assert teacher == Learner(learner.arch, None, label_weight=0.0)
     assert not teacher.learns
     assert (student.teacher, student.label_weight, student.teacher_weight) == (0, (2 - m) / 2, m / 2)
 
 
 def test_the_teacher_is_the_path_of_the_highest_score():
-    paths = method(images=2)
+    cream = method(images=2)
     step = double_step()
     probabilities = torch.rand(3, 2, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).softmax(2)
     for arch, own, accuracy in zip(ARCHS[:3], probabilities, (0.9, 0.8, 0.7)):
-        paths.board.append(Entry(arch, accuracy, 1, step.batch[0][:2], own))
-    paths.weight = torch.linspace(-3, 3, 20, dtype=torch.float64)
-    paths.bias = torch.tensor(0.25, dtype=torch.float64)
-    teacher, matching, _ = paths.match(step, ARCHS[4])
+        cream.board.append(Entry(arch, accuracy, 1, step.batch[0][:2], own))
+    cream.weight = torch.linspace(-3, 3, 20, dtype=torch.float64)
+    cream.bias = torch.tensor(0.25, dtype=torch.float64)
+    teacher, matching, _ = cream.match(step, ARCHS[4])
     # BatchNorm sees the images of the whole board at once, which are the same three times
     own = step.output(ARCHS[4], (step.batch[0][:2].repeat(3, 1, 1, 1),)).softmax(1)[:2].flatten()
-    scores = [((p.flatten() - own) @ paths.weight).item() + 0.25 for p in probabilities]
+    scores = [((p.flatten() - own) @ cream.weight).item() + 0.25 for p in probabilities]
     best = int(np.argmax(scores))
     assert best != 0
     assert teacher.arch == ARCHS[best]
@@ -106,15 +106,15 @@ def test_the_teacher_is_the_path_of_the_highest_score():
 def test_matching_descends_the_loss_after_a_step_of_distillation():
     step = double_step(number=0)
     student, teaching = ARCHS[0], ARCHS[1]
-    paths = method(images=4, update_steps=1, lr=1e-3)
+    cream = method(images=4, update_steps=1, lr=1e-3)
     soft = torch.rand(4, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).mul(5).softmax(1)
-    paths.board = [Entry(teaching, 0.9, 1, step.batch[0][4:], soft)]
-    paths.weight = torch.linspace(-1, 1, 40, dtype=torch.float64)
-    paths.bias = torch.tensor(0.1, dtype=torch.float64)
-    weight, bias = paths.weight.clone(), paths.bias.clone()
+    cream.board = [Entry(teaching, 0.9, 1, step.batch[0][4:], soft)]
+    cream.weight = torch.linspace(-1, 1, 40, dtype=torch.float64)
+    cream.bias = torch.tensor(0.1, dtype=torch.float64)
+    weight, bias = cream.weight.clone(), cream.bias.clone()
     before = {name: parameter.clone() for name, parameter in step.net.named_parameters()}
-    _, _, difference = paths.match(step, student)
-    paths._learn_to_match(step, student)
+    _, _, difference = cream.match(step, student)
+    cream._learn_to_match(step, student)
     assert all(torch.equal(parameter, before[name]) for name, parameter in step.net.named_parameters())
 
     def loss_after(theta, constant):
@@ -142,8 +142,8 @@ def test_matching_descends_the_loss_after_a_step_of_distillation():
             shift[index] = small
         rise = loss_after(weight + shift, bias + extra) - loss_after(weight - shift, bias - extra)
         numeric.append(rise / (2 * small))
-    moved = torch.cat([(weight - paths.weight)[::7], (bias - paths.bias)[None]]) / 1e-3
-    scale = max(1.0, (torch.cat([weight - paths.weight, (bias - paths.bias)[None]]) / 1e-3).norm().item())
+    moved = torch.cat([(weight - cream.weight)[::7], (bias - cream.bias)[None]]) / 1e-3
+    scale = max(1.0, (torch.cat([weight - cream.weight, (bias - cream.bias)[None]]) / 1e-3).norm().item())
     assert scale == 1.0  # the descent was not clipped
     np.testing.assert_allclose(moved.numpy(), numeric, rtol=1e-4, atol=1e-9)
     assert np.abs(numeric).max() > 1e-5
@@ -151,39 +151,39 @@ def test_matching_descends_the_loss_after_a_step_of_distillation():
 
 def on_a_board(**options):
     """Paths of a board of one, and a step that goes with them."""
-    paths, step = method(images=4, **options), double_step()
+    cream, step = method(images=4, **options), double_step()
     soft = torch.rand(4, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).mul(5).softmax(1)
-    paths.board = [Entry(ARCHS[1], 0.9, 1, step.batch[0][4:], soft)]
-    return paths
+    cream.board = [Entry(ARCHS[1], 0.9, 1, step.batch[0][4:], soft)]
+    return cream
 
 
 def test_matching_learns_every_so_many_steps():
-    paths = on_a_board(update_steps=3)
+    cream = on_a_board(update_steps=3)
     learned = []
     for number in range(5):
-        before = paths.weight.clone()
-        paths.paths(double_step(number))
-        learned.append(not torch.equal(paths.weight.double(), before.double()))
+        before = cream.weight.clone()
+        cream.learners(double_step(number))
+        learned.append(not torch.equal(cream.weight.double(), before.double()))
     assert learned == [True, False, False, True, False]
 
 
 def test_a_steep_descent_of_matching_is_clipped(monkeypatch):
-    paths = on_a_board(update_steps=1, lr=1e-3)
+    cream = on_a_board(update_steps=1, lr=1e-3)
     monkeypatch.setattr(distributed, "average", lambda values: values * 1e8)
-    paths.paths(double_step())
-    assert torch.cat([paths.weight, paths.bias[None]]).norm().item() == pytest.approx(1e-3)
+    cream.learners(double_step())
+    assert torch.cat([cream.weight, cream.bias[None]]).norm().item() == pytest.approx(1e-3)
 
 
 def test_the_board_and_the_teacher_are_the_same_in_every_process(monkeypatch):
-    paths, step = method(images=2), double_step()
+    cream, step = method(images=2), double_step()
     for arch, accuracy in zip(ARCHS, (0.9, 0.8, 0.7)):
-        paths.board.append(Entry(arch, accuracy, 1, step.batch[0][:2], torch.full((2, 10), 0.1, dtype=torch.float64)))
+        cream.board.append(Entry(arch, accuracy, 1, step.batch[0][:2], torch.full((2, 10), 0.1, dtype=torch.float64)))
     monkeypatch.setattr(distributed, "average", lambda values: torch.tensor([0.0, 0.0, 1.5]))
-    teacher, matching, _ = paths.match(step, ARCHS[4])
+    teacher, matching, _ = cream.match(step, ARCHS[4])
     assert (teacher.arch, matching.item()) == (ARCHS[2], pytest.approx(1 / (1 + math.exp(-1.5))))
     monkeypatch.setattr(distributed, "average", lambda values: torch.tensor(0.85))
-    paths.finish(double_step(epoch=20), [Path(ARCHS[3])], [torch.zeros(8, 10)])
-    assert [entry.arch for entry in paths.board] == [ARCHS[0], ARCHS[3], ARCHS[1], ARCHS[2]]
+    cream.finish(double_step(epoch=20), [Learner(ARCHS[3])], [torch.zeros(8, 10)])
+    assert [entry.arch for entry in cream.board] == [ARCHS[0], ARCHS[3], ARCHS[1], ARCHS[2]]
 
 
 def test_a_resumed_run_has_its_board(tmp_path):
@@ -207,7 +207,7 @@ def test_a_resumed_run_has_its_board(tmp_path):
 
 
 def test_batches_too_small_to_match_by_are_refused():
-    paths = method(images=5)
-    paths.board = [entry(ARCHS[0], 0.5, 1)]
+    cream = method(images=5)
+    cream.board = [entry(ARCHS[0], 0.5, 1)]
     with pytest.raises(ValueError, match="cream needs batches of 10 images in every process, not 8"):
-        paths.paths(double_step())
+        cream.learners(double_step())

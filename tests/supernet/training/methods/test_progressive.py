@@ -147,10 +147,10 @@ def test_phases_train_their_subnets_by_the_frozen_largest_network(tmp_path, monk
     seen = []
     run_step = TrainStep.__call__
 
-    def spy(step, batch, paths):
-        outcome = run_step(step, batch, paths)
+    def spy(step, batch, learners):
+        outcome = run_step(step, batch, learners)
         teacher = step.teacher
-        seen.append((paths, teacher, teacher and {n: t.clone() for n, t in teacher.state_dict().items()}))
+        seen.append((learners, teacher, teacher and {n: t.clone() for n, t in teacher.state_dict().items()}))
         return outcome
 
     monkeypatch.setattr(TrainStep, "__call__", spy)
@@ -163,18 +163,19 @@ def test_phases_train_their_subnets_by_the_frozen_largest_network(tmp_path, monk
     run = run_job(job, tmp_path / "run", on_step=results.append)
     space = run.family.space
     first, second, third = seen[:8], seen[8:12], seen[12:]
-    for paths, teacher, _ in first:
-        (path,) = paths
+    for learners, teacher, _ in first:
+        (learner,) = learners
         assert teacher is None
-        assert {**path.arch, "resolution": 32} == dict(space.largest)
-        assert (path.teacher, path.label_weight) == (None, 1)
-    for paths, teacher, _ in second + third:
+        assert {**learner.arch, "resolution": 32} == dict(space.largest)
+        assert (learner.teacher, learner.label_weight) == (None, 1)
+    for learners, teacher, _ in second + third:
         assert not teacher.training
-        assert {(path.teacher, path.label_weight, path.teacher_weight) for path in paths} == {("external", 1, 1)}
-    assert [len(paths) for paths, *_ in second + third] == [1] * 4 + [3] * 4
-    kernels = {value for paths, *_ in second for n, value in paths[0].arch.items() if kind_of(n) == "kernel_size"}
+        assert {(x.teacher, x.label_weight, x.teacher_weight) for x in learners} == {("external", 1, 1)}
+    assert [len(learners) for learners, *_ in second + third] == [1] * 4 + [3] * 4
+    kernels = {value for (first, *_), *_ in second for n, value in first.arch.items() if kind_of(n) == "kernel_size"}
     assert kernels == {3, 5}
-    assert {value for paths, *_ in second for n, value in paths[0].arch.items() if kind_of(n) == "expand_ratio"} == {6}
+    ratios = {value for (first, *_), *_ in second for n, value in first.arch.items() if kind_of(n) == "expand_ratio"}
+    assert ratios == {6}
     weights = [teacher for *_, teacher in second + third]
     assert all(torch.equal(state[name], weights[0][name]) for state in weights for name in state)
     assert [result.step for result in results] == list(range(1, 17))

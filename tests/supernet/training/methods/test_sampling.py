@@ -38,22 +38,22 @@ def step(generator, logits=never):
 
 def test_a_sandwich_is_the_largest_on_labels_and_the_others_on_its_logits(numpy_generator):
     space = FAMILIES["mobilenet_v3_micro"]().space
-    paths = Sandwich(space, random_subnets=3).paths(step(numpy_generator))
-    assert [path.teacher for path in paths] == [None, 0, 0, 0, 0]
-    assert [path.label_weight for path in paths] == [1, 0, 0, 0, 0]
-    assert [path.regularised for path in paths] == [True, False, False, False, False]
-    assert (paths[0].arch, paths[-1].arch) == (space.largest, space.smallest)
-    assert len({path.arch for path in paths}) == 5
+    learners = Sandwich(space, random_subnets=3).learners(step(numpy_generator))
+    assert [learner.teacher for learner in learners] == [None, 0, 0, 0, 0]
+    assert [learner.label_weight for learner in learners] == [1, 0, 0, 0, 0]
+    assert [learner.regularised for learner in learners] == [True, False, False, False, False]
+    assert (learners[0].arch, learners[-1].arch) == (space.largest, space.smallest)
+    assert len({learner.arch for learner in learners}) == 5
 
 
-def test_uniform_paths_learn_from_labels_alone(numpy_generator):
-    paths = Uniform(SPACE, subnets=4).paths(step(numpy_generator))
-    assert [(path.teacher, path.regularised) for path in paths] == [(None, False)] * 4
+def test_uniform_learners_learn_from_labels_alone(numpy_generator):
+    learners = Uniform(SPACE, subnets=4).learners(step(numpy_generator))
+    assert [(learner.teacher, learner.regularised) for learner in learners] == [(None, False)] * 4
 
 
-def test_uniform_paths_may_learn_from_a_teacher_and_have_dropout(numpy_generator):
-    paths = Uniform(SPACE, subnets=2, teacher_weight=0.25, regularised=True).paths(step(numpy_generator))
-    assert [(p.teacher, p.label_weight, p.teacher_weight, p.regularised) for p in paths] == [
+def test_uniform_learners_may_learn_from_a_teacher_and_have_dropout(numpy_generator):
+    learners = Uniform(SPACE, subnets=2, teacher_weight=0.25, regularised=True).learners(step(numpy_generator))
+    assert [(x.teacher, x.label_weight, x.teacher_weight, x.regularised) for x in learners] == [
         ("external", 1.0, 0.25, True)
     ] * 2
 
@@ -65,23 +65,23 @@ def test_subnets_are_judged_by_the_images_of_all_processes(numpy_generator, monk
     assert here.losses([SPACE.largest, SPACE.smallest]) == pytest.approx([loss, loss + 0.5])
 
 
-def test_fair_paths_train_every_value_equally_often(numpy_generator):
+def test_fair_learners_train_every_value_equally_often(numpy_generator):
     method = Fair(SPACE)
     for _ in range(20):
-        paths = method.paths(step(numpy_generator))
-        assert [(path.teacher, path.regularised) for path in paths] == [(None, False)] * 6
-        assert collections.Counter(path.arch["operation"] for path in paths) == dict.fromkeys(
+        learners = method.learners(step(numpy_generator))
+        assert [(learner.teacher, learner.regularised) for learner in learners] == [(None, False)] * 6
+        assert collections.Counter(learner.arch["operation"] for learner in learners) == dict.fromkeys(
             ("identity", "conv3", "conv5"), 2
         )
-        assert sorted(path.arch["width"] for path in paths) == [8, 16, 24, 32, 40, 48]
-        assert all(("dilation" in path.arch) == (path.arch["operation"] != "identity") for path in paths)
+        assert sorted(learner.arch["width"] for learner in learners) == [8, 16, 24, 32, 40, 48]
+        assert all(("dilation" in learner.arch) == (learner.arch["operation"] != "identity") for learner in learners)
 
 
-def test_fair_paths_pair_values_of_different_choices_at_random(numpy_generator):
+def test_fair_learners_pair_values_of_different_choices_at_random(numpy_generator):
     pairs = collections.Counter()
     for _ in range(600):
-        for path in Fair(SPACE).paths(step(numpy_generator)):
-            pairs[path.arch["operation"], path.arch["width"]] += 1
+        for learner in Fair(SPACE).learners(step(numpy_generator)):
+            pairs[learner.arch["operation"], learner.arch["width"]] += 1
     assert len(pairs) == 18
     assert all(140 < count < 260 for count in pairs.values())  # 200 expected, of standard deviation 12
 
@@ -96,11 +96,11 @@ def test_attentive_sampling_trains_the_extreme_of_similar_subnets(numpy_generato
         return torch.tensor([0.0, family.parameters(arch) / 1e5]).expand(2, 2)
 
     method = Attentive(family.space, family.macs, pick, random_subnets=2, trials=3, macs_step=0.25e6)
-    paths = method.paths(step(numpy_generator, logits))
-    assert [path.teacher for path in paths] == [None, 0, 0, 0]
-    assert (paths[0].arch, paths[-1].arch) == (family.space.largest, family.space.smallest)
+    learners = method.learners(step(numpy_generator, logits))
+    assert [learner.teacher for learner in learners] == [None, 0, 0, 0]
+    assert (learners[0].arch, learners[-1].arch) == (family.space.largest, family.space.smallest)
     trials = [judged[:3], judged[3:]]
-    assert [path.arch for path in paths[1:-1]] == [best(archs, key=family.parameters) for archs in trials]
+    assert [learner.arch for learner in learners[1:-1]] == [best(archs, key=family.parameters) for archs in trials]
     for archs in trials:
         assert len(set(archs)) == 3
         assert len({round(family.macs(arch) / 0.25e6) for arch in archs}) == 1
@@ -113,7 +113,7 @@ def test_attentive_sampling_makes_do_with_fewer_candidates(numpy_generator):
 
 
 class Watching(Uniform):
-    """Uniform paths that learn from a teacher, and all that a method gets to see."""
+    """Uniform learners that learn from a teacher, and all that a method gets to see."""
 
     def __init__(self, space):
         super().__init__(space, subnets=2, teacher_weight=1.0)
@@ -122,13 +122,13 @@ class Watching(Uniform):
     def start_epoch(self, net, companions, progress):
         self.epochs.append((len(self.steps), progress))
 
-    def paths(self, step):
+    def learners(self, step):
         self.steps.append((step.number, step.epoch, step.progress, step.lr, step.batch[0].clone(), step.batch[1]))
-        self.chosen.append(super().paths(step))
+        self.chosen.append(super().learners(step))
         return self.chosen[-1]
 
-    def finish(self, step, paths, logits):
-        self.finished.append((step.number, paths, [tuple(part.shape) for part in logits]))
+    def finish(self, step, learners, logits):
+        self.finished.append((step.number, learners, [tuple(part.shape) for part in logits]))
 
 
 def test_a_method_sees_every_step_and_the_beginning_of_every_epoch(tmp_path):
@@ -152,10 +152,10 @@ def test_a_method_sees_every_step_and_the_beginning_of_every_epoch(tmp_path):
     assert [step[:2] for step in method.steps] == [(number, number // each) for number in range(3 * each)]
     assert [step[2] for step in method.steps] == pytest.approx([number / (3 * each) for number in range(3 * each)])
     assert len({step[3] for step in method.steps}) == 3 * each  # a rate of its own
-    assert [(number, paths) for number, paths, _ in method.finished] == list(enumerate(method.chosen))
+    assert [(number, learners) for number, learners, _ in method.finished] == list(enumerate(method.chosen))
     assert {tuple(shapes) for *_, shapes in method.finished} == {((8, 10), (8, 10))}
     # every step draws anew, and the same when all is done again
-    assert len({tuple(path.arch for path in paths) for paths in method.chosen}) == 3 * each
+    assert len({tuple(learner.arch for learner in learners) for learners in method.chosen}) == 3 * each
     train(family, family.supernet(), data, config, tmp_path / "second", execution, method=again, teacher=teacher)
     assert again.chosen == method.chosen
     # the teacher takes the images of each step as they are, without dropout
