@@ -65,8 +65,8 @@ class TrainConfig(LoopConfig):
         return self.calibration_images or max(1000, num_classes or 0)
 
 
-class Outcome(NamedTuple):
-    """What came out of the learners of a step."""
+class StepOutputs(NamedTuple):
+    """The losses and outputs of the learners of a step."""
 
     losses: Tensor  # [learners]
     outputs: list[Output]  # of each learner, without gradient
@@ -94,13 +94,13 @@ class TrainStep:
     execution: Execution = DEFAULT
     scale: Callable[[Tensor], Tensor] = _itself
 
-    def __call__(self, batch: Batch, learners: Sequence[Learner]) -> Outcome:
+    def __call__(self, batch: Batch, learners: Sequence[Learner]) -> StepOutputs:
         """Accumulate the gradients of `learners` on a batch: the mean over `config.accumulation` equal parts of it."""
         parts = [self._part(part, learners) for part in chunk(batch, self.config.accumulation)]
         losses = torch.stack([part.losses for part in parts]).mean(0)
-        return Outcome(losses, [joined(outputs) for outputs in zip(*(part.outputs for part in parts))])
+        return StepOutputs(losses, [joined(outputs) for outputs in zip(*(part.outputs for part in parts))])
 
-    def _part(self, batch: Batch, learners: Sequence[Learner]) -> Outcome:
+    def _part(self, batch: Batch, learners: Sequence[Learner]) -> StepOutputs:
         """The same on one part of the batch. A learner gets the very output that gave its teacher a gradient."""
         task, device = self.task, self._device
         external = None
@@ -123,7 +123,7 @@ class TrainStep:
                 self.scale(loss / self.config.accumulation).backward()
             outputs.append(task.freeze(output))
             losses.append(loss.detach())
-        return Outcome(torch.stack(losses), outputs)
+        return StepOutputs(torch.stack(losses), outputs)
 
     def output(self, arch: Arch, batch: Batch, *, regularised: bool = False, accumulate: bool = False) -> Output:
         """That of the subnet `arch` on a batch, floating point in float32."""
