@@ -46,7 +46,7 @@ from search.scores.accuracy import EvaluationImages, resized
 from search.scores.judges import training_batch
 from search.scores.teacher_guided import FromSupernet, GuidanceConfig, TeacherGuided, TrainedBriefly
 from search.scores.untrained import score_architecture
-from search.strategies.evolution import Evolution, EvolutionSettings
+from search.strategies.evolution import Evolution, EvolutionConfig
 from search.untrained.ensemble import mean_rank
 from search.untrained.proxies import PROXIES
 from search.untrained.te_nas import PUBLISHED
@@ -350,7 +350,7 @@ def choose(bench: Bench, strategy: Strategy, predictor: LatencyPredictor, limits
         "unpublished": lambda archs: [float(arch not in bench.table) for arch in archs],
     }
     problem = Problem(bench.family.space, ["score"], costs, {"unpublished": 0.5}, ["score", "latency_ms"])
-    searcher = Evolution(problem, bench.arguments.seed, EvolutionSettings(POPULATION))
+    searcher = Evolution(problem, bench.arguments.seed, EvolutionConfig(POPULATION))
     searcher.tell(bench.archs, np.array(strategy.score(bench.archs))[:, None])
     result = run(problem, searcher, evaluate_here({"score": strategy.score}), bench.arguments.evaluations)
     archs = list(dict.fromkeys([*bench.archs, *(evaluation.arch for evaluation in result.evaluations)]))

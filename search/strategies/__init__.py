@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from search.loop import Strategy
 from search.problem import Problem
 from search.strategies.baselines import LocalSearch, RandomSearch
-from search.strategies.evolution import Evolution, EvolutionSettings
+from search.strategies.evolution import Evolution, EvolutionConfig
 from search.strategies.screening import ScreenedEvolution
 from search.strategies.single_objective import SingleObjectiveEvolution, once_for_all, spos
 
 # ways to search a space, from a problem, a seed, and how many architectures a generation has, more or less
 STRATEGIES: Mapping[str, Callable[[Problem, int, int], Strategy]] = {
-    "evolution": lambda problem, seed, size: Evolution(problem, seed, EvolutionSettings(size)),
-    "screened": lambda problem, seed, size: ScreenedEvolution(problem, seed, EvolutionSettings(size)),
+    "evolution": lambda problem, seed, size: Evolution(problem, seed, EvolutionConfig(size)),
+    "screened": lambda problem, seed, size: ScreenedEvolution(problem, seed, EvolutionConfig(size)),
     "once_for_all": lambda problem, seed, size: SingleObjectiveEvolution(problem, seed, once_for_all(size)),
     "spos": lambda problem, seed, size: SingleObjectiveEvolution(problem, seed, spos()),
     "random": RandomSearch,

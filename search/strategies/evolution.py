@@ -16,7 +16,7 @@ from supernet.space import Arch
 
 
 @dataclass(frozen=True)
-class EvolutionSettings:
+class EvolutionConfig:
     population: int = 100  # architectures that survive a generation
     offspring: int | None = None  # evaluated each generation; as many as survive unless given
     mutation_rate: float = 0.1  # probability for each choice of a child to change
@@ -41,9 +41,9 @@ class Evolution:
     Children that exceed a limit or were proposed before are replaced by others, so nothing is evaluated twice.
     """
 
-    def __init__(self, problem: Problem, seed: int = 0, settings: EvolutionSettings | None = None) -> None:
+    def __init__(self, problem: Problem, seed: int = 0, config: EvolutionConfig | None = None) -> None:
         self.problem = problem
-        self.settings = settings or EvolutionSettings()
+        self.config = config or EvolutionConfig()
         self.population: list[Arch] = []  # best first
         self._values = np.empty((0, len(problem.objectives)))
         self._proposals = Proposals(problem)
@@ -54,27 +54,27 @@ class Evolution:
 
         Smaller than asked for, or empty, when few or no new architectures can be found.
         """
-        count = self.settings.offspring or self.settings.population
+        count = self.config.offspring or self.config.population
         if self.population and (children := self._proposals.draw(self._child, count)):
             return children
         space = self.problem.space
-        ends = self._proposals.new([space.smallest, space.largest], self.settings.population)
-        return ends + self._proposals.sample(self.settings.population - len(ends), self._generator)
+        ends = self._proposals.new([space.smallest, space.largest], self.config.population)
+        return ends + self._proposals.sample(self.config.population - len(ends), self._generator)
 
     def tell(self, archs: Sequence[Arch], scores: np.ndarray) -> None:
         """The scores [n, s] of architectures, NaN for failed ones, which do not survive."""
         together = [*self.population, *archs]
         values = np.concatenate([self._values, self.problem.values(scores, self.problem.price(archs))])
-        best = pareto.select(values, self.settings.population)
+        best = pareto.select(values, self.config.population)
         self.population = [together[index] for index in best]
         self._values = values[best]
 
     def _child(self) -> Arch:
         space, generator = self.problem.space, self._generator
         child = self._parent()
-        if generator.random() < self.settings.crossover_rate:
+        if generator.random() < self.config.crossover_rate:
             child = space.crossover(child, self._parent(), generator)
-        return space.mutate(child, generator, self.settings.mutation_rate)
+        return space.mutate(child, generator, self.config.mutation_rate)
 
     def _parent(self) -> Arch:
         return self.population[self._generator.integers(len(self.population), size=2).min()]

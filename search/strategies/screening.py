@@ -9,7 +9,7 @@ import numpy as np
 from predictors.accuracy import AccuracyPredictor, rank_correlation
 from search import pareto
 from search.problem import Problem
-from search.strategies.evolution import Evolution, EvolutionSettings
+from search.strategies.evolution import Evolution, EvolutionConfig
 from search.strategies.proposals import Proposals
 from supernet.space import Arch
 
@@ -30,10 +30,10 @@ class ScreenedEvolution:
     """
 
     def __init__(
-        self, problem: Problem, seed: int = 0, settings: EvolutionSettings | None = None, rounds: int = 10
+        self, problem: Problem, seed: int = 0, config: EvolutionConfig | None = None, rounds: int = 10
     ) -> None:
         self.problem = problem
-        self.settings = settings or EvolutionSettings()
+        self.config = config or EvolutionConfig()
         self.rounds = rounds
         self.notes: dict[str, float] = {}
         self._archs: list[Arch] = []
@@ -44,14 +44,14 @@ class ScreenedEvolution:
 
     def ask(self) -> list[Arch]:
         """The next generation. Smaller than asked for, or empty, when few or no new architectures can be found."""
-        count = self.settings.offspring or self.settings.population
+        count = self.config.offspring or self.config.population
         evaluated = np.isfinite(self._scores).all(axis=1)
         if evaluated.sum() < AccuracyPredictor.MINIMUM:
             self._predicted = {}
-            return self._proposals.sample(self.settings.population, self._generator)
+            return self._proposals.sample(self.config.population, self._generator)
         known = [arch for arch, ok in zip(self._archs, evaluated) if ok]
         predictors = [AccuracyPredictor(self.problem.space, known, column) for column in self._scores[evaluated].T]
-        evolution = Evolution(self.problem, int(self._generator.integers(2**32)), self.settings)
+        evolution = Evolution(self.problem, int(self._generator.integers(2**32)), self.config)
         evolution.tell(known, self._scores[evaluated])
         candidates: dict[Arch, np.ndarray] = {}
         for _ in range(self.rounds):

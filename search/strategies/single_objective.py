@@ -15,7 +15,7 @@ from supernet.space import Arch
 
 
 @dataclass(frozen=True)
-class SingleObjectiveSettings:
+class SingleObjectiveConfig:
     """Of each generation after the first, `mutants` are mutated parents and `crossovers` have two parents."""
 
     population: int = 100  # random architectures in the first generation
@@ -34,14 +34,14 @@ class SingleObjectiveSettings:
             raise ValueError(f"mutation_rate is a probability above 0, not {self.mutation_rate}")
 
 
-def once_for_all(size: int = 100) -> SingleObjectiveSettings:
+def once_for_all(size: int = 100) -> SingleObjectiveConfig:
     """Cai et al., ICLR 2020, arXiv 1908.09791, as in the authors' search: a quarter are parents, half are mutants."""
-    return SingleObjectiveSettings(size, max(size // 4, 1), size // 2, size - size // 2)
+    return SingleObjectiveConfig(size, max(size // 4, 1), size // 2, size - size // 2)
 
 
-def spos() -> SingleObjectiveSettings:
+def spos() -> SingleObjectiveConfig:
     """Guo et al., ECCV 2020, arXiv 1904.00420, algorithm 1: 50 candidates, of which the best 10 are parents."""
-    return SingleObjectiveSettings(population=50, parents=10, mutants=25, crossovers=25)
+    return SingleObjectiveConfig(population=50, parents=10, mutants=25, crossovers=25)
 
 
 class SingleObjectiveEvolution:
@@ -50,9 +50,9 @@ class SingleObjectiveEvolution:
     Children beyond a limit or proposed before are replaced by others, so nothing is evaluated twice.
     """
 
-    def __init__(self, problem: Problem, seed: int = 0, settings: SingleObjectiveSettings | None = None) -> None:
+    def __init__(self, problem: Problem, seed: int = 0, config: SingleObjectiveConfig | None = None) -> None:
         self.problem = problem
-        self.settings = settings or SingleObjectiveSettings()
+        self.config = config or SingleObjectiveConfig()
         self.parents: list[Arch] = []  # best first
         self._scores = np.empty(0)
         self._proposals = Proposals(problem)
@@ -64,17 +64,17 @@ class SingleObjectiveEvolution:
         Smaller than asked for, or empty, when few or no new architectures can be found.
         """
         if self.parents:
-            mutants = self._proposals.draw(self._mutant, self.settings.mutants)
-            if children := mutants + self._proposals.draw(self._crossover, self.settings.crossovers):
+            mutants = self._proposals.draw(self._mutant, self.config.mutants)
+            if children := mutants + self._proposals.draw(self._crossover, self.config.crossovers):
                 return children
-        return self._proposals.sample(self.settings.population, self._generator)
+        return self._proposals.sample(self.config.population, self._generator)
 
     def tell(self, archs: Sequence[Arch], scores: np.ndarray) -> None:
         """The scores [n, s] of architectures; failed ones, which are NaN, do not become parents."""
         together = [*self.parents, *archs]
         values = np.concatenate([self._scores, scores[:, 0]])
         order = np.argsort(-values, kind="stable")
-        best = [index for index in order if np.isfinite(values[index])][: self.settings.parents]
+        best = [index for index in order if np.isfinite(values[index])][: self.config.parents]
         self.parents = [together[index] for index in best]
         self._scores = values[best]
 
@@ -82,7 +82,7 @@ class SingleObjectiveEvolution:
         return self.parents[self._generator.integers(len(self.parents))]
 
     def _mutant(self) -> Arch:
-        return self.problem.space.mutate(self._parent(), self._generator, self.settings.mutation_rate)
+        return self.problem.space.mutate(self._parent(), self._generator, self.config.mutation_rate)
 
     def _crossover(self) -> Arch:
         return self.problem.space.crossover(self._parent(), self._parent(), self._generator)

@@ -9,7 +9,7 @@ from search.loop import Scored, evaluate_here, run
 from search.pareto import front
 from search.problem import Problem
 from search.strategies import STRATEGIES, make_strategy
-from search.strategies.evolution import Evolution, EvolutionSettings
+from search.strategies.evolution import Evolution, EvolutionConfig
 from supernet import Choice, SearchSpace
 
 SPACE = SearchSpace(
@@ -194,7 +194,7 @@ def test_failures_are_recorded_with_their_reason():
         return [float("nan") if arch["width"] == 12 else 1.0 for arch in archs]
 
     p = Problem(SPACE, ["x"], {"macs": macs})
-    result = run(p, Evolution(p, 0, EvolutionSettings(20)), evaluate_here({"x": fragile}), 1000)
+    result = run(p, Evolution(p, 0, EvolutionConfig(20)), evaluate_here({"x": fragile}), 1000)
     assert len(result.evaluations) == SPACE.size
     errors = {8: "x: RuntimeError: eight", 12: "x is nan"}
     for evaluation in result.evaluations:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from search.problem import Problem
-from search.strategies.evolution import Evolution, EvolutionSettings
-from search.strategies.single_objective import SingleObjectiveEvolution, SingleObjectiveSettings, once_for_all, spos
+from search.strategies.evolution import Evolution, EvolutionConfig
+from search.strategies.single_objective import SingleObjectiveConfig, SingleObjectiveEvolution, once_for_all, spos
 from supernet import SearchSpace
 from supernet.space import Arch
 
@@ -16,7 +16,7 @@ ONES, TWOS = (Arch(dict.fromkeys(SPACE.choices, value)) for value in (1, 2))
 
 def children(count, scores=(1.0, 0.0), **settings):
     """The children of two parents, all ones and all twos, by default the ones are the better: codes [count, c]."""
-    evolution = Evolution(Problem(SPACE, ["quality"]), 0, EvolutionSettings(2, count, **settings))
+    evolution = Evolution(Problem(SPACE, ["quality"]), 0, EvolutionConfig(2, count, **settings))
     evolution.tell([ONES, TWOS], np.array(scores)[:, None])
     archs = evolution.ask()
     assert len(archs) == count
@@ -64,7 +64,7 @@ def test_choices_change_as_often_as_said():
 
 
 def test_a_generation_of_one_objective_has_mutants_and_children_of_two():
-    settings = SingleObjectiveSettings(population=10, parents=2, mutants=300, crossovers=200, mutation_rate=0.1)
+    settings = SingleObjectiveConfig(population=10, parents=2, mutants=300, crossovers=200, mutation_rate=0.1)
     evolution = SingleObjectiveEvolution(Problem(SPACE, ["quality"]), 0, settings)
     worse = [Arch(dict.fromkeys(SPACE.choices, 3)), SPACE.smallest]
     evolution.tell([worse[0], ONES, worse[1], TWOS], np.array([[0.1], [0.9], [np.nan], [0.8]]))
@@ -85,14 +85,14 @@ def test_a_generation_of_one_objective_has_mutants_and_children_of_two():
 
 
 def test_failed_architectures_are_nobodys_parents():
-    evolution = SingleObjectiveEvolution(Problem(SPACE, ["quality"]), 0, SingleObjectiveSettings(parents=3))
+    evolution = SingleObjectiveEvolution(Problem(SPACE, ["quality"]), 0, SingleObjectiveConfig(parents=3))
     evolution.tell([SPACE.smallest, ONES, TWOS], np.array([[np.nan], [0.1], [np.inf]]))
     assert evolution.parents == [ONES]
 
 
 def test_the_next_parents_are_the_best_of_parents_and_children():
     problem = Problem(SPACE, ["quality"], {"size": lambda archs: [float(sum(arch.values())) + 1 for arch in archs]})
-    evolution = Evolution(problem, 0, EvolutionSettings(2))
+    evolution = Evolution(problem, 0, EvolutionConfig(2))
     threes = Arch(dict.fromkeys(SPACE.choices, 3))
     evolution.tell([ONES, TWOS], np.array([[0.5], [0.6]]))
     evolution.tell([threes, SPACE.smallest], np.array([[0.55], [0.1]]))  # the threes are worse than the twos in both
@@ -103,7 +103,7 @@ def test_the_next_parents_are_the_best_of_parents_and_children():
 
 
 def test_the_first_generation_has_both_ends_of_the_space_and_random_architectures():
-    first = Evolution(Problem(SPACE, ["quality"]), 0, EvolutionSettings(10, 3)).ask()
+    first = Evolution(Problem(SPACE, ["quality"]), 0, EvolutionConfig(10, 3)).ask()
     assert first[:2] == [SPACE.smallest, SPACE.largest]
     assert len(set(first)) == 10
     shares = np.bincount(SPACE.encode(first[2:]).ravel(), minlength=4) / (8 * CHOICES)
@@ -112,7 +112,7 @@ def test_the_first_generation_has_both_ends_of_the_space_and_random_architecture
 
 def test_the_published_generations():
     # a quarter are parents, half of a generation are mutants
-    assert once_for_all(100) == SingleObjectiveSettings(100, 25, 50, 50, 0.1)
-    assert once_for_all(7) == SingleObjectiveSettings(7, 1, 3, 4, 0.1)
+    assert once_for_all(100) == SingleObjectiveConfig(100, 25, 50, 50, 0.1)
+    assert once_for_all(7) == SingleObjectiveConfig(7, 1, 3, 4, 0.1)
     # 50 candidates, of which the best 10 have 25 mutants and 25 children of two
-    assert spos() == SingleObjectiveSettings(50, 10, 25, 25, 0.1)
+    assert spos() == SingleObjectiveConfig(50, 10, 25, 25, 0.1)

@@ -4,7 +4,7 @@ import pytest
 from predictors.accuracy import AccuracyPredictor, rank_correlation
 from search.loop import evaluate_here, run
 from search.problem import Problem
-from search.strategies.evolution import EvolutionSettings
+from search.strategies.evolution import EvolutionConfig
 from search.strategies.screening import ScreenedEvolution
 from supernet import Choice, SearchSpace
 
@@ -43,7 +43,7 @@ def test_rank_correlation_by_hand():
 
 def test_screening_finds_the_best_with_few_evaluations_and_reports_its_correlation():
     problem = Problem(SPACE, ["score"])
-    strategy = ScreenedEvolution(problem, 0, EvolutionSettings(60), rounds=5)
+    strategy = ScreenedEvolution(problem, 0, EvolutionConfig(60), rounds=5)
     result = run(problem, strategy, evaluate_here({"score": additive}), 180)
     assert result.generations[-1].best["score"] == additive([SPACE.largest])[0]
     assert [list(generation.notes) for generation in result.generations] == [
