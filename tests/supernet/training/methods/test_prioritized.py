@@ -81,7 +81,7 @@ def test_before_the_board_a_path_learns_from_labels_and_after_a_step_it_teaches(
     teacher, student = cream.learners(double_step(number=1, epoch=1))
     m = 0.5  # of a function that has learned nothing
     assert teacher == Learner(learner.arch, None, label_weight=0.0)
-    assert not teacher.learns
+    assert not teacher.has_gradient
     assert (student.teacher, student.label_weight, student.teacher_weight) == (0, (2 - m) / 2, m / 2)
 
 
