@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from search.history import History
-from search.loop import evaluate_here, run
+from search.loop import ask_and_tell, evaluate_here
 from search.prefix import trie
 from search.run import ACCURACY, make_problem
 from search.scores.accuracy import SupernetAccuracy
@@ -132,7 +132,7 @@ def populations(trained: Run, arguments: Arguments) -> list[list[Arch]]:
     strategy = make_strategy(job.strategy, problem, job.seed, job.population)
     count = GENERATIONS[-1] * job.population
     with History(arguments.output / f"{job.strategy}.jsonl", problem.describe(), resume=True) as history:
-        found = run(problem, strategy, evaluate_here({ACCURACY: score}), count, history=history).evaluations
+        found = ask_and_tell(problem, strategy, evaluate_here({ACCURACY: score}), count, history=history).evaluations
     return [[e.arch for e in found if e.generation == index] for index in range(GENERATIONS[-1])]
 
 

@@ -20,7 +20,7 @@ import torch
 import tyro
 from report import report
 
-from search.loop import evaluate_here, run
+from search.loop import ask_and_tell, evaluate_here
 from search.problem import Problem
 from search.strategies import make_strategy
 from supernet.families import FAMILIES
@@ -73,7 +73,7 @@ def main() -> None:
         latency.seconds = 0.0
         problem = Problem(space, ["accuracy"], {"latency_ms": latency}, {"latency_ms": limit})
         begun = time.process_time()
-        result = run(
+        result = ask_and_tell(
             problem,
             make_strategy(name, problem, 0, arguments.population),
             evaluate_here({"accuracy": accuracy}),

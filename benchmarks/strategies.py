@@ -40,7 +40,7 @@ from distill.blockwise import Teacher
 from predictors import LatencyPredictor, measure, prepare, stratified, this_device
 from predictors.transfer import family_costs
 from search.blockwise.dna import BlockRating, DnaConfig
-from search.loop import evaluate_here, run
+from search.loop import ask_and_tell, evaluate_here
 from search.problem import Problem, Score
 from search.scores.accuracy import EvaluationImages, resized
 from search.scores.judges import training_batch
@@ -352,7 +352,7 @@ def choose(bench: Bench, strategy: Strategy, predictor: LatencyPredictor, limits
     problem = Problem(bench.family.space, ["score"], costs, {"unpublished": 0.5}, ["score", "latency_ms"])
     searcher = Evolution(problem, bench.arguments.seed, EvolutionConfig(POPULATION))
     searcher.tell(bench.archs, np.array(strategy.score(bench.archs))[:, None])
-    result = run(problem, searcher, evaluate_here({"score": strategy.score}), bench.arguments.evaluations)
+    result = ask_and_tell(problem, searcher, evaluate_here({"score": strategy.score}), bench.arguments.evaluations)
     archs = list(dict.fromkeys([*bench.archs, *(evaluation.arch for evaluation in result.evaluations)]))
     latency, scores = predictor.cost(archs), np.array(strategy.score(archs))
     return [archs[int(np.where(latency <= limit, scores, -np.inf).argmax())] for limit in limits]

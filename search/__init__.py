@@ -6,7 +6,7 @@ from supernet.imports import lazily
 
 if TYPE_CHECKING:
     from search.history import Evaluation, History, read_history
-    from search.loop import Result, Strategy, evaluate_here
+    from search.loop import Result, Strategy, ask_and_tell, evaluate_here
     from search.problem import Problem
     from search.run import run_search
     from search.settings import SearchJob
@@ -20,6 +20,7 @@ __all__ = [
     "Result",
     "SearchJob",
     "Strategy",
+    "ask_and_tell",
     "evaluate_here",
     "make_strategy",
     "read_history",
@@ -30,7 +31,7 @@ __getattr__ = lazily(
     __name__,
     {
         "search.history": ["Evaluation", "History", "read_history"],
-        "search.loop": ["Result", "Strategy", "evaluate_here"],
+        "search.loop": ["Result", "Strategy", "ask_and_tell", "evaluate_here"],
         "search.problem": ["Problem"],
         "search.run": ["run_search"],
         "search.settings": ["SearchJob"],

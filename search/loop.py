@@ -70,7 +70,7 @@ class Result:
         return self.problem.values(*_table(self.evaluations, self.problem))
 
 
-def run(
+def ask_and_tell(
     problem: Problem,
     strategy: Strategy,
     evaluate: Evaluator,

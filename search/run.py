@@ -14,7 +14,7 @@ from predictors import LatencyPredictor
 from predictors.activation_memory import peak_activation
 from search.history import Evaluation, History
 from search.limits import reachable
-from search.loop import Evaluator, Generation, Result, Strategy, evaluate_here, run
+from search.loop import Evaluator, Generation, Result, Strategy, ask_and_tell, evaluate_here
 from search.parallel import RayEvaluator
 from search.problem import Cost, Problem
 from search.scores.judges import make_judge
@@ -69,7 +69,7 @@ def run_search(
         evaluate: Evaluator = evaluate_here(scores)
         if workers:
             evaluate = stack.enter_context(RayEvaluator(problem.space, scores, workers, threads, address=address))
-        result = run(
+        result = ask_and_tell(
             problem,
             strategy,
             evaluate,

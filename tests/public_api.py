@@ -19,6 +19,7 @@ from search import (
     Result,
     SearchJob,
     Strategy,
+    ask_and_tell,
     evaluate_here,
     make_strategy,
     read_history,
@@ -94,6 +95,7 @@ def searches(run: Run, predictor: LatencyPredictor, score: Callable[[Sequence[Ar
     problem = Problem(run.family.space, ["accuracy"], {"phone": predictor.cost}, {"phone": 3.0})
     assert_type(make_strategy("evolution", problem, 0), Strategy)
     assert_type(STRATEGIES["random"](problem, 0, 10), Strategy)
-    evaluate_here({"accuracy": score})
+    strategy = make_strategy("evolution", problem, 0)
+    assert_type(ask_and_tell(problem, strategy, evaluate_here({"accuracy": score}), budget=100), Result)
     assert_type(read_history("search.jsonl")[1], list[Evaluation])
     SearchJob(evaluation=100)  # type: ignore[call-arg]

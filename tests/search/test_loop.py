@@ -5,7 +5,7 @@ import pytest
 
 from search.history import Evaluation, History
 from search.limits import minimise, neighbours, reachable
-from search.loop import Scored, evaluate_here, run
+from search.loop import Scored, ask_and_tell, evaluate_here
 from search.pareto import front
 from search.problem import Problem
 from search.strategies import STRATEGIES, make_strategy
@@ -48,7 +48,7 @@ HERE = evaluate_here({"quality": quality})
 
 def search(name="evolution", budget=60, p=None, seed=0, **options):
     p = p or problem()
-    return run(p, make_strategy(name, p, seed, 12), HERE, budget, **options)
+    return ask_and_tell(p, make_strategy(name, p, seed, 12), HERE, budget, **options)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -60,7 +60,7 @@ def test_no_architecture_is_evaluated_twice_nor_beyond_a_limit(name):
         asked.extend(archs)
         return HERE(archs)
 
-    result = run(p, make_strategy(name, p, 0, 12), evaluate, 1000)
+    result = ask_and_tell(p, make_strategy(name, p, 0, 12), evaluate, 1000)
     assert len(set(asked)) == len(asked) == len(result.evaluations)
     assert max(macs(asked)) <= 200
     assert all(SPACE.validate(arch) == arch for arch in asked)
@@ -84,7 +84,8 @@ def test_search_beats_random_search(name):
     best = {}
     for strategy in (name, "random"):
         p = Problem(space, ["total"])
-        best[strategy] = run(p, make_strategy(strategy, p, 0, 20), evaluate_here({"total": total}), 300).generations[-1]
+        result = ask_and_tell(p, make_strategy(strategy, p, 0, 20), evaluate_here({"total": total}), 300)
+        best[strategy] = result.generations[-1]
     assert best[name].best["total"] > best["random"].best["total"]
 
 
@@ -117,7 +118,7 @@ def test_a_killed_search_resumes_to_the_same_result(tmp_path, name, lost):
 
     with History(path, p.describe(), resume=True) as history:
         known = set(history.past)
-        resumed = run(p, make_strategy(name, p, 0, 12), evaluate, 60, history=history)
+        resumed = ask_and_tell(p, make_strategy(name, p, 0, 12), evaluate, 60, history=history)
     assert resumed.evaluations == whole.evaluations
     assert resumed.generations == whole.generations
     assert known.isdisjoint(again)
@@ -155,7 +156,9 @@ def test_every_generation_is_recorded_told_and_summed_up(tmp_path):
     known = Evaluation(archs[1], {"a": 3, "b": 4}, {"macs": 64.0}, 0)
     history.append(known)
     strategy = Scripted([archs[:3], archs[3:5], archs[5:]])
-    result = run(p, strategy, evaluate, 4, history=history, on_evaluation=lambda e, n: seen.append((e.arch, n)))
+    result = ask_and_tell(
+        p, strategy, evaluate, 4, history=history, on_evaluation=lambda e, count: seen.append((e.arch, count))
+    )
     history.close()
 
     assert evaluated == [archs[0], archs[2], archs[3]]
@@ -194,7 +197,7 @@ def test_failures_are_recorded_with_their_reason():
         return [float("nan") if arch["width"] == 12 else 1.0 for arch in archs]
 
     p = Problem(SPACE, ["x"], {"macs": macs})
-    result = run(p, Evolution(p, 0, EvolutionConfig(20)), evaluate_here({"x": fragile}), 1000)
+    result = ask_and_tell(p, Evolution(p, 0, EvolutionConfig(20)), evaluate_here({"x": fragile}), 1000)
     assert len(result.evaluations) == SPACE.size
     errors = {8: "x: RuntimeError: eight", 12: "x is nan"}
     for evaluation in result.evaluations:
@@ -209,7 +212,7 @@ def test_a_search_of_failures_alone_ends():
 
     for name in STRATEGIES:
         p = problem()
-        result = run(p, make_strategy(name, p, 0, 12), evaluate_here({"quality": broken}), 30)
+        result = ask_and_tell(p, make_strategy(name, p, 0, 12), evaluate_here({"quality": broken}), 30)
         assert len(result.evaluations) == 30
         assert result.front == []
         assert result.generations[-1].hypervolume == 0.0
@@ -222,13 +225,13 @@ def test_limits_out_of_reach_are_named_before_anything_is_evaluated():
     smallest = min(macs(everything()))
     p = problem(limits={"macs": smallest - 0.5})
     with pytest.raises(ValueError, match=rf"macs <= 15.5; the smallest reachable value is {smallest:g}$"):
-        run(p, make_strategy("random", p, 0), never, 10)
+        ask_and_tell(p, make_strategy("random", p, 0), never, 10)
     costs = {"up": lambda archs: [a["width"] for a in archs], "down": lambda archs: [20 - a["width"] for a in archs]}
     with pytest.raises(ValueError, match=r"macs <= 15.5; the smallest reachable value is"):
-        run(p, Scripted([[SPACE.smallest]]), never, 10)  # whatever asks
+        ask_and_tell(p, Scripted([[SPACE.smallest]]), never, 10)  # whatever asks
     p = Problem(SPACE, ["quality"], costs, {"up": 8, "down": 8})
     with pytest.raises(ValueError, match="no architecture meets all of them; the nearest has up = "):
-        run(p, make_strategy("random", p, 0), never, 10)
+        ask_and_tell(p, make_strategy("random", p, 0), never, 10)
 
 
 def test_the_smallest_cost_is_found_where_it_is_not_that_of_the_smallest_architecture():
@@ -242,7 +245,8 @@ def test_the_smallest_cost_is_found_where_it_is_not_that_of_the_smallest_archite
     assert least == 1.0
     assert set(arch.values()) == {3}
     assert reachable(p, np.random.default_rng(0)) == arch
-    result = run(p, make_strategy("evolution", p, 0, 5), evaluate_here({"x": lambda archs: [0.0] * len(archs)}), 5)
+    zeros = evaluate_here({"x": lambda archs: [0.0] * len(archs)})
+    result = ask_and_tell(p, make_strategy("evolution", p, 0, 5), zeros, 5)
     assert result.evaluations[0].arch == arch  # one in 390,625 meets the limit
 
 
@@ -268,12 +272,12 @@ def test_problem_names_what_is_wrong():
     with pytest.raises(ValueError, match="there is no strategy 'simulated'; the strategies are evolution, "):
         make_strategy("simulated", problem(), 0)
     with pytest.raises(ValueError, match="evaluates at least 1"):
-        run(problem(), make_strategy("random", problem(), 0), HERE, 0)
+        ask_and_tell(problem(), make_strategy("random", problem(), 0), HERE, 0)
 
 
 def test_costs_that_are_no_objectives_are_recorded():
     p = problem(objectives=["quality"])
-    result = run(p, make_strategy("once_for_all", p, 0, 20), HERE, 40)
+    result = ask_and_tell(p, make_strategy("once_for_all", p, 0, 20), HERE, 40)
     assert [evaluation.costs["macs"] for evaluation in result.evaluations] == macs([e.arch for e in result.evaluations])
     assert {e.scores["quality"] for e in result.front} == {max(e.scores["quality"] for e in result.evaluations)}
 
@@ -299,5 +303,5 @@ def test_scores_that_report_one_by_one_are_recorded_one_by_one(tmp_path):
     p = Problem(SPACE, ["x"])
     with History(tmp_path / "history.jsonl", p.describe()) as history:
         with pytest.raises(KeyboardInterrupt):
-            run(p, make_strategy("random", p, 0, 10), evaluate_here({"x": Slow()}), 10, history=history)
+            ask_and_tell(p, make_strategy("random", p, 0, 10), evaluate_here({"x": Slow()}), 10, history=history)
         assert len(history.past) == 6

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from search.history import History
-from search.loop import evaluate_here, run
+from search.loop import ask_and_tell, evaluate_here
 from search.parallel import RayEvaluator
 from search.problem import Problem
 from search.scores.accuracy import SupernetAccuracy, resized
@@ -39,7 +39,7 @@ def problem():
 
 def search(evaluate, **options):
     p = problem()
-    return run(p, Evolution(p, 0, EvolutionConfig(8)), evaluate, 24, **options)
+    return ask_and_tell(p, Evolution(p, 0, EvolutionConfig(8)), evaluate, 24, **options)
 
 
 class KillsItsWorkerOnce:
@@ -121,7 +121,7 @@ def test_failures_are_recorded_and_do_not_stop_the_search(tmp_path):
         RayEvaluator(SPACE, {"x": fails_on_threes}, 2) as evaluate,
         History(tmp_path / "history.jsonl", p.describe()) as history,
     ):
-        result = run(p, Evolution(p, 0, EvolutionConfig(50)), evaluate, 100, history=history)
+        result = ask_and_tell(p, Evolution(p, 0, EvolutionConfig(50)), evaluate, 100, history=history)
     assert len(result.evaluations) == 100  # the whole space
     for evaluation in result.evaluations:
         a, b = evaluation.arch["a"], evaluation.arch["b"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from search.history import History
-from search.loop import evaluate_here, run
+from search.loop import ask_and_tell, evaluate_here
 from search.problem import Problem
 from search.strategies import make_strategy
 from search.sweep import run_sweep, write_sweep
@@ -50,7 +50,7 @@ def search(settings, history, on_generation, before=None):
     strategy = make_strategy(settings["strategy"], problem, settings["seed"], 6)
     evaluate = evaluate_here({"total": Total(before)})
     with History(history, problem.describe(), resume=True) as record:
-        run(problem, strategy, evaluate, 24, history=record, on_generation=on_generation)
+        ask_and_tell(problem, strategy, evaluate, 24, history=record, on_generation=on_generation)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from predictors.accuracy import AccuracyPredictor, rank_correlation
-from search.loop import evaluate_here, run
+from search.loop import ask_and_tell, evaluate_here
 from search.problem import Problem
 from search.strategies.evolution import EvolutionConfig
 from search.strategies.screening import ScreenedEvolution
@@ -44,7 +44,7 @@ def test_rank_correlation_by_hand():
 def test_screening_finds_the_best_with_few_evaluations_and_reports_its_correlation():
     problem = Problem(SPACE, ["score"])
     strategy = ScreenedEvolution(problem, 0, EvolutionConfig(60), rounds=5)
-    result = run(problem, strategy, evaluate_here({"score": additive}), 180)
+    result = ask_and_tell(problem, strategy, evaluate_here({"score": additive}), 180)
     assert result.generations[-1].best["score"] == additive([SPACE.largest])[0]
     assert [list(generation.notes) for generation in result.generations] == [
         [],

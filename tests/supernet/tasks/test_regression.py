@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from search.loop import evaluate_here, run
+from search.loop import ask_and_tell, evaluate_here
 from search.problem import Problem
 from search.scores.accuracy import SupernetScore, held_out
 from search.strategies import make_strategy
@@ -80,7 +80,7 @@ def test_from_training_to_export(tmp_path):
 
     score = SupernetScore(net, FAMILY.task, partial(held_out, data, 512, 0, None), FAMILY.resolution)
     problem = Problem(FAMILY.space, ["r2"], {"macs": lambda archs: [*map(FAMILY.macs, archs)]}, {}, ["r2", "macs"])
-    result = run(problem, make_strategy("evolution", problem, 0, 3), evaluate_here({"r2": score}), 6)
+    result = ask_and_tell(problem, make_strategy("evolution", problem, 0, 3), evaluate_here({"r2": score}), 6)
     assert {(e.arch, e.costs["macs"]) for e in result.evaluations} == {
         (arch, 4 * arch["width"] + arch["depth"] * arch["width"] ** 2 + arch["width"]) for arch in FAMILY.space
     }

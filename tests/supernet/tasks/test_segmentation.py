@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from search.loop import evaluate_here, run
+from search.loop import ask_and_tell, evaluate_here
 from search.problem import Problem
 from search.scores.accuracy import SupernetScore, held_out
 from search.strategies import make_strategy
@@ -86,7 +86,7 @@ def test_from_training_to_export(tmp_path):
 
     score = SupernetScore(net, FAMILY.task, partial(held_out, data, 192, 0, None), FAMILY.resolution)
     problem = Problem(SPACE, ["iou"], {"macs": lambda archs: [*map(FAMILY.macs, archs)]}, {}, ["iou", "macs"])
-    result = run(problem, make_strategy("evolution", problem, 0, 4), evaluate_here({"iou": score}), 8)
+    result = ask_and_tell(problem, make_strategy("evolution", problem, 0, 4), evaluate_here({"iou": score}), 8)
     assert {e.arch for e in result.evaluations} == set(SPACE)
     best = max(result.evaluations, key=lambda evaluation: evaluation.scores["iou"])
     calibration = [FAMILY.task.inputs(batch, best.arch) for batch in data.calibration_batches(None, 192, 0)]

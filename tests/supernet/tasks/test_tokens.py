@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from search.loop import evaluate_here, run
+from search.loop import ask_and_tell, evaluate_here
 from search.problem import Problem
 from search.scores.accuracy import SupernetScore, held_out
 from search.strategies import make_strategy
@@ -71,7 +71,7 @@ def test_from_training_to_export(tmp_path):
     score = SupernetScore(net, FAMILY.task, partial(held_out, data, 1, 0, None), FAMILY.resolution)
     limits = {"macs": 12 * (2 * 8 * 16) + 3 * 8}
     problem = Problem(FAMILY.space, ["accuracy"], {"macs": lambda archs: [*map(FAMILY.macs, archs)]}, limits)
-    result = run(problem, make_strategy("evolution", problem, 0, 3), evaluate_here({"accuracy": score}), 6)
+    result = ask_and_tell(problem, make_strategy("evolution", problem, 0, 3), evaluate_here({"accuracy": score}), 6)
     assert {e.arch for e in result.evaluations} == {
         arch for arch in FAMILY.space if FAMILY.macs(arch) <= limits["macs"]
     }
