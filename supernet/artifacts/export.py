@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import platform
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -65,15 +66,21 @@ def export_onnx(
             _export_captured(model, inputs, names, temporary, dynamic_batch)
 
 
-def quantise_onnx(source: str | Path, path: str | Path, images: Tensor, batch_size: int = 32) -> None:
+def quantise_onnx(
+    source: str | Path, path: str | Path, images: Tensor, batch_size: int = 32, reduce_range: bool | None = None
+) -> None:
     """Write the network of `source`, as `export_onnx` does, to `path` in int8: weights by channel, activations static.
 
     The ranges of activations are their least and largest values on `images` [N, C, H, W], real ones prepared as for
     evaluation. The file is in ONNX's QDQ form, where what cannot be quantised stays in float32. Where the batch of
     `source` is not dynamic, `batch_size` is that one.
+
+    With `reduce_range` weights have 7 bits, so that x86 processors without VNNI compute what the file says
+    (`products_saturate`): give it for a device that is one, if this machine, which decides by default, is not.
     """
     quantization = require("onnxruntime.quantization")
     batches: Iterator[Tensor] = iter(images.split(batch_size))
+    reduced = products_saturate() if reduce_range is None else reduce_range
 
     class Images(quantization.CalibrationDataReader):
         def get_next(self) -> dict | None:
@@ -85,9 +92,18 @@ def quantise_onnx(source: str | Path, path: str | Path, images: Tensor, batch_si
             prepared = str(Path(folder, "prepared.onnx"))
             pre_process = require("onnxruntime.quantization.shape_inference").quant_pre_process
             pre_process(str(source), prepared, skip_symbolic_shape=True)
-            quantization.quantize_static(prepared, str(temporary), Images(), per_channel=True)
+            quantization.quantize_static(prepared, str(temporary), Images(), per_channel=True, reduce_range=reduced)
     finally:
         logging.disable(logging.NOTSET)
+
+
+def products_saturate() -> bool:
+    """Whether this processor may add two products of 8-bit numbers to less than their sum: ONNX Runtime goes by 16-bit
+    sums on x86 without VNNI, which hold them for weights of 7 bits alone."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return not any(known.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
 def export_program(

@@ -13,6 +13,7 @@ from supernet.artifacts.export import (
     export_onnx,
     export_program,
     onnx_runner,
+    products_saturate,
     program_runner,
     quantise_onnx,
 )
@@ -110,18 +111,21 @@ def test_an_exported_program_computes_the_same_for_any_batch(tmp_path):
         assert found.difference < 1e-5
 
 
-def test_int8_takes_its_ranges_from_the_calibration_images(tmp_path):
+@pytest.mark.parametrize("reduced", [True, None])
+def test_int8_takes_its_ranges_from_the_calibration_images(tmp_path, reduced):
     """One linear layer, so that every rounding can be followed."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     export_onnx(model, tmp_path / "model.onnx", (3, 2, 2), dynamic_batch=True)
     images = torch.rand(40, 3, 2, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    quantise_onnx(tmp_path / "model.onnx", tmp_path / "int8.onnx", images, batch_size=16)
+    quantise_onnx(tmp_path / "model.onnx", tmp_path / "int8.onnx", images, batch_size=16, reduce_range=reduced)
     run = onnx_runner(tmp_path / "int8.onnx")
     with torch.no_grad():
         logits, large = model(images), model((images * 10).clamp(-1, 1))
     # half a step of inputs in [-1, 1], of weights by channel, and of outputs
     largest = model[1].weight.abs().max()
-    bound = 12 * (0.5 * 2 / 255 + 0.5 / 127) * largest + 0.5 / 255 * (logits.max() - logits.min())
+    bound = 12 * (0.5 * 2 / 255 + 0.5 / (63 if reduced or products_saturate() else 127)) * largest + 0.5 / 255 * (
+        logits.max() - logits.min()
+    )
     assert 0 < agreement(model, run, images).difference < 1.1 * bound.item()
     # ten times as large, inputs and outputs are beyond their ranges, and cut off there
     cut = large.clamp(logits.min(), logits.max())
