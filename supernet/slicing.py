@@ -1,7 +1,7 @@
 """The slices: how a subnet's tensor lies within the supernet's tensor.
 
 A *rule* takes a shared tensor and the shape that a subnet wants, and returns the part of the tensor that the subnet
-uses, differentiably. `rule_for` gives the rule of a layer by what the layer means; a family overrides it by name
+uses, differentiably. `layer_rule` gives the rule of a layer by what the layer means; a family overrides it by name
 where that cannot be seen from the layer. Forward and extraction both go through `take`.
 """
 
@@ -71,7 +71,7 @@ def blocks(count: int, rule: Rule = leading, dim: int = 0) -> Rule:
 _GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}  # blocks of rows of their weights and biases
 
 
-def rule_for(module: nn.Module, name: str) -> Rule:
+def layer_rule(module: nn.Module, name: str) -> Rule:
     """The rule for the tensor `name` of the plain `module`.
 
     Convolution kernels shrink about their centre. Of a fused query-key-value weight (`nn.MultiheadAttention`, timm's

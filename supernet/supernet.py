@@ -20,7 +20,7 @@ from distill.untouched import untouched
 from supernet.nesting import check_shape, check_structure, check_unit, covering_archs, is_kernel
 from supernet.plain import floating_dtype, plain
 from supernet.skeleton import Assembler, build_skeleton, build_uninitialised
-from supernet.slicing import Rule, Unit, centred, leading, rule_for, take, unit
+from supernet.slicing import Rule, Unit, centred, layer_rule, leading, take, unit
 from supernet.space import Arch, SearchSpace, Value
 from supernet.views import PLAIN, Transform, View, Views, no_views, tie_names, tied_builder, tied_names
 
@@ -66,7 +66,7 @@ class Supernet(nn.Module):
     names and weights are therefore those of the plain modules: `net.load_state_dict` takes the weights of the largest.
 
     `rules` maps patterns of tensor names (as in `fnmatch`; the first match counts) to slicing rules other than those of
-    `slicing.rule_for`. A rule that is a module has weights of its own: every tensor it matches gets a copy, under
+    `slicing.layer_rule`. A rule that is a module has weights of its own: every tensor it matches gets a copy, under
     `slicing_rules`.
 
     `views(arch)` gives those of a subnet's tensors that are no mere slices of the shared ones of their names: layers
@@ -275,7 +275,7 @@ class Supernet(nn.Module):
         """That of the shared tensor `source`, which `module` has parts of as `name`."""
         pattern = self._matching(source)
         if pattern is None:
-            return rule_for(module, name)
+            return layer_rule(module, name)
         rule = self._rules[pattern]
         return self.get_submodule(rule_name(source)) if isinstance(rule, nn.Module) else rule
 

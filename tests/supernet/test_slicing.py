@@ -6,7 +6,7 @@ from timm.layers import Attention
 from torch import nn
 
 from supernet import SearchSpace, Supernet
-from supernet.slicing import blocks, centred, leading, rule_for, take
+from supernet.slicing import blocks, centred, layer_rule, leading, take
 
 
 def test_leading_keeps_the_first_entries_of_every_dimension():
@@ -29,8 +29,8 @@ def test_blocks_slices_every_block_on_its_own():
     ("layer", "rule"), [(nn.Conv2d(1, 1, 3), centred), (nn.Conv1d(1, 1, 3), centred), (nn.Linear(1, 1), leading)]
 )
 def test_kernels_are_centred_and_all_else_leads(layer, rule):
-    assert rule_for(layer, "weight") is rule
-    assert rule_for(layer, "bias") is leading
+    assert layer_rule(layer, "weight") is rule
+    assert layer_rule(layer, "bias") is leading
 
 
 def test_blocks_of_columns_are_sliced_each_on_its_own():

@@ -11,7 +11,7 @@ from torch import nn
 
 from supernet import Choice, SearchSpace, Supernet
 from supernet.families import FAMILIES
-from supernet.slicing import rule_for, take
+from supernet.slicing import layer_rule, take
 
 SPACE = SearchSpace({"depth": (1, 2), "width": (4, 8), "kernel_size.1": Choice((3, 5), when={"depth": (2,)})})
 
@@ -92,7 +92,7 @@ def test_200_subnets_and_their_gradients_equal_the_plain_models_bit_for_bit(fami
         expected.square().sum().backward()
         shared = dict(micro.named_parameters())
         for name, parameter in plain.named_parameters():
-            rule = rule_for(plain, name)
+            rule = layer_rule(plain, name)
             gradient = shared.pop(name).grad
             assert torch.equal(take(gradient, parameter.shape, rule), parameter.grad)
             assert not (gradient * (1 - region(gradient, parameter.shape, rule))).any()
