@@ -23,7 +23,7 @@ console = Console()
 Job = TypeVar("Job")
 
 
-def run(main: Callable[[], None]) -> NoReturn:
+def run_and_exit(main: Callable[[], None]) -> NoReturn:
     """Run a command's `main` and exit: with code 2 and one line for bad input, 1 for a failure, 130 for Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
     try:

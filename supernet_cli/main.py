@@ -60,9 +60,9 @@ def run_script(name: str, path: str) -> NoReturn:
 
 def run_command(name: str) -> NoReturn:
     """Run a command with the arguments in sys.argv, and exit."""
-    from supernet_cli.command_line import run
+    from supernet_cli.command_line import run_and_exit
 
-    run(importlib.import_module(f"supernet_cli.{module(name)}").main)
+    run_and_exit(importlib.import_module(f"supernet_cli.{module(name)}").main)
 
 
 def usage() -> str:
