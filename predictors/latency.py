@@ -17,8 +17,8 @@ from predictors.measuring.measurements import positive
 from predictors.regression import mixture
 from predictors.regression.embedding import Embedding, embedding
 from predictors.regression.held_out import HeldOut, error_scale, held_out
-from predictors.regression.methods import MINIMUM, Measured, Method, applicable, source_methods, tuned
 from predictors.regression.mixture import Mixture
+from predictors.regression.regressors import MINIMUM, Measured, Regressor, applicable, source_regressors, tuned
 from predictors.sampling import graded
 from predictors.transfer import OWN_PARTS, Cost, components, own_components
 from supernet.space import Arch, SearchSpace
@@ -43,7 +43,7 @@ class Prediction(NamedTuple):
 class LatencyPredictor:
     """The latency in milliseconds of any architecture of `space` on one device.
 
-    A predictor is its measurements, the methods that `fit` chose for them, and each measurement as it is predicted when
+    A predictor is its measurements, the regressors that `fit` chose for them, and each measurement as predicted when
     its architecture is held out; `save` writes these.
 
     >>> predictor = LatencyPredictor.fit(space, archs, latency_ms)
@@ -100,9 +100,9 @@ class LatencyPredictor:
         measured = _measured(space, codes, latency)
         transfers = _transfers(embedding(space), sources)
         different = int(measured.architectures.max()) + 1
-        methods = tuned(measured, applicable(measured.embedding, transfers, different))
-        fitted = mixture.average(measured, methods)
-        found = held_out(measured, lambda part: mixture.fit(part, methods), fitted)
+        regressors = tuned(measured, applicable(measured.embedding, transfers, different))
+        fitted = mixture.average(measured, regressors)
+        found = held_out(measured, lambda part: mixture.fit(part, regressors), fitted)
         return cls(space, codes, latency, fitted, found, device)
 
     def predict(self, archs: Sequence[Arch] | np.ndarray) -> Prediction:
@@ -140,13 +140,13 @@ class LatencyPredictor:
             "held_out_error_ms": self.held_out.standard_error_ms.tolist(),
             "methods": [
                 {
-                    "kind": method.kind,
-                    "logarithmic": method.logarithmic,
-                    "sources": method.sources.tolist(),
-                    "log_variances": None if method.log_variances is None else method.log_variances.tolist(),
+                    "kind": regressor.kind,
+                    "logarithmic": regressor.logarithmic,
+                    "sources": regressor.sources.tolist(),
+                    "log_variances": None if regressor.log_variances is None else regressor.log_variances.tolist(),
                     "weight": float(weight),
                 }
-                for method, weight in zip(self.mixture.methods, self.mixture.weights)
+                for regressor, weight in zip(self.mixture.regressors, self.mixture.weights)
             ],
         }
         stored.write(Path(directory) / FILE, content)
@@ -162,8 +162,8 @@ class LatencyPredictor:
         own = SearchSpace.from_json(json.dumps(content["space"]))
         if space is not None and space != own:
             raise ValueError(f"{path} is for another search space: {own!r} {own.fingerprint}, not {space.fingerprint}")
-        methods = [
-            Method(
+        regressors = [
+            Regressor(
                 method["kind"],
                 method["logarithmic"],
                 np.array(method["sources"]).reshape(-1, embedding(own).size),
@@ -177,7 +177,7 @@ class LatencyPredictor:
         if content["held_out_ms"] is not None:
             found = HeldOut(np.array(content["held_out_ms"]), np.array(content["held_out_error_ms"]))
         device = Device(**content["device"]) if content["device"] else None
-        predicted = mixture.average(_measured(own, codes, latency_ms), methods, weights)
+        predicted = mixture.average(_measured(own, codes, latency_ms), regressors, weights)
         return cls(own, codes, latency_ms, predicted, found, device)
 
     def suggest(
@@ -251,8 +251,8 @@ def check_enough(space: SearchSpace, codes: np.ndarray, latency_ms: np.ndarray, 
         )
 
 
-def _transfers(own: Embedding, sources: Sequence[LatencyPredictor | Cost]) -> list[Method]:
-    return source_methods(own, [_evaluate(own, source) for source in sources])
+def _transfers(own: Embedding, sources: Sequence[LatencyPredictor | Cost]) -> list[Regressor]:
+    return source_regressors(own, [_evaluate(own, source) for source in sources])
 
 
 def _evaluate(own: Embedding, source: LatencyPredictor | Cost) -> np.ndarray:

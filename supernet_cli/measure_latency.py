@@ -33,7 +33,7 @@ from predictors.measuring import runtimes
 from predictors.measuring.manifest import export_subnets
 from predictors.measuring.measurements import Measurement, read_measurements
 from predictors.measuring.noise import NOISE_SUBNETS, relative_differences
-from predictors.regression.methods import MINIMUM
+from predictors.regression.regressors import MINIMUM
 from supernet.families import Family
 from supernet.space import Arch
 from supernet_cli.command_line import console, fail, family_of, progress_bar

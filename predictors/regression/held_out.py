@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import norm, t
 
-from predictors.regression.methods import Measured
 from predictors.regression.mixture import Mixture
+from predictors.regression.regressors import Measured
 
 # m measurements
 

@@ -1,4 +1,4 @@
-"""Predictions of several methods, averaged by how well they predict, together, what was left out."""
+"""Predictions of several regressors, averaged by how well they predict, together, what was left out."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import numpy as np
 from scipy.special import softmax
 
 from predictors.regression.additive import Additive
-from predictors.regression.methods import MOST_PAIRWISE, Measured, Method, condition, tuned
 from predictors.regression.pairwise import Pairwise
+from predictors.regression.regressors import MOST_PAIRWISE, Measured, Regressor, condition, tuned
 
-# n architectures, m measurements, k methods
+# n architectures, m measurements, k regressors
 
-LEAST_WEIGHT = 0.01  # a method of less is not worth its time
-EVEN = 1.0  # measurements that speak for all methods alike, beside those that were made
+LEAST_WEIGHT = 0.01  # a regressor of less is not worth its time
+EVEN = 1.0  # measurements that speak for all regressors alike, beside those that were made
 ITERATIONS = 100
 FASTEST = 0.1  # of the fastest measurement: no architecture is predicted to be faster
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """The average of the `models` of some methods, by `weights` [k] that sum to 1.
+    """The average of the `models` of some regressors, by `weights` [k] that sum to 1.
 
     Medians m_k in milliseconds and standard errors s_k give the mean m = sum w_k m_k and the variance
     sum w_k (s_k^2 + (m_k - m)^2): where scales disagree, as they do beyond what was measured, the error grows.
     """
 
-    methods: Sequence[Method]
+    regressors: Sequence[Regressor]
     models: Sequence[Additive | Pairwise]
     weights: np.ndarray
     least_ms: float  # positive, for models in milliseconds that extrapolate
@@ -45,27 +45,27 @@ class Mixture:
 
     def _average(self, predictions: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
         means, variances = [], []
-        for method, (mean, variance) in zip(self.methods, predictions):
-            mean = np.maximum(np.exp(mean) if method.logarithmic else mean, self.least_ms)
+        for regressor, (mean, variance) in zip(self.regressors, predictions):
+            mean = np.maximum(np.exp(mean) if regressor.logarithmic else mean, self.least_ms)
             means.append(mean)
-            variances.append(variance * mean**2 if method.logarithmic else variance)
+            variances.append(variance * mean**2 if regressor.logarithmic else variance)
         average = self.weights @ means
         return average, np.sqrt(self.weights @ (np.array(variances) + (np.array(means) - average) ** 2))
 
 
-def average(measured: Measured, methods: Sequence[Method], weights: np.ndarray | None = None) -> Mixture:
-    """The mixture of `methods` by `weights` [k], or else by those that `stacked` finds for them."""
-    models = [condition(measured, method) for method in methods]
+def average(measured: Measured, regressors: Sequence[Regressor], weights: np.ndarray | None = None) -> Mixture:
+    """The mixture of `regressors` by `weights` [k], or else by those that `stacked` finds for them."""
+    models = [condition(measured, regressor) for regressor in regressors]
     if weights is None:
-        weights = stacked(np.array([_log_density(measured, *pair) for pair in zip(methods, models)]))
+        weights = stacked(np.array([_log_density(measured, *pair) for pair in zip(regressors, models)]))
         kept = np.flatnonzero(weights >= LEAST_WEIGHT)
-        methods, models, weights = [methods[i] for i in kept], [models[i] for i in kept], weights[kept]
-    return Mixture(methods, models, weights / weights.sum(), FASTEST * measured.latency_ms.min())
+        regressors, models, weights = [regressors[i] for i in kept], [models[i] for i in kept], weights[kept]
+    return Mixture(regressors, models, weights / weights.sum(), FASTEST * measured.latency_ms.min())
 
 
-def fit(measured: Measured, methods: Sequence[Method]) -> Mixture:
-    """The mixture of the methods, once their hyper-parameters suit the measurements."""
-    return average(measured, tuned(measured, methods))
+def fit(measured: Measured, regressors: Sequence[Regressor]) -> Mixture:
+    """The mixture of the regressors, once their hyper-parameters suit the measurements."""
+    return average(measured, tuned(measured, regressors))
 
 
 def stacked(log_density: np.ndarray) -> np.ndarray:
@@ -73,22 +73,22 @@ def stacked(log_density: np.ndarray) -> np.ndarray:
 
     `log_density` [k, m] is log p_k(y_i | measurements of other architectures), in milliseconds. Found is the maximum of
 
-        sum_i log sum_k w_k p_k(y_i)  +  sum_k EVEN/K log w_k,    K methods,
+        sum_i log sum_k w_k p_k(y_i)  +  sum_k EVEN/K log w_k,    K regressors,
 
     stacking of predictive distributions (Yao et al. 2018, section 3.1) with a Dirichlet prior, without which a few
-    measurements drop a method by chance and what it disagrees in is missing from the standard error.
+    measurements drop a regressor by chance and what it disagrees in is missing from the standard error.
     """
-    methods, measurements = log_density.shape
-    weights = np.full(methods, 1 / methods)
+    regressors, measurements = log_density.shape
+    weights = np.full(regressors, 1 / regressors)
     for _ in range(ITERATIONS):  # expectation maximisation
         responsible = softmax(np.log(weights)[:, None] + log_density, axis=0)
-        weights = (responsible.sum(axis=1) + EVEN / methods) / (measurements + EVEN)
+        weights = (responsible.sum(axis=1) + EVEN / regressors) / (measurements + EVEN)
     return weights
 
 
-def _log_density(measured: Measured, method: Method, model: Additive | Pairwise) -> np.ndarray:
+def _log_density(measured: Measured, regressor: Regressor, model: Additive | Pairwise) -> np.ndarray:
     """Logarithms of the densities of the first 1,000 latencies in milliseconds, each given other architectures'."""
     part = measured.part(slice(MOST_PAIRWISE))
     mean, variance = model.left_out[:MOST_PAIRWISE], model.left_out_variance[:MOST_PAIRWISE]
-    density = -0.5 * ((part.targets(method) - mean) ** 2 / variance + np.log(2 * np.pi * variance))
-    return density - np.log(part.latency_ms) if method.logarithmic else density  # d log y = dy / y
+    density = -0.5 * ((part.targets(regressor) - mean) ** 2 / variance + np.log(2 * np.pi * variance))
+    return density - np.log(part.latency_ms) if regressor.logarithmic else density  # d log y = dy / y

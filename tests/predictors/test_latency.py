@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from predictors import Device, LatencyPredictor
 from predictors.latency import FILE, load_devices, suggest
 from predictors.regression.embedding import embedding
-from predictors.regression.methods import Measured, condition
+from predictors.regression.regressors import Measured, condition
 from supernet.families import FAMILIES
 from supernet.space import SearchSpace
 
@@ -261,8 +261,8 @@ def test_a_file_of_version_1_predicts_as_it_did(tmp_path):
     measured = Measured(
         embedding(SPACE), embedding(SPACE).indicators(loaded.codes), loaded.latency_ms, np.arange(len(loaded.codes))
     )
-    alone = condition(measured, predictor.mixture.methods[0])
+    alone = condition(measured, predictor.mixture.regressors[0])
     mean, _ = alone.predict(embedding(SPACE).indicators(SPACE.encode(ARCHS), np.float32))
-    expected = np.exp(mean) if predictor.mixture.methods[0].logarithmic else mean
+    expected = np.exp(mean) if predictor.mixture.regressors[0].logarithmic else mean
     np.testing.assert_allclose(loaded.cost(ARCHS), expected, rtol=1e-5)
     assert 0 < loaded.error_percent < 50

@@ -9,7 +9,7 @@ from scipy.stats import norm
 from predictors.regression import held_out, mixture
 from predictors.regression.embedding import embedding
 from predictors.regression.held_out import HeldOut, error_scale
-from predictors.regression.methods import Measured, Method, applicable
+from predictors.regression.regressors import Measured, Regressor, applicable
 from supernet.space import SearchSpace
 
 SPACE = SearchSpace({"width": (8, 16, 24), "depth": (1, 2, 3), "kernel_size": (3, 5, 7)})
@@ -41,9 +41,9 @@ def test_the_scale_of_errors_is_that_of_the_held_out_ones():
 
 
 def test_a_mixture_adds_the_variance_between_its_scales():
-    methods = [Method("additive", log, NOTHING) for log in (True, False)]
+    regressors = [Regressor("additive", log, NOTHING) for log in (True, False)]
     both = mixture.Mixture(
-        methods, [model([np.log(4.0)], [0.01]), model([6.0], [0.25])], np.array([0.75, 0.25]), least_ms=1.0
+        regressors, [model([np.log(4.0)], [0.01]), model([6.0], [0.25])], np.array([0.75, 0.25]), least_ms=1.0
     )
     latency_ms, standard_error_ms = both.predict(np.zeros((1, OWN.size)))
     assert latency_ms[0] == pytest.approx(4.5)
@@ -52,16 +52,16 @@ def test_a_mixture_adds_the_variance_between_its_scales():
 
 
 def test_no_latency_is_predicted_that_is_not_positive():
-    method = Method("additive", False, NOTHING)
-    one = mixture.Mixture([method], [model([-3.0], [1.0])], np.ones(1), least_ms=0.5)
+    regressor = Regressor("additive", False, NOTHING)
+    one = mixture.Mixture([regressor], [model([-3.0], [1.0])], np.ones(1), least_ms=0.5)
     assert one.predict(np.zeros((1, OWN.size)))[0] == 0.5
 
 
 def test_methods_are_weighed_by_the_densities_of_left_out_milliseconds(monkeypatch):
     latency = [2.0, 3.0]
     models = {True: model(np.log([2.2, 2.5]), [0.04, 0.04]), False: model([2.3, 2.8], [0.25, 0.16])}
-    monkeypatch.setattr(mixture, "condition", lambda measured, method: models[method.logarithmic])
-    methods = [Method("additive", log, NOTHING) for log in (True, False)]
+    monkeypatch.setattr(mixture, "condition", lambda measured, regressor: models[regressor.logarithmic])
+    regressors = [Regressor("additive", log, NOTHING) for log in (True, False)]
     densities = np.array(
         [
             norm.pdf(np.log(latency), np.log([2.2, 2.5]), 0.2) / latency,  # d log y = dy / y
@@ -71,7 +71,7 @@ def test_methods_are_weighed_by_the_densities_of_left_out_milliseconds(monkeypat
     first = np.linspace(0, 1, 10_001)[1:-1]  # by brute force
     posterior = np.log(first[:, None] * densities[0] + (1 - first[:, None]) * densities[1]).sum(axis=1)
     posterior += 0.5 * np.log(first * (1 - first))
-    weights = mixture.average(measured(latency), methods).weights
+    weights = mixture.average(measured(latency), regressors).weights
     assert weights[0] == pytest.approx(first[posterior.argmax()], abs=2e-4)
     assert weights.sum() == pytest.approx(1)
 
@@ -87,9 +87,9 @@ def test_a_method_keeps_the_weight_of_the_prior_alone_where_another_is_always_be
 
 def test_of_more_than_a_thousand_measurements_a_thousand_are_left_out(monkeypatch):
     models = {kind: model(np.full(n, 2.0), np.ones(n)) for kind, n in (("additive", 1200), ("pairwise", 1000))}
-    monkeypatch.setattr(mixture, "condition", lambda measured, method: models[method.kind])
-    methods = [Method(kind, False, NOTHING) for kind in models]
-    found = mixture.average(measured(np.full(1200, 2.0), np.arange(1200) % 27), methods)
+    monkeypatch.setattr(mixture, "condition", lambda measured, regressor: models[regressor.kind])
+    regressors = [Regressor(kind, False, NOTHING) for kind in models]
+    found = mixture.average(measured(np.full(1200, 2.0), np.arange(1200) % 27), regressors)
     assert [len(values) for values in found.left_out()] == [1000, 1000]
 
 
@@ -103,8 +103,8 @@ def test_of_more_than_a_thousand_measurements_a_thousand_are_left_out(monkeypatc
     ],
 )
 def test_what_is_tried_depends_on_how_many_there_are(count, transfer, kinds):
-    transfers = [Method("additive", log, np.ones((1, OWN.size))) for log in (False, True)] if transfer else []
-    found = [(method.kind, len(method.sources), method.logarithmic) for method in applicable(OWN, transfers, count)]
+    transfers = [Regressor("additive", log, np.ones((1, OWN.size))) for log in (False, True)] if transfer else []
+    found = [(r.kind, len(r.sources), r.logarithmic) for r in applicable(OWN, transfers, count)]
     assert len(found) == 2 * len(kinds)
     assert set(found) == {(*kind, log) for kind in kinds for log in (True, False)}
 

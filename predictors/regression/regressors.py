@@ -1,4 +1,4 @@
-"""The methods that latencies are predicted by: what is regressed on what, in which scale."""
+"""The regressors that latencies are predicted by: what is regressed on what, in which scale."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOST_PAIRWISE = 1000  # measurements that the effects of pairs are learned from
 
 
 @dataclass(frozen=True)
-class Method:
+class Regressor:
     """How measurements become a prediction, but for the measurements."""
 
     kind: Literal["additive", "pairwise"]
@@ -40,7 +40,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Measured:
-    """Measurements of one device, as the methods see them."""
+    """Measurements of one device, as the regressors see them."""
 
     embedding: Embedding
     indicators: np.ndarray  # [m, v]
@@ -55,11 +55,11 @@ class Measured:
             architectures=self.architectures[rows],
         )
 
-    def targets(self, method: Method) -> np.ndarray:
-        return np.log(self.latency_ms) if method.logarithmic else self.latency_ms
+    def targets(self, regressor: Regressor) -> np.ndarray:
+        return np.log(self.latency_ms) if regressor.logarithmic else self.latency_ms
 
 
-def source_methods(embedding: Embedding, latency: Sequence[np.ndarray]) -> list[Method]:
+def source_regressors(embedding: Embedding, latency: Sequence[np.ndarray]) -> list[Regressor]:
     """Transfer from sources in logarithms and in milliseconds, given each one's `latency` [k] in the sample.
 
     Sources that are the same for all architectures say nothing; there is no transfer if none else is left.
@@ -68,57 +68,57 @@ def source_methods(embedding: Embedding, latency: Sequence[np.ndarray]) -> list[
     if not len(values):
         return []
     fits = {log: additive_coefficients(embedding, np.log(values) if log else values) for log in (True, False)}
-    return [Method("additive", log, fits[log][0]) for log in sorted(fits, key=lambda log: fits[log][1])]
+    return [Regressor("additive", log, fits[log][0]) for log in sorted(fits, key=lambda log: fits[log][1])]
 
 
-def applicable(embedding: Embedding, transfers: Sequence[Method], count: int) -> list[Method]:
-    """The methods that may serve where `count` architectures were measured, each in both scales: with sources, without
-    where measurements alone would do, and both again with the effects of pairs where there are enough for these."""
+def applicable(embedding: Embedding, transfers: Sequence[Regressor], count: int) -> list[Regressor]:
+    """The regressors that may serve where `count` architectures were measured, each in both scales: with sources,
+    without where measurements alone would do, and both again with the effects of pairs where there are enough."""
     found = list(transfers)
     if count >= MINIMUM or not transfers:
-        found += [Method("additive", log, np.zeros((0, embedding.size))) for log in (True, False)]
+        found += [Regressor("additive", log, np.zeros((0, embedding.size))) for log in (True, False)]
     if count >= FEW:
-        found += [replace(method, kind="pairwise") for method in found]
+        found += [replace(regressor, kind="pairwise") for regressor in found]
     return found
 
 
-def tuned(measured: Measured, methods: Sequence[Method]) -> list[Method]:
-    """The methods with the hyper-parameters that suit the measurements, looked for near those that they have."""
+def tuned(measured: Measured, regressors: Sequence[Regressor]) -> list[Regressor]:
+    """The regressors with the hyper-parameters that suit the measurements, looked for near those that they have."""
     part = measured.part(slice(MOST_PAIRWISE))
     found = []
-    for method in methods:
-        if method.kind == "pairwise":
+    for regressor in regressors:
+        if regressor.kind == "pairwise":
             log_variances = pairwise.maximise_evidence(
                 part.indicators,
-                part.targets(method),
+                part.targets(regressor),
                 measured.embedding.centre,
-                _tables(measured.embedding, method.sources),
-                near=method.log_variances,
+                _tables(measured.embedding, regressor.sources),
+                near=regressor.log_variances,
             )
-            method = replace(method, log_variances=log_variances)
-        found.append(method)
+            regressor = replace(regressor, log_variances=log_variances)
+        found.append(regressor)
     return found
 
 
-def condition(measured: Measured, method: Method) -> Additive | Pairwise:
-    """The posterior of the targets of `method`."""
+def condition(measured: Measured, regressor: Regressor) -> Additive | Pairwise:
+    """The posterior of the targets of `regressor`."""
     embedding = measured.embedding
-    if method.kind == "pairwise":
+    if regressor.kind == "pairwise":
         part = measured.part(slice(MOST_PAIRWISE))
         return pairwise.condition(
             part.indicators,
-            part.targets(method),
+            part.targets(regressor),
             embedding.centre,
-            _tables(embedding, method.sources),
-            method.log_variances,
+            _tables(embedding, regressor.sources),
+            regressor.log_variances,
             part.architectures,
         )
-    if len(method.sources):
-        parts, scales = components(embedding, method.sources), (SPAN_SCALES, OTHER_SCALES)
+    if len(regressor.sources):
+        parts, scales = components(embedding, regressor.sources), (SPAN_SCALES, OTHER_SCALES)
     else:
         parts, scales = own_components(embedding), OWN_SCALES
     return additive.fit(
-        measured.indicators, measured.targets(method), embedding.centre, parts, scales, measured.architectures
+        measured.indicators, measured.targets(regressor), embedding.centre, parts, scales, measured.architectures
     )
 
 
