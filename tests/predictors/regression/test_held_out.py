@@ -57,7 +57,7 @@ def test_no_latency_is_predicted_that_is_not_positive():
     assert one.predict(np.zeros((1, OWN.size)))[0] == 0.5
 
 
-def test_methods_are_weighed_by_the_densities_of_left_out_milliseconds(monkeypatch):
+def test_regressors_are_weighed_by_the_densities_of_left_out_milliseconds(monkeypatch):
     latency = [2.0, 3.0]
     models = {True: model(np.log([2.2, 2.5]), [0.04, 0.04]), False: model([2.3, 2.8], [0.25, 0.16])}
     monkeypatch.setattr(mixture, "condition", lambda measured, regressor: models[regressor.logarithmic])
@@ -76,7 +76,7 @@ def test_methods_are_weighed_by_the_densities_of_left_out_milliseconds(monkeypat
     assert weights.sum() == pytest.approx(1)
 
 
-def test_methods_that_are_each_right_on_half_share_the_weight():
+def test_regressors_that_are_each_right_on_half_share_the_weight():
     assert mixture.stacked(np.log([[1.0, 1e-9] * 20, [1e-9, 1.0] * 20])) == pytest.approx([0.5, 0.5])
 
 
