@@ -2,7 +2,7 @@
 
 from predictors.device import Device, is_this_machine, this_device
 from predictors.latency import LatencyPredictor, Prediction, suggest
-from predictors.measuring.measure import Protocol, measure
+from predictors.measuring.measure import MeasuringConfig, measure
 from predictors.measuring.runtimes import prepare
 from predictors.sampling import stratified
 from predictors.transfer import family_costs
@@ -10,8 +10,8 @@ from predictors.transfer import family_costs
 __all__ = [
     "Device",
     "LatencyPredictor",
+    "MeasuringConfig",
     "Prediction",
-    "Protocol",
     "family_costs",
     "is_this_machine",
     "measure",

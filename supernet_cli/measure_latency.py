@@ -27,7 +27,7 @@ import numpy as np
 import tyro
 from rich.table import Table
 
-from predictors import LatencyPredictor, Protocol, family_costs, measure, prepare, stratified, this_device
+from predictors import LatencyPredictor, MeasuringConfig, family_costs, measure, prepare, stratified, this_device
 from predictors.device import Device
 from predictors.measuring import runtimes
 from predictors.measuring.manifest import export_subnets
@@ -68,7 +68,7 @@ class Arguments:
     """Name of the device; by default made of the processor and the options."""
     output: Path = Path("runs/latency")
     """Folder with one folder a device."""
-    rounds: int = Protocol.rounds
+    rounds: int = MeasuringConfig.rounds
     """Visits to each subnet."""
     noise_floor: bool = False
     """Measure 50 of the subnets twice, completely and independently, and print how much that differs."""
@@ -179,7 +179,7 @@ def measured(
             archs,
             prepared,
             path,
-            Protocol(rounds=arguments.rounds),
+            MeasuringConfig(rounds=arguments.rounds),
             seed,
             lambda done, total: progress.update(task, completed=done, total=total),
         )

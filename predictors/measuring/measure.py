@@ -26,7 +26,7 @@ MOST_FAILURES = 10  # of reference subnets
 
 
 @dataclass(frozen=True)
-class Protocol:
+class MeasuringConfig:
     """How carefully to measure."""
 
     rounds: int = 15  # visits to each subnet
@@ -45,7 +45,7 @@ def measure(
     archs: Sequence[Arch],
     prepare: Callable[[Arch], Timer],
     path: str | Path,
-    protocol: Protocol = Protocol(),
+    config: MeasuringConfig = MeasuringConfig(),
     seed: int = 0,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> list[Measurement]:
@@ -66,11 +66,11 @@ def measure(
         if waiting:
             generator = np.random.default_rng([seed, len(rows)])
             waiting = [waiting[i] for i in generator.permutation(len(waiting))]
-            references, baseline_ms = _references(rows, waiting, prepare, protocol)
-            for start in range(0, len(waiting), protocol.together):
-                batch = waiting[start : start + protocol.together]
-                timers, failed = _load(batch, prepare, protocol)
-                done = _measure_together(timers, references, baseline_ms, protocol, generator)
+            references, baseline_ms = _references(rows, waiting, prepare, config)
+            for start in range(0, len(waiting), config.together):
+                batch = waiting[start : start + config.together]
+                timers, failed = _load(batch, prepare, config)
+                done = _measure_together(timers, references, baseline_ms, config, generator)
                 append_measurements(path, [*done, *failed])
                 rows += [*done, *failed]
                 baseline_ms = baseline_ms or {row.arch: row.latency_ms for row in done if row.reference}
@@ -82,13 +82,13 @@ def measure(
 class _Steady:
     """A timer that has been warmed up, and the number of runs that make a visit."""
 
-    def __init__(self, timer: Timer, protocol: Protocol):
+    def __init__(self, timer: Timer, config: MeasuringConfig):
         self._timer = timer
-        self._runs = protocol.visit_runs
-        end = time.perf_counter() + protocol.warm_up_ms / 1e3
-        before, now = math.inf, float(np.median(timer(1 + protocol.visit_runs)))
+        self._runs = config.visit_runs
+        end = time.perf_counter() + config.warm_up_ms / 1e3
+        before, now = math.inf, float(np.median(timer(1 + config.visit_runs)))
         while abs(now / before - 1) > 0.03 and time.perf_counter() < end:
-            self._runs = max(protocol.visit_runs, math.ceil(protocol.visit_ms / now))
+            self._runs = max(config.visit_runs, math.ceil(config.visit_ms / now))
             before, now = now, float(np.median(self.visit()))
 
     def visit(self) -> np.ndarray:
@@ -97,12 +97,12 @@ class _Steady:
 
 
 def _load(
-    archs: Sequence[Arch], prepare: Callable[[Arch], Timer], protocol: Protocol
+    archs: Sequence[Arch], prepare: Callable[[Arch], Timer], config: MeasuringConfig
 ) -> tuple[dict[Arch, _Steady], list[Measurement]]:
     timers, failed = {}, []
     for arch in archs:
         try:
-            timers[arch] = _Steady(prepare(arch), protocol)
+            timers[arch] = _Steady(prepare(arch), config)
         except ModuleNotFoundError:
             raise
         except Exception as error:  # whatever a converter or a runtime raises, it is this subnet's result
@@ -114,7 +114,7 @@ def _references(
     rows: Sequence[Measurement],
     candidates: Sequence[Arch],
     prepare: Callable[[Arch], Timer],
-    protocol: Protocol,
+    config: MeasuringConfig,
 ) -> tuple[dict[Arch, _Steady], dict[Arch, float]]:
     """The reference subnets, those of the file if it has any, and their latencies there."""
     baseline_ms: dict[Arch, float] = {}
@@ -124,10 +124,10 @@ def _references(
     loaded: dict[Arch, _Steady] = {}
     reasons: list[str] = []
     for arch in list(baseline_ms) or candidates:
-        timers, failed = _load([arch], prepare, protocol)
+        timers, failed = _load([arch], prepare, config)
         loaded |= timers
         reasons += [row.error for row in failed]
-        if len(loaded) == protocol.references or len(reasons) == MOST_FAILURES:
+        if len(loaded) == config.references or len(reasons) == MOST_FAILURES:
             break
     if not loaded:
         raise ValueError(f"none of {len(reasons)} subnets runs on this device; the last failed with {reasons[-1]}")
@@ -138,13 +138,13 @@ def _measure_together(
     timers: Mapping[Arch, _Steady],
     references: Mapping[Arch, _Steady],
     baseline_ms: Mapping[Arch, float],
-    protocol: Protocol,
+    config: MeasuringConfig,
     generator: np.random.Generator,
 ) -> list[Measurement]:
     """Rows of the references, then of the subnets; without a baseline the references' own medians are it."""
     runs: dict[Arch, list[np.ndarray]] = {arch: [] for arch in timers}
     reference_runs: dict[Arch, list[np.ndarray]] = {arch: [] for arch in references}
-    for _ in range(protocol.rounds):
+    for _ in range(config.rounds):
         for arch, is_reference in _round(list(timers), list(references), generator):
             if is_reference:
                 reference_runs[arch].append(references[arch].visit())

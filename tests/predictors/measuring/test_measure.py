@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from predictors.measuring.measure import Protocol, measure
+from predictors.measuring.measure import MeasuringConfig, measure
 from predictors.measuring.measurements import append_measurements, read_measurements
 from predictors.measuring.noise import relative_differences
 from supernet.space import SearchSpace
 
 SPACE = SearchSpace({"width": tuple(range(1, 41))})
 ARCHS = SPACE.decode(np.arange(40)[:, None])
-PROTOCOL = Protocol(rounds=9, visit_ms=0.0, together=8)
+CONFIG = MeasuringConfig(rounds=9, visit_ms=0.0, together=8)
 
 
 class Machine:
@@ -36,7 +36,7 @@ def latencies(rows):
 
 def test_drift_is_divided_out(tmp_path):
     machine = Machine(lambda visits: 1 + visits / 500)  # more than twice as slow in the end
-    rows = measure(ARCHS, machine.prepare, tmp_path / "measurements.csv", PROTOCOL)
+    rows = measure(ARCHS, machine.prepare, tmp_path / "measurements.csv", CONFIG)
     ratio = latencies(rows) / np.arange(1, 41)
     assert ratio.std() / ratio.mean() < 0.03
     assert max(row.drift for row in rows) > 1.5
@@ -44,15 +44,15 @@ def test_drift_is_divided_out(tmp_path):
 
 
 def test_without_drift_latencies_are_exact_medians(tmp_path):
-    rows = measure(ARCHS, Machine(lambda visits: 1.0).prepare, tmp_path / "measurements.csv", PROTOCOL)
+    rows = measure(ARCHS, Machine(lambda visits: 1.0).prepare, tmp_path / "measurements.csv", CONFIG)
     np.testing.assert_allclose(latencies(rows), np.arange(1, 41), rtol=0.004)
     assert all(row.lower_quartile_ms <= row.latency_ms <= row.upper_quartile_ms for row in rows)
-    assert all(row.runs == PROTOCOL.rounds * PROTOCOL.visit_runs for row in rows)
+    assert all(row.runs == CONFIG.rounds * CONFIG.visit_runs for row in rows)
 
 
 def test_a_pause_of_the_machine_is_an_outlier_and_leaves_the_median(tmp_path):
     machine = Machine(lambda visits: 30.0 if visits % 50 == 0 else 1.0)
-    rows = measure(ARCHS, machine.prepare, tmp_path / "measurements.csv", PROTOCOL)
+    rows = measure(ARCHS, machine.prepare, tmp_path / "measurements.csv", CONFIG)
     np.testing.assert_allclose(latencies(rows), np.arange(1, 41), rtol=0.01)
     assert sum(row.outliers for row in rows) > 0
 
@@ -65,22 +65,22 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure(ARCHS, Machine(lambda visits: 1.0).prepare, path, PROTOCOL, progress=killed)
+        measure(ARCHS, Machine(lambda visits: 1.0).prepare, path, CONFIG, progress=killed)
     path.write_bytes(path.read_bytes() + b'"{""width"": 17}",17.0,16')  # as if killed while it wrote a line
     steps = []
     machine = Machine(lambda visits: 2.0)  # the machine is slower now, the references say so
-    rows = measure(ARCHS, machine.prepare, path, PROTOCOL, progress=lambda *step: steps.append(step))
+    rows = measure(ARCHS, machine.prepare, path, CONFIG, progress=lambda *step: steps.append(step))
     np.testing.assert_allclose(latencies(rows), np.arange(1, 41), rtol=0.01)
     assert steps[0] == (16, 40)
     assert steps[-1] == (40, 40)
-    assert len(machine.loaded) == 24 + PROTOCOL.references
+    assert len(machine.loaded) == 24 + CONFIG.references
     assert len({row.arch for row in read_measurements(path, SPACE) if not row.reference}) == 40
 
 
 def test_nothing_is_measured_twice(tmp_path):
     path = tmp_path / "measurements.csv"
-    first = measure(ARCHS, Machine(lambda visits: 1.0).prepare, path, PROTOCOL)
-    again = measure(ARCHS[:5], Machine(lambda visits: 1 / 0).prepare, path, PROTOCOL)
+    first = measure(ARCHS, Machine(lambda visits: 1.0).prepare, path, CONFIG)
+    again = measure(ARCHS[:5], Machine(lambda visits: 1 / 0).prepare, path, CONFIG)
     np.testing.assert_allclose(latencies(again), latencies(first[:5]), rtol=1e-5)
 
 
@@ -93,7 +93,7 @@ def test_a_subnet_that_fails_is_recorded_and_the_run_goes_on(tmp_path):
         return machine.prepare(arch)
 
     path = tmp_path / "measurements.csv"
-    rows = measure(ARCHS, prepare, path, PROTOCOL)
+    rows = measure(ARCHS, prepare, path, CONFIG)
     failed = [row for row in rows if row.error]
     assert [row.arch["width"] for row in failed] == [7]
     assert [row.error for row in read_measurements(path) if row.error] == ["ValueError: no kernel for this layer"]
@@ -108,7 +108,7 @@ def test_few_subnets_of_which_one_fails_are_measured(tmp_path):
             raise ValueError("too wide")
         return machine.prepare(arch)
 
-    rows = measure(ARCHS[:3], prepare, tmp_path / "measurements.csv", PROTOCOL)
+    rows = measure(ARCHS[:3], prepare, tmp_path / "measurements.csv", CONFIG)
     assert [bool(row.error) for row in rows] == [False, True, False]
 
 
@@ -117,7 +117,7 @@ def test_a_machine_on_which_nothing_runs_is_an_error(tmp_path):
         raise ValueError("no such runtime")
 
     with pytest.raises(ValueError, match=r"none of 10 subnets runs .* no such runtime"):
-        measure(ARCHS, prepare, tmp_path / "measurements.csv", PROTOCOL)
+        measure(ARCHS, prepare, tmp_path / "measurements.csv", CONFIG)
 
 
 def test_a_missing_package_stops_at_once(tmp_path):
@@ -125,12 +125,12 @@ def test_a_missing_package_stops_at_once(tmp_path):
         raise ModuleNotFoundError("onnxruntime is not installed")
 
     with pytest.raises(ModuleNotFoundError):
-        measure(ARCHS, prepare, tmp_path / "measurements.csv", PROTOCOL)
+        measure(ARCHS, prepare, tmp_path / "measurements.csv", CONFIG)
 
 
 def test_noise_is_the_relative_difference_of_two_measurements(tmp_path):
     rows = [
-        measure(ARCHS, Machine(lambda visits, s=s: s, seed=i).prepare, tmp_path / f"{i}.csv", PROTOCOL, seed=i)
+        measure(ARCHS, Machine(lambda visits, s=s: s, seed=i).prepare, tmp_path / f"{i}.csv", CONFIG, seed=i)
         for i, s in enumerate((1.0, 1.1))
     ]
     assert abs(relative_differences(*rows)).mean() == pytest.approx(0.1 / 1.05, rel=0.02)
@@ -153,7 +153,7 @@ def test_a_measurement_file_is_checked_line_by_line(tmp_path):
 
 def test_measurements_come_back_as_they_were_written(tmp_path):
     path = tmp_path / "measurements.csv"
-    rows = measure(ARCHS, Machine(lambda visits: 1.0).prepare, path, PROTOCOL)
+    rows = measure(ARCHS, Machine(lambda visits: 1.0).prepare, path, CONFIG)
     again = tmp_path / "again.csv"
     append_measurements(again, rows[:3])
     append_measurements(again, rows[3:])
