@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 # n images, D activations of an image, P = n (n - 1) / 2 pairs of different images, L layers
 
-Method = Literal["pearson", "spearman"]
+Correlation = Literal["pearson", "spearman"]
 
 
 def dissimilarity(activations: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def dissimilarity(activations: Tensor) -> Tensor:
     return (1 - rows @ rows.T).clamp(0, 2).fill_diagonal_(0)
 
 
-def rdm_similarity(a: Tensor, b: Tensor, method: Method = "pearson") -> float:
+def rdm_similarity(a: Tensor, b: Tensor, method: Correlation = "pearson") -> float:
     """How alike two dissimilarity matrices [n, n] of the same images are, from -1 to 1, higher is more alike.
 
     The Pearson or Spearman correlation of their upper triangles, the diagonal left out; ties have their mean rank.
@@ -42,7 +42,7 @@ def rdm_similarity(a: Tensor, b: Tensor, method: Method = "pearson") -> float:
     return _similarities([a], [b], method).item()
 
 
-def teacher_guidance(student: Sequence[Tensor], teacher: Sequence[Tensor], method: Method = "pearson") -> float:
+def teacher_guidance(student: Sequence[Tensor], teacher: Sequence[Tensor], method: Correlation = "pearson") -> float:
     """How well a student's layers match a teacher's, from -1 to 1, higher is better (arXiv 1808.01405, section 3.1).
 
     mean over teacher layers of the maximum over student layers of `rdm_similarity`. `student` and `teacher` are the
@@ -51,7 +51,7 @@ def teacher_guidance(student: Sequence[Tensor], teacher: Sequence[Tensor], metho
     return _similarities(teacher, student, method).amax(dim=1).mean().item()
 
 
-def _similarities(a: Sequence[Tensor], b: Sequence[Tensor], method: Method) -> Tensor:
+def _similarities(a: Sequence[Tensor], b: Sequence[Tensor], method: Correlation) -> Tensor:
     """The similarity of each matrix of `a` with each of `b` [L_a, L_b]."""
     if not a or not b:
         raise ValueError(f"there are no layers to compare: {len(a)} and {len(b)} dissimilarity matrices")

@@ -31,7 +31,7 @@ TrialSettings = Mapping[str, str | float]  # what tells a trial from others, suc
 
 # runs the search that the settings ask for, recording it in the history (which it resumes if it exists), and calls the
 # function after every generation
-Search = Callable[[TrialSettings, Path, Callable[[Generation], None]], None]
+SearchTrial = Callable[[TrialSettings, Path, Callable[[Generation], None]], None]
 
 HISTORY = "search.jsonl"
 _ACTIVE: ContextVar = ContextVar("the watcher of the sweep that runs")
@@ -51,7 +51,7 @@ class Sweep(NamedTuple):
 
 
 def run_sweep(
-    search: Search,
+    search: SearchTrial,
     trials: Sequence[TrialSettings],
     storage: str,
     name: str,
@@ -179,7 +179,7 @@ def combined_front(trials: Sequence[Trial], device: str, cost: str) -> list[dict
     ]
 
 
-def _trial(config: Mapping[str, TrialSettings], search: Search, histories: Path | None) -> None:
+def _trial(config: Mapping[str, TrialSettings], search: SearchTrial, histories: Path | None) -> None:
     from ray import tune
 
     with ExitStack() as stack:

@@ -22,7 +22,7 @@ import tyro
 from rich.table import Table
 
 from search.scores.judges import training_batch
-from search.scores.untrained import ENSEMBLES, Batch, check_names, score_architecture
+from search.scores.untrained import ENSEMBLES, LabelledImages, check_names, score_architecture
 from search.untrained.ensemble import mean_rank
 from search.untrained.proxies import PROXIES
 from search.untrained.te_nas import TeNasConfig
@@ -92,9 +92,9 @@ def main() -> None:
         console.print(f"All scores are in {arguments.output}.")
 
 
-def read_batch(data: ImageData, family: Family, arguments: Arguments) -> Batch:
+def read_batch(data: ImageData, family: Family, arguments: Arguments) -> LabelledImages:
     """Random training images at the space's largest resolution, on the device."""
     resolution = family.resolution(family.space.largest)
     batch = training_batch(data, resolution, arguments.batch_size, arguments.seed)
     device = torch.device(arguments.device)
-    return Batch(batch.images.to(device), batch.labels.to(device), batch.size)
+    return LabelledImages(batch.images.to(device), batch.labels.to(device), batch.size)

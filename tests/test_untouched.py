@@ -15,7 +15,7 @@ from predictors.measuring import runtimes
 from search.prefix import trie
 from search.scores.accuracy import EvaluationImages, SupernetAccuracy
 from search.scores.teacher_guided import FromSupernet, GuidanceConfig, TeacherGuided
-from search.scores.untrained import Batch, score_architecture
+from search.scores.untrained import LabelledImages, score_architecture
 from search.untrained.ntk import linear_regions, tangent_kernel
 from search.untrained.te_nas import TeNasConfig, condition_numbers
 from search.untrained.zero_cost import SCORES
@@ -25,7 +25,7 @@ from supernet.calibration import calibrate
 from supernet.evaluation import accuracy, calibrated_subnet, quality
 from supernet.families import Family
 from supernet.tasks import Classification
-from supernet.training.methods.prioritized import Entry, PrioritizedPaths
+from supernet.training.methods.prioritized import BoardEntry, PrioritizedPaths
 from supernet.training.methods.sampling import Learner, Step
 from supernet.training.step import TrainConfig, TrainStep
 
@@ -99,7 +99,7 @@ def losses_of_a_step(in_place, images, labels):
 
 def cream(in_place, images, labels):
     method = PrioritizedPaths(SPACE, lambda arch: 1, 5, images=4)
-    method.board = [Entry(LARGEST, 0.9, 1, images[4:], torch.eye(4, 5))]
+    method.board = [BoardEntry(LARGEST, 0.9, 1, images[4:], torch.eye(4, 5))]
     method.weight = torch.linspace(-1, 1, 20)
     method.learners(step_of(in_place, images, labels))
     return [method.weight, method.bias]
@@ -172,7 +172,7 @@ def tangent(in_place, images, labels):
 
 def training_free(in_place, images, labels):
     family = Family(SPACE, partial(build, in_place), num_classes=5, input_size=8)
-    names, batch = ("grad_norm", "jacob_cov", "naswot", "ntk"), Batch(images, labels, 4)
+    names, batch = ("grad_norm", "jacob_cov", "naswot", "ntk"), LabelledImages(images, labels, 4)
     return [value for arch in (LARGEST, SMALLEST) for value in score_architecture(family, names, arch, batch).values()]
 
 

@@ -21,8 +21,8 @@ from distill.blockwise import Teacher
 from search.blockwise.dna import BlockRating
 from search.problem import Problem, Score
 from search.scores.accuracy import EvaluationImages, SupernetAccuracy
-from search.scores.teacher_guided import Candidate, FromSupernet, TeacherGuided, TrainedBriefly, brief_training
-from search.scores.untrained import Batch, TrainingFreeScore
+from search.scores.teacher_guided import FromSupernet, MakeCandidate, TeacherGuided, TrainedBriefly, brief_training
+from search.scores.untrained import LabelledImages, TrainingFreeScore
 from search.settings import ACCURACY, SearchJob
 from search.untrained.proxies import PROXIES
 from search.untrained.te_nas import Proxies, prunable, search_by_pruning
@@ -110,7 +110,7 @@ class RunImages:
         return self.__dict__ | {"_known": {}}  # each process loads its own
 
 
-def training_batch(data: ImageData, resolution: int, size: int, seed: int) -> Batch:
+def training_batch(data: ImageData, resolution: int, size: int, seed: int) -> LabelledImages:
     """Random training images for scores that need no training: a batch of `size`, and as many more as TE-NAS draws
     from."""
     if isinstance(data.train, IterableDataset):
@@ -118,7 +118,7 @@ def training_batch(data: ImageData, resolution: int, size: int, seed: int) -> Ba
     else:
         chosen = generator(seed, Stream.SCORES).permutation(len(data.train))[: POOL * size]
         images, labels = data.images(Subset(data.train, chosen.tolist()), resolution)
-    return Batch(images, labels, size)
+    return LabelledImages(images, labels, size)
 
 
 def _accuracy(job: SearchJob, run: Run, directory: Path | None) -> Judge:
@@ -153,7 +153,7 @@ def _rdm(job: SearchJob, run: Run, directory: Path | None) -> Judge:
         if directory is None:
             raise ValueError("candidates that train by themselves need a folder to train in: record a history")
         training, execution = brief_training(config, job.seed), Execution(config.device, eval_epochs=0)
-        candidate: Candidate = TrainedBriefly(family, run.data, training, directory / "candidates", execution)
+        candidate: MakeCandidate = TrainedBriefly(family, run.data, training, directory / "candidates", execution)
     else:
         candidate = FromSupernet(channels_last(run.net))
     images = run_images(job, run)
@@ -183,12 +183,12 @@ def _teacher(job: SearchJob, run: Run) -> nn.Module:
     return load_teacher(job.teacher, run.data.config, run.data.classes, input_size=size, space=run.job.space)
 
 
-def _training_free(job: SearchJob, run: Run, names: tuple[str, ...], batch: Batch) -> TrainingFreeScore:
+def _training_free(job: SearchJob, run: Run, names: tuple[str, ...], batch: LabelledImages) -> TrainingFreeScore:
     """A score whose ranks are among as many random architectures as a generation has."""
     return TrainingFreeScore(run.family, names, batch, job.seed, _proxies(run), job.te_nas, job.population)
 
 
-def _batch(job: SearchJob, run: Run) -> Batch:
+def _batch(job: SearchJob, run: Run) -> LabelledImages:
     resolution = run.family.resolution(run.family.space.largest)
     return training_batch(run.data, resolution, job.zero_cost_images, job.seed)
 

@@ -30,7 +30,8 @@ from supernet.training.train import train
 
 # N images, n images that are told apart, C channels, R resolution in pixels
 
-Candidate = Callable[[Arch, Iterable[Tensor]], nn.Module]  # a plain module, BatchNorm calibrated on batches of images
+# gives a plain module, its BatchNorm calibrated on the batches of images
+MakeCandidate = Callable[[Arch, Iterable[Tensor]], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class TeacherGuided:
 
     def __init__(
         self,
-        candidate: Candidate,
+        candidate: MakeCandidate,
         images: Callable[[int], EvaluationImages],
         resolution: Callable[[Arch], int],
         teacher: Teacher,

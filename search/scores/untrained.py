@@ -34,7 +34,7 @@ ENSEMBLES: Mapping[str, tuple[Callable[..., np.ndarray], tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Batch:
+class LabelledImages:
     """What architectures are scored on."""
 
     images: Tensor
@@ -49,7 +49,7 @@ def score_architecture(
     family: Family,
     names: Sequence[str],
     arch: Arch,
-    batch: Batch,
+    batch: LabelledImages,
     seed: int = 0,
     proxies: te_nas.Proxies | None = None,
     settings: te_nas.TeNasConfig = te_nas.PUBLISHED,
@@ -92,7 +92,7 @@ class TrainingFreeScore:
         self,
         family: Family,
         names: Sequence[str],
-        batch: Batch,
+        batch: LabelledImages,
         seed: int = 0,
         proxies: te_nas.Proxies | None = None,
         settings: te_nas.TeNasConfig = te_nas.PUBLISHED,
@@ -132,7 +132,7 @@ class TrainingFreeScore:
 def _rows(
     family: Family,
     names: Sequence[str],
-    batch: Batch,
+    batch: LabelledImages,
     seed: int,
     proxies: te_nas.Proxies | None,
     settings: te_nas.TeNasConfig,

@@ -22,7 +22,7 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from search.untrained.initialisation import built, initialise, seeded_generator
-from search.untrained.mixture import Builder, Candidates, check_operations, mix
+from search.untrained.mixed_operations import Builder, Candidates, check_operations, mix
 from search.untrained.ntk import BatchNormMode, condition_number, linear_regions
 from supernet.space import Arch, SearchSpace
 
@@ -69,7 +69,7 @@ class TeNasMeasurement(NamedTuple):
     regions: float
 
 
-def measure(
+def measure_architecture(
     proxies: Proxies, arch: Arch, images: Tensor, settings: TeNasConfig = PUBLISHED, seed: int = 0
 ) -> TeNasMeasurement:
     """Condition number and linear regions of `arch` on draws from `images` [N, C, H, W]; deterministic from `seed`.
@@ -147,7 +147,7 @@ def prune(
 def change_by_cutting(
     space: SearchSpace, proxies: Proxies, images: Tensor, settings: TeNasConfig = PUBLISHED, seed: int = 0
 ) -> Change:
-    """The relative falls of condition number and regions when operations are cut from the mixtures of `proxies`.
+    """The relative falls of condition number and regions when operations are cut from those that `proxies` mix.
 
     ((k_before - k_after) / k_before, (r_before - r_after) / r_before), means over draws. In a draw both networks have
     the same weights and see the same images, and so do all cuts; in the authors' code every cut has draws of its own.

@@ -36,16 +36,15 @@ class Division(NamedTuple):
     joined: bool = False  # whether `function` put the blocks together, rather than taking them apart
 
 
-class Channels(NamedTuple):
-    """What is known of the channels along one dimension of a tensor."""
+class Origin(NamedTuple):
+    """Where the channels along one dimension of a tensor come from, as far as that is known."""
 
-    tensors: tuple[
-        tuple[str, int], ...
-    ] = ()  # names and dimensions of the module's tensors that have one entry for each
-    joined: Division | None = None  # of what they were put together
+    # names and dimensions of the module's tensors that have one entry for each channel
+    tensors: tuple[tuple[str, int], ...] = ()
+    joined: Division | None = None  # how the channels were put together
 
 
-Dims = Mapping[int, Channels]  # by dimension
+Dims = Mapping[int, Origin]  # by dimension
 Place = tuple[str, int, str]  # the name of a tensor, a dimension of it, and the submodule that runs
 
 
@@ -56,7 +55,7 @@ class Divisions:
         self.found: dict[Place, list[Division]] = {}
         self._known: dict[int, tuple[Tensor, Dims]] = {}  # the tensors are kept alive, so that no other has their id
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            self._know(tensor, {dim: Channels(((name, dim),)) for dim in range(tensor.dim())})
+            self._know(tensor, {dim: Origin(((name, dim),)) for dim in range(tensor.dim())})
 
     def follow(
         self, where: str, function: str, args: Sequence[object], kwargs: Mapping[str, object], result: object
@@ -77,7 +76,7 @@ class Divisions:
         elif isinstance(result, Tensor):
             dims, divided = _carried(function, args, kwargs, x, self._of(x), result)
             for dim, division in divided.items():
-                self._note(where, self._of(x).get(dim, Channels()).tensors, division)
+                self._note(where, self._of(x).get(dim, Origin()).tensors, division)
             if function in ELEMENTWISE or function in CHANNELS_SECOND:
                 others = [value for value in values if isinstance(value, Tensor) and value is not x]
                 for other in others:
@@ -88,7 +87,7 @@ class Divisions:
         return self._known[id(tensor)][1] if id(tensor) in self._known else {}
 
     def _know(self, tensor: Tensor, dims: Dims) -> None:
-        if any(channels != Channels() for channels in dims.values()):
+        if any(channels != Origin() for channels in dims.values()):
             self._known[id(tensor)] = tensor, dims
         else:
             self._known.pop(id(tensor), None)
@@ -101,29 +100,29 @@ class Divisions:
         """Those of an entry-by-entry function of two tensors, whose channels are then the same."""
         joined = dict(dims)
         for dim, other in others.items():
-            own = dims.get(dim, Channels())
+            own = dims.get(dim, Origin())
             for channels, met in ((own, other), (other, own)):
                 if channels.joined:
                     self._note(where, [t for t in met.tensors if t not in channels.tensors], channels.joined)
-            joined[dim] = Channels(tuple(dict.fromkeys([*own.tensors, *other.tensors])), own.joined or other.joined)
+            joined[dim] = Origin(tuple(dict.fromkeys([*own.tensors, *other.tensors])), own.joined or other.joined)
         return joined
 
     def _multiply(self, where: str, x: Tensor, weight: object, bias: object, result: Tensor) -> None:
         if not isinstance(weight, Tensor) or weight.dim() < 2:
             return
         behind = 1 if weight.dim() == 2 else weight.dim() - 1  # dimensions of x from the channels on
-        own = self._of(x).get(x.dim() - behind, Channels())
+        own = self._of(x).get(x.dim() - behind, Origin())
         inputs, outputs = x.shape[x.dim() - behind], weight.shape[0]
-        dims = {result.dim() - behind: self._of(weight).get(0, Channels())}
+        dims = {result.dim() - behind: self._of(weight).get(0, Origin())}
         if inputs == weight.shape[1]:
             if own.joined:
-                self._note(where, self._of(weight).get(1, Channels()).tensors, own.joined)
+                self._note(where, self._of(weight).get(1, Origin()).tensors, own.joined)
         else:  # groups, which keep the order of the channels
             joined = own.joined and own.joined._replace(blocks=tuple(b * outputs // inputs for b in own.joined.blocks))
-            followed = Channels(own.tensors if inputs == outputs and weight.shape[1] == 1 else (), joined)
+            followed = Origin(own.tensors if inputs == outputs and weight.shape[1] == 1 else (), joined)
             dims = self._joined(where, dims, {result.dim() - behind: followed})
         if isinstance(bias, Tensor):
-            dims = self._joined(where, dims, {result.dim() - behind: self._of(bias).get(0, Channels())})
+            dims = self._joined(where, dims, {result.dim() - behind: self._of(bias).get(0, Origin())})
         self._know(result, dims)
 
     def _concatenate(
@@ -142,7 +141,7 @@ class Divisions:
             begin += part.shape[along]
             dims = self._joined(where, dims, {dim: channels for dim, channels in own.items() if dim != along})
         division = Division(function, tuple(blocks), joined=True) if blocks else None
-        self._know(result, {**dims, along: Channels((), division)})
+        self._know(result, {**dims, along: Origin((), division)})
 
     def _split(
         self,
@@ -157,13 +156,13 @@ class Divisions:
         own = self._of(x)
         blocks = tuple(itertools.accumulate(part.shape[along] for part in result))[:-1]
         if blocks:
-            self._note(where, own.get(along, Channels()).tensors, Division(function, blocks))
+            self._note(where, own.get(along, Origin()).tensors, Division(function, blocks))
         joined = own[along].joined if along in own else None
         for begin, part in zip((0, *blocks), result):
             dims = {dim: channels for dim, channels in own.items() if dim != along}
             if joined:
                 inside = tuple(b - begin for b in joined.blocks if begin < b < begin + part.shape[along])
-                dims[along] = Channels((), joined._replace(blocks=inside) if inside else None)
+                dims[along] = Origin((), joined._replace(blocks=inside) if inside else None)
             self._know(part, dims)
 
 
@@ -210,7 +209,7 @@ def _carried(
         dim = x.dim() - 3
         joined = own[dim].joined if dim in own else None
         blocks = tuple(b * result.shape[dim] // x.shape[dim] for b in joined.blocks) if joined else ()
-        return {dim: Channels((), joined._replace(blocks=blocks))} if joined else {}, {}
+        return {dim: Origin((), joined._replace(blocks=blocks))} if joined else {}, {}
     return _aligned("", x, own, result) if result.dim() >= x.dim() else {}, {}
 
 
@@ -243,7 +242,7 @@ def _reshaped(function: str, before: torch.Size, own: Dims, after: torch.Size) -
             size = math.prod(before[d] for d in dims[1:])
             joined = own[dims[0]].joined if dims[0] in own else None
             blocks = tuple(block * size for block in joined.blocks) if joined else (size,)
-            kept[new[0]] = Channels((), Division(joined.function if joined else function, blocks, joined=True))
+            kept[new[0]] = Origin((), Division(joined.function if joined else function, blocks, joined=True))
     return kept, divided
 
 

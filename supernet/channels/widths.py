@@ -16,7 +16,7 @@ from supernet.channels.tracer import Channels
 from supernet.slicing import Rule, leading
 from supernet.views import tie_names, tied_names
 
-Blocks = tuple[int, ...]  # of every dimension of a tensor, how many equal blocks it consists of
+BlockCounts = tuple[int, ...]  # of every dimension of a tensor, how many equal blocks it consists of
 
 
 def narrow(model: nn.Module, sizes: Mapping[Channels, int]) -> nn.Module:
@@ -50,7 +50,7 @@ def slicing_rules(channels: Iterable[Channels]) -> dict[str, Rule]:
     return rules
 
 
-def leading_of_blocks(tensor: Tensor, shape: torch.Size, blocks: Blocks) -> Tensor:
+def leading_of_blocks(tensor: Tensor, shape: torch.Size, blocks: BlockCounts) -> Tensor:
     """The leading entries of each of `blocks[d]` equal blocks along every dimension d, of `shape` in all; dimensions
     beyond `blocks` are one block."""
     part = tensor
@@ -60,7 +60,7 @@ def leading_of_blocks(tensor: Tensor, shape: torch.Size, blocks: Blocks) -> Tens
     return leading(part, shape)
 
 
-def _extended(tensor: Tensor, shape: torch.Size, blocks: Blocks) -> Tensor:
+def _extended(tensor: Tensor, shape: torch.Size, blocks: BlockCounts) -> Tensor:
     if tensor.is_meta:
         return tensor.new_empty(shape)
     whole = nn.Parameter(tensor.new_empty(shape), requires_grad=False)
@@ -82,7 +82,7 @@ def _blocks_by_tensor(channels: Iterable[Channels]) -> dict[str, dict[int, int]]
 
 
 def _resize(
-    model: nn.Module, sizes: Mapping[Channels, int], change: Callable[[Tensor, torch.Size, Blocks], Tensor]
+    model: nn.Module, sizes: Mapping[Channels, int], change: Callable[[Tensor, torch.Size, BlockCounts], Tensor]
 ) -> nn.Module:
     """Give the tensors of `model` that these channels are in new sizes, by `change`, in place."""
     present = {name for name, _ in itertools.chain(model.named_parameters(), model.named_buffers())}

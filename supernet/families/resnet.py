@@ -24,7 +24,7 @@ _WIDTHS = (256, 512, 1024, 2048)  # of the four stages at width multiplier 1
 _DEPTHS = (2, 2, 4, 2)  # of the four stages at depth 0
 
 
-class BlockSpec(NamedTuple):
+class BottleneckSpec(NamedTuple):
     """One bottleneck block of a subnet."""
 
     in_chs: int
@@ -88,14 +88,14 @@ def _space(network: _Network) -> SearchSpace:
     return SearchSpace(choices)
 
 
-def _stages(arch: Arch) -> Iterator[list[BlockSpec]]:
+def _stages(arch: Arch) -> Iterator[list[BottleneckSpec]]:
     in_chs = arch["conv1.width"]
     for s in range(1, len(_WIDTHS) + 1):
         width = arch[f"layer{s}.width"]
         blocks = []
         for b in range(arch[f"layer{s}.depth"]):
             mid_chs = make_divisible(round(width * arch[f"layer{s}.{b}.expand_ratio"]))
-            blocks.append(BlockSpec(in_chs, mid_chs, width, 2 if b == 0 and s > 1 else 1, b == 0))
+            blocks.append(BottleneckSpec(in_chs, mid_chs, width, 2 if b == 0 and s > 1 else 1, b == 0))
             in_chs = width
         yield blocks
 
@@ -147,7 +147,7 @@ def _count(network: _Network, arch: Arch) -> tuple[int, int]:
 
 
 @functools.cache
-def _count_block(block: BlockSpec, size: int) -> tuple[int, int]:
+def _count_block(block: BottleneckSpec, size: int) -> tuple[int, int]:
     """MACs and parameters of a block whose input is `size` pixels a side; BatchNorm has two parameters a channel."""
     in_chs, mid_chs, out_chs = block.in_chs, block.mid_chs, block.out_chs
     out_size = _halved(size) if block.stride == 2 else size

@@ -18,7 +18,7 @@ from supernet.training.methods.sampling import Learner, Method, Step
 
 
 @dataclass
-class Entry:
+class BoardEntry:
     """A path on the board."""
 
     arch: Arch
@@ -61,7 +61,7 @@ class PrioritizedPaths(Method):
         lr: float = 1e-4,
     ) -> None:
         self.space = space
-        self.board: list[Entry] = []  # the most accurate first
+        self.board: list[BoardEntry] = []  # the most accurate first
         self.weight = torch.zeros(images * num_classes)  # of M, [S * K]
         self.bias = torch.zeros(())
         self._macs = macs
@@ -94,9 +94,9 @@ class PrioritizedPaths(Method):
         found = step.task.metrics([logits], [step.batch])["accuracy"]
         accuracy = distributed.average(torch.tensor(found, device=images.device)).item()
         probabilities = logits[: self._images].softmax(1)
-        self.enter(Entry(arch, accuracy, self._macs(arch), images[: self._images].clone(), probabilities))
+        self.enter(BoardEntry(arch, accuracy, self._macs(arch), images[: self._images].clone(), probabilities))
 
-    def enter(self, entry: Entry) -> None:
+    def enter(self, entry: BoardEntry) -> None:
         """Put a path on the board, if it is good enough."""
         others = [other for other in self.board if other.arch != entry.arch]
         if len(others) == self._board_size:
@@ -108,7 +108,7 @@ class PrioritizedPaths(Method):
         self.board = sorted([*others, entry], key=lambda e: e.accuracy, reverse=True)
 
     @torch.no_grad()
-    def match(self, step: Step, arch: Arch) -> tuple[Entry, Tensor, Tensor]:
+    def match(self, step: Step, arch: Arch) -> tuple[BoardEntry, Tensor, Tensor]:
         """The path on the board that is to teach `arch`, its weight m, and the difference [S * K] that gave it."""
         device = step.batch[0].device  # a checkpoint is loaded on the CPU
         own = step.output(arch, (torch.cat([entry.images for entry in self.board]).to(device),)).softmax(1)
@@ -147,7 +147,7 @@ class PrioritizedPaths(Method):
         return {"board": board, "weight": self.weight, "bias": self.bias}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.board = [Entry(**entry | {"arch": Arch(entry["arch"])}) for entry in state["board"]]
+        self.board = [BoardEntry(**entry | {"arch": Arch(entry["arch"])}) for entry in state["board"]]
         self.weight, self.bias = state["weight"], state["bias"]
 
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from search.scores.untrained import NAMES, Batch, TrainingFreeScore, build_untrained, score_architecture
+from search.scores.untrained import NAMES, LabelledImages, TrainingFreeScore, build_untrained, score_architecture
 from search.untrained.ensemble import majority_vote, mean_rank
 from search.untrained.proxies import nasbench201_proxies
-from search.untrained.te_nas import TeNasConfig, condition_numbers, measure
+from search.untrained.te_nas import TeNasConfig, condition_numbers, measure_architecture
 from search.untrained.zero_cost import snip
 from supernet.families import FAMILIES
 
@@ -20,7 +20,7 @@ def family():
 @pytest.fixture(scope="module")
 def batch():
     generator = torch.Generator().manual_seed(0)
-    return Batch(torch.randn(8, 3, 32, 32, generator=generator), torch.arange(8), size=4)
+    return LabelledImages(torch.randn(8, 3, 32, 32, generator=generator), torch.arange(8), size=4)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_every_score_has_a_name_and_follows_from_the_seed(family, batch, archs):
     assert scores == score_architecture(family, NAMES, archs[0], batch, 3, nasbench201_proxies(), SMALL)
     assert scores["snip"] == snip(build_untrained(family, archs[0], 3), batch.images[:4], batch.labels[:4])
     assert scores["macs"] == family.macs(archs[0])
-    measured = measure(nasbench201_proxies(), archs[0], batch.images, SMALL, 3)
+    measured = measure_architecture(nasbench201_proxies(), archs[0], batch.images, SMALL, 3)
     assert (-scores["ntk"], scores["regions"]) == measured
 
 

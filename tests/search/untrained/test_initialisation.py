@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from search.scores.untrained import NAMES, Batch, score_architecture
+from search.scores.untrained import NAMES, LabelledImages, score_architecture
 from search.untrained.initialisation import built, initialise
 from search.untrained.proxies import PROXIES
 from search.untrained.te_nas import TeNasConfig
@@ -112,7 +112,7 @@ def all_scores(name):
     family = FAMILIES[name](num_classes=4, **OPTIONS.get(name, {}))
     draw = torch.Generator().manual_seed(0)
     size = family.resolution(family.space.smallest)
-    batch = Batch(torch.randn(4, 3, size, size, generator=draw), torch.tensor([0, 1, 2, 3]), 4)
+    batch = LabelledImages(torch.randn(4, 3, size, size, generator=draw), torch.tensor([0, 1, 2, 3]), 4)
     proxies = PROXIES[name](4, 3) if name in PROXIES else None
     # ViTs have no ReLU, and regions need proxies
     names = [n for n in NAMES if not (n == "naswot" and name in OPTIONS) and (n != "regions" or proxies)]

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from search.untrained.mixture import Mixture, mix
+from search.untrained.mixed_operations import MixedOperation, mix
 from search.untrained.proxies import PROXIES, nasbench201_proxies
 from search.untrained.te_nas import (
     Proxies,
     TeNasConfig,
     condition_numbers,
     initialise,
-    measure,
+    measure_architecture,
     prune,
     random_patches,
     region_counts,
@@ -79,7 +79,7 @@ def test_proxies_measure_every_operation_of_their_space(name):
     images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     settings = TeNasConfig(repeats=1, ntk_images=4, region_images=50, batch_norm="frozen")
     smallest, largest = (
-        measure(proxies, arch, images, settings) for arch in (family.space.smallest, family.space.largest)
+        measure_architecture(proxies, arch, images, settings) for arch in (family.space.smallest, family.space.largest)
     )
     assert 1 <= smallest.regions < largest.regions <= 50
     assert largest.condition_number >= 1
@@ -120,19 +120,19 @@ def test_patches_are_cut_out_of_the_images():
 
 def test_measurements_are_means_over_draws(grey):
     arch = SPACE.largest
-    measured = measure(TINY, arch, grey, SMALL, seed=1)
-    assert measured == measure(TINY, arch, grey, SMALL, seed=1)
-    assert measured != measure(TINY, arch, grey, SMALL, seed=2)
+    measured = measure_architecture(TINY, arch, grey, SMALL, seed=1)
+    assert measured == measure_architecture(TINY, arch, grey, SMALL, seed=1)
+    assert measured != measure_architecture(TINY, arch, grey, SMALL, seed=2)
     conditions = condition_numbers(build(arch), grey, SMALL, 1)
     regions = region_counts(build(arch), (1, 3, 3), grey, SMALL, 1)
     assert len(set(conditions)) == 2
     assert measured == pytest.approx((conditions.mean(), regions.mean()))
 
 
-def test_a_mixture_is_the_mean_of_its_operations(grey):
+def test_a_mixed_operation_is_the_mean_of_its_operations(grey):
     torch.manual_seed(0)
     mixed = mix(SPACE, build, {"first": ("narrow", "wide", "none"), "second": ("wide",)})
-    assert isinstance(mixed.first, Mixture)
+    assert isinstance(mixed.first, MixedOperation)
     assert mixed.state_dict().keys() == {
         *build({"first": "narrow", "second": "wide"}).state_dict(),
         *build({"first": "wide", "second": "wide"}).state_dict(),
@@ -142,7 +142,7 @@ def test_a_mixture_is_the_mean_of_its_operations(grey):
     torch.testing.assert_close(mixed.first(x), expected)
 
 
-def test_a_mixture_of_one_is_the_plain_network(grey):
+def test_a_mixed_operation_of_one_is_the_plain_network(grey):
     arch = {"first": "wide", "second": "narrow"}
     mixed = mix(SPACE, build, {name: (value,) for name, value in arch.items()})
     plain = build(arch)
@@ -155,10 +155,9 @@ def test_the_supernet_of_a_published_space_can_be_mixed(images):
     candidates = {name: choice.values for name, choice in space.choices.items()}
     for network in (nasbench201_proxies().ntk, nasbench201_proxies().regions):
         mixed = mix(space, network, candidates)
-        assert all(len(module) == 5 for module in mixed.modules() if isinstance(module, Mixture))
-    assert (
-        sum(isinstance(module, Mixture) for module in mix(space, nasbench201_proxies().ntk, candidates).modules()) == 18
-    )
+        assert all(len(module) == 5 for module in mixed.modules() if isinstance(module, MixedOperation))
+    mixed = mix(space, nasbench201_proxies().ntk, candidates)
+    assert sum(isinstance(module, MixedOperation) for module in mixed.modules()) == 18
 
 
 def test_pruning_cuts_what_hurts_least():

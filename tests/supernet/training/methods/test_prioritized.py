@@ -11,7 +11,7 @@ from supernet.families import FAMILIES
 from supernet.training import distributed
 from supernet.training.data import DataConfig
 from supernet.training.execution import Execution
-from supernet.training.methods.prioritized import Entry, PrioritizedPaths
+from supernet.training.methods.prioritized import BoardEntry, PrioritizedPaths
 from supernet.training.methods.sampling import Learner, Step
 from supernet.training.step import TrainConfig
 
@@ -20,7 +20,7 @@ ARCHS = [FAMILY.space.sample(np.random.default_rng(seed)) for seed in range(5)]
 
 
 def entry(arch, accuracy, macs):
-    return Entry(arch, accuracy, macs, torch.zeros(1, 3, 8, 8), torch.zeros(1, 10))
+    return BoardEntry(arch, accuracy, macs, torch.zeros(1, 3, 8, 8), torch.zeros(1, 10))
 
 
 def method(**options):
@@ -90,7 +90,7 @@ def test_the_teacher_is_the_path_of_the_highest_score():
     step = double_step()
     probabilities = torch.rand(3, 2, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).softmax(2)
     for arch, own, accuracy in zip(ARCHS[:3], probabilities, (0.9, 0.8, 0.7)):
-        cream.board.append(Entry(arch, accuracy, 1, step.batch[0][:2], own))
+        cream.board.append(BoardEntry(arch, accuracy, 1, step.batch[0][:2], own))
     cream.weight = torch.linspace(-3, 3, 20, dtype=torch.float64)
     cream.bias = torch.tensor(0.25, dtype=torch.float64)
     teacher, matching, _ = cream.match(step, ARCHS[4])
@@ -108,7 +108,7 @@ def test_matching_descends_the_loss_after_a_step_of_distillation():
     student, teaching = ARCHS[0], ARCHS[1]
     cream = method(images=4, update_steps=1, lr=1e-3)
     soft = torch.rand(4, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).mul(5).softmax(1)
-    cream.board = [Entry(teaching, 0.9, 1, step.batch[0][4:], soft)]
+    cream.board = [BoardEntry(teaching, 0.9, 1, step.batch[0][4:], soft)]
     cream.weight = torch.linspace(-1, 1, 40, dtype=torch.float64)
     cream.bias = torch.tensor(0.1, dtype=torch.float64)
     weight, bias = cream.weight.clone(), cream.bias.clone()
@@ -153,7 +153,7 @@ def on_a_board(**options):
     """Paths of a board of one, and a step that goes with them."""
     cream, step = method(images=4, **options), double_step()
     soft = torch.rand(4, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).mul(5).softmax(1)
-    cream.board = [Entry(ARCHS[1], 0.9, 1, step.batch[0][4:], soft)]
+    cream.board = [BoardEntry(ARCHS[1], 0.9, 1, step.batch[0][4:], soft)]
     return cream
 
 
@@ -176,8 +176,9 @@ def test_a_steep_descent_of_matching_is_clipped(monkeypatch):
 
 def test_the_board_and_the_teacher_are_the_same_in_every_process(monkeypatch):
     cream, step = method(images=2), double_step()
+    uniform = torch.full((2, 10), 0.1, dtype=torch.float64)
     for arch, accuracy in zip(ARCHS, (0.9, 0.8, 0.7)):
-        cream.board.append(Entry(arch, accuracy, 1, step.batch[0][:2], torch.full((2, 10), 0.1, dtype=torch.float64)))
+        cream.board.append(BoardEntry(arch, accuracy, 1, step.batch[0][:2], uniform))
     monkeypatch.setattr(distributed, "average", lambda values: torch.tensor([0.0, 0.0, 1.5]))
     teacher, matching, _ = cream.match(step, ARCHS[4])
     assert (teacher.arch, matching.item()) == (ARCHS[2], pytest.approx(1 / (1 + math.exp(-1.5))))

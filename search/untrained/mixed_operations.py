@@ -13,7 +13,7 @@ Builder = Callable[[Arch], nn.Module]
 Candidates = Mapping[str, Sequence[str]]  # of each choice, the operations still in question
 
 
-class Mixture(nn.Sequential):
+class MixedOperation(nn.Sequential):
     """The mean of several operations on the same input, in the place of a container of one."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def mix(space: SearchSpace, build: Builder, candidates: Candidates) -> nn.Module
             parts = {
                 operation: variant.get_submodule(f"{place}.{operation}") for operation, variant in variants.items()
             }
-            mixed.set_submodule(place, Mixture(OrderedDict(parts)))
+            mixed.set_submodule(place, MixedOperation(OrderedDict(parts)))
     return mixed
 
 
