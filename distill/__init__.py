@@ -1,4 +1,4 @@
-"""Distillation: losses from logits and features, objectives made of them, blockwise training, and RDMs."""
+"""Distillation: losses from logits and features, objectives made of them, what blocks learn, and RDMs."""
 
 from distill.features import attention_transfer, relational_angle, relational_distance, similarity_preserving
 from distill.losses import (

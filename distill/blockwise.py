@@ -7,11 +7,8 @@ each can be trained by itself, and what one block's weights are worth does not d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,29 +19,6 @@ from distill.untouched import untouched
 # B batch, C channels, H height, W width, N tokens, K blocks
 
 CONSTANT = 1e-12  # the variance of a target below which it is no target
-
-
-@dataclass(frozen=True)
-class BlockwiseConfig:
-    """How blocks learn from a teacher. The paper: 20 epochs, Adam, a rate of 0.002 to 0.005 times 0.9 an epoch."""
-
-    epochs: int = 20
-    """Passes over the training images."""
-    batch_size: int = 64
-    """Images a step."""
-    lr: float = 0.002
-    """Learning rate of Adam in the first epoch."""
-    decay: float = 0.9
-    """Factor of the learning rate after every epoch."""
-    weight_decay: float = 1e-4
-    """L2 penalty of Adam."""
-
-    def __post_init__(self):
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
-        if not self.lr > 0 or not 0 < self.decay <= 1:
-            raise ValueError(f"lr is above 0 and decay from above 0 to 1, not {self.lr} and {self.decay}")
 
 
 def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
@@ -118,64 +92,3 @@ def _as_map(features: Tensor, model: nn.Module) -> Tensor:
         if side**2 == patches.shape[1]:
             return patches.transpose(1, 2).unflatten(2, (side, side))
     return features
-
-
-class Student(Protocol):
-    """A block of a supernet: `block(x, path, accumulate=True)` runs a path, whose gradients land in its parameters."""
-
-    space: Any  # its `sample(generator)` draws a path
-
-    def __call__(self, x: Tensor, path: Any, *, accumulate: bool) -> Tensor: ...
-
-    def parameters(self) -> Any: ...
-
-
-class BlockTrainer:
-    """Trains some of the blocks, by their positions; which are together in one trainer makes no difference.
-
-    Every step trains one uniform path of each block, drawn from the seed, the block and the step.
-    """
-
-    def __init__(
-        self, students: Mapping[int, Student], config: BlockwiseConfig, steps_per_epoch: int, seed: int = 0
-    ) -> None:
-        self.students = dict(students)
-        self._seed = seed
-        self._steps_per_epoch = steps_per_epoch
-        self._config = config
-        self._optimizers = {
-            block: torch.optim.Adam(student.parameters(), config.lr, weight_decay=config.weight_decay)
-            for block, student in students.items()
-        }
-
-    def step(self, features: Sequence[Tensor], step: int) -> dict[int, float]:
-        """Train every block on one batch; the `relative_error` of each, which is for the caller to check.
-
-        `features` [K + 1] are the images and the teacher's features: the block k goes from the k-th to the next.
-        """
-        losses = {}
-        for block, student in self.students.items():
-            path = student.space.sample(np.random.default_rng([self._seed, block, step]))
-            optimizer = self._optimizers[block]
-            for group in optimizer.param_groups:
-                group["lr"] = self._config.lr * self._config.decay ** (step // self._steps_per_epoch)
-            student.train()
-            loss = relative_error(student(features[block], path, accumulate=True), features[block + 1])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses[block] = loss.item()
-        return losses
-
-    def state(self) -> dict[str, dict[str, Any]]:
-        """Weights and optimizers by block, as tensors and plain values."""
-        return {
-            str(block): {"net": student.state_dict(), "optimizer": self._optimizers[block].state_dict()}
-            for block, student in self.students.items()
-        }
-
-    def load(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Go on from what `state` gave, of these blocks and perhaps others."""
-        for block, student in self.students.items():
-            student.load_state_dict(state[str(block)]["net"])
-            self._optimizers[block].load_state_dict(state[str(block)]["optimizer"])

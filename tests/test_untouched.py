@@ -1,17 +1,21 @@
 """Whoever gives one tensor to several networks gives each the same images, even where these normalise them in place."""
 
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from distill.blockwise import BlockTrainer, BlockwiseConfig, Teacher
+from distill.blockwise import Teacher
 from distill.objective import Objective, cohort_losses
 from distill.untouched import untouched
 from predictors import Device
 from predictors.measuring import runtimes
+from search.blockwise.blocks import Block as NetworkBlock
+from search.blockwise.training import BlockwiseConfig, train_blocks
 from search.prefix import trie
 from search.scores.accuracy import EvaluationImages, SupernetAccuracy
 from search.scores.teacher_guided import FromSupernet, GuidanceConfig, TeacherGuided
@@ -25,6 +29,7 @@ from supernet.calibration import calibrate
 from supernet.evaluation import accuracy, calibrated_subnet, quality
 from supernet.families import Family
 from supernet.tasks import Classification
+from supernet.training.execution import Execution
 from supernet.training.methods.prioritized import BoardEntry, PrioritizedPaths
 from supernet.training.methods.sampling import Learner, Step
 from supernet.training.step import TrainConfig, TrainStep
@@ -149,12 +154,30 @@ def guidance(in_place, images, labels):
     return score([LARGEST, SMALLEST, LARGEST])
 
 
+class Batches:
+    """Training data that are the same two images in every step of a single epoch."""
+
+    def __init__(self, images, labels):
+        self.batch = images, labels
+
+    def steps_per_epoch(self, batch_size):
+        return 2
+
+    def training_batches(self, resolution, batch_size, seed, steps, rank=0, world_size=1):
+        return (self.batch for _ in steps)
+
+
 def blocks(in_place, images, labels):
-    nets = {index: Supernet(SPACE, lambda arch: Block(arch["width"], in_place)) for index in range(2)}
-    trainer = BlockTrainer(nets, BlockwiseConfig(), 10)
-    features = [image - 0.5 for image in images[:6].split(2)]
-    losses = [trainer.step(features, step) for step in range(2)]
-    return [*features, *(loss for found in losses for loss in found.values())]
+    nets = [Supernet(SPACE, lambda arch: Block(arch["width"], in_place)) for _ in range(2)]
+    parts = {index: NetworkBlock(str(index), None, frozenset(["width"]), net) for index, net in enumerate(nets)}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        teacher = Teacher(nn.Sequential(Block(4, False), Block(4, False)), ("0", "1"))
+    config, data, found = BlockwiseConfig(epochs=1, batch_size=2), Batches(images[:2], labels[:2]), []
+    execution = Execution("cpu", eval_epochs=0, log_steps=1)
+    with TemporaryDirectory() as folder:
+        train_blocks(parts, teacher, data, 8, config.for_loop(0), Path(folder), execution, on_step=found.append)
+    return [loss for result in found for loss in result.losses]
 
 
 def zero_cost(in_place, images, labels):

@@ -9,15 +9,19 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from distill.blockwise import BlockTrainer, BlockwiseConfig, Teacher, relative_deviation
+from distill.blockwise import Teacher, relative_deviation
 from search.blockwise.assembly import assemble
 from search.blockwise.blocks import Block, cut_blocks
 from search.blockwise.cuts import finer_features, given_cuts, maps_of, matching_cuts
+from search.blockwise.training import BlockwiseConfig, on_workers, train_blocks
 from search.prefix import trie
 from search.prefix.dependence import chains
 from search.problem import Problem
@@ -25,21 +29,18 @@ from search.scores.accuracy import EvaluationImages
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.ownership import owned
 from supernet.families import Family
-from supernet.families.named import modules_from_files
 from supernet.space import Arch, SearchSpace
-from supernet.training import randomness
-from supernet.training.checkpoint import MINUTES, Timer, load_checkpoint, save_checkpoint
+from supernet.training.checkpoint import has_checkpoints
 from supernet.training.data import ImageData
-from supernet.training.divergence import Divergence
-from supernet.training.execution import channels_last, pick_device
-from supernet.training.randomness import Stream, part_seed
+from supernet.training.execution import Execution, channels_last, pick_device
+from supernet.training.loop import StepResult
 
 # N images, K blocks
 
 logger = logging.getLogger(__name__)
 
-OnStep = Callable[[int, int, Mapping[int, float]], None]  # of the steps done, of all steps, the losses of the blocks
-
+TRAINING = "training.json"  # what was begun in a folder: the settings, and which blocks train together
+EXECUTION = ("workers", "device", "amp")  # settings that may be said anew
 CHUNK = 500  # paths whose pieces are in memory at a time, where they have none in common
 
 
@@ -57,6 +58,8 @@ class DnaConfig(BlockwiseConfig):
     """Ray workers, on CPUs, that share the blocks; 0 trains all of them in this process."""
     device: str = "auto"
     """Where teacher and blocks run: cpu, cuda or cuda:N; auto takes a GPU if there is one and no Ray workers."""
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    """Precision of the forward passes while blocks are trained."""
 
     def torch_device(self) -> torch.device:
         """The device that `device` names; ValueError if there is none, or if Ray workers cannot use it."""
@@ -77,7 +80,8 @@ class BlockRating:
     that no block depends on, such as those behind the last cut, make no difference.
 
     With a `directory`, training goes on where it was stopped, and losses are read if they are there and of as many
-    images. ValueError if teacher and supernet do not match, if a block has too many paths, if the directory holds
+    images. `on_step` hears of every step of a training in this process; Ray workers are heard of by their metrics
+    alone. ValueError if teacher and supernet do not match, if a block has too many paths, if the directory holds
     another training, or for an architecture that is not rated.
     """
 
@@ -91,7 +95,7 @@ class BlockRating:
         seed: int = 0,
         directory: Path | None = None,
         batch_size: int = 250,
-        on_step: OnStep = lambda done, steps, losses: None,
+        on_step: Callable[[StepResult], None] = lambda result: None,
     ) -> None:
         self.space = rated_space(family)
         self.resolution = family.resolution(self.space.largest)
@@ -159,52 +163,46 @@ class BlockRating:
                 {"name": block.name, "paths": [dict(path) for path in losses], "losses": list(losses.values())}
                 for block, losses in zip(self.blocks, self.losses)
             ]
-            with write_atomically(path) as temporary:
-                content = {"settings": self._settings(), "images": images, "blocks": blocks}
-                temporary.write_text(json.dumps(content) + "\n")
+            _write(path, {"settings": self._settings(), "images": images, "blocks": blocks})
 
     def train(self) -> None:
-        """Train all blocks, going on from the last checkpoint: one is written after every epoch, and every ten minutes.
+        """Train all blocks, going on from the last checkpoint; see `search.blockwise.training.train_blocks`.
 
-        The teacher's features of a batch are computed once, for all blocks. TrainingError if a loss is not finite or a
-        block has diverged (`supernet.training.divergence`, where a block that knows nothing has a loss of 1).
+        Ray workers share the blocks. A training that goes on has the shares that it was begun with, whoever does them.
         """
-        config, epoch = self._config, self._data.steps_per_epoch(self._config.batch_size)
-        checkpoints = self._directory and self._directory / "checkpoints"
-        state = load_checkpoint(checkpoints) if checkpoints else None
-        if state:
-            settings = json.loads(state["settings"])
-            self._check_settings(settings)
-            if settings.get("streams", 1) < randomness.VERSION:
-                logger.warning(
-                    "the blocks in %s were begun by a version that drew their paths otherwise: from here on they are "
-                    "drawn as by this one",
-                    self._directory,
+        if self._directory and has_checkpoints(self._directory / "checkpoints"):
+            raise ValueError(
+                f"the blocks in {self._directory} were trained by a former version, whose checkpoints this one does "
+                "not read: name another output, or remove that folder to train them again"
+            )
+        steps_per_epoch = self._data.steps_per_epoch(self._config.batch_size)
+        execution = Execution(
+            str(self._device), self._config.amp, eval_epochs=0, checkpoint_steps=steps_per_epoch, keep_checkpoints=1
+        )
+        shares = self._shares()
+        with nullcontext(self._directory) if self._directory else TemporaryDirectory() as folder:
+            begun = {"settings": self._settings(), "shares": shares}
+            trainings = [
+                partial(
+                    train_blocks,
+                    {index: self.blocks[index] for index in share},
+                    self._teacher,
+                    self._data,
+                    self.resolution,
+                    self._config.for_loop(self._seed),
+                    Path(folder) / f"blocks_{'_'.join(map(str, share))}",
+                    execution,
+                    on_begin=partial(_write, Path(folder) / TRAINING, begun),
                 )
-        steps = range(state["step"] if state else 0, config.epochs * epoch)
-        nets = {index: block.net for index, block in enumerate(self.blocks)}
-        seed = part_seed(self._seed, Stream.PATHS)
-        team = (_Workers if config.workers else BlockTrainer)(nets, config, epoch, seed)
-        divergence = {index: Divergence(1.0) for index in nets}
-        if state:
-            team.load(state["blocks"])
-        timer = Timer(MINUTES)
-        batches = self._data.training_batches(self.resolution, config.batch_size, self._seed, steps)
-        for step, (images, _) in zip(steps, batches):
-            images = images.to(self._device, memory_format=torch.channels_last)
-            losses = team.step([images, *self._teacher(images)], step)
-            for index, loss in losses.items():
-                name = f"block {index}, which ends with {self.blocks[index].name}"
-                divergence[index].update(step, loss, name)
-                if step + 1 == steps.stop:
-                    divergence[index].end(step, name)
-            if checkpoints and ((step + 1) % epoch == 0 or timer.due):
-                timer.restart()
-                content = {"settings": json.dumps(self._settings()), "blocks": team.state()}
-                save_checkpoint(checkpoints, step + 1, content, keep=1)
-            self._on_step(step + 1, steps.stop, losses)
-        for index, trained in team.state().items():
-            nets[int(index)].load_state_dict(trained["net"])
+                for share in shares
+            ]
+            if self._config.workers:
+                trained = on_workers(trainings, self._config.workers)
+            else:
+                trained = [training(on_step=self._on_step) for training in trainings]
+        for weights in trained:
+            for index, state in weights.items():
+                self.blocks[index].net.load_state_dict(state)
 
     def rate(self) -> list[dict[Arch, float]]:
         """The loss of every path of every block."""
@@ -219,21 +217,43 @@ class BlockRating:
             found.append(rate_paths(block, batches, target))
         return found
 
+    def _shares(self) -> list[list[int]]:
+        """The positions of the blocks that train together: those of a training that was begun, or else a share for each
+        worker."""
+        record = self._directory and self._directory / TRAINING
+        if record and record.exists():
+            begun = json.loads(record.read_text())
+            self._check_settings(begun["settings"])
+            return begun["shares"]
+        count, workers = len(self.blocks), max(self._config.workers, 1)
+        return [list(range(first, count, workers)) for first in range(min(workers, count))]
+
     def _settings(self) -> dict[str, object]:
         """What training follows from, as JSON."""
         blocks = [[block.name, block.target.name, block.target.channels] for block in self.blocks]
-        config = {name: value for name, value in asdict(self._config).items() if name not in ("workers", "device")}
+        config = _followed(asdict(self._config))
         settings = {"config": config, "blocks": blocks, "seed": self._seed, "space": self.space.fingerprint}
-        settings["streams"] = randomness.VERSION
         return json.loads(json.dumps(settings))
 
     def _check_settings(self, found: Mapping[str, object]) -> None:
+        former = json.loads(json.dumps(_followed(asdict(DnaConfig()))))  # of what a former version had no setting for
+        found = {**found, "config": former | found["config"]}
         for name, value in self._settings().items():
-            if found.get(name) != value and name != "streams":  # what is rated is rated, however it was drawn
+            if found.get(name) != value:
                 raise ValueError(
                     f"{self._directory} holds blocks that were trained otherwise ({name} is {found.get(name)}, "
                     f"not {value}): name another output"
                 )
+
+
+def _followed(config: Mapping[str, object]) -> dict[str, object]:
+    """The settings that weights and ratings follow from, which those of the execution are not."""
+    return {name: value for name, value in config.items() if name not in EXECUTION}
+
+
+def _write(path: Path, content: object) -> None:
+    with write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(content) + "\n")
 
 
 def rated_space(family: Family) -> SearchSpace:
@@ -257,36 +277,3 @@ def rate_paths(block: Block, batches: trie.Batches, target: Tensor) -> dict[Arch
                 raise output
             losses[some[index]] = relative_deviation(output, target).item()
     return {path: losses[path] for path in paths}
-
-
-class _Workers:
-    """Block trainers on Ray, on this machine or the running cluster, with the interface of one; all see each batch."""
-
-    def __init__(self, nets: Mapping[int, torch.nn.Module], config: DnaConfig, epoch: int, seed: int) -> None:
-        import ray
-
-        if not ray.is_initialized():
-            ray.init(num_cpus=config.workers, include_dashboard=False, log_to_driver=False)
-        for module in modules_from_files():  # workers, which may lack the files, get the code itself
-            ray.cloudpickle.register_pickle_by_value(module)
-        trainer = ray.remote(BlockTrainer).options(num_cpus=1)
-        shares = [dict(list(nets.items())[first :: config.workers]) for first in range(min(config.workers, len(nets)))]
-        self._actors = [trainer.remote(share, config, epoch, seed) for share in shares]
-
-    def step(self, features: Sequence[Tensor], step: int) -> dict[int, float]:
-        import ray
-
-        shared = ray.put([feature.cpu() for feature in features])
-        found = ray.get([actor.step.remote(shared, step) for actor in self._actors])
-        return {block: loss for losses in found for block, loss in losses.items()}
-
-    def state(self) -> dict[str, dict]:
-        import ray
-
-        found = ray.get([actor.state.remote() for actor in self._actors])
-        return {block: state for states in found for block, state in states.items()}
-
-    def load(self, state: Mapping[str, Mapping]) -> None:
-        import ray
-
-        ray.get([actor.load.remote(state) for actor in self._actors])

@@ -31,6 +31,7 @@ from supernet.artifacts.teacher import load_teacher
 from supernet.space import Arch
 from supernet.training.data import DataConfig, ImageData, load_data
 from supernet.training.execution import Execution, channels_last
+from supernet.training.loop import StepResult
 from supernet.training.randomness import Stream, generator
 
 logger = logging.getLogger(__name__)
@@ -170,10 +171,10 @@ def _dna(job: SearchJob, run: Run, directory: Path | None) -> Judge:
     return Judge(score, score.prepare, score.best_first, worst=-float(len(score.blocks)))
 
 
-def _log_blocks(done: int, steps: int, losses: Mapping[int, float]) -> None:
-    if done % 50 == 0 or done == steps:
-        found = ", ".join(f"{loss:.3f}" for loss in losses.values())
-        logger.info("step %d of %d, relative error of each block: %s", done, steps, found)
+def _log_blocks(result: StepResult) -> None:
+    if result.losses and (result.step % 50 == 0 or result.step == result.steps):
+        found = ", ".join(f"{loss:.3f}" for loss in result.losses)
+        logger.info("step %d of %d, relative error of each block: %s", result.step, result.steps, found)
 
 
 def _teacher(job: SearchJob, run: Run) -> nn.Module:

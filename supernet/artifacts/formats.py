@@ -98,8 +98,15 @@ def _score_apart(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | {"strategy": strategy, "score": score or "accuracy"}
 
 
+def _blocks_by_the_loop(settings: dict[str, Any]) -> dict[str, Any]:
+    """Format 2 of a search's settings knew no clipping and no moving average of blocks."""
+    if "dna" not in settings:
+        return settings
+    return settings | {"dna": settings["dna"] | {"clip": None, "clip_mode": "norm", "ema_decay": None}}
+
+
 RUN = Format("training run", (_execution_apart,))
 SUBNET = Format("subnet", (_code_of_the_space,))
 PREDICTOR = Format("latency predictor", (_several_methods,))
-HISTORY = Format("search history", (_score_apart,), prefix="supernet search history ")
+HISTORY = Format("search history", (_score_apart, _blocks_by_the_loop), prefix="supernet search history ")
 CHECKPOINT = Format("checkpoint of a training", prefix="supernet-checkpoint-")

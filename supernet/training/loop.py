@@ -46,10 +46,14 @@ class LoopConfig:
     """timm's name of the optimizer; sgd has Nesterov momentum."""
     lr: float = 0.1
     """Peak learning rate for 256 images a step; it is scaled by batch_size / 256."""
+    scale_lr: bool = True
+    """Whether lr and min_lr are scaled like that; otherwise they are for steps of any size."""
     momentum: float = 0.9
     """Momentum, for optimizers that have it."""
     weight_decay: float = 1e-5
     """Weight decay of weights with two and more dimensions; BatchNorm and biases have none."""
+    decay_all: bool = False
+    """Whether all parameters have weight decay nevertheless."""
     sched: Literal["cosine", "step", "poly"] = "cosine"
     """timm's name of the schedule of the learning rate, updated every step."""
     warmup_epochs: float = 1.0
@@ -94,6 +98,10 @@ class LoopConfig:
             raise ValueError(f"clip is above 0, or none, not {self.clip}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is between 0 and 1, not {self.ema_decay}")
+
+    def scaled(self, lr: float) -> float:
+        """The learning rate `lr` for 256 images a step as it is for a step of this size."""
+        return lr * self.batch_size / 256 if self.scale_lr else lr
 
 
 class StepResult(NamedTuple):
@@ -199,9 +207,10 @@ class Loop:
         0, and otherwise itself."""
         return self._scaler.scale(loss)
 
-    def seeded(self, step: int) -> AbstractContextManager[None]:
-        """The context of a step's forward passes: what dropout draws follows from seed, step and process."""
-        return torch_seed(self.device, self._config.seed, Stream.DROPOUT, step, distributed.rank())
+    def seeded(self, step: int, *place: int) -> AbstractContextManager[None]:
+        """The context of a step's forward passes, or of those of a `place` in it: what dropout draws follows from seed,
+        step, process and place."""
+        return torch_seed(self.device, self._config.seed, Stream.DROPOUT, step, distributed.rank(), *place)
 
     def batches(self, resolution: int | None) -> Iterator[tuple[int, Batch]]:
         """Each step still to do, counted from 0, with this process's part of its batch.
@@ -336,8 +345,9 @@ class Loop:
 
 def make_optimizer(net: nn.Module, config: LoopConfig, steps_per_epoch: int) -> tuple[torch.optim.Optimizer, Scheduler]:
     """timm's optimizer and its schedule, which `set_lr` applies every step."""
+    decaying = net.parameters() if config.decay_all else net  # of a network timm leaves BatchNorm and biases out
     optimizer = create_optimizer_v2(
-        net, config.opt, config.lr * config.batch_size / 256, config.weight_decay, config.momentum
+        decaying, config.opt, config.scaled(config.lr), config.weight_decay, config.momentum
     )
     scheduler, _ = create_scheduler_v2(
         optimizer,
@@ -345,7 +355,7 @@ def make_optimizer(net: nn.Module, config: LoopConfig, steps_per_epoch: int) -> 
         config.epochs,
         decay_epochs=config.decay_epochs,
         decay_rate=config.decay_rate,
-        min_lr=config.min_lr * config.batch_size / 256,
+        min_lr=config.scaled(config.min_lr),
         warmup_lr=0.0,
         warmup_epochs=config.warmup_epochs,
         updates_per_epoch=steps_per_epoch,
@@ -363,7 +373,7 @@ def set_lr(
     scheduler.step_update(middle)
     if config.sched == "step" and middle / steps_per_epoch >= config.warmup_epochs:
         for group in optimizer.param_groups:
-            group["lr"] = max(group["lr"], config.min_lr * config.batch_size / 256)
+            group["lr"] = max(group["lr"], config.scaled(config.min_lr))
 
 
 def clip_gradients(net: nn.Module, config: LoopConfig) -> Tensor:

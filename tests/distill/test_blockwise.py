@@ -1,10 +1,9 @@
-import numpy as np
 import pytest
 import timm
 import torch
 from torch import nn
 
-from distill.blockwise import BlockTrainer, BlockwiseConfig, Teacher, relative_deviation, relative_error
+from distill.blockwise import Teacher, relative_deviation, relative_error
 
 
 def test_errors_are_in_units_of_the_targets_spread():
@@ -64,55 +63,3 @@ def test_bad_teachers_are_named():
         Teacher(model, ("7",))
     with pytest.raises(ValueError, match=r"does not take images of \[1, 8, 8\]"):
         Teacher(model, ("0",))(torch.zeros(2, 1, 8, 8))
-    with pytest.raises(ValueError, match="epochs is at least 1, not 0"):
-        BlockwiseConfig(epochs=0)
-    with pytest.raises(ValueError, match="lr is above 0"):
-        BlockwiseConfig(lr=0)
-
-
-class Scale(nn.Module):
-    """A block whose path is a factor, so that what was drawn can be read."""
-
-    class space:
-        @staticmethod
-        def sample(generator: np.random.Generator) -> int:
-            return int(generator.integers(1, 3))
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(1))
-        self.paths = []
-
-    def forward(self, x, path, *, accumulate):
-        self.paths.append(path)
-        return x * self.weight * path
-
-
-def test_rates_fall_by_the_epoch_and_paths_follow_from_the_step():
-    students = {0: Scale(), 1: Scale()}
-    trainer = BlockTrainer(students, BlockwiseConfig(lr=0.1, decay=0.5, weight_decay=0.0), steps_per_epoch=2)
-    x = torch.arange(8.0)
-    rates = []
-    for step in range(5):
-        trainer.step([x, x, 3 * x], step)
-        rates.append(trainer._optimizers[0].param_groups[0]["lr"])
-    assert rates == [0.1, 0.1, 0.05, 0.05, 0.025]
-    again = Scale()
-    BlockTrainer({1: again}, BlockwiseConfig(), 2).step([x, x, 3 * x], 4)
-    assert again.paths == students[1].paths[4:]
-    assert students[1].weight.item() > 1 > students[0].weight.item()  # each towards its own target
-
-
-def test_blocks_draw_their_paths_apart():
-    students, x = {0: Scale(), 1: Scale()}, torch.arange(8.0)
-    features = [x, 3 * x, 9 * x]
-    trainer = BlockTrainer(students, BlockwiseConfig(lr=1e-6), steps_per_epoch=2)
-    for step in range(40):
-        trainer.step(features, step)
-    assert set(students[0].paths) == set(students[1].paths) == {1, 2}
-    alike = sum(a == b for a, b in zip(students[0].paths, students[1].paths))
-    assert 8 <= alike <= 32  # of 40; a half, and a standard deviation of 3
-    # a step has the gradient of its own batch alone
-    again = Scale()
-    BlockTrainer({1: again}, BlockwiseConfig(lr=1e-6), steps_per_epoch=2).step(features, 39)
-    torch.testing.assert_close(students[1].weight.grad, again.weight.grad, rtol=1e-3, atol=0.0)

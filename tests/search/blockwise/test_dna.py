@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from distill.blockwise import BlockTrainer, Teacher, relative_deviation
+from distill.blockwise import Teacher, relative_deviation
 from search.blockwise.assembly import assemble
 from search.blockwise.blocks import cut_blocks
 from search.blockwise.cuts import Feature, given_cuts, matching_cuts
@@ -21,6 +21,7 @@ from search.scores.accuracy import resized
 from supernet import Choice, SearchSpace
 from supernet.calibration import calibrate
 from supernet.families import Family
+from supernet.training.checkpoint import save_checkpoint
 from supernet.training.data import DataConfig, load_data
 
 SPACE = SearchSpace(
@@ -230,21 +231,6 @@ def test_training_makes_blocks_imitate_the_teacher(data, images):
         assert np.mean(list(after.values())) < np.mean(list(before.values()))
 
 
-def test_blocks_train_alike_in_one_trainer_and_apart(data):
-    def trained(groups):
-        blocks = cut_blocks(FAMILY, SPACE, given_cuts(FAMILY, SPACE, features(teacher()), CUTS))
-        trainers = [BlockTrainer({i: blocks[i].net for i in group}, DnaConfig(), 2, seed=1) for group in groups]
-        batches = data.training_batches(8, 16, 0, range(3))
-        for step, (x, _) in enumerate(batches):
-            for trainer in trainers:
-                trainer.step([x, *teacher()(x)], step)
-        return [block.net.state_dict() for block in blocks]
-
-    together, apart = trained([(0, 1)]), trained([(1,), (0,)])
-    for a, b in zip(together, apart):
-        assert all(torch.equal(a[name], b[name]) for name in a)
-
-
 def test_blocks_of_neighbouring_seeds_start_from_weights_of_their_own():
     """The second block of a seed is not the first of the next."""
     same = dataclasses.replace(FAMILY, space=SPACE.restrict({"width.0": [6], "width.3": [8]}))
@@ -265,8 +251,8 @@ def test_interrupted_training_ends_in_the_same_ratings(data, images, rating, tmp
     class Killed(Exception):
         pass
 
-    def kill(done, steps, losses):
-        if done == 6:  # in the second epoch of four steps
+    def kill(result):
+        if result.step == 6:  # in the second epoch of four steps
             raise Killed
 
     config = DnaConfig(epochs=2, batch_size=16)
@@ -289,6 +275,41 @@ def test_interrupted_training_ends_in_the_same_ratings(data, images, rating, tmp
     with pytest.raises(ValueError, match=r"trained otherwise \(seed is 0, not 1\): name another output"):
         BlockRating(FAMILY, data, images, teacher(), config, seed=1, directory=tmp_path).prepare()
     assert json.loads((tmp_path / "ratings.json").read_text())["blocks"][0]["name"] == "stages.0"
+
+
+def test_training_goes_on_with_the_shares_of_the_workers_that_began_it(data, images, rating, tmp_path):
+    """Which are one each, though there is a single process now."""
+    config, ends = DnaConfig(epochs=2, batch_size=16), []
+    shares = {"settings": rating._settings(), "shares": [[0], [1]]}
+    (tmp_path / "training.json").write_text(json.dumps(shares))
+    apart = BlockRating(FAMILY, data, images, teacher(), config, directory=tmp_path, on_step=ends.append)
+    apart.prepare()
+    assert apart.losses == rating.losses
+    assert [len(end.losses) for end in ends if end.losses] == [1, 1]
+    assert {path.name for path in tmp_path.glob("blocks_*")} == {"blocks_0", "blocks_1"}
+
+
+def test_blocks_that_a_former_version_trained_half_are_refused(data, images, tmp_path):
+    save_checkpoint(tmp_path / "checkpoints", 4, {"settings": "{}", "blocks": {}}, keep=1)
+    former = BlockRating(FAMILY, data, images, teacher(), DnaConfig(epochs=2, batch_size=16), directory=tmp_path)
+    with pytest.raises(ValueError, match=r"by a former version, .*: name another output, or remove that folder"):
+        former.prepare()
+
+
+def test_ratings_of_a_former_version_are_read(data, images, rating, tmp_path):
+    content = json.loads((rating._directory / "ratings.json").read_text())
+    for name in ("clip", "clip_mode", "ema_decay"):
+        del content["settings"]["config"][name]
+    content["settings"]["streams"] = 2
+    (tmp_path / "ratings.json").write_text(json.dumps(content))
+    config = DnaConfig(epochs=2, batch_size=16, amp="bf16")  # which rated blocks no longer follow from
+    read = BlockRating(FAMILY, data, images, teacher(), config, directory=tmp_path)
+    read.prepare()
+    assert read.losses == rating.losses
+    assert not (tmp_path / "training.json").exists()
+    clipped = BlockRating(FAMILY, data, images, teacher(), dataclasses.replace(config, clip=1.0), directory=tmp_path)
+    with pytest.raises(ValueError, match=r"trained otherwise .*'clip': None"):
+        clipped.prepare()
 
 
 def brute_force(rating, problem):
@@ -349,14 +370,9 @@ def test_a_limit_that_no_rated_architecture_meets_is_named(rating):
         next(assemble(SPACE, rating.blocks, rating.losses, problem))
 
 
-def test_ray_workers_train_the_same_blocks(data, images, rating):
-    import ray
-
-    config = DnaConfig(epochs=2, batch_size=16, workers=1)
-    try:
-        shared = BlockRating(FAMILY, data, images, teacher(), config)
-        shared.prepare()
-    finally:
-        ray.shutdown()
-    for own, other in zip(rating.losses, shared.losses):
-        assert own == pytest.approx(other, rel=1e-4)
+def test_ray_workers_train_the_same_blocks(data, images, rating, tmp_path):
+    config = DnaConfig(epochs=2, batch_size=16, workers=2)
+    shared = BlockRating(FAMILY, data, images, teacher(), config, directory=tmp_path)
+    shared.prepare()
+    assert shared.losses == rating.losses
+    assert {path.name for path in tmp_path.glob("blocks_*")} == {"blocks_0", "blocks_1"}
