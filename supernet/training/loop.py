@@ -15,12 +15,12 @@ import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from supernet.artifacts.atomic import set_aside
 from supernet.tasks import Classification, Task
 from supernet.training import distributed
+from supernet.training.average import MovingAverage
 from supernet.training.checkpoint import Timer, load_checkpoint, save_checkpoint
 from supernet.training.data import Data
 from supernet.training.data.batch import Batch, on
@@ -178,7 +178,7 @@ class Loop:
         self.steps_per_epoch = data.steps_per_epoch(config.batch_size)
         self.optimizer, self._scheduler = make_optimizer(net, config, self.steps_per_epoch)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=execution.amp == "fp16")
-        self.ema = ModelEmaV3(net, config.ema_decay) if config.ema_decay else None
+        self.ema = MovingAverage(net, config.ema_decay) if config.ema_decay else None
         self._divergence = Divergence(task.uninformed_loss if uninformed is None else uninformed)
         self._checkpoints = run_dir / "checkpoints"
         start = self._restore() if resume else 0

@@ -8,7 +8,6 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -18,6 +17,7 @@ from supernet.families import Family
 from supernet.space import Arch, SearchSpace
 from supernet.supernet import Builder, Supernet
 from supernet.tasks import Classification, Task
+from supernet.training.average import MovingAverage
 from supernet.training.data import Data
 from supernet.training.data.batch import Batch, on, take
 from supernet.training.execution import DEFAULT, Execution
@@ -162,7 +162,7 @@ def make_method(family: Family, config: TrainConfig) -> Method:
     return Attentive(space, family.macs, pick, subnets, config.trials, config.macs_step * 1e6)
 
 
-def _companions(net: Supernet, optimizer: torch.optim.Optimizer, ema: ModelEmaV3 | None) -> list[dict[str, Tensor]]:
+def _companions(net: Supernet, optimizer: torch.optim.Optimizer, ema: MovingAverage | None) -> list[dict[str, Tensor]]:
     """What belongs to the parameters and is shaped like them: the optimizer's state, and the moving average."""
     found: dict[str, dict[str, Tensor]] = {}
     for name, parameter in net.named_parameters():

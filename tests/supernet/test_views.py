@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 from timm.optim import create_optimizer_v2
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from supernet import SearchSpace, Supernet
 from supernet.costs import count_parameters
 from supernet.families import Family
 from supernet.supernet import rule_name
+from supernet.training.average import MovingAverage
 from supernet.views import View, tied, tied_names
 
 # B batch, C channels, K classes
@@ -159,11 +159,11 @@ def test_weights_of_a_tied_module_load_and_other_ones_do_not():
 
 def test_copies_pickles_and_averages_keep_a_tied_tensor_one():
     net = Supernet(WIDTHS, tied_ends)
-    average = ModelEmaV3(net, decay=0.5)
+    average = MovingAverage(net, decay=0.5)
     before = net.embed.weight.detach().clone()
     with torch.no_grad():
         net.embed.weight.zero_()
-    average.update(net)
+    average.update(net, 2)
     assert torch.equal(average.module.embed.weight, before / 2)
     for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), average.module):
         assert list(twin.state_dict()) == list(net.state_dict())
