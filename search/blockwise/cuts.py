@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -30,6 +30,14 @@ class Feature(NamedTuple):
     size: tuple[int, int]
 
 
+class Place(NamedTuple):
+    """Where some networks have a map of one size."""
+
+    name: str  # of the innermost module that ends there in all of them
+    size: tuple[int, int]
+    ends: tuple[int, ...]  # in each network, the number of pieces up to there
+
+
 class Cut(NamedTuple):
     """Where a block ends."""
 
@@ -41,41 +49,106 @@ class Cut(NamedTuple):
 def given_cuts(family: Family, space: SearchSpace, features: Sequence[Feature], names: Sequence[str]) -> list[Cut]:
     """The cuts behind the modules `names`, one for each of the teacher's features.
 
-    ValueError, listing what was found, if they do not match in number or resolution.
+    ValueError, listing the maps of both networks, if they do not match in number or resolution.
     """
-    _check(outputs(family, space.largest), features, names)
-    return _cuts(Dependence.of_family(family, space), features, names)
+    if len(names) != len(features):
+        raise ValueError(
+            f"the teacher has {len(features)} features ({_list(features)}), but the supernet is cut {len(names)} times "
+            f"({', '.join(names)}): there is one feature for every block"
+        )
+    maps = _maps(family, space)
+    for name, feature in zip(names, features):
+        inside = [own for own in maps if f"{own.name}.".startswith(f"{name}.")]
+        if not inside:
+            raise ValueError(f"a subnet has no map at {name!r}; it has {_list(maps)}")
+        if inside[-1].size != feature.size:
+            raise ValueError(
+                f"the block that ends with {name!r} has maps of {_pixels(inside[-1])} pixels, and the teacher's at "
+                f"{feature.name!r} have {_pixels(feature)}: the teacher has {_list(features)}, the subnet {_list(maps)}"
+            )
+    return _cuts(Dependence.of_family(family, space), names, features)
 
 
 def matching_cuts(family: Family, space: SearchSpace, features: Sequence[Feature], max_paths: int) -> list[Cut]:
-    """The cuts at the resolutions, of more than one pixel, that both subnets and teacher have `features` at.
+    """The cuts into blocks of at most `max_paths` paths at the resolutions that both subnets and teacher have maps of:
+    at the places of all subnets that `match` finds for the teacher's `features`.
 
-    A block ends with the last module at such a resolution, and its target is the teacher's last feature there. Where
-    it would have more than `max_paths` paths, it is cut once more, or as often as must be, at places that all subnets
-    have at this resolution, such as the ends of stages, so that there are as few paths as possible; its parts' targets
-    are the teacher's features there, at even distances.
-
-    ValueError, listing what was found, if no resolution matches, or if there are too few features or places for blocks
-    of at most `max_paths` paths.
+    ValueError, listing the maps of both networks, if no resolution matches, or as `match` raises it.
     """
     dependence = Dependence.of_family(family, space)
-    places = _places(family, space)
-    chosen: list[_Place] = []
-    targets: list[Feature] = []
-    for size in dict.fromkeys(feature.size for feature in features):
-        own = [place for place in places if place.size == size]
-        if not own or max(size) == 1:
-            continue
-        found = [feature for feature in features if feature.size == size]
-        more = _divide(dependence, space, chosen[-1] if chosen else None, own, found, max_paths)
-        chosen += more
-        targets += [found[math.ceil(i * len(found) / len(more)) - 1] for i in range(1, len(more) + 1)]
-    if not chosen:
+
+    def paths(before: Place | None, last: Place) -> float:
+        if before and any(a >= b for a, b in zip(before.ends, last.ends)):
+            return math.inf
+        names = [place.name for place in (before, last) if place]
+        return space.subspace(dependence.scopes(names)[-1]).size
+
+    archs = dict.fromkeys([*covering_archs(space), *probing_archs(space, 2)])  # together they have every value
+    places = common_places([_walk_subnet(family, arch) for arch in archs])
+    matched = match(places, features, paths, max_paths)
+    if not matched:
         raise ValueError(
             f"the teacher has no features at the resolutions of the supernet: it has {_list(features)}, "
-            f"and that has {_list(outputs(family, space.largest))}"
+            f"and that has {_list(_maps(family, space))}"
         )
-    return _cuts(dependence, targets, [place.name for place in chosen])
+    return _cuts(dependence, [place.name for place, _ in matched], [feature for _, feature in matched])
+
+
+def match(
+    places: Sequence[Place],
+    features: Sequence[Feature],
+    paths: Callable[[Place | None, Place], float],
+    max_paths: float,
+) -> list[tuple[Place, Feature]]:
+    """The places that blocks end at, and their targets among the teacher's features, both in the order of the networks.
+
+    At every resolution of more than one pixel that both have, a block ends at the last place, and its target is the
+    last feature. Where it would have more than `max_paths` paths, it is cut at earlier places of this resolution, as
+    few as may be, and then such that there are as few paths as possible; the targets of these blocks are the features
+    there at even distances. `paths(before, last)` counts the paths of the block between two places, the first block
+    beginning at None; it is infinite where some subnet has nothing between them.
+
+    ValueError, listing what there is, if blocks of at most `max_paths` paths need more places or features.
+    """
+    matched: list[tuple[Place, Feature]] = []
+    for size in dict.fromkeys(feature.size for feature in features):
+        own = [place for place in places if place.size == size]
+        targets = [feature for feature in features if feature.size == size]
+        if not own or max(size) == 1:
+            continue
+        before = matched[-1][0] if matched else None
+        ends = _fewest(before, own, paths, max_paths)
+        if not 0 < len(ends) <= len(targets):
+            last = own[-1]
+            within = [place.name for place in own if all(a < b for a, b in zip(place.ends, last.ends))]
+            raise ValueError(
+                f"the block that ends with {last.name!r} has {paths(before, last)} paths, and beyond {max_paths} there "
+                f"are too many to rate; it can be cut behind {', '.join(within) or 'no other module'}, and the teacher "
+                f"has {_list(targets)} there"
+            )
+        at = [math.ceil(i * len(targets) / len(ends)) - 1 for i in range(1, len(ends) + 1)]
+        matched += zip(ends, [targets[index] for index in at])
+    return matched
+
+
+def _fewest(
+    before: Place | None, places: Sequence[Place], paths: Callable[[Place | None, Place], float], max_paths: float
+) -> list[Place]:
+    """The ends of the fewest blocks from `before` to the last of the places, empty if none have at most `max_paths`."""
+    stops = [before, *places]
+    count = cache(lambda start, end: paths(stops[start], stops[end]))
+    if count(0, len(places)) <= max_paths:
+        return [places[-1]]
+    best: dict[int, tuple[int, float, list[int]]] = {0: (0, 0, [])}  # blocks, paths and ends up to a stop
+    for end in range(1, len(stops)):
+        ways = [
+            (blocks + 1, total + count(start, end), [*ends, end])
+            for start, (blocks, total, ends) in best.items()
+            if count(start, end) <= max_paths
+        ]
+        if ways:
+            best[end] = min(ways)
+    return [stops[end] for end in best[len(places)][-1]] if len(places) in best else []
 
 
 def finer_features(teacher: Teacher, images: Tensor) -> list[Feature]:
@@ -84,24 +157,21 @@ def finer_features(teacher: Teacher, images: Tensor) -> list[Feature]:
     Layers are what `search.prefix.pieces` cuts a network into; one ends where the next has a matrix or a kernel.
     `images` [B, C, H, W] are a few. ValueError for features that are no maps.
     """
-    model, found = teacher.model, maps_of(teacher, images)
+    features = maps_of(teacher, images)
     with torch.no_grad():
-        stops = walk(model, images.clone())
-    points = {point: end_of([stop.layers for stop in stops], point) for point in teacher.points}
-    if not all(points.values()):  # within a layer
-        return found
-    ends = {
-        stop.layers[-1]: end
-        for end, stop in enumerate(stops[: max(points.values())], 1)
-        if stop.is_layers_output and stop.ends_layer and end not in points.values()
+        stops = walk(teacher.model, images.clone())
+    ends = [end_of([stop.layers for stop in stops], feature.name) for feature in features]
+    if not all(ends):  # a point is within a layer
+        return features
+    points = dict(zip(features, ends))
+    between = {
+        stop.map.name: (end, stop.map)
+        for end, stop in enumerate(stops, 1)
+        if stop.map and stop.is_layers_output and stop.ends_layer and end not in ends
+        if any(end < points[point] and stop.map.size == point.size for point in features)
     }
-    ends |= points
-    names = sorted(ends, key=ends.__getitem__)
-    return [
-        _feature(name, y)
-        for name, y in zip(names, Teacher(model, names)(images))
-        if name in points or any(ends[f.name] > ends[name] and f.size == y.shape[2:] for f in found)
-    ]
+    found = between | {point.name: (end, point) for point, end in points.items()}
+    return [feature for _, feature in sorted(found.values(), key=lambda pair: pair[0])]
 
 
 def maps_of(teacher: Teacher, images: Tensor) -> list[Feature]:
@@ -110,15 +180,6 @@ def maps_of(teacher: Teacher, images: Tensor) -> list[Feature]:
     if flat := [name for name, y in maps.items() if y.dim() != 4]:
         raise ValueError(f"blocks imitate maps [N, C, H, W], and the teacher's features at {flat[0]!r} are none")
     return [_feature(name, y) for name, y in maps.items()]
-
-
-def _feature(name: str, y: Tensor) -> Feature:
-    return Feature(name, y.shape[1], tuple(y.shape[2:]))
-
-
-def outputs(family: Family, arch: Arch) -> list[Feature]:
-    """The maps that the pieces of a subnet compute, named after modules; of several of one name the last."""
-    return list({stop.map.name: stop.map for stop in _subnet(family, arch) if stop.map}.values())
 
 
 class Stop(NamedTuple):
@@ -146,105 +207,47 @@ def walk(model: nn.Module, x: Tensor) -> list[Stop]:
     return stops
 
 
-class _Place(NamedTuple):
-    """A place that all subnets have."""
+def common_places(networks: Sequence[Sequence[Stop]]) -> list[Place]:
+    """In their order, the places where in all of some networks, as `walk` gives them, a map of one size lies at the end
+    of a layer, or for the last time."""
+    found: dict[tuple[int, ...], Place] = {}
+    for name in dict.fromkeys(name for stop in networks[0] if stop.map for name in _with_parents(stop.map.name)):
+        ends = tuple(end_of([stop.layers for stop in stops], name) for stops in networks)
+        here = [stops[end - 1] for stops, end in zip(networks, ends) if end]
+        sizes = {stop.map and stop.map.size for stop in here}
+        if len(here) < len(networks) or len(sizes) > 1 or None in sizes:
+            continue
+        (size,) = sizes
+        last = tuple(max(i for i, s in enumerate(stops, 1) if s.map and s.map.size == size) for stops in networks)
+        if all(stop.ends_layer for stop in here) or ends == last:
+            found[ends] = Place(name, size, ends)  # a module comes after those that it is in
+    return sorted(found.values(), key=lambda place: place.ends)
 
-    name: str  # the innermost module that ends there in all
-    size: tuple[int, int]
-    ends: tuple[int, ...]  # in some subnets, the number of pieces up to it
+
+def _with_parents(name: str) -> list[str]:
+    """The name of a module, after those of the modules that it is in, the outermost first."""
+    return [".".join(name.split(".")[:count]) for count in range(1, name.count(".") + 2)]
 
 
-def _subnet(family: Family, arch: Arch) -> list[Stop]:
+def _walk_subnet(family: Family, arch: Arch) -> list[Stop]:
     size = family.resolution(arch)
     image = torch.empty(2, family.in_chans, size, size, device="meta")
     return walk(build_skeleton(family.build, arch).eval(), image)
 
 
-def _places(family: Family, space: SearchSpace) -> list[_Place]:
-    """In their order, the places where a layer ends or the resolution changes, in all of some subnets that together
-    have every value."""
-    archs = dict.fromkeys([*covering_archs(space), *probing_archs(space, 2)])
-    subnets = [_subnet(family, arch) for arch in archs]
-    found: dict[tuple[int, ...], _Place] = {}
-    for name in dict.fromkeys(name for stop in subnets[0] if stop.map for name in _with_parents(stop.map.name)):
-        ends = tuple(end_of([stop.layers for stop in stops], name) for stops in subnets)
-        maps = [stops[end - 1].map for stops, end in zip(subnets, ends) if end]
-        if len(maps) == len(subnets) and len({feature and feature.size for feature in maps}) == 1 and maps[0]:
-            last = (max(i for i, s in enumerate(stops, 1) if s.map and s.map.size == maps[0].size) for stops in subnets)
-            at_end = all(stops[end - 1].ends_layer for stops, end in zip(subnets, ends)) or ends == tuple(last)
-            if at_end and len(name) > len(found[ends].name if ends in found else ""):
-                found[ends] = _Place(name, maps[0].size, ends)
-    return sorted(found.values(), key=lambda place: place.ends)
+def _maps(family: Family, space: SearchSpace) -> list[Feature]:
+    """The maps that the pieces of the largest subnet compute, named after modules; of several of one name the last."""
+    return list({stop.map.name: stop.map for stop in _walk_subnet(family, space.largest) if stop.map}.values())
 
 
-def _with_parents(name: str) -> list[str]:
-    """The name of a module, and those of the modules that it is in."""
-    return [".".join(name.split(".")[:count]) for count in range(1, name.count(".") + 2)]
-
-
-def _divide(
-    dependence: Dependence,
-    space: SearchSpace,
-    before: _Place | None,
-    places: Sequence[_Place],
-    features: Sequence[Feature],
-    max_paths: int,
-) -> list[_Place]:
-    """Those of the `places` at one resolution that blocks end with, the last one and as few before as may be."""
-    stops = [before, *places]
-
-    @cache
-    def paths(start: int, end: int) -> float:
-        """Of the block between two stops; infinite where some subnet has nothing between them."""
-        first, last = stops[start], stops[end]
-        if first and any(a >= b for a, b in zip(first.ends, last.ends)):
-            return math.inf
-        names = [stop.name for stop in (first, last) if stop]
-        return space.subspace(dependence.scopes(names)[-1]).size
-
-    if paths(0, len(places)) <= max_paths:
-        return [places[-1]]
-    best: dict[int, tuple[int, float, list[int]]] = {0: (0, 0, [])}  # blocks, paths and ends up to a stop
-    for end in range(1, len(stops)):
-        ways = [
-            (blocks + 1, total + paths(start, end), [*ends, end])
-            for start, (blocks, total, ends) in best.items()
-            if paths(start, end) <= max_paths
-        ]
-        if ways:
-            best[end] = min(ways)
-    blocks, _, ends = best.get(len(places), (math.inf, 0, []))
-    if blocks > len(features):
-        within = [place for place in places if all(a < b for a, b in zip(place.ends, places[-1].ends))]
-        others = ", ".join(place.name for place in within) or "no other module"
-        raise ValueError(
-            f"the block that ends with {places[-1].name!r} has {paths(0, len(places))} paths, and beyond {max_paths} "
-            f"there are too many to rate; it can be cut behind {others}, and the teacher has {_list(features)} there"
-        )
-    return [stops[end] for end in ends]
-
-
-def _cuts(dependence: Dependence, features: Sequence[Feature], names: Sequence[str]) -> list[Cut]:
+def _cuts(dependence: Dependence, names: Sequence[str], targets: Sequence[Feature]) -> list[Cut]:
     scopes = dependence.scopes(names)
     dependence.check(names, scopes)
-    return [Cut(feature, name, frozenset(scope)) for feature, name, scope in zip(features, names, scopes)]
+    return [Cut(target, name, frozenset(scope)) for target, name, scope in zip(targets, names, scopes)]
 
 
-def _check(own: Sequence[Feature], features: Sequence[Feature], names: Sequence[str]) -> None:
-    if len(names) != len(features):
-        raise ValueError(
-            f"the teacher has {len(features)} features ({_list(features)}), but the supernet is cut {len(names)} times "
-            f"({', '.join(names)}): there is one feature for every block"
-        )
-    for name, feature in zip(names, features):
-        inside = [mine for mine in own if f"{mine.name}.".startswith(f"{name}.")]
-        if not inside:
-            raise ValueError(f"a subnet has no map at {name!r}; it has {_list(own)}")
-        if inside[-1].size != feature.size:
-            raise ValueError(
-                f"the block that ends with {name!r} has maps of {_pixels(inside[-1])} pixels, and the teacher's at "
-                f"{feature.name!r} have {_pixels(feature)}: the teacher has {_list(features)}, the subnet {_list(own)}"
-            )
+def _feature(name: str, y: Tensor) -> Feature:
+    return Feature(name, y.shape[1], tuple(y.shape[2:]))
 
 
 def _pixels(feature: Feature) -> str:

@@ -1,11 +1,15 @@
 """Where the supernets of the framework and teachers of timm's are cut when nobody says where."""
 
+import itertools
+import math
+import random
+
 import pytest
 import timm
 import torch
 
 from distill.blockwise import Teacher
-from search.blockwise.cuts import Feature, finer_features, matching_cuts
+from search.blockwise.cuts import Feature, Place, finer_features, match, matching_cuts
 from supernet.families import FAMILIES
 
 
@@ -133,3 +137,44 @@ def test_features_of_a_teacher_before_its_points(name, expected):
         model = timm.create_model(name, pretrained=False).eval()
         found = finer_features(Teacher(model), torch.zeros(2, 3, 32, 32))
     assert ", ".join(f"{feature.name} {feature.size[0]}" for feature in found) == expected
+
+
+def place(name, size, *ends):
+    return Place(name, (size, size), ends)
+
+
+def feature(name, size):
+    return Feature(name, 3, (size, size))
+
+
+def test_two_lists_are_matched_by_size():
+    places = [place("a", 8, 1, 1), place("b", 8, 2, 3), place("c", 4, 3, 4), place("d", 2, 4, 5), place("e", 1, 5, 6)]
+    features = [feature("t", 16), feature("u", 8), feature("v", 8), feature("w", 2), feature("x", 1)]
+    matched = match(places, features, lambda before, last: 1, max_paths=1)
+    assert [(here.name, target.name) for here, target in matched] == [("b", "v"), ("d", "w")]
+    assert match(places, features[:1], lambda before, last: 1, max_paths=1) == []
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_block_is_cut_as_rarely_as_may_be_and_into_the_fewest_paths(seed):
+    """Against all ways to cut it."""
+    generator = random.Random(seed)
+    places = [place(f"p{i}", 8, i) for i in range(1, 7)]
+    features = [feature(f"t{i}", 8) for i in range(6)]
+    between = {pair: generator.randint(1, 30) for pair in itertools.combinations([None, *places], 2)}
+
+    def blocks(ends):
+        return [between[pair] for pair in itertools.pairwise([None, *ends])]
+
+    ways = [[*some, places[-1]] for count in range(6) for some in itertools.combinations(places[:-1], count)]
+    for max_paths in (5, 12, 20):
+        allowed = [(len(ends), sum(blocks(ends)), ends) for ends in ways if max(blocks(ends)) <= max_paths]
+        if not allowed:
+            with pytest.raises(ValueError, match=r"behind p1, p2, p3, p4, p5, and the teacher has t0 .* there$"):
+                match(places, features, lambda *pair: between[pair], max_paths)
+            continue
+        count, _, best = min(allowed)
+        matched = match(places, features, lambda *pair: between[pair], max_paths)
+        assert [here for here, _ in matched] == best
+        at = [math.ceil(6 * i / count) - 1 for i in range(1, count + 1)]  # at even distances, the last one last
+        assert [target.name for _, target in matched] == [f"t{index}" for index in at]
