@@ -46,6 +46,7 @@ SLOW = (
     "supernet_cli/test_single_models.py",
     "supernet_cli/test_train_supernet.py",
     "test_docs.py",
+    "test_installed.py",
     "test_untouched.py",
 )
 
