@@ -40,7 +40,7 @@ def save_checkpoint(directory: Path, step: int, state: dict[str, Any], keep: int
     return path
 
 
-class Timer:
+class Interval:
     """Whether it is time again, `minutes` after the start or the last `restart`."""
 
     def __init__(self, minutes: float) -> None:

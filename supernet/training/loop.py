@@ -21,7 +21,7 @@ from supernet.artifacts.atomic import set_aside
 from supernet.tasks import Classification, Task
 from supernet.training import distributed
 from supernet.training.average import MovingAverage
-from supernet.training.checkpoint import Timer, load_checkpoint, save_checkpoint
+from supernet.training.checkpoint import Interval, load_checkpoint, save_checkpoint
 from supernet.training.data import Data
 from supernet.training.data.batch import Batch, on
 from supernet.training.divergence import ADVICE, Divergence, TrainingError, worst
@@ -183,7 +183,7 @@ class Loop:
         self._checkpoints = run_dir / "checkpoints"
         start = self._restore() if resume else 0
         self.steps = range(start, config.epochs * self.steps_per_epoch)  # those still to do
-        self._timer = Timer(execution.checkpoint_minutes)
+        self._interval = Interval(execution.checkpoint_minutes)
         self._metrics = Metrics(run_dir, start, execution.tensorboard) if distributed.rank() == 0 else None
 
     @property
@@ -271,7 +271,7 @@ class Loop:
             self.net.train()
             if is_last:
                 self._look_at(line)
-        if done % execution.checkpoint_steps == 0 or is_last or self._timer.due:
+        if done % execution.checkpoint_steps == 0 or is_last or self._interval.due:
             state = {
                 "net": self.net.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -281,7 +281,7 @@ class Loop:
                 **{name: kept.state_dict() for name, kept in self._kept.items()},
             }
             save_checkpoint(self._checkpoints, done, state, execution.keep_checkpoints)
-            self._timer.restart()
+            self._interval.restart()
         self._on_step(StepResult(done, self.steps.stop, logged, self.lr))
 
     def _check(self, step: int, losses: Tensor, names: Sequence[object], norm: Tensor, may_overflow: bool) -> None:
