@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.blockwise import adapter
-from search.blockwise.cuts import Cut, Feature
+from search.blockwise.cuts import Cut
+from search.blockwise.maps import Feature
 from search.prefix.dependence import layer_names, split
 from search.prefix.pieces import Piece, cut
 from supernet.families import Family

@@ -8,34 +8,13 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
 
-from distill.blockwise import Teacher
-from search.prefix.dependence import Dependence, end_of, layer_names
-from search.prefix.pieces import cut
-from search.temporary import hooks
+from search.blockwise.maps import Feature, Place, Stop, common_places, walk
+from search.prefix.dependence import Dependence
 from supernet.families import Family
 from supernet.nesting import covering_archs, probing_archs
 from supernet.skeleton import build_skeleton
 from supernet.space import Arch, SearchSpace
-
-# B batch, C channels, H height, W width
-
-
-class Feature(NamedTuple):
-    """What a network computes at some point: [B, C, H, W]."""
-
-    name: str
-    channels: int
-    size: tuple[int, int]
-
-
-class Place(NamedTuple):
-    """Where some networks have a map of one size."""
-
-    name: str  # of the innermost module that ends there in all of them
-    size: tuple[int, int]
-    ends: tuple[int, ...]  # in each network, the number of pieces up to there
 
 
 class Cut(NamedTuple):
@@ -135,12 +114,12 @@ def _fewest(
     before: Place | None, places: Sequence[Place], paths: Callable[[Place | None, Place], float], max_paths: float
 ) -> list[Place]:
     """The ends of the fewest blocks from `before` to the last of the places, empty if none have at most `max_paths`."""
-    stops = [before, *places]
-    count = cache(lambda start, end: paths(stops[start], stops[end]))
+    bounds = [before, *places]
+    count = cache(lambda start, end: paths(bounds[start], bounds[end]))
     if count(0, len(places)) <= max_paths:
         return [places[-1]]
-    best: dict[int, tuple[int, float, list[int]]] = {0: (0, 0, [])}  # blocks, paths and ends up to a stop
-    for end in range(1, len(stops)):
+    best: dict[int, tuple[int, float, list[int]]] = {0: (0, 0, [])}  # blocks, paths and ends up to a bound
+    for end in range(1, len(bounds)):
         ways = [
             (blocks + 1, total + count(start, end), [*ends, end])
             for start, (blocks, total, ends) in best.items()
@@ -148,85 +127,7 @@ def _fewest(
         ]
         if ways:
             best[end] = min(ways)
-    return [stops[end] for end in best[len(places)][-1]] if len(places) in best else []
-
-
-def finer_features(teacher: Teacher, images: Tensor) -> list[Feature]:
-    """The teacher's features at its points, and before each point those at the ends of its layers.
-
-    Layers are what `search.prefix.pieces` cuts a network into; one ends where the next has a matrix or a kernel.
-    `images` [B, C, H, W] are a few. ValueError for features that are no maps.
-    """
-    features = maps_of(teacher, images)
-    with torch.no_grad():
-        stops = walk(teacher.model, images.clone())
-    ends = [end_of([stop.layers for stop in stops], feature.name) for feature in features]
-    if not all(ends):  # a point is within a layer
-        return features
-    points = dict(zip(features, ends))
-    between = {
-        stop.map.name: (end, stop.map)
-        for end, stop in enumerate(stops, 1)
-        if stop.map and stop.is_layers_output and stop.ends_layer and end not in ends
-        if any(end < points[point] and stop.map.size == point.size for point in features)
-    }
-    found = between | {point.name: (end, point) for point, end in points.items()}
-    return [feature for _, feature in sorted(found.values(), key=lambda pair: pair[0])]
-
-
-def maps_of(teacher: Teacher, images: Tensor) -> list[Feature]:
-    """The features at the teacher's points; ValueError if they are no maps."""
-    maps = dict(zip(teacher.points, teacher(images)))
-    if flat := [name for name, y in maps.items() if y.dim() != 4]:
-        raise ValueError(f"blocks imitate maps [N, C, H, W], and the teacher's features at {flat[0]!r} are none")
-    return [_feature(name, y) for name, y in maps.items()]
-
-
-class Stop(NamedTuple):
-    """The end of a piece of a network."""
-
-    layers: tuple[str, ...]  # names of the modules of the piece
-    map: Feature | None  # what the piece computes, if it has modules and computes a map
-    is_layers_output: bool  # whether that is what its last module put out
-    ends_layer: bool  # whether the next piece has a matrix or a kernel: what follows a convolution before belongs to it
-
-
-def walk(model: nn.Module, x: Tensor) -> list[Stop]:
-    """Run the pieces of `model`, which is in eval mode, one after the other on `x`, and say where each ends."""
-    pieces = cut(model)
-    stops = []
-    for piece, layers, following in zip(pieces, layer_names(model, pieces), [*pieces[1:], nn.Identity()]):
-        made: list[Tensor] = []
-        with hooks(
-            layer.register_forward_hook(lambda *args, made=made: made.append(args[2])) for layer in piece.layers
-        ):
-            x = piece(x)
-        found = _feature(layers[-1], x) if layers and x.dim() == 4 else None
-        ends_layer = any(parameter.dim() > 1 for parameter in following.parameters())
-        stops.append(Stop(layers, found, bool(made) and made[-1] is x, ends_layer))
-    return stops
-
-
-def common_places(networks: Sequence[Sequence[Stop]]) -> list[Place]:
-    """In their order, the places where in all of some networks, as `walk` gives them, a map of one size lies at the end
-    of a layer, or for the last time."""
-    found: dict[tuple[int, ...], Place] = {}
-    for name in dict.fromkeys(name for stop in networks[0] if stop.map for name in _with_parents(stop.map.name)):
-        ends = tuple(end_of([stop.layers for stop in stops], name) for stops in networks)
-        here = [stops[end - 1] for stops, end in zip(networks, ends) if end]
-        sizes = {stop.map and stop.map.size for stop in here}
-        if len(here) < len(networks) or len(sizes) > 1 or None in sizes:
-            continue
-        (size,) = sizes
-        last = tuple(max(i for i, s in enumerate(stops, 1) if s.map and s.map.size == size) for stops in networks)
-        if all(stop.ends_layer for stop in here) or ends == last:
-            found[ends] = Place(name, size, ends)  # a module comes after those that it is in
-    return sorted(found.values(), key=lambda place: place.ends)
-
-
-def _with_parents(name: str) -> list[str]:
-    """The name of a module, after those of the modules that it is in, the outermost first."""
-    return [".".join(name.split(".")[:count]) for count in range(1, name.count(".") + 2)]
+    return [bounds[end] for end in best[len(places)][-1]] if len(places) in best else []
 
 
 def _walk_subnet(family: Family, arch: Arch) -> list[Stop]:
@@ -244,10 +145,6 @@ def _cuts(dependence: Dependence, names: Sequence[str], targets: Sequence[Featur
     scopes = dependence.scopes(names)
     dependence.check(names, scopes)
     return [Cut(target, name, frozenset(scope)) for target, name, scope in zip(targets, names, scopes)]
-
-
-def _feature(name: str, y: Tensor) -> Feature:
-    return Feature(name, y.shape[1], tuple(y.shape[2:]))
 
 
 def _pixels(feature: Feature) -> str:

@@ -20,7 +20,8 @@ from torch import Tensor
 from distill.blockwise import Teacher, relative_deviation
 from search.blockwise.assembly import assemble
 from search.blockwise.blocks import Block, cut_blocks
-from search.blockwise.cuts import finer_features, given_cuts, maps_of, matching_cuts
+from search.blockwise.cuts import given_cuts, matching_cuts
+from search.blockwise.maps import finer_features, maps_of
 from search.blockwise.training import BlockwiseConfig, on_workers, train_blocks
 from search.prefix import trie
 from search.prefix.dependence import chains

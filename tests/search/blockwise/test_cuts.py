@@ -9,7 +9,8 @@ import timm
 import torch
 
 from distill.blockwise import Teacher
-from search.blockwise.cuts import Feature, Place, finer_features, match, matching_cuts
+from search.blockwise.cuts import match, matching_cuts
+from search.blockwise.maps import Feature, Place, finer_features
 from supernet.families import FAMILIES
 
 

@@ -13,8 +13,9 @@ from torch import nn
 from distill.blockwise import Teacher, relative_deviation
 from search.blockwise.assembly import assemble
 from search.blockwise.blocks import cut_blocks
-from search.blockwise.cuts import Feature, given_cuts, matching_cuts
+from search.blockwise.cuts import given_cuts, matching_cuts
 from search.blockwise.dna import BlockRating, DnaConfig
+from search.blockwise.maps import Feature
 from search.prefix.dependence import Dependence
 from search.problem import Problem
 from search.scores.accuracy import resized

@@ -10,8 +10,8 @@ from torch import nn
 
 from distill.blockwise import relative_deviation
 from search.blockwise.blocks import Block
-from search.blockwise.cuts import Feature
 from search.blockwise.dna import rate_paths
+from search.blockwise.maps import Feature
 from search.prefix import trie
 from search.prefix.dependence import Dependence, chains
 from search.prefix.pieces import cut
