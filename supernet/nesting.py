@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode
 
-from supernet.channels.divisions import Division, Divisions, Place, check_divisions
+from supernet.channels.divisions import DimUse, Division, Divisions, check_divisions
 from supernet.plain import inputs_like
 from supernet.skeleton import without_data
 from supernet.slicing import Unit, layer_of
@@ -223,7 +223,7 @@ class _Run(NamedTuple):
     """What was seen in a forward pass."""
 
     calls: Mapping[str, list[str]]  # the torch functions that every submodule calls itself, in order
-    divisions: Mapping[Place, list[Division]]
+    divisions: Mapping[DimUse, list[Division]]
 
 
 def _look(module: nn.Module, example: Tensor | tuple) -> _Run:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from search.blockwise.maps import Feature, Place, Stop, common_places, walk
+from search.blockwise.maps import CutPlace, Feature, Stop, cut_places, walk
 from search.prefix.dependence import Dependence
 from supernet.families import Family
 from supernet.nesting import covering_archs, probing_archs
@@ -56,14 +56,14 @@ def matching_cuts(family: Family, space: SearchSpace, features: Sequence[Feature
     """
     dependence = Dependence.of_family(family, space)
 
-    def paths(before: Place | None, last: Place) -> float:
+    def paths(before: CutPlace | None, last: CutPlace) -> float:
         if before and any(a >= b for a, b in zip(before.ends, last.ends)):
             return math.inf
         names = [place.name for place in (before, last) if place]
         return space.subspace(dependence.scopes(names)[-1]).size
 
     archs = dict.fromkeys([*covering_archs(space), *probing_archs(space, 2)])  # together they have every value
-    places = common_places([_walk_subnet(family, arch) for arch in archs])
+    places = cut_places([_walk_subnet(family, arch) for arch in archs])
     matched = match(places, features, paths, max_paths)
     if not matched:
         raise ValueError(
@@ -74,11 +74,11 @@ def matching_cuts(family: Family, space: SearchSpace, features: Sequence[Feature
 
 
 def match(
-    places: Sequence[Place],
+    places: Sequence[CutPlace],
     features: Sequence[Feature],
-    paths: Callable[[Place | None, Place], float],
+    paths: Callable[[CutPlace | None, CutPlace], float],
     max_paths: float,
-) -> list[tuple[Place, Feature]]:
+) -> list[tuple[CutPlace, Feature]]:
     """The places that blocks end at, and their targets among the teacher's features, both in the order of the networks.
 
     At every resolution of more than one pixel that both have, a block ends at the last place, and its target is the
@@ -89,7 +89,7 @@ def match(
 
     ValueError, listing what there is, if blocks of at most `max_paths` paths need more places or features.
     """
-    matched: list[tuple[Place, Feature]] = []
+    matched: list[tuple[CutPlace, Feature]] = []
     for size in dict.fromkeys(feature.size for feature in features):
         own = [place for place in places if place.size == size]
         targets = [feature for feature in features if feature.size == size]
@@ -111,8 +111,11 @@ def match(
 
 
 def _fewest(
-    before: Place | None, places: Sequence[Place], paths: Callable[[Place | None, Place], float], max_paths: float
-) -> list[Place]:
+    before: CutPlace | None,
+    places: Sequence[CutPlace],
+    paths: Callable[[CutPlace | None, CutPlace], float],
+    max_paths: float,
+) -> list[CutPlace]:
     """The ends of the fewest blocks from `before` to the last of the places, empty if none have at most `max_paths`."""
     bounds = [before, *places]
     count = cache(lambda start, end: paths(bounds[start], bounds[end]))

@@ -24,8 +24,8 @@ class Feature(NamedTuple):
     size: tuple[int, int]
 
 
-class Place(NamedTuple):
-    """Where some networks have a map of one size."""
+class CutPlace(NamedTuple):
+    """Where some networks can be cut: at a map of one size."""
 
     name: str  # of the innermost module that ends there in all of them
     size: tuple[int, int]
@@ -57,10 +57,10 @@ def walk(model: nn.Module, x: Tensor) -> list[Stop]:
     return stops
 
 
-def common_places(networks: Sequence[Sequence[Stop]]) -> list[Place]:
-    """In their order, the places where in all of some networks, as `walk` gives them, a map of one size lies at the end
-    of a layer, or for the last time."""
-    found: dict[tuple[int, ...], Place] = {}
+def cut_places(networks: Sequence[Sequence[Stop]]) -> list[CutPlace]:
+    """In their order, the places where all of some networks, walked, have a map of one size, and either a layer ends
+    there or it is the last map of this size."""
+    found: dict[tuple[int, ...], CutPlace] = {}
     for name in dict.fromkeys(name for stop in networks[0] if stop.map for name in _with_parents(stop.map.name)):
         ends = tuple(end_of([stop.layers for stop in stops], name) for stops in networks)
         here = [stops[end - 1] for stops, end in zip(networks, ends) if end]
@@ -70,7 +70,7 @@ def common_places(networks: Sequence[Sequence[Stop]]) -> list[Place]:
         (size,) = sizes
         last = tuple(max(i for i, s in enumerate(stops, 1) if s.map and s.map.size == size) for stops in networks)
         if all(stop.ends_layer for stop in here) or ends == last:
-            found[ends] = Place(name, size, ends)  # a module comes after those that it is in
+            found[ends] = CutPlace(name, size, ends)  # a module comes after those that it is in
     return sorted(found.values(), key=lambda place: place.ends)
 
 

@@ -45,14 +45,14 @@ class Origin(NamedTuple):
 
 
 Dims = Mapping[int, Origin]  # by dimension
-Place = tuple[str, int, str]  # the name of a tensor, a dimension of it, and the submodule that runs
+DimUse = tuple[str, int, str]  # the name of a tensor, a dimension of it, and the submodule that runs
 
 
 class Divisions:
     """Follows the channels of `module`'s tensors, and concatenations, as long as they can be told."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.found: dict[Place, list[Division]] = {}
+        self.found: dict[DimUse, list[Division]] = {}
         self._known: dict[int, tuple[Tensor, Dims]] = {}  # the tensors are kept alive, so that no other has their id
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             self._know(tensor, {dim: Origin(((name, dim),)) for dim in range(tensor.dim())})
@@ -258,9 +258,9 @@ def _groups(before: torch.Size, after: torch.Size) -> Iterator[tuple[list[int], 
 
 def check_divisions(
     module: nn.Module,
-    found: Mapping[Place, Sequence[Division]],
+    found: Mapping[DimUse, Sequence[Division]],
     larger: nn.Module,
-    found_in_larger: Mapping[Place, Sequence[Division]],
+    found_in_larger: Mapping[DimUse, Sequence[Division]],
     leads: Callable[[str], bool],
 ) -> None:
     """ValueError, naming the tensor, if blocks of a layer's channels begin elsewhere in `module` than in the `larger`

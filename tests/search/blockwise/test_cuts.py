@@ -10,7 +10,7 @@ import torch
 
 from distill.blockwise import Teacher
 from search.blockwise.cuts import match, matching_cuts
-from search.blockwise.maps import Feature, Place, finer_features
+from search.blockwise.maps import CutPlace, Feature, finer_features
 from supernet.families import FAMILIES
 
 
@@ -141,7 +141,7 @@ def test_features_of_a_teacher_before_its_points(name, expected):
 
 
 def place(name, size, *ends):
-    return Place(name, (size, size), ends)
+    return CutPlace(name, (size, size), ends)
 
 
 def feature(name, size):
