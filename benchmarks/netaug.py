@@ -24,6 +24,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +35,7 @@ import tyro
 from report import report
 from rich.progress import track
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import Subset
 
 from distill.objective import Objective, objective_losses
@@ -48,7 +50,7 @@ from supernet.training.data import DataConfig, ImageData, load_data
 from supernet.training.execution import Execution, pick_device
 from supernet.training.loop import LoopConfig, make_optimizer
 from supernet.training.methods.sampling import Learner
-from supernet.training.standalone import train_model
+from supernet.training.standalone import train_models
 from supernet.training.step import TrainConfig, TrainStep, task_of
 
 
@@ -252,9 +254,11 @@ def trained(
     model = create(network, budget, run.seed, 0.2 if run.method == "dropout" else 0.0)
     objective = KD if teacher is not None else Objective()
     if not run.method.startswith("netaug"):
-        return train_model(
-            model, budget.resolution, data, config, directory, objective, teacher, execution=executed, resume=True
+        sizes = [budget.resolution]
+        (trained,) = train_models(
+            [model], sizes, data, config, directory, objective, teacher, execution=executed, resume=True
         )
+        return trained
     return train_netaug(
         augmentation_of(network, budget),
         model,
@@ -380,10 +384,12 @@ def step_times(budget: Budget, augmentation: Augmentation, arguments: Arguments)
         backward()
         optimizers[id(network)].step()
 
+    loss = partial(F.cross_entropy, target=labels, label_smoothing=config.label_smoothing)
+
     def alone(objective: Objective, teacher: nn.Module | None) -> Callable[[], None]:
         def backward() -> None:
             with executed.autocast(device):
-                losses = objective_losses(objective, plain, images, labels, teacher, config.label_smoothing)
+                losses = objective_losses(objective, plain, (images,), loss, teacher)
             losses.total.backward()
 
         return lambda: step(plain, backward)

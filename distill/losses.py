@@ -14,7 +14,8 @@ the supernet's largest subnet.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,16 +46,17 @@ def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: f
     return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 
-def mutual_learning(logits: Sequence[Tensor]) -> Tensor:
+def mutual_learning(outputs: Sequence[Any], divergence: Callable[[Any, Any], Tensor] = kl_divergence) -> Tensor:
     """Deep mutual learning: what N networks that train side by side learn from each other (arXiv 1706.00384, eq. 9).
 
-    sum_n 1 / (N - 1) sum_{m != n} KL(p_m || p_n), where p_n are the probabilities of network n, logits [B, K], and each
-    network's peers are detached. Each network adds its own cross-entropy on the labels.
+    sum_n 1 / (N - 1) sum_{m != n} D(own n, peer m). Outputs are logits [B, K], and the divergence is KL(p_m || p_n) of
+    their probabilities, unless another is given; it has a gradient for the network's own output alone. Each network
+    adds its own loss on the labels.
     """
-    if len(logits) < 2:
-        raise ValueError(f"mutual learning needs the logits of at least two networks, not {len(logits)}")
-    pairs = itertools.permutations(logits, 2)
-    return torch.stack([kl_divergence(own, peer) for own, peer in pairs]).sum() / (len(logits) - 1)
+    if len(outputs) < 2:
+        raise ValueError(f"mutual learning needs the outputs of at least two networks, not {len(outputs)}")
+    pairs = itertools.permutations(outputs, 2)
+    return torch.stack([divergence(own, peer) for own, peer in pairs]).sum() / (len(outputs) - 1)
 
 
 def alpha_divergence(student_logits: Tensor, teacher_logits: Tensor, alpha: float, clip: float | None = None) -> Tensor:

@@ -1,14 +1,18 @@
-"""A weighted sum of losses, on labels, on what a teacher answers and computes inside, and on what peers answer."""
+"""A weighted sum of losses, on labels, on what a teacher answers and computes inside, and on what peers answer.
+
+What a network answers may be anything: the caller says how it is judged by labels, and how by another network's answer.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
 
 from distill.features import attention_transfer, relational_angle, relational_distance, similarity_preserving
 from distill.layers import recorded, stages
@@ -17,6 +21,11 @@ from distill.untouched import untouched
 
 # B batch, K classes
 
+Output = Any  # a tree of tensors, such as logits [B, K]
+Loss = Callable[[Output], Tensor]  # of what a network answers, by the labels: a scalar
+Distil = Callable[
+    [Output, Output], Tensor
+]  # of what it answers and what another does: a scalar, with no gradient there
 FeatureLoss = Callable[[Tensor, Tensor], Tensor]  # a layer's outputs of student and teacher -> loss
 
 FEATURE_LOSSES: Mapping[str, FeatureLoss] = {
@@ -36,13 +45,14 @@ class Objective:
     """
 
     labels: float = 1.0
-    """Weight of the cross-entropy on the labels."""
+    """Weight of the loss on the labels: of a classifier the cross-entropy."""
     kl: float = 0.0
-    """Weight of the KL divergence from the teacher's soft targets (arXiv 1503.02531), times temperature squared."""
+    """Weight of the KL divergence from the teacher's soft targets (arXiv 1503.02531), times temperature squared; of a
+    network that is no classifier, of its own way to learn from a teacher."""
     temperature: float = 4.0
     """Temperature of these soft targets."""
     adaptive_alpha: float = 0.0
-    """Weight of AlphaNet's adaptive alpha-divergence (arXiv 2102.07954)."""
+    """Weight of AlphaNet's adaptive alpha-divergence (arXiv 2102.07954); of one that is no classifier, as kl."""
     attention: float = 0.0
     """Weight of attention transfer (arXiv 1612.03928); the authors take 1000."""
     distance: float = 0.0
@@ -114,27 +124,30 @@ class Losses(NamedTuple):
 def objective_losses(
     objective: Objective,
     student: nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    inputs: tuple,
+    loss: Loss,
     teacher: nn.Module | None = None,
-    label_smoothing: float = 0.0,
+    distil: Distil | None = None,
 ) -> Losses:
-    """The losses of `student` on `images` [B, C, H, W] with `labels` [B], and their sum by the weights of `objective`.
+    """The losses of `student` on a batch, and their sum by the weights of `objective`.
 
-    sum over losses of weight * loss; a loss on features is the sum over the pairs of layers. The teacher runs on the
-    same images, without gradient, in the mode that it is in. ValueError if `objective` needs a teacher or peers and
-    there are none, or if logits or features do not match.
+    sum over losses of weight * loss; a loss on features is the sum over the pairs of layers. The student is called with
+    `inputs`, images [B, C, H, W] for example, and judged by `loss`, such as
+    `functools.partial(F.cross_entropy, target=labels)`. The teacher is called with the same inputs, without gradient,
+    in the mode that it is in. Answers that are no logits [B, K] are compared by `distil`, which then is the loss kl,
+    adaptive_alpha and mutual. ValueError if `objective` needs a teacher or peers and there are none, or if logits or
+    features do not match.
     """
-    return cohort_losses(objective, [student], [images], labels, teacher, label_smoothing)
+    return cohort_losses(objective, [student], [inputs], loss, teacher, distil)
 
 
 def cohort_losses(
     objective: Objective,
     students: Sequence[nn.Module],
-    images: Sequence[Tensor],
-    labels: Tensor,
+    inputs: Sequence[tuple],
+    loss: Loss,
     teacher: nn.Module | None = None,
-    label_smoothing: float = 0.0,
+    distil: Distil | None = None,
 ) -> Losses:
     """The losses of N networks that train side by side. Each has those of `objective_losses`, and by its peers
 
@@ -145,53 +158,64 @@ def cohort_losses(
     other and asks each for its predictions again after its update, for the others to learn from. Here all learn from
     the same forward pass and are updated at once, so that the order favours none and nothing runs twice.
 
-    `images` are those of one batch with `labels` [B], in the size of each network; the teacher runs on all of them.
+    `inputs` are what each network is called with, the same batch in the size of each; the teacher runs on all of them.
     The part mutual is the sum over networks. Raises what `objective_losses` does.
     """
-    found = [
-        _own_losses(objective, student, own, labels, teacher, label_smoothing) for student, own in zip(students, images)
-    ]
+    compare = _on_logits(objective) if distil is None else dict.fromkeys(("kl", "adaptive_alpha", "mutual"), distil)
+    found = [_own_losses(objective, student, own, loss, teacher, compare) for student, own in zip(students, inputs)]
     losses = {name: torch.stack([own.losses[name] for own in found]) for name in found[0].losses}
     if objective.mutual:
-        losses["mutual"] = mutual_learning([own.logits for own in found])
-    total = torch.stack([getattr(objective, name) * loss.sum() for name, loss in losses.items()]).sum()
-    return Losses(total, {name: loss.detach().squeeze(0) for name, loss in losses.items()})
+        losses["mutual"] = mutual_learning([own.output for own in found], compare["mutual"])
+    total = torch.stack([getattr(objective, name) * part.sum() for name, part in losses.items()]).sum()
+    return Losses(total, {name: part.detach().squeeze(0) for name, part in losses.items()})
+
+
+def _on_logits(objective: Objective) -> dict[str, Distil]:
+    """How logits are compared with another network's, by the names of the losses."""
+    return {
+        "kl": partial(kl_divergence, temperature=objective.temperature),
+        "adaptive_alpha": adaptive_alpha_divergence,
+        "mutual": kl_divergence,
+    }
 
 
 class _OwnLosses(NamedTuple):
     losses: dict[str, Tensor]  # each before its weight
-    logits: Tensor  # [B, K]
+    output: Output
 
 
 def _own_losses(
     objective: Objective,
     student: nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    inputs: tuple,
+    loss: Loss,
     teacher: nn.Module | None,
-    label_smoothing: float,
+    compare: Mapping[str, Distil],
 ) -> _OwnLosses:
     """What `student` learns without peers."""
     if teacher is None:
         if objective.needs_teacher:
             raise ValueError("these losses need a teacher: give one, or set all weights but labels to 0")
-        logits = untouched(student, images).float()
-        answers, of_student, of_teacher, pairs = None, {}, {}, Pairs((), ())
+        output = _in_float32(untouched(student, *inputs))
+        taught, of_student, of_teacher, pairs = None, {}, {}, Pairs((), ())
     else:
         pairs = layer_pairs(objective, student, teacher)
         names = {pair for name in objective.feature_losses for pair in pairs.of(name)}
         with recorded(student, {own for own, _ in names}) as of_student:
-            logits = untouched(student, images).float()
-        with torch.no_grad(), recorded(teacher, {taught for _, taught in names}) as of_teacher:
-            answers = untouched(teacher, images).float()
+            output = _in_float32(untouched(student, *inputs))
+        with torch.no_grad(), recorded(teacher, {other for _, other in names}) as of_teacher:
+            taught = _in_float32(untouched(teacher, *inputs))
     losses: dict[str, Tensor] = {}
     if objective.labels:
-        losses["labels"] = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    if objective.kl:
-        losses["kl"] = kl_divergence(logits, answers, objective.temperature)
-    if objective.adaptive_alpha:
-        losses["adaptive_alpha"] = adaptive_alpha_divergence(logits, answers)
+        losses["labels"] = loss(output)
+    for name in ("kl", "adaptive_alpha"):
+        if getattr(objective, name):
+            losses[name] = compare[name](output, taught)
     for name in objective.feature_losses:
-        compared = [FEATURE_LOSSES[name](of_student[own], of_teacher[taught]) for own, taught in pairs.of(name)]
+        compared = [FEATURE_LOSSES[name](of_student[own], of_teacher[other]) for own, other in pairs.of(name)]
         losses[name] = torch.stack(compared).sum()
-    return _OwnLosses(losses, logits)
+    return _OwnLosses(losses, output)
+
+
+def _in_float32(output: Output) -> Output:
+    return tree_map_only(Tensor, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor, output)

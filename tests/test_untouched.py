@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from distill.blockwise import Teacher
 from distill.objective import Objective, cohort_losses
@@ -115,8 +116,8 @@ def cohort(in_place, images, labels):
     total = cohort_losses(
         Objective(kl=1.0, mutual=1.0, attention=1.0, layers=(("conv", "conv"),)),
         students,
-        [images, images],
-        labels,
+        [(images,), (images,)],
+        partial(F.cross_entropy, target=labels),
         network(in_place),
     ).total
     return [total.detach(), *torch.autograd.grad(total, list(students[1].parameters()))]

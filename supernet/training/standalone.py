@@ -9,6 +9,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -21,16 +22,17 @@ from supernet.artifacts.runs import load_images, open_run, read_config, with_tup
 from supernet.artifacts.subnet import Subnet, SubnetConfig, load_subnet, read_subnet_config, save_subnet
 from supernet.artifacts.teacher import load_teacher
 from supernet.artifacts.weights import load_weights
-from supernet.evaluation import accuracy
+from supernet.evaluation import evaluate
 from supernet.families import Family
 from supernet.families.named import make_family, said_again
 from supernet.families.timm_models import self_contained
 from supernet.skeleton import build_skeleton
 from supernet.space import Arch
-from supernet.tasks import Classification
+from supernet.tasks import Classification, Task
+from supernet.tasks.task import Output
 from supernet.training import distributed
-from supernet.training.data import DataConfig, ImageData, resize
-from supernet.training.data.batch import take
+from supernet.training.data import Data, DataConfig, ImageData
+from supernet.training.data.batch import Batch, take
 from supernet.training.execution import DEFAULT, Execution, located
 from supernet.training.loop import Loop, LoopConfig, StepResult
 from supernet.training.randomness import Stream, part_seed
@@ -103,7 +105,7 @@ def run_model_job(
     """
     with owned(directory):
         data, members, teacher, begin = prepare_job(job, directory, resume)
-        trained = train_cohort(
+        trained = train_models(
             [member.model for member in members],
             [member.family.resolution(member.arch) for member in members],
             data,
@@ -267,39 +269,70 @@ def _for_classes(
     return trained.index_select(dim, order)
 
 
-def train_model(
-    model: nn.Module,
-    resolution: int,
-    data: ImageData,
+def train_models(
+    models: Sequence[nn.Module],
+    resolutions: Sequence[int | None],
+    data: Data,
     config: LoopConfig,
     run_dir: Path,
     objective: Objective = LABELS_ALONE,
     teacher: nn.Module | None = None,
     *,
+    task: Task | None = None,
     execution: Execution = DEFAULT,
     resume: bool = False,
     on_step: Callable[[StepResult], None] = lambda result: None,
     on_begin: Callable[[], None] = lambda: None,
-) -> nn.Module:
-    """Train `model` on images [N, C, R, R] and return the network to use: its moving average if there is one.
+) -> list[nn.Module]:
+    """Train one model, or several side by side on the same examples; the networks to use: their moving averages if
+    there are such.
 
-    A step minimises `distill.objective.objective_losses`, where the frozen `teacher` takes the same images. Writes,
-    resumes, joins processes and raises as `supernet.training.loop.Loop` does.
+    Each of `models` gets images [N, C, R, R] of its own of `resolutions`, or inputs that have no such size for None:
+    those that `task` gives an architecture with the choice `resolution` alone, or no architecture. The task is by
+    default to tell the classes of `data` apart, with the label smoothing of `config`.
+
+    A step minimises `distill.objective.cohort_losses`, by which the models teach each other if `objective` says so; the
+    frozen `teacher` takes the same inputs as each. With several models, metrics give losses and metrics of each, in
+    their order; checkpoints hold all of them. Writes, resumes, joins processes and raises as
+    `supernet.training.loop.Loop` does.
     """
-    (trained,) = train_cohort(
-        [model],
-        [resolution],
-        data,
-        config,
-        run_dir,
-        objective,
-        teacher,
-        execution=execution,
-        resume=resume,
-        on_step=on_step,
-        on_begin=on_begin,
-    )
-    return trained
+    net = Cohort(models) if len(models) > 1 else models[0]
+    task = task or Classification(data.num_classes, label_smoothing=config.label_smoothing)
+    archs = [None if resolution is None else Arch({"resolution": resolution}) for resolution in resolutions]
+    uninformed = task.uninformed_loss * max(objective.total_weight, 1.0) * len(models)
+    name = ", ".join(type(model).__name__ for model in models)
+    with owned(run_dir):
+        loop = Loop(
+            net,
+            data,
+            config,
+            run_dir,
+            partial(_evaluate, task, data, archs, execution.eval_images),
+            execution,
+            task=task,
+            resume=resume,
+            on_step=on_step,
+            on_begin=on_begin,
+            uninformed=uninformed,
+        )
+        if teacher is not None:
+            loop.place(teacher).eval()
+        students = [torch.compile(model, dynamic=False) for model in models] if execution.compile else models
+        largest = max((resolution for resolution in resolutions if resolution is not None), default=None)
+        for step, batch in loop.batches(largest):
+            with loop.seeded(step), execution.autocast(loop.device):
+                losses = cohort_losses(
+                    objective,
+                    students,
+                    [task.inputs(batch, arch) for arch in archs],
+                    lambda output, batch=batch: task.loss(output, batch),
+                    teacher,
+                    None if isinstance(task, Classification) else partial(_distil, task, batch),
+                )
+            loop.scale(losses.total).backward()
+            loop.update(step, losses.total[None], [name])
+            loop.finish(step, {"loss": losses.total, "losses": losses.parts})
+        return _members(loop.result)
 
 
 class Cohort(nn.ModuleList):
@@ -311,67 +344,26 @@ class Cohort(nn.ModuleList):
         return {f"{index}.{name}" for index, names in enumerate(own) for name in names}
 
 
-def train_cohort(
-    models: Sequence[nn.Module],
-    resolutions: Sequence[int],
-    data: ImageData,
-    config: LoopConfig,
-    run_dir: Path,
-    objective: Objective = LABELS_ALONE,
-    teacher: nn.Module | None = None,
-    *,
-    execution: Execution = DEFAULT,
-    resume: bool = False,
-    on_step: Callable[[StepResult], None] = lambda result: None,
-    on_begin: Callable[[], None] = lambda: None,
-) -> list[nn.Module]:
-    """Train `models` side by side on the same images, each resized to its own of `resolutions`; the networks to use.
+def _members(net: nn.Module) -> list[nn.Module]:
+    return list(net) if isinstance(net, Cohort) else [net]
 
-    A step minimises `distill.objective.cohort_losses`, by which they teach each other if `objective` says so. One model
-    is trained as `train_model` does. With more, metrics give losses and accuracy of each, in their order; checkpoints
-    hold all of them.
-    """
-    net = Cohort(models) if len(models) > 1 else models[0]
 
-    def members(net: nn.Module) -> list[nn.Module]:
-        return list(net) if isinstance(net, Cohort) else [net]
+def _distil(task: Task, batch: Batch, output: Output, other: Output) -> Tensor:
+    """What a network learns from another's output by the task."""
+    return task.distil(output, task.freeze(other), batch)
 
-    task = Classification(data.num_classes)
 
-    def evaluate(net: nn.Module) -> dict[str, float | list[float]]:
-        found = [
-            accuracy(model, take(data.evaluation_batches(data.holdout, resolution), execution.eval_images))
-            for model, resolution in zip(members(net), resolutions)
-        ]
-        return {"accuracy": found if isinstance(net, Cohort) else found[0]}
-
-    uninformed = task.uninformed_loss * max(objective.total_weight, 1.0) * len(models)
-    name = ", ".join(type(model).__name__ for model in models)
-    with owned(run_dir):
-        loop = Loop(
-            net,
-            data,
-            config,
-            run_dir,
-            evaluate,
-            execution,
-            task=task,
-            resume=resume,
-            on_step=on_step,
-            on_begin=on_begin,
-            uninformed=uninformed,
-        )
-        if teacher is not None:
-            loop.place(teacher).eval()
-        students = [torch.compile(model, dynamic=False) for model in models] if execution.compile else models
-        for step, (images, labels) in loop.batches(max(resolutions)):
-            with loop.seeded(step), execution.autocast(loop.device):
-                sized = [resize(images, resolution) for resolution in resolutions]
-                losses = cohort_losses(objective, students, sized, labels, teacher, config.label_smoothing)
-            loop.scale(losses.total).backward()
-            loop.update(step, losses.total[None], [name])
-            loop.finish(step, {"loss": losses.total, "losses": losses.parts})
-        return members(loop.result)
+def _evaluate(
+    task: Task, data: Data, archs: Sequence[Arch | None], count: int, net: nn.Module
+) -> dict[str, float | list[float]]:
+    """The metrics on `count` held-out examples: of several networks, each a list."""
+    found = []
+    for model, arch in zip(_members(net), archs):
+        batches = data.evaluation_batches(data.holdout, arch and arch["resolution"])
+        found.append(evaluate(model, task, take(batches, count), arch))
+    if isinstance(net, Cohort):
+        return {metric: [metrics[metric] for metrics in found] for metric in found[0]}
+    return found[0]
 
 
 def model_settings(config: LoopConfig) -> LoopConfig:

@@ -14,7 +14,7 @@ from supernet.families import FAMILIES
 from supernet.training.data import DataConfig, load_data
 from supernet.training.execution import Execution
 from supernet.training.loop import LoopConfig
-from supernet.training.standalone import read_model_job, train_model
+from supernet.training.standalone import read_model_job, train_models
 
 DATA = DataConfig(holdout=0.97, hflip=0.0, color_jitter=0.0)  # 43 images to train on, 5 batches
 CONFIG = LoopConfig(epochs=2, batch_size=8, seed=3)
@@ -50,13 +50,13 @@ def trained(data, augmentation, tmp_path_factory):
 def test_without_the_wider_networks_it_is_plain_training(data, augmentation, tmp_path):
     alone = dataclasses.replace(NETAUG, weight=0.0)
     model = train_netaug(augmentation, tiny(), data, CONFIG, tmp_path / "netaug", alone, execution=EXECUTION)
-    plain = train_model(tiny(), 24, data, CONFIG, tmp_path / "plain", execution=EXECUTION)
+    (plain,) = train_models([tiny()], [24], data, CONFIG, tmp_path / "plain", execution=EXECUTION)
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(model.get_parameter(name), parameter, msg=name)
 
 
 def test_the_wider_networks_make_a_difference(data, trained, tmp_path):
-    plain = train_model(tiny(), 24, data, CONFIG, tmp_path, execution=EXECUTION)
+    (plain,) = train_models([tiny()], [24], data, CONFIG, tmp_path, execution=EXECUTION)
     assert not torch.allclose(plain.conv_stem.weight, trained[1].conv_stem.weight)
 
 

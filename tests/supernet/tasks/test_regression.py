@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from distill.objective import Objective
 from search.loop import ask_and_tell, evaluate_here
 from search.problem import Problem
 from search.scores.accuracy import SupernetScore, held_out
@@ -18,6 +19,8 @@ from supernet.evaluation import calibrated, evaluate
 from supernet.tasks import Task
 from supernet.training.data.tensors import TensorData
 from supernet.training.execution import Execution
+from supernet.training.loop import LoopConfig
+from supernet.training.standalone import train_models
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 
@@ -93,3 +96,37 @@ def test_from_training_to_export(tmp_path):
     assert torch.equal(net(*inputs, best.arch), net.extract(best.arch)(*inputs))
     export_onnx(model, tmp_path / "model.onnx", FAMILY.example(best.arch), task=FAMILY.task, dynamic_batch=True)
     torch.testing.assert_close(onnx_runner(tmp_path / "model.onnx")(*inputs), model(*inputs).detach())
+
+
+def test_alone_with_a_teacher_and_with_a_peer(tmp_path):
+    data = TensorData(examples(512, 0), examples(300, 1), examples(300, 2))
+    config = LoopConfig(epochs=12, batch_size=32, opt="adamw", lr=0.08, weight_decay=0.0)
+    execution = Execution(eval_epochs=12, eval_images=300)
+
+    def trained(directory, widths, objective, teacher=None):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            models = [Network(width, 2) for width in widths]
+        found = train_models(
+            models, [None] * len(models), data, config, directory, objective, teacher,
+            task=FAMILY.task, execution=execution,
+        )  # fmt: skip
+        *_, before, last = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
+        return found, last["r2"], before["losses"]
+
+    (teacher,), r2, losses = trained(tmp_path / "alone", [24], Objective())
+    assert r2 > 0.85
+    assert r2 == evaluate(teacher, FAMILY.task, [data.holdout])["r2"]
+    assert list(losses) == ["labels"]
+
+    (student,), r2, losses = trained(tmp_path / "taught", [16], Objective(labels=0.0, kl=1.0), teacher)
+    assert list(losses) == ["kl"]  # of the teacher's answers alone
+    assert r2 > 0.85
+    *inputs, _ = data.test
+    with torch.no_grad():
+        assert F.mse_loss(student.eval()(*inputs), teacher(*inputs)) < F.mse_loss(teacher(*inputs), data.test[2])
+
+    _, r2, losses = trained(tmp_path / "together", [16, 8], Objective(mutual=1.0))
+    assert len(r2) == len(losses["labels"]) == 2
+    assert min(r2) > 0.8
+    assert 0 < losses["mutual"] < 2

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from distill.objective import Objective
 from search.loop import ask_and_tell, evaluate_here
 from search.problem import Problem
 from search.scores.accuracy import SupernetScore, held_out
@@ -19,6 +20,8 @@ from supernet.tasks import Task
 from supernet.training.data import resize
 from supernet.training.data.tensors import TensorData
 from supernet.training.execution import Execution
+from supernet.training.loop import LoopConfig
+from supernet.training.standalone import train_models
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 
@@ -98,3 +101,17 @@ def test_from_training_to_export(tmp_path):
     assert all(torch.equal(own[name], plain[name]) for name in ("map", "area"))
     export_program(model, tmp_path / "model.pt2", FAMILY.example(best.arch))
     torch.testing.assert_close(program_runner(tmp_path / "model.pt2")(images), model(images))
+
+
+def test_a_model_learns_from_a_peer_that_sees_smaller_images(tmp_path):
+    data, objective = TensorData(examples(192, 0), examples(64, 1), examples(64, 2)), Objective(mutual=1.0)
+    config = LoopConfig(epochs=4, batch_size=16, lr=0.8, warmup_epochs=1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        models = [Network(8, 5), Network(8, 3)]
+    execution = Execution(eval_epochs=4, log_steps=48)
+    found = train_models(models, [16, 12], data, config, tmp_path, objective, task=FAMILY.task, execution=execution)
+    noted = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["iou"]
+    archs = [{"resolution": resolution} for resolution in (16, 12)]
+    assert noted == [evaluate(own, FAMILY.task, [data.holdout], arch)["iou"] for own, arch in zip(found, archs)]
+    assert min(noted) > 0.6

@@ -11,7 +11,7 @@ from supernet.training.data import DataConfig, load_data
 from supernet.training.divergence import Divergence, TrainingError, worst
 from supernet.training.execution import Execution
 from supernet.training.loop import LoopConfig
-from supernet.training.standalone import train_model
+from supernet.training.standalone import train_models
 
 DATA = DataConfig(holdout=0.97, hflip=0.0, color_jitter=0.0)  # 43 images to train on, 5 batches
 CONFIG = LoopConfig(epochs=6, batch_size=8, warmup_epochs=0)
@@ -100,8 +100,8 @@ def test_a_training_that_blows_up_stops_early(tmp_path, change, objective, amp):
     with pytest.raises(
         TrainingError, match=r"in step \d+ for Sequential.*; lower lr, lengthen warmup_epochs or set clip"
     ):
-        train_model(
-            network(), 16, load_data(DATA), dataclasses.replace(CONFIG, **change), tmp_path, objective, teacher,
+        train_models(
+            [network()], [16], load_data(DATA), dataclasses.replace(CONFIG, **change), tmp_path, objective, teacher,
             execution=dataclasses.replace(EXECUTION, amp=amp), on_step=lambda result: done.append(result.step),
         )  # fmt: skip
     assert 1 <= len(done) < 25  # of 30
@@ -113,12 +113,13 @@ def test_a_training_that_blows_up_stops_early(tmp_path, change, objective, amp):
 )
 def test_ordinary_trainings_go_on(tmp_path, change, amp):
     execution = dataclasses.replace(EXECUTION, amp=amp)
-    train_model(network(), 16, load_data(DATA), dataclasses.replace(CONFIG, **change), tmp_path, execution=execution)
+    config = dataclasses.replace(CONFIG, **change)
+    train_models([network()], [16], load_data(DATA), config, tmp_path, execution=execution)
 
 
 def test_an_accuracy_of_guessing_is_told(tmp_path, caplog):
     frozen = dataclasses.replace(CONFIG, epochs=1, lr=1e-30)
     execution = Execution(eval_epochs=1, eval_images=50, log_steps=1)
-    train_model(network(), 16, load_data(DATA), frozen, tmp_path, execution=execution)
+    train_models([network()], [16], load_data(DATA), frozen, tmp_path, execution=execution)
     assert "the accuracy on 50 held-out images is" in caplog.text
     assert "where guessing gets 10.0 %" in caplog.text

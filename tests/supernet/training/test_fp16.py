@@ -17,7 +17,7 @@ from supernet.training.checkpoint import load_checkpoint
 from supernet.training.data import DataConfig, load_data
 from supernet.training.execution import Execution
 from supernet.training.loop import LoopConfig, TrainingError, clip_gradients
-from supernet.training.standalone import train_model
+from supernet.training.standalone import train_models
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 
@@ -56,7 +56,7 @@ def test_the_steps_are_those_written_out_with_torchs_scaler(scaled, tmp_path):
     scaled(TOO_MUCH)
     data = load_data(DATA, CONFIG.seed)
     model, reference = network().train(), network().train()
-    train_model(model, 16, data, CONFIG, tmp_path, execution=dataclasses.replace(EXECUTION, channels_last=False))
+    train_models([model], [16], data, CONFIG, tmp_path, execution=dataclasses.replace(EXECUTION, channels_last=False))
 
     scaler = torch.amp.GradScaler("cpu")
     groups = [
@@ -136,7 +136,7 @@ def overflowing(in_process, steps):
 
 
 def train_in_processes(directory):
-    model = train_model(overflowing(1, {1, 3}), 16, load_data(DATA), CONFIG, directory, execution=EXECUTION)
+    (model,) = train_models([overflowing(1, {1, 3})], [16], load_data(DATA), CONFIG, directory, execution=EXECUTION)
     return {name: tensor.detach().numpy() for name, tensor in model.named_parameters()}
 
 
@@ -151,7 +151,7 @@ def test_all_processes_skip_what_overflows_in_one(in_two_processes, tmp_path):
 
 def test_the_average_does_not_move_in_a_step_that_is_skipped(tmp_path):
     config = dataclasses.replace(CONFIG, ema_decay=0.5)
-    train_model(overflowing(0, {3}), 16, load_data(DATA), config, tmp_path, execution=EXECUTION)
+    train_models([overflowing(0, {3})], [16], load_data(DATA), config, tmp_path, execution=EXECUTION)
     averages = [load_checkpoint_of(tmp_path, step)["ema"]["module.0.weight"] for step in (3, 4, 5)]
     assert torch.equal(averages[0], averages[1])
     assert not torch.equal(averages[1], averages[2])
@@ -162,7 +162,7 @@ def test_gradients_that_are_not_finite_at_any_scale_end_the_training(scaled, tmp
     model = overflowing(0, set(range(100)))
     before = [parameter.clone() for parameter in model.parameters()]
     with pytest.raises(TrainingError, match=r"the gradient's norm is (inf|nan) in step 3, for one of"):
-        train_model(model, 16, load_data(DATA), CONFIG, tmp_path, execution=EXECUTION)
+        train_models([model], [16], load_data(DATA), CONFIG, tmp_path, execution=EXECUTION)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before))
     assert scales(tmp_path) == [2.0, 1.0]
 
@@ -176,9 +176,9 @@ def test_a_run_goes_on_in_another_precision(tmp_path):
             raise Stopped
 
     with pytest.raises(Stopped):
-        train_model(model, 16, data, CONFIG, tmp_path, execution=EXECUTION, on_step=stop)
+        train_models([model], [16], data, CONFIG, tmp_path, execution=EXECUTION, on_step=stop)
     plain = dataclasses.replace(EXECUTION, amp="none")
-    train_model(network(), 16, data, CONFIG, tmp_path, execution=plain, resume=True)
+    train_models([network()], [16], data, CONFIG, tmp_path, execution=plain, resume=True)
     state = load_checkpoint(tmp_path / "checkpoints")
     assert state["step"] == 10
     assert "scaler" not in state

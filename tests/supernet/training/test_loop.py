@@ -19,7 +19,7 @@ from supernet.training.data import DataConfig, load_data
 from supernet.training.execution import Execution
 from supernet.training.loop import Loop, LoopConfig
 from supernet.training.methods.sampling import Uniform
-from supernet.training.standalone import train_model
+from supernet.training.standalone import train_models
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 
@@ -104,7 +104,7 @@ def trained(driver, name, directory):
             torch.manual_seed(0)
             net = build(None, config.drop_rate, config.drop_path_rate)
         before = arrays(net)
-        average = train_model(net, RESOLUTION, data, config, directory, execution=execution)
+        (average,) = train_models([net], [RESOLUTION], data, config, directory, execution=execution)
     else:
         space = SearchSpace({"width": (12,)})
         family = Family(space, build, num_classes=10, input_size=RESOLUTION)

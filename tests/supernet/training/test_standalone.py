@@ -29,8 +29,7 @@ from supernet.training.standalone import (
     prepare_job,
     read_model_job,
     run_model_job,
-    train_cohort,
-    train_model,
+    train_models,
 )
 
 DATA = DataConfig(holdout=0.97, hflip=0.0, color_jitter=0.0)  # 43 images to train on, 5 batches
@@ -56,7 +55,7 @@ def test_the_loop_is_nesterovs_on_the_weighted_losses(tmp_path):
     model[3].p = reference[3].p = 0.0
     data = load_data(DATA, config.seed)
     objective = Objective(labels=0.5, kl=2.0, temperature=3.0)
-    train_model(model, 16, data, config, tmp_path, objective, teacher, execution=SILENT)
+    train_models([model], [16], data, config, tmp_path, objective, teacher, execution=SILENT)
     assert not any(module.training for module in teacher.modules())
 
     optimizer = torch.optim.SGD(reference.parameters(), momentum=0.9, nesterov=True)
@@ -85,15 +84,15 @@ class Killed(Exception):
 def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_weights(tmp_path):
     config = dataclasses.replace(CONFIG, ema_decay=0.9)
     data = load_data(DATA, config.seed)
-    whole = train_model(network(), 16, data, config, tmp_path / "whole", execution=EXECUTION)
+    (whole,) = train_models([network()], [16], data, config, tmp_path / "whole", execution=EXECUTION)
 
     def stop(result):
         if result.step == 5:  # a checkpoint is there after 4
             raise Killed
 
     with pytest.raises(Killed):
-        train_model(network(), 16, data, config, tmp_path / "parts", execution=EXECUTION, on_step=stop)
-    resumed = train_model(network(), 16, data, config, tmp_path / "parts", execution=EXECUTION, resume=True)
+        train_models([network()], [16], data, config, tmp_path / "parts", execution=EXECUTION, on_step=stop)
+    (resumed,) = train_models([network()], [16], data, config, tmp_path / "parts", execution=EXECUTION, resume=True)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
@@ -104,7 +103,7 @@ def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_last_checkpoint
     execution = dataclasses.replace(EXECUTION, checkpoint_steps=1)
     model = network()
     with pytest.raises(TrainingError, match=r"in step \d+ for Sequential; lower lr"):
-        train_model(model, 16, load_data(DATA, config.seed), config, tmp_path, execution=execution)
+        train_models([model], [16], load_data(DATA, config.seed), config, tmp_path, execution=execution)
     state = load_checkpoint(tmp_path / "checkpoints")["net"]
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, state[name]), name
@@ -259,7 +258,7 @@ def test_a_cohort_takes_the_steps_that_each_network_would_by_itself(tmp_path):
         model[3].p = 0.0
     data = load_data(DATA, config.seed)
     execution = dataclasses.replace(EXECUTION, eval_images=256)
-    train_cohort(networks, [16, 12], data, config, tmp_path, Objective(mutual=2.0), execution=execution)
+    train_models(networks, [16, 12], data, config, tmp_path, Objective(mutual=2.0), execution=execution)
 
     optimizers = [torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True) for model in references]
     norms = [[], []]
@@ -362,7 +361,7 @@ def test_labels_beyond_the_classes_are_refused(tmp_path):
     data = load_data(DATA, CONFIG.seed)
     few = dataclasses.replace(data, classes=data.classes[:3])
     with pytest.raises(ValueError, match=r"labels are \d to 9, but there are 3 classes"):
-        train_model(network(), 16, few, dataclasses.replace(CONFIG, batch_size=43), tmp_path, execution=EXECUTION)
+        train_models([network()], [16], few, dataclasses.replace(CONFIG, batch_size=43), tmp_path, execution=EXECUTION)
 
 
 def test_a_compiled_model_trains_to_the_same_weights(tmp_path, monkeypatch):
@@ -374,9 +373,9 @@ def test_a_compiled_model_trains_to_the_same_weights(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", trace_only)
     data, config = load_data(DATA, CONFIG.seed), dataclasses.replace(CONFIG, epochs=1, ema_decay=0.5)
-    plain = train_model(network(), 16, data, config, tmp_path / "plain", execution=SILENT)
+    (plain,) = train_models([network()], [16], data, config, tmp_path / "plain", execution=SILENT)
     fast = dataclasses.replace(SILENT, compile=True)
-    found = train_model(network(), 16, data, config, tmp_path / "fast", execution=fast)
+    (found,) = train_models([network()], [16], data, config, tmp_path / "fast", execution=fast)
     assert len(compiled) == 1
     for name, tensor in plain.state_dict().items():
         assert torch.equal(found.state_dict()[name], tensor), name
