@@ -42,8 +42,8 @@ class _Moments(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """Of a BatchNorm layer in a network whose running statistics are right: these, and what the calibration images have
-    there, in double precision."""
+    """A BatchNorm layer of a network whose running statistics are right: these statistics, and those that the
+    calibration images have in the same layer, in double precision."""
 
     mean: Tensor  # [C]
     variance: Tensor  # [C]
@@ -54,23 +54,23 @@ class Reference(NamedTuple):
 def calibrate(
     model: nn.Module, batches: Iterable[Inputs], references: Mapping[nn.Module, Reference] = MappingProxyType({})
 ) -> list[Any]:
-    """Replace the running statistics of every BatchNorm layer of the plain `model` by those of the given images, or of
-    whatever the batches hold: each is the input of `model`, or a tuple of several.
+    """Replace the running statistics of every BatchNorm layer of the plain `model` by the statistics of the given
+    images, or of whatever the batches hold: each batch is the input of `model`, or a tuple of several inputs.
 
     Returns the outputs for the batches: the same layers, normalised by their biased variance, as in train mode, so
     that `model` may be a first part of a network and the outputs may calibrate the rest. They are empty if there is
     nothing to calibrate.
 
     The result is what one forward pass in train mode over all images in a single batch would leave with momentum 1:
-    each layer's mean and unbiased variance over the images, its input normalised by the statistics of the layers
-    before it over *all* images. It does not depend on how the images are split into batches. Weights and the mode of
-    the model stay as they are, and dropout is off. Layers with a reference get its statistics instead, `corrected` by
-    what the images have here and there.
+    each layer's mean and unbiased variance over the images, its input normalised by the statistics of the layers before
+    it over *all* images. The result does not depend on how the images are split into batches. Weights and the mode of
+    the model stay as they are, and dropout is off. A layer with a reference gets the reference's statistics instead,
+    `corrected` by what the images have in this layer and in the reference's.
 
     All batches go through the model together, layer by layer: one thread a batch, all waiting for each other at every
-    BatchNorm. On a CPU as many run at a time as torch has threads, each on its share; elsewhere a single one. The
-    activations of all images at one depth are in memory at once (one image of 224 pixels in a MobileNetV3 takes about
-    10 MB, of 64 pixels 1 MB).
+    BatchNorm. On a CPU as many batches run at a time as torch has threads, each on its share; elsewhere a single batch.
+    The activations of all images at one depth are in memory at once (one image of 224 pixels in a MobileNetV3 takes
+    about 10 MB, of 64 pixels 1 MB).
 
     BatchNorm layers without running statistics are left alone, and those that no image reaches keep what they have.
 
@@ -106,22 +106,25 @@ def calibrate(
 def corrected(image_means: Tensor, image_variances: Tensor, there: Reference, eps: float) -> tuple[Tensor, Tensor]:
     """Mean and variance [C] over all images that there are, from the calibration images' [B, C], by control variates.
 
-    For a channel, m and v are its mean and biased variance over the calibration images here, m0 and v0 those in the
-    reference, and M0 and V0 the reference's statistics. With g = (v + eps) / (v0 + eps)::
+    For a channel, m and v are its mean and biased variance over the calibration images here (in the layer to be
+    corrected), m0 and v0 those there (in the reference), and M0 and V0 the reference's statistics. With
+    g = (v + eps) / (v0 + eps)::
 
         corrected mean            =  m + a sqrt(g) (M0 - m0)
         corrected variance + eps  =  (v + eps) ((V0 + eps) / (v0 + eps))^b
 
-    So if the images are brighter than most, say, or lack what a channel looks for, that is taken off here as it is
-    known to be wrong there. The coefficients are those of least variance (Owen, *Monte Carlo theory, methods and
-    examples*, section 8.9), one a layer, within 0 and 1: how an image's deviation here follows from that there. With
-    means x_i and mean squared deviations u_i = variance_i + (x_i - m)^2 of the images i, summed over channels, ::
+    So if the images are brighter than most, say, or lack what a channel looks for, the error that this is known to make
+    there is taken off here. The coefficients are those of least variance (Owen, *Monte Carlo theory, methods and
+    examples*, section 8.9), one a layer, within 0 and 1: how an image's deviation here follows from its deviation
+    there. With means x_i and mean squared deviations u_i = variance_i + (x_i - m)^2 of the images i, summed over
+    channels, ::
 
         a  =  sum cov(x, x0) / sqrt((v + eps) (v0 + eps))  /  sum var(x0) / (v0 + eps)
         b  =  sum cov(u, u0) / ((v + eps) (v0 + eps))      /  sum var(u0) / (v0 + eps)^2
 
-    In the reference's own network both are 1, and the result is the reference's statistics; where the images deviate
-    otherwise than there, they are 0, and the result is what the images have. A variance is not below 0.
+    In the reference's own network both coefficients are 1, and the result is the reference's statistics; where the
+    images deviate otherwise than there, the coefficients are 0, and the result is what the images have. A variance is
+    not below 0.
     """
     m, v, x, u = _deviations(image_means, image_variances)
     m0, v0, x0, u0 = _deviations(there.image_means, there.image_variances)
@@ -146,10 +149,11 @@ def _slope(y: Tensor, x: Tensor) -> float:
 
 
 def references(model: nn.Module, batches: Sequence[Inputs]) -> dict[str, Reference]:
-    """That of each BatchNorm layer of `model`, by name, whose running statistics are right, on batches of images.
+    """The reference of each BatchNorm layer of `model`, by name, on batches of images; the running statistics of
+    `model` are right.
 
     `model` is in eval mode. Batches run one after another, on a CPU as many at a time as torch has threads, so memory
-    is that of a few batches. Layers that no image reaches have none.
+    is that of a few batches. Layers that no image reaches have no reference.
     """
     layers = {layer: name for name, layer in model.named_modules() if keeps_statistics(layer)}
     found: dict[nn.Module, list[_Moments | None]] = {layer: [None] * len(batches) for layer in layers}

@@ -35,8 +35,8 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> floa
 
 
 def evaluate(model: nn.Module, task: Task, batches: Iterable[Batch], arch: Arch | None = None) -> dict[str, float]:
-    """The metrics of `model`, in eval mode, on batches of `task`; it gets its inputs as the subnet `arch` does, or if
-    None as they are. The batches go through one by one."""
+    """The metrics of `model`, in eval mode, on batches of `task`. The model gets the inputs that the subnet `arch`
+    gets; with None it gets them as they are. The batches go through one by one."""
     device = next(model.parameters()).device
     model.eval()
     with torch.inference_mode():
@@ -57,13 +57,14 @@ def calibrated_subnet(
 
 def calibrated(net: Supernet, arch: Mapping[str, Any], batches: Iterable[Inputs]) -> nn.Module:
     """The subnet `arch` as a plain module in eval mode, its BatchNorm recalibrated on batches of images [N, C, R, R],
-    or of whatever it takes, in tuples if that are several inputs.
+    or of whatever inputs it takes, a tuple for several.
 
     What is done depends on what the supernet's own statistics are right for (`Supernet.statistics_of`). If that is
-    `arch`, it keeps them: those of many images in training are better than any of a few. If it is another, the largest
-    of a pretrained supernet, that one runs on the images as well, and what the images have in `arch` is corrected by
-    what they have there (`supernet.calibration.corrected`). After training they are right for none, and the subnet gets
-    those of the images as they are. `benchmarks/calibration.py` compares these and other ways.
+    `arch`, it keeps them: statistics of many images in training are better than statistics of a few. If it is another,
+    the largest of a pretrained supernet, that subnet runs on the images as well, and the images' statistics in `arch`
+    are corrected by their statistics in that subnet (`supernet.calibration.corrected`). After training the supernet's
+    statistics are right for no subnet, and `arch` gets the images' statistics as they are. `benchmarks/calibration.py`
+    compares these and other ways.
     """
     model, batches = net.extract(arch).eval(), list(batches)
     if net.statistics_of != net.space.validate(arch):
@@ -73,9 +74,9 @@ def calibrated(net: Supernet, arch: Mapping[str, Any], batches: Iterable[Inputs]
 
 
 def known_references(net: Supernet, batches: Sequence[Inputs]) -> dict[str, Reference]:
-    """By name, those of the BatchNorm layers of the subnet that the supernet's statistics are right for, on batches of
-    images, as `calibrated` takes them; none if there is no such subnet, and none of layers that have their statistics
-    in common."""
+    """By name, the references of the BatchNorm layers of the subnet that the supernet's statistics are right for, on
+    batches of images, as `calibrated` takes them. Empty if there is no such subnet; layers that have their statistics
+    in common have no reference."""
     if net.statistics_of is None:
         return {}
     found = references(net.extract(net.statistics_of).eval(), batches)
@@ -97,7 +98,8 @@ def references_of(
 
 
 def quality(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Quality:
-    """Of `model` in eval mode on images [N, C, R, R] with labels [N]; ValueError if there are none."""
+    """The `Quality` of `model`, in eval mode, on images [N, C, R, R] with labels [N]; ValueError if there are no
+    images."""
     device = next(model.parameters()).device
     model.eval()
     hits, confidences = [], []

@@ -31,7 +31,7 @@ def require(module: str) -> ModuleType:
 
 
 def lazily(package: str, names: Mapping[str, Sequence[str]]) -> Callable[[str], object]:
-    """The `__getattr__` (PEP 562) of a package that offers `names`, each the module with what is taken from it."""
+    """The `__getattr__` (PEP 562) of a package that offers `names`: for each module, by name, what is taken from it."""
     homes = {name: home for home, found in names.items() for name in found}
 
     def find(name: str) -> object:

@@ -74,8 +74,8 @@ def probing_archs(space: SearchSpace, count: int = 8) -> list[Arch]:
 def check_shape(
     name: str, shared: torch.Size, shape: torch.Size, is_kernel: bool, shared_arch: Arch, arch: Arch
 ) -> None:
-    """ValueError unless a tensor of `shape`, in the subnet `arch`, is a part of a shared tensor of size `shared`, which
-    is that of `shared_arch`."""
+    """ValueError unless a tensor of `shape`, in the subnet `arch`, is a part of a shared tensor of size `shared`, the
+    size that it has in `shared_arch`."""
     if len(shape) != len(shared):
         remedy = ": the number of dimensions must not depend on the architecture"
     elif any(part > whole for part, whole in zip(shape, shared)):
@@ -89,7 +89,7 @@ def check_shape(
 
 def check_unit(name: str, shared: Unit | None, unit: Unit | None, shared_arch: Arch, arch: Arch) -> None:
     """ValueError unless the heads or groups of the layer that has the tensor `name` in `arch` are as large as those in
-    `shared_arch`, where that tensor is larger; a single one may be smaller."""
+    `shared_arch`, where that tensor is larger; a single head or group may be smaller."""
     if shared is None or unit is None or shared.size == unit.size or shared.count == unit.count == 1:
         return
     sizes, shared_sizes = (" x ".join(map(str, u.size)) for u in (unit, shared))
@@ -114,11 +114,11 @@ def check_structure(
     are run without data too, a fraction of a second each, and those with the same children must also call the same
     functions, which finds `if x.shape == y.shape: y = y + x`. And a tensor of which a smaller module keeps the leading
     entries, as `leads` tells, is not of a layer whose outputs the forward pass divides into blocks that begin elsewhere
-    in the smaller one, nor of one whose inputs it puts together of such blocks (see `divisions`).
+    in the smaller module, nor of a layer whose inputs the forward pass puts together of such blocks (see `divisions`).
 
-    Where two architectures differ, the smaller one has to agree with that which is larger in its sizes alone: of the
-    same depth and with the same exits, so that a `forward` may repeat a module, or leave early. Sizes are the choices
-    that change the shape of a tensor.
+    Where two architectures differ, the smaller one has to agree with an architecture that is larger in its sizes alone:
+    of the same depth and with the same exits, so that a `forward` may repeat a module, or leave early. Sizes are the
+    choices that change the shape of a tensor.
     """
     probing = probing_archs(space)
     modules = sum(1 for _ in module_of(space.largest).modules())

@@ -43,8 +43,8 @@ def floating_dtype(module: nn.Module) -> torch.dtype:
 def inputs_like(example: Any, module: nn.Module, device: torch.device, count: int | None = None) -> tuple:
     """What `module` may be called with: zeros in the shapes of `example`, a tensor or a tuple of inputs.
 
-    Floating point ones are of the type of the weights, others of the example's. With a `count` they are so many
-    examples, whose dimension is the first.
+    Floating point inputs are of the type of the weights, others of the example's type. With a `count` the inputs are
+    those of so many examples, along the first dimension.
     """
     own = floating_dtype(module)
 
@@ -56,7 +56,7 @@ def inputs_like(example: Any, module: nn.Module, device: torch.device, count: in
 
 
 def count_classes(output: object) -> int:
-    """K of a model's output [B, K]; ValueError, saying what came out, if it is none."""
+    """K of a model's output [B, K]; ValueError, saying what came out, for an output of another form."""
     if isinstance(output, Tensor) and output.dim() == 2:
         return output.shape[1]
     raise ValueError(

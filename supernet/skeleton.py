@@ -55,7 +55,7 @@ class _CopyTo(TorchFunctionMode):
 
 
 def copy_to(module: nn.Module, device: torch.device) -> nn.Module:
-    """A copy of `module` with all its tensors on `device`: parameters, buffers, and those that are mere attributes.
+    """A copy of `module` with all its tensors on `device`: parameters, buffers, and tensors that are mere attributes.
 
     On the meta device it takes no memory. Unlike `copy.deepcopy(module).to(device)` it does not copy weights to drop
     them, moves plain attributes too, and takes what is computed from parameters (by torch.nn.utils.weight_norm).
@@ -67,8 +67,8 @@ def copy_to(module: nn.Module, device: torch.device) -> nn.Module:
 def without_data(module: nn.Module, use: Callable[[nn.Module, torch.device], T]) -> T:
     """`use(copy, device)`, which runs a copy of `module`, in eval mode and without gradients, on inputs that it makes.
 
-    On the meta device, which takes neither memory nor time; on the CPU if that fails, since code may ask for values.
-    ValueError, in one line, if that fails, too.
+    On the meta device, which takes neither memory nor time; on the CPU if the meta device fails, since code may ask for
+    values. ValueError, in one line, if the CPU fails, too.
     """
 
     def used(device: torch.device) -> T:
@@ -85,7 +85,8 @@ def without_data(module: nn.Module, use: Callable[[nn.Module, torch.device], T])
 
 
 def build_uninitialised(build, arch) -> nn.Module:
-    """The plain module of `build(arch)`, with whatever values are in memory for those that it initialises in place."""
+    """The plain module of `build(arch)`, in whose tensors, where `build` would initialise them in place, there is
+    whatever was in memory."""
     with _WithoutInitialisation():
         return plain(build(arch))
 
@@ -115,8 +116,8 @@ class Assembler:
     """Skeletons put together from pieces of earlier ones, in a tenth of the time that building takes.
 
     `pieces(arch)` names submodules, and for each of them what it is determined by: modules of one name and one key are
-    interchangeable. What it does not name is the same in every architecture. Skeletons may have pieces in common; an
-    assembled one runs like one that was built, but attributes of the modules around the pieces, such as timm's
+    interchangeable. What `pieces` does not name is the same in every architecture. Skeletons may have pieces in common;
+    an assembled one runs like one that was built, but attributes of the modules around the pieces, such as timm's
     `num_features`, are those of the first skeleton. Modules in which `views` gives tensors another source, or in which
     pieces have a tensor in common with others, are built whole.
     """

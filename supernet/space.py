@@ -81,8 +81,8 @@ class Choice:
     Numbers are *ordered*, given in increasing order: a larger value makes tensors larger, never another network.
     Strings are *unordered*, such as operations, which exchange parts of the network.
 
-    `when` maps names of choices declared earlier to the values under which this one is active. It is inactive if
-    any of those has another value or is inactive itself.
+    `when` maps names of choices declared earlier to the values under which this choice is active. It is inactive if any
+    of the named choices has another value or is inactive itself.
     """
 
     values: Sequence[Value]
@@ -286,7 +286,7 @@ class SearchSpace:
     def crossover(self, a: Arch, b: Arch, generator: np.random.Generator) -> Arch:
         """A child with each choice from `a` or `b` with equal probability.
 
-        A choice active in one parent alone comes from that one; one active in neither is drawn uniformly.
+        A choice active in one parent alone comes from that parent; a choice active in neither is drawn uniformly.
         """
         fresh = generator.integers(self._cardinalities)
         first, second = self.encode([a, b])

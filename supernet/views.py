@@ -1,8 +1,8 @@
 """Subnets' tensors that are no mere slices of the shared ones of their names.
 
 Layers that share weights across depth have one *source*; weights that are masked or rounded have a *transform*. A
-family says by `views(arch)` which names have one of their own. Names of which a plain module has one tensor are *tied*:
-the supernet stores it once, under the first of them.
+family says by `views(arch)` which names have a source or a transform of their own. Names of which a plain module has
+one tensor are *tied*: the supernet stores it once, under the first of them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ Transform = Callable[[Tensor], Tensor]
 class View:
     """A subnet's tensor: `transform(slice of source)`.
 
-    `source` names the shared tensor, None for that of the tensor's own name. It need not be the name of any module's
-    tensor. It is as large as the largest of all tensors that are views of it, starts as that one does, and is sliced
-    alike for all of them. Gradients add up in it.
+    `source` is the name of the shared tensor; None means the tensor's own name. No module need have a tensor of the
+    name `source`. The shared tensor is as large as the largest of all tensors that are views of it, starts as the
+    largest does, and is sliced alike for all of them. Gradients add up in it.
 
     `transform(weight)` gives a tensor of the same shape, and leaves `weight` as it is. It is part of what subnets are
-    told apart by: equal for equal computations, and hashable, as a frozen dataclass is. Its gradient is its own matter:
-    that of rounding is zero unless it is passed straight through. ValueError if it is not hashable.
+    told apart by: equal for equal computations, and hashable, as a frozen dataclass is. The transform says what its
+    gradient is: rounding has a gradient of zero unless the gradient is passed straight through. ValueError if the
+    transform is not hashable.
     """
 
     source: str | None = None
@@ -48,19 +49,20 @@ PLAIN = View()
 
 
 def no_views(arch: Arch) -> Mapping[str, View]:
-    """Those of a family in which every tensor is a slice of the shared one of its name."""
+    """The views of a family in which every tensor is a slice of the shared tensor of its name: none."""
     return {}
 
 
 def tied_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Of names for one and the same tensor, every one but the first, and which is the first; of those in a module's
-    `state_dict(keep_vars=True)`."""
+    """Every name of a tensor but its first, with its first: of the names in a module's `state_dict(keep_vars=True)`,
+    where several may stand for one and the same tensor."""
     first: dict[int, str] = {}
     return {name: first[id(t)] for name, t in tensors.items() if first.setdefault(id(t), name) != name}
 
 
 def tie_names(module: nn.Module, ties: Mapping[str, str]) -> nn.Module:
-    """Give `module`, in place, under every name of `ties` the tensor that it has under the other name."""
+    """Give `module`, in place, under every name of `ties` the tensor that it has under the name that `ties` gives for
+    it."""
     for alias, name in ties.items():
         owner, _, leaf = alias.rpartition(".")
         setattr(module.get_submodule(owner), leaf, attrgetter(name)(module))

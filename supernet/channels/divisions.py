@@ -264,7 +264,8 @@ def check_divisions(
     leads: Callable[[str], bool],
 ) -> None:
     """ValueError, naming the tensor, if blocks of a layer's channels begin elsewhere in `module` than in the `larger`
-    one, where it has more of them, and it keeps the leading ones, as `leads` tells by name."""
+    module, where the layer has more channels, though `module` keeps the leading ones, as `leads` tells by the tensor's
+    name."""
     tensors, larger_tensors = (dict([*m.named_parameters(), *m.named_buffers()]) for m in (module, larger))
     for place in found:
         name, dim, _ = place

@@ -55,7 +55,8 @@ class LabelSet:
         return composed
 
     def find(self, label: int) -> int:
-        """The label that stands for all that are tied to this one; FIXED if the channels that it consists of are."""
+        """The label that stands for all that are tied to this one; FIXED if the channels that it consists of are
+        fixed."""
         return FIXED if self.parts(label).label == FIXED else self._root(label)
 
     def parts(self, label: int) -> Composition:
@@ -161,10 +162,10 @@ class Follower(Protocol):
     set: LabelSet
 
     def labels(self, tensor: Tensor) -> Labels:
-        """Those of the dimensions of a tensor that was met."""
+        """The labels of the dimensions of a tensor that the pass has met."""
 
     def tie(self, a: int, b: int) -> int:
-        """The label of both, which are the same channels."""
+        """Make two labels the same channels; the label that stands for both."""
 
     def fix(self, labels: Iterable[int], reason: str | None = None) -> None:
         """Keep these channels as many as they are."""

@@ -63,8 +63,8 @@ class Residuals:
         return False
 
     def removable(self, model: nn.Module) -> Mapping[str, Mapping[str, int]]:
-        """Every list of modules that ends in residual blocks, each of which takes in what the one before it puts out,
-        and these blocks with their places in it; the first module is none of them."""
+        """Every list of modules that ends in residual blocks, each of which takes in what the block before it puts out,
+        and of each list these blocks, with their places in the list. The first module of a list is not among them."""
         removable = {}
         for name, module in model.named_modules():
             if type(module) in (nn.Sequential, nn.ModuleList):

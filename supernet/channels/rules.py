@@ -174,7 +174,7 @@ def elementwise(t: Follower, result: Tensor, *args, **options) -> Labels:
 
 
 def along(t: Follower, result: Tensor, x: Tensor, *args, **options) -> Labels:
-    """A function of the entries along a dimension in which none is like no other, such as softmax."""
+    """A function that mixes entries along a dimension but treats all of them alike, such as softmax."""
     return t.labels(x)
 
 

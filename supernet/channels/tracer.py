@@ -56,7 +56,7 @@ class Channels:
 
     @property
     def plain(self) -> bool:
-        """Whether every dimension in which these channels lie is one block of them."""
+        """Whether these channels lie in one block alone in every dimension that has them."""
         return all(blocks == 1 for _, _, blocks in self.members)
 
 
@@ -67,7 +67,8 @@ class Extent(NamedTuple):
     channels: Channels | None
 
     def size(self, widths: Mapping[str, int]) -> int:
-        """Where there are as many of the channels as `widths` says by their name; else, as many as were traced."""
+        """The size where `widths` says, by the channels' name, how many of them there are; channels that it lacks are
+        as many as were traced."""
         return self.count * widths.get(self.channels.name, self.channels.size) if self.channels else self.count
 
 

@@ -38,10 +38,10 @@ def widen(model: nn.Module, sizes: Mapping[Channels, int]) -> nn.Module:
 
 
 def slicing_rules(channels: Iterable[Channels]) -> dict[str, Rule]:
-    """The rules that `Supernet` needs for the tensors of those of these channels that lie in several blocks.
+    """The rules that `Supernet` needs, by name, for the tensors of channels that lie in several blocks somewhere.
 
-    Also for a tensor in which they are one block, such as the weight of a convolution in groups, each of which takes in
-    a block: without a rule it would be taken to be one whose smaller groups see the channels of others.
+    Also for a tensor in which such channels are one block, such as the weight of a convolution in groups, each of which
+    takes in a block: without a rule, its smaller groups would be taken to see the channels of other groups.
     """
     rules = {}
     for name, blocks in _blocks_by_tensor(group for group in channels if not group.plain).items():

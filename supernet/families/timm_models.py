@@ -48,7 +48,8 @@ class TimmModel(NamedTuple):
         return own_classes(self.config, wanted) if isinstance(weights, bool) else None
 
     def self_contained(self) -> dict[str, Any]:
-        """The options `name` and `saved_config` of `timm_model` that give this model without its folder or network."""
+        """The options `name` and `saved_config` of `timm_model` that give this model without its folder or a
+        connection."""
         cfg = {key: value for key, value in self.config.items() if key not in LABELS}
         args = {
             key: value for key, value in self.create.keywords.items() if key not in ("pretrained_cfg", "num_classes")
@@ -65,7 +66,8 @@ def timm_model(
     saved_config: Mapping[str, Any] | None = None,
 ) -> TimmModel:
     """The model that `timm.create_model` makes of `name`: a name, with or without the tag of its weights, `hf-hub:ID`,
-    or `local-dir:PATH`; with its own number of classes and size of images where they are None.
+    or `local-dir:PATH`; with its own number of classes and size of images where `num_classes` and `input_size` are
+    None.
 
     `saved_config` is what such an ID or PATH says beside the name, as `TimmModel.self_contained` gives it.
     ValueError for a name that timm does not know, and for a size that images cannot have.
@@ -97,10 +99,11 @@ def timm_model(
 
 
 def self_contained(space: str, options: str) -> str:
-    """The `options` of a `space`, a JSON object, so that a saved network needs no folder, file or network for them.
+    """The `options` of a `space`, a JSON object, so that a saved model needs no folder, file or connection for them.
 
-    Where a timm model's `name` is a folder or an ID, it is replaced by what that says; `pretrained`, which names
-    weights to start from, is left out if it is a file or belongs to such a name: the saved network has its own.
+    Where a timm model's `name` is a folder or an ID, it is replaced by what the folder or ID says; `pretrained`, which
+    names weights to start from, is left out if it is a file or belongs to such a name: the saved model has weights of
+    its own.
     """
     if space not in SPACES:
         return options
@@ -143,7 +146,7 @@ def just_timm(
 
 
 def create_regularised(create: Callable[..., nn.Module], drop_rate: float, drop_path_rate: float) -> nn.Module:
-    """`create()`, with the rates that are not 0 as options; ValueError if it does not take them."""
+    """`create()`, with the rates that are not 0 as options; ValueError if `create` does not take them."""
     rates = {name: rate for name, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)) if rate}
     try:
         return create(**rates)

@@ -43,7 +43,8 @@ def load_pretrained(
     weights: bool | str | os.PathLike = True,
     classifier: bool | None = None,
 ) -> nn.Module:
-    """The timm model that `create()` makes, with the weights that its `config` says where to find, or those in a file.
+    """The timm model that `create()` makes, with the weights that its `config` says where to find, or those in the file
+    `weights`.
 
     timm adapts them: it reads the formats of the models' authors, fits the first convolution to the images' channels
     and positions to their size. A beginning that all names have in common, such as "module.", is taken off
@@ -110,12 +111,12 @@ def read_source(source: str, identifier: str, name: str) -> tuple[str, dict[str,
 
 
 def own_classes(config: Mapping[str, Any], wanted: Sequence[str]) -> tuple[str, ...] | None:
-    """The names of the classes that pretrained weights tell apart: `wanted` itself if it is these, by the names or by
-    the descriptions that timm knows of them, and () for classes that are certainly others.
+    """The names of the classes that pretrained weights tell apart: `wanted` itself if those are the same classes, by
+    the names or by the descriptions that timm knows of them, and () if they are certainly others.
 
-    timm's weights for as many classes as a version of ImageNet has are for those, by WordNet's numbers. None where
-    nothing says: in a folder without names of classes, and where `wanted` are bare numbers, of a dataset that does not
-    tell its classes.
+    timm's weights for as many classes as a version of ImageNet has are for ImageNet's classes, by WordNet's numbers.
+    None where nothing says: in a folder without names of classes, and where `wanted` are bare numbers, of a dataset
+    that does not tell its classes.
     """
     if tuple(wanted) == tuple(map(str, range(config["num_classes"]))):
         return None

@@ -31,7 +31,7 @@ class Classification(Task):
     num_classes: int | None = None
     """K, if it is known, to check batches by."""
     in_chans: int | None = None
-    """C, likewise."""
+    """C, if it is known, to check batches by."""
     resolution: Callable[[Arch], int] | None = None
     """Pixels a side of an architecture's images. By default what its choice `resolution` says, and where it has none
     they are not resized."""

@@ -21,17 +21,18 @@ class Task(Protocol):
     """
 
     input_names: Sequence[str] = ("input",)
-    """Of the network's inputs, in an exported file."""
+    """Names of the network's inputs in an exported file."""
     output_names: Sequence[str] = ("output",)
-    """Of the tensors of its output, likewise."""
+    """Names of the tensors of the network's output in an exported file."""
     uninformed_loss: float = 1.0
-    """About the loss of a network that knows nothing, by which a diverged training is told, if it is above that of the
-    first step (`supernet.training.divergence`)."""
+    """About the loss of a network that knows nothing, by which a diverged training is told, if it is above the loss of
+    the first step (`supernet.training.divergence`)."""
     chance: float | None = None
-    """What the first of the metrics is of a network that guesses, where it is a part of the examples; None: unknown."""
+    """The first metric of a network that guesses, where that metric is a part of the examples; None if it is
+    unknown."""
 
     def inputs(self, batch: Batch, arch: Arch | None) -> tuple:
-        """What the subnet `arch` is called with; of several architectures of one resolution, the same. For None, which
+        """What the subnet `arch` is called with: the same for all architectures of one resolution. For None, which
         stands for a network that is no subnet, such as a teacher, the inputs as they are in the batch."""
         ...
 
@@ -40,14 +41,15 @@ class Task(Protocol):
         ...
 
     def distil(self, output: Output, teacher_output: Output, batch: Batch) -> Tensor:
-        """What a student lowers beside it or instead, a scalar; the teacher's output is as `freeze` gives it."""
+        """What a student lowers beside `loss` or instead, a scalar; the teacher's output is as `freeze` gives it."""
         ...
 
     def metrics(self, outputs: Iterable[Output], batches: Iterable[Batch]) -> dict[str, float]:
-        """What a network is judged by, of the outputs for all batches; higher is better. The first one is what a search
-        maximises.
+        """What a network is judged by, of the outputs for all batches; higher is better. A search maximises the first
+        metric.
 
-        Both can be gone through once, side by side, so that not all of them are in memory, and are on one device.
+        `outputs` and `batches` can be gone through once, side by side, so that not all of them are in memory, and are
+        on one device.
         """
         ...
 
@@ -63,7 +65,8 @@ class Task(Protocol):
         """ValueError if a network cannot learn from this batch; called with each one before it is used."""
 
     def check_output(self, output: Output) -> None:
-        """ValueError if this is no output that the task understands; of a network in train mode, on two examples."""
+        """ValueError if the task does not understand this output, which a network in train mode gives for two
+        examples."""
 
 
 def in_float32(output: Output) -> Output:
