@@ -32,15 +32,15 @@ class NetAugConfig:
     r: float = 3.0
     """How many times as wide, and as expanded, the widest network is."""
     s: int = 2
-    """Equal steps from the tiny model to there."""
+    """Equal steps from the tiny model to the widest network."""
     widths: tuple[float, ...] = ()
-    """Factors of the widths instead, such as 1 1.8 2.6."""
+    """Factors of the widths, in the place of those by r and s, such as 1 1.8 2.6."""
     expansions: tuple[float, ...] = ()
-    """Factors of the expansions inside blocks instead, such as 1 1.6 2.2 2.8."""
+    """Factors of the expansions inside blocks, in the place of those by r and s, such as 1 1.6 2.2 2.8."""
     weight: float = 1.0
     """Weight of the wider network's loss."""
     width_until: float = 0.5
-    """Part of the training in which networks are wider; then they are more expanded alone."""
+    """Part of the training in which networks are wider; after it they are only more expanded."""
     sort_channels: bool = True
     """Put the most important channels into the tiny model before every epoch in which networks are wider."""
     calibration_images: int = 1000

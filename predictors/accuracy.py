@@ -1,4 +1,4 @@
-"""`AccuracyPredictor`: the score of an architecture, from those of others."""
+"""`AccuracyPredictor`: the score of an architecture, from the scores of others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class AccuracyPredictor:
     MINIMUM = 10  # evaluations
 
     def __init__(self, space: SearchSpace, archs: Sequence[Arch], scores: Sequence[float]) -> None:
-        """Fit; ValueError if there are fewer than `MINIMUM` evaluations or one is not finite."""
+        """Fit; ValueError if there are fewer than `MINIMUM` evaluations or a score is not finite."""
         values = np.asarray(scores, dtype=float)
         if len(archs) != len(values):
             raise ValueError(f"{len(archs)} architectures but {len(values)} scores")

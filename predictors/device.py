@@ -78,7 +78,8 @@ def this_device(
 
 
 def is_this_machine(device: Device) -> bool:
-    """Whether this machine has the hardware of `device`, whatever its name; no if nobody knows that device's."""
+    """Whether this machine has the hardware of `device`, whatever its name; no if the hardware of `device` is
+    unknown."""
 
     def lasting(hardware: Mapping[str, str | int | float]) -> dict[str, str | int | float]:
         return {name: value for name, value in hardware.items() if name != "load_average"}

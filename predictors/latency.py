@@ -59,7 +59,8 @@ class LatencyPredictor:
         found: HeldOut | None = None,
         device: Device | None = None,
     ):
-        """`fit` and `load` make predictors. Without held-out predictions, those that the mixture leaves out serve."""
+        """`fit` and `load` make predictors. Without held-out predictions, the mixture's left-out predictions serve
+        (`Mixture.left_out`)."""
         self.space = space
         self.codes = codes
         self.latency_ms = latency_ms
@@ -199,7 +200,7 @@ def suggest(
     sources: Sequence[LatencyPredictor | Cost] = (),
     candidates: Sequence[Arch] | None = None,
 ) -> list[Arch]:
-    """The `count` architectures whose latencies on a new device would say most about those of all others.
+    """The `count` architectures whose latencies on a new device would say most about the latencies of all others.
 
     Chosen one by one from `candidates`, by default random architectures, some of all sizes, the smallest and the
     largest, so that what remains uncertain of the latency of a random architecture, or of one of any size, is least

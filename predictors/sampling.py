@@ -14,8 +14,8 @@ POOL = 20  # architectures drawn for each that is kept
 def graded(space: SearchSpace, count: int, generator: np.random.Generator) -> list[Arch]:
     """`count` architectures of all sizes between the smallest and the largest.
 
-    Uniform sampling gives middling ones only. Here each architecture draws its own place between 0 and 1, and every
-    ordered choice falls near that place of its range (binomially); unordered ones are uniform.
+    Uniform sampling gives middling architectures only. Here each architecture draws its own place between 0 and 1, and
+    every ordered choice falls near that place of its range (binomially); unordered ones are uniform.
     """
     choices = list(space.choices.values())
     sizes = np.array([len(choice.values) for choice in choices])

@@ -2,7 +2,8 @@
 
 The coefficients w[c, value] of a new device are expected to be, in part each,
 - `span`: a combination of the source devices' coefficients;
-- `by_value`: these, each value of the choices that share it weighed anew (an operation runs better or worse here);
+- `by_value`: such a combination, with each value of the choices that share it weighed anew (an operation runs better
+  or worse here);
 - `by_profile`: a product of a profile over choices and one over values, both like the sources' (matrix normal);
 - `free`: anything.
 """
@@ -65,7 +66,8 @@ def components(embedding: Embedding, coefficients: np.ndarray) -> list[np.ndarra
 
 
 def own_components(embedding: Embedding) -> list[np.ndarray]:
-    """The prior covariances [v, v] without sources: of how often values occur, of their numbers, of anything."""
+    """The prior covariances [v, v] without sources, one for each view of an `Embedding`: how often each value occurs,
+    the values as numbers, and each value by itself."""
     return [table @ table.T for table in embedding.tables]
 
 

@@ -39,12 +39,12 @@ class Evaluation:
 
 
 class History:
-    """Appends evaluations to the file at `path`; `past` holds those that it already had.
+    """Appends evaluations to the file at `path`; `past` holds the evaluations that the file already had.
 
     `settings` (JSON) say which search this is. With `resume`, a file of the same settings is continued, but for those
     in `said_anew`, such as "dna.device"; a last line that a killed process left unfinished is dropped. The file is made
-    with the first evaluation, or when a search without any ends in order: what fails before leaves none. Until it is
-    closed no other process can write to it.
+    with the first evaluation, or when a search without any ends in order; a search that fails before leaves no file.
+    Until the history is closed no other process can write to the file.
 
     ValueError if the file exists and `resume` is false, if it is of another search (named setting by setting), is
     damaged, or in use.

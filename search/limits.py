@@ -41,7 +41,7 @@ def minimise(
     """The architecture whose costs have the smallest `objective` ([n, c] -> [n]), and that smallest value.
 
     Exact in spaces of up to `ENUMERATED` architectures. In larger ones a descent: from the smallest architecture and
-    from the best of `ENUMERATED` random ones, to the best neighbour for as long as that is better.
+    from the best of `ENUMERATED` random ones, to the best neighbour for as long as that lowers the objective.
     """
     space = problem.space
     if space.size <= ENUMERATED:
@@ -57,7 +57,8 @@ def minimise(
 
 
 def neighbours(space: SearchSpace, arch: Arch) -> list[Arch]:
-    """The architectures that differ from `arch` in the value of one choice; choices this activates take their first."""
+    """The architectures that differ from `arch` in the value of one choice; choices that this makes active take their
+    first value."""
     base = np.maximum(space.encode([arch])[0], 0)
     changed = []
     for column, (name, choice) in enumerate(space.choices.items()):

@@ -48,14 +48,16 @@ class Generation:
 
     index: int  # from 0
     evaluated: int  # architectures so far
-    failed: int  # of those
+    failed: int  # of these architectures
     hypervolume: float  # of everything evaluated so far (`Problem.hypervolume`)
     best: Mapping[str, float]  # the best value of each score so far
-    notes: Mapping[str, float] = field(default_factory=dict)  # what the strategy says of it
+    notes: Mapping[str, float] = field(default_factory=dict)  # what the strategy says of this round
 
 
 @dataclass(frozen=True)
 class Result:
+    """What a search evaluated, in this order, and where it stood after every generation."""
+
     problem: Problem
     evaluations: list[Evaluation] = field(default_factory=list)
     generations: list[Generation] = field(default_factory=list)

@@ -27,7 +27,8 @@ def probability_within(predictor: LatencyPredictor, archs: Sequence[Arch], limit
 
 
 def beyond_measurements(name: str, predictor: LatencyPredictor, limit_ms: float) -> str | None:
-    """A line that says so if nothing as fast as the limit, or all, was measured on the device `name`; else None.
+    """A line that says so if no architecture as fast as the limit was measured on the device `name`, or none slower;
+    else None.
 
     Within such a limit, predictions go beyond what the predictor knows.
     """

@@ -18,14 +18,14 @@ CRASHES = 3  # of workers on one and the same architecture before it counts as f
 
 
 class RayEvaluator:
-    """Evaluates on `workers` Ray actors that each hold `scores`, with the supernet and the images that those hold.
+    """Evaluates on `workers` Ray actors that each hold `scores`, with the supernet and the images that the scores hold.
 
     The scores go through Ray's object store once. Each worker has `threads` CPU threads and `gpus` GPUs. A worker that
     dies is replaced, and what it was evaluating is evaluated again; `retried` says so, a line for each time. An
     architecture that kills `CRASHES` workers on its own has failed.
 
-    A worker gets architectures that are next to each other in the order of `space.encode`, so that they share
-    leading layers. Values do not depend on who evaluates what, if they depend on the architecture alone.
+    A worker gets architectures that are next to each other in the order of `space.encode`, so that they share leading
+    layers. Values do not depend on which worker evaluates what, if they depend on the architecture alone.
 
     Uses the running Ray, or joins the cluster at `address`, or starts a local one. Use as a context manager: at the end
     the workers stop, and a Ray that was started here. ValueError if the cluster has too few CPUs or GPUs.

@@ -25,7 +25,7 @@ class Problem:
     that is no objective is only limited and recorded.
     `reference` bounds the hypervolume: the worst value of an objective that counts; by default 0 for a score, and for a
     cost its limit or else what the largest architecture costs. In the hypervolume a cost is a part of its reference, so
-    that those of searches for several devices are comparable.
+    that the hypervolumes of searches for several devices are comparable.
 
     ValueError for a limit on an unknown cost, an unknown objective, or no scores.
     """
@@ -60,7 +60,7 @@ class Problem:
         self.reference = self._reference(reference or {})
 
     def price(self, archs: Sequence[Arch]) -> np.ndarray:
-        """The costs [n, c] of architectures. Those of admissible ones are remembered."""
+        """The costs [n, c] of architectures. The costs of admissible architectures are remembered."""
         unknown = [arch for arch in archs if arch not in self._prices]
         if not unknown:
             return np.array([self._prices[arch] for arch in archs]).reshape(len(archs), len(self.costs))

@@ -83,14 +83,16 @@ def run_search(
 
 def describe(job: SearchJob, problem: Problem) -> dict[str, object]:
     """What a history must agree on to be continued, but for `SAID_ANEW`: everything but how many evaluations there are
-    to be. Scores other than accuracy draw by themselves, so that they say how."""
+    to be. Scores other than accuracy draw random numbers of their own, so that the version of how these are drawn is in
+    it."""
     fields = {name: value for name, value in dataclasses.asdict(job).items() if name not in ("evaluations", "limits")}
     streams = {} if job.score == ACCURACY else {"streams": randomness.VERSION}
     return problem.describe() | fields | {"strategy": job.searches_by} | streams
 
 
 def load_predictors(directories: Sequence[Path], family: Family) -> dict[str, LatencyPredictor]:
-    """Latency predictors by the name of their device; ValueError if two have one name or one is of another space."""
+    """Latency predictors by the name of their device; ValueError if two devices have one name, or a predictor is of
+    another space."""
     predictors: dict[str, LatencyPredictor] = {}
     for directory in directories:
         predictor = LatencyPredictor.load(directory, family.space)
@@ -104,7 +106,8 @@ def load_predictors(directories: Sequence[Path], family: Family) -> dict[str, La
 def make_problem(
     job: SearchJob, family: Family, predictors: Mapping[str, LatencyPredictor], worst: float = 0.0
 ) -> Problem:
-    """The score and the costs of a family's architectures, with the job's limits; ValueError for a limit on nothing.
+    """The score and the costs of a family's architectures, with the job's limits; ValueError for a limit on an unknown
+    cost.
 
     `worst` is the score that the hypervolume counts from.
     """

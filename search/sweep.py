@@ -67,16 +67,16 @@ def run_sweep(
     """Run a search for each of `trials`, as many at a time as there are CPUs for `threads` each, or `workers`.
 
     `storage` is a folder or an address that Ray writes to (s3://, ...); everything lies beneath `storage`/`name`. Each
-    trial keeps its history there, in a folder evaluation by evaluation, elsewhere generation by generation: a trial
-    whose worker dies goes on from there, up to `max_failures` times, and so does a sweep that was killed, with
+    trial keeps its history there, written after every evaluation in a folder, after every generation elsewhere: a trial
+    whose worker dies goes on from its history, up to `max_failures` times, and so does a sweep that was killed, with
     `resume`.
 
     With `grace_evaluations`, ASHA (arXiv 1810.05934) stops trials of low hypervolume after so many evaluations, and
     again after every fourfold; otherwise all run to the end. Hypervolumes should then be comparable between trials.
 
     Uses the running Ray, or joins the cluster at `address`, or starts a local one. ValueError if there is nothing to
-    resume or, without `resume`, a sweep of this name already, or if another process is at it. A sweep that failed
-    before it evaluated anything is put aside.
+    resume or, without `resume`, a sweep of this name already, or if another process runs it. A sweep that failed before
+    it evaluated anything is put aside.
     """
     storage = storage if "://" in storage else str(Path(storage).absolute())
     with ExitStack() as stack:

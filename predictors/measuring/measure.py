@@ -51,10 +51,10 @@ def measure(
 ) -> list[Measurement]:
     """Measure the subnets and append them to the CSV file `path` as they are done; returns one row an architecture.
 
-    What the file holds already is not measured again: a run that was killed goes on where it stopped. `prepare`
-    builds, converts and loads a subnet, as `runtimes.prepare` does; one that fails to, or to run, is recorded with the
-    reason. `progress` is called with the number of subnets done and of all. ValueError if none of
-    ten subnets runs, or if another process measures into the same file.
+    What the file holds already is not measured again: a run that was killed goes on where it stopped. `prepare` builds,
+    converts and loads a subnet, as `runtimes.prepare` does; a subnet that it fails for, or that fails to run, is
+    recorded with the reason. `progress` is called with the number of subnets done and of all. ValueError if none of ten
+    subnets runs, or if another process measures into the same file.
     """
     path = Path(path)
     with owned(path.parent, path.name):

@@ -40,7 +40,7 @@ def prepare(model: nn.Module, device: Device, input_size: Sequence[int]) -> Time
 
 def check(device: Device) -> None:
     """ValueError if the device's runtime is unknown, lacks its precision or the hardware; ModuleNotFoundError, with the
-    extra to install, if it is not there."""
+    extra to install, if the runtime is not there."""
     if device.runtime not in RUNTIMES:
         raise ValueError(f"no runtime {device.runtime!r}; there are {', '.join(RUNTIMES)}")
     precisions = ("fp32", "int8") if device.runtime == "onnxruntime" else ("fp32",)

@@ -30,9 +30,11 @@ class HeldOut(NamedTuple):
 
 
 def held_out(measured: Measured, fit: Callable[[Measured], Mixture], fitted: Mixture) -> HeldOut:
-    """The predictions for all measurements by `fit` to those of the nine tenths of architectures that theirs is not in.
+    """The prediction for each measurement by what `fit` makes of nine tenths of the architectures, its own not among
+    them.
 
-    With more than `MOST` measurements, what `fitted` says of those that it leaves out.
+    With more than `MOST` measurements, what `fitted` predicts of each measurement that it leaves out
+    (`Mixture.left_out`).
     """
     if len(measured.latency_ms) > MOST:
         return HeldOut(*fitted.left_out())

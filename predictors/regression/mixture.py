@@ -39,7 +39,8 @@ class Mixture:
         return self._average([model.predict(single) for model in self.models])
 
     def left_out(self) -> tuple[np.ndarray, np.ndarray]:
-        """The same for each of the first 1,000 measurements from those of all other architectures."""
+        """Milliseconds and standard errors, as `predict` gives them, of each of the first 1,000 measurements, predicted
+        from the measurements of all other architectures."""
         part = slice(MOST_PAIRWISE)
         return self._average([(model.left_out[part], model.left_out_variance[part]) for model in self.models])
 
@@ -54,7 +55,7 @@ class Mixture:
 
 
 def average(measured: Measured, regressors: Sequence[Regressor], weights: np.ndarray | None = None) -> Mixture:
-    """The mixture of `regressors` by `weights` [k], or else by those that `stacked` finds for them."""
+    """The mixture of `regressors` by `weights` [k], or else by the weights that `stacked` gives."""
     models = [condition(measured, regressor) for regressor in regressors]
     if weights is None:
         weights = stacked(np.array([_log_density(measured, *pair) for pair in zip(regressors, models)]))
@@ -71,7 +72,7 @@ def fit(measured: Measured, regressors: Sequence[Regressor]) -> Mixture:
 def stacked(log_density: np.ndarray) -> np.ndarray:
     """The weights [k], of sum 1, whose mixture gives left-out measurements the greatest density.
 
-    `log_density` [k, m] is log p_k(y_i | measurements of other architectures), in milliseconds. Found is the maximum of
+    `log_density` [k, m] is log p_k(y_i | measurements of other architectures), in milliseconds. The weights maximise
 
         sum_i log sum_k w_k p_k(y_i)  +  sum_k EVEN/K log w_k,    K regressors,
 

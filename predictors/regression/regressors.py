@@ -60,9 +60,10 @@ class Measured:
 
 
 def source_regressors(embedding: Embedding, latency: Sequence[np.ndarray]) -> list[Regressor]:
-    """Transfer from sources in logarithms and in milliseconds, given each one's `latency` [k] in the sample.
+    """The regressors that transfer from sources, in logarithms and in milliseconds, given each source's `latency` [k]
+    of the embedding's sample.
 
-    Sources that are the same for all architectures say nothing; there is no transfer if none else is left.
+    A source that is the same for all architectures says nothing; without any other source there is no transfer.
     """
     values = np.array([value for value in latency if np.ptp(value) > 1e-6 * value.mean()])
     if not len(values):
@@ -83,7 +84,8 @@ def applicable(embedding: Embedding, transfers: Sequence[Regressor], count: int)
 
 
 def tuned(measured: Measured, regressors: Sequence[Regressor]) -> list[Regressor]:
-    """The regressors with the hyper-parameters that suit the measurements, looked for near those that they have."""
+    """The regressors with the hyper-parameters that suit the measurements, looked for near the hyper-parameters that
+    they have."""
     part = measured.part(slice(MOST_PAIRWISE))
     found = []
     for regressor in regressors:

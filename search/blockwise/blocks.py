@@ -44,7 +44,7 @@ class Block:
     net: Supernet  # whose architectures are the paths
 
     def path(self, arch: Arch) -> Arch:
-        """What an architecture of the whole network is in this block."""
+        """The path that an architecture of the whole network takes through this block."""
         return Arch({n: v for n, v in arch.items() if n in self.scope}) if self.scope else self.net.space.largest
 
 
@@ -83,7 +83,7 @@ def cut_blocks(family: Family, space: SearchSpace, cuts: Sequence[Cut], seed: in
 
 
 def parts(model: nn.Module, cuts: Sequence[str]) -> list[list[Piece]]:
-    """The pieces of a subnet, in eval mode, up to each cut. ValueError as in `split`."""
+    """The pieces of a subnet, in eval mode, for each cut those from the cut before it. ValueError as in `split`."""
     pieces = cut(model)
     return [pieces[part] for part in split(layer_names(model, pieces), cuts)]
 

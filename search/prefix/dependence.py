@@ -43,7 +43,8 @@ class Link(NamedTuple):
 def chains(net: Supernet) -> Callable[[Arch], list[Piece]]:
     """The pieces of a subnet of `net`, in order: those of `cut(net.skeleton(arch), ...)`.
 
-    Put together from those of other subnets where `Dependence.explains` them; otherwise each subnet is built and cut.
+    They are put together from pieces of other subnets where `Dependence.explains` these; otherwise each subnet is built
+    and cut.
     """
     dependence = Dependence(net.space, net.skeleton, views=net.views)
     return dependence.chain if dependence.explains() else dependence.cut
@@ -74,7 +75,7 @@ class Dependence:
 
     @classmethod
     def of_family(cls, family: Family, space: SearchSpace) -> Dependence:
-        """That of the architectures `space` of a family."""
+        """The dependence of the architectures `space` of a family."""
         if not family.pieces:
             return cls(space, partial(build_skeleton, family.build), views=family.views)
         skeleton = Assembler(family.build, family.pieces, space.largest, family.views)
@@ -82,10 +83,11 @@ class Dependence:
         return cls(space, skeleton, told, family.views)
 
     def chain(self, arch: Arch) -> list[Piece]:
-        """The pieces of the subnet `arch`, in order: those of `cut`, put together from those of other subnets.
+        """The pieces of the subnet `arch`, in order: the same as `cut` gives, put together from pieces of other
+        subnets.
 
-        Pieces of several architectures are the same objects. A subnet is built where it has a piece or a place that
-        none before it had. See `explains` for what this rests on.
+        Pieces of several architectures are the same objects. A subnet is built where it has a piece or a place that no
+        subnet before it had. See `explains` for what this rests on.
         """
         pieces, place = [], START
         try:
@@ -96,7 +98,7 @@ class Dependence:
         return pieces
 
     def cut(self, arch: Arch) -> list[Piece]:
-        """The same, of the subnet itself, which is built."""
+        """The pieces of the subnet `arch`, in order, cut out of the subnet itself, which is built."""
         return [link.piece for link in self._links(arch)]
 
     def explains(self) -> bool:
@@ -220,7 +222,8 @@ def layer_names(model: nn.Module, pieces: Sequence[Piece]) -> list[tuple[str, ..
 
 
 def split(layers: Sequence[Sequence[str]], cuts: Sequence[str]) -> list[slice]:
-    """Where the pieces with these layers are that end with each cut and begin behind the one before.
+    """For each cut the slice of the pieces, of which `layers` are given, that begins behind the cut before it and ends
+    with it.
 
     ValueError for a cut that they do not have, or that is not behind the one before.
     """

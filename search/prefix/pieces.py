@@ -1,7 +1,7 @@
 """Cutting a plain module into a chain of pieces, and telling when two pieces are the same.
 
-Works on any module that `torch.fx` can trace, and on one without weights, whose pieces are given theirs when they are
-to run. One that cannot be traced is a single piece.
+Works on any module that `torch.fx` can trace, also without weights: its pieces are given weights when they are to run.
+A module that cannot be traced is a single piece.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Piece(nn.Module):
         self.key = Key((*operations, *self.views.items()))
 
     def owners(self) -> list[dict]:
-        """The dictionaries that hold its tensors, those of its layers and those that it uses itself."""
+        """The dictionaries that hold the piece's tensors: the tensors of its layers, and those that it uses
+        directly."""
         layers = self.layers.modules()
         return [*(tensors for layer in layers for tensors in (layer._parameters, layer._buffers)), self._targets]
 
@@ -121,7 +122,7 @@ def weights_in(
     """The pieces as one module, in which for the time being tensors on the meta device have values: by name, shape and
     view.
 
-    The values are put into the pieces' own modules, which other pieces may have too: those do not run meanwhile.
+    The values are put into the pieces' own modules, which other pieces may have too: such pieces do not run meanwhile.
     """
     without: list[tuple[dict, object, Tensor]] = []
     try:

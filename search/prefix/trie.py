@@ -114,12 +114,12 @@ def outputs(
 
     Each subnet's BatchNorm statistics are those of the calibration images. The same batches go through the same
     operations as in `supernet.evaluation.calibrated`, so the output is that of the extracted, calibrated subnet; the
-    one that the supernet's statistics are right for runs by itself, as it is, and so does one that uses a BatchNorm
-    layer in several pieces, whose statistics there are the last ones.
-    Instead of an output there is the exception, where extracting or running a subnet raises one.
+    subnet that the supernet's statistics are right for runs by itself, as it is, and so does a subnet that uses a
+    BatchNorm layer in several pieces, whose statistics are those of its last use. Instead of an output there is the
+    exception, where extracting or running a subnet raises one.
 
-    `batches(resolution)` gives the images at a resolution in pixels, which with the weights are those that `remembered`
-    saw before. `pieces(arch)` gives what a subnet is cut into, where that is known without building it.
+    `batches(resolution)` gives the images at a resolution in pixels, which, like the weights, are the same that
+    `remembered` saw before. `pieces(arch)` gives what a subnet is cut into, where that is known without building it.
     """
     remembered = remembered or Remembered(0)
     remembered.begin()

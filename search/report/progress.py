@@ -78,7 +78,8 @@ def hypervolumes(
 
 
 def objectives(search: Search) -> list[str]:
-    """The costs that a search traded off: those it names, or else the latency on every device, or MACs."""
+    """The costs that a search traded off: the objectives that it names, or else the latency on every device, or
+    MACs."""
     named = [name for name in search.settings.get("objectives", []) if name not in search.settings.get("scores", [])]
     costs = search.evaluations[0].costs if search.evaluations else {}
     return named or [name for name in costs if name not in COUNTS] or [name for name in costs if name == "macs"]

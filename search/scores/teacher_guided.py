@@ -39,7 +39,7 @@ class GuidanceConfig:
     """How candidates are compared with a teacher."""
 
     weight: float = 1.0
-    """Of the teacher's guidance, from -1 to 1, beside the accuracy, from 0 to 1."""
+    """Weight of the teacher's guidance, which is from -1 to 1, beside the accuracy, which is from 0 to 1."""
     images: int = 128
     """Images that teacher and candidates tell apart: the first of those that judge."""
     method: Literal["pearson", "spearman"] = "pearson"
@@ -47,7 +47,7 @@ class GuidanceConfig:
     points: tuple[str, ...] = ()
     """Modules of the teacher that are compared; by default where timm takes features."""
     epochs: int = 0
-    """Epochs that every candidate trains by itself; 0 takes it from the trained supernet."""
+    """Epochs that every candidate trains by itself; 0 takes the candidate from the trained supernet."""
     lr: float = 0.1
     """Learning rate of that training, for 256 images a step."""
     batch_size: int = 128
@@ -65,8 +65,8 @@ class TeacherGuided:
 
     The candidate's layers are all places in it that carry everything on (`search.prefix.pieces`); the teacher's are its
     points. `candidate(arch, batches)` gives the network, its BatchNorm calibrated on these batches of images,
-    `images(resolution)` those to calibrate by and to judge by, of which the first `config.images` are told apart; the
-    teacher sees them at `teacher_resolution`.
+    `images(resolution)` gives the images to calibrate by and those to judge by, of which the first `config.images` are
+    told apart; the teacher sees them at `teacher_resolution`.
     """
 
     def __init__(

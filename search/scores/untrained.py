@@ -42,7 +42,8 @@ class LabelledImages:
     labels: Tensor
     """Their classes [N]."""
     size: int = 64
-    """The first so many are the batch of the zero-cost scores; `ntk` and `regions` draw from all."""
+    """So many of the images, the first ones, are the batch of the zero-cost scores; `ntk` and `regions` draw from
+    all."""
 
 
 def score_architecture(
@@ -56,9 +57,9 @@ def score_architecture(
 ) -> dict[str, float]:
     """The scores `names` (of `NAMES`) of one architecture, each higher is better; deterministic from `seed`.
 
-    The network is initialised from `seed`, whatever the architecture. `proxies` stand in for it in `ntk` and
-    `regions`, see `search.untrained.proxies`. Without any, `ntk` measures the network itself,
-    and `regions` cannot be counted: ValueError, as for an unknown name.
+    The network is initialised from `seed`, whatever the architecture. `proxies` stand in for it in `ntk` and `regions`,
+    see `search.untrained.proxies`. Without proxies, `ntk` measures the network itself, and `regions` cannot be counted:
+    ValueError, as for an unknown name.
     """
     check_names(names, proxies)
     size = (family.resolution(arch),) * 2

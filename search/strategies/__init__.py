@@ -23,7 +23,7 @@ STRATEGIES: Mapping[str, Callable[[Problem, int, int], Strategy]] = {
 
 
 def make_strategy(name: str, problem: Problem, seed: int, size: int = 100) -> Strategy:
-    """The way to search `name`; ValueError if there is none."""
+    """The strategy `name`, with generations of `size` architectures; ValueError if there is no such strategy."""
     check_strategy(name)
     return STRATEGIES[name](problem, seed, size)
 

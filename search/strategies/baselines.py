@@ -31,7 +31,7 @@ class RandomSearch:
 
 
 class LocalSearch:
-    """Evaluates all neighbours (`limits.neighbours`) of an architecture of the Pareto front, of each member in turn.
+    """Evaluates all neighbours (`limits.neighbours`) of each architecture of the Pareto front in turn.
 
     With a single objective this is the local search of White et al. (arXiv 2004.08996), moving to the best neighbour.
     It begins with `batch` random architectures, and does so again when the neighbours of the whole front are known.

@@ -53,7 +53,7 @@ class Proposals:
     def sample(self, count: int, generator: np.random.Generator) -> list[Arch]:
         """`count` new admissible architectures: random ones, and where limits leave too few of those, mutants.
 
-        The mutants start from what was found and from an architecture within the limits (`limits.reachable`).
+        The mutants start from the random architectures and from one within the limits that `limits.reachable` finds.
         Fewer if the space has no more.
         """
         space = self.problem.space

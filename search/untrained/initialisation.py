@@ -35,9 +35,9 @@ def initialise(model: nn.Module, mode: str, *seed: int) -> None:
 
     Convolutions and linear layers get Kaiming's normal initialisation for ReLU by `mode`, fan_in or fan_out, and biases
     of 0; BatchNorm's scales are 1. All others (positions, class tokens, other norms, scales of layers, embeddings,
-    fused attention weights, ...) get the one that their module has by itself. Where a module has no method for that, a
-    parameter around 0 gets a normal distribution with the spread that it has, rounded to 1, 2 or 5 times a power of
-    ten; one that is constant, or lies around another value, stays as it is.
+    fused attention weights, ...) get the initialisation that their module has by itself. Where a module has no method
+    for that, a parameter around 0 gets a normal distribution with the spread that it has, rounded to 1, 2 or 5 times a
+    power of ten; one that is constant, or lies around another value, stays as it is.
     """
     for name, module in model.named_modules():
         if isinstance(module, parametrize.ParametrizationList):

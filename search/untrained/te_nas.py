@@ -173,8 +173,8 @@ def change_by_cutting(
 def condition_numbers(network: nn.Module, images: Tensor, settings: TeNasConfig, seed: int) -> np.ndarray:
     """The condition number in each draw [repeats], with fan-out initialisation, where the images are.
 
-    Deterministic from `seed` for a network of `search.untrained.initialisation.built`; it stays there, with the last
-    weights.
+    Deterministic from `seed` for a network of `search.untrained.initialisation.built`; the network stays there, with
+    the weights of the last draw.
     """
     values = []
     for draw in range(settings.repeats):
@@ -190,8 +190,8 @@ def region_counts(
 ) -> np.ndarray:
     """The number of linear regions in each draw [repeats], with fan-in initialisation, where the images are.
 
-    Deterministic from `seed` for a network of `search.untrained.initialisation.built`; it stays there, with the last
-    weights.
+    Deterministic from `seed` for a network of `search.untrained.initialisation.built`; the network stays there, with
+    the weights of the last draw.
     """
     values = []
     for draw in range(settings.repeats):

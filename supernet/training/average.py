@@ -14,8 +14,8 @@ class MovingAverage(nn.Module):
 
         average <- decay * average + (1 - decay) * weight,    with a decay of 0 in the first two steps
 
-    Whole numbers are copied. A tensor with several names is averaged once a step; timm's ModelEmaV3, whose state-dict
-    keys `module.NAME` these are and which else does the same, averages it once a name.
+    Whole numbers are copied. State-dict keys are `module.NAME`, as those of timm's ModelEmaV3. A tensor with several
+    names is averaged once a step, where ModelEmaV3 averages it once for each name; otherwise both do the same.
     """
 
     def __init__(self, net: nn.Module, decay: float) -> None:

@@ -63,8 +63,8 @@ def has_checkpoints(directory: Path) -> bool:
 def load_checkpoint(directory: Path) -> dict[str, Any] | None:
     """The newest readable checkpoint, on the CPU, or None if there is none yet.
 
-    A damaged one is named in the log and the one before it is used. ValueError, naming the files, if there are
-    checkpoints and none can be read.
+    A damaged checkpoint is named in the log, and the checkpoint before it is used. ValueError, naming the files, if
+    there are checkpoints and none can be read.
     """
     damaged = []
     for _, path in reversed(_checkpoints(directory)):

@@ -68,7 +68,8 @@ class Divergence:
 
 
 def worst(losses: Sequence[float], names: Sequence[object]) -> tuple[float, object]:
-    """The first loss that is not finite, or else the largest, and what it is of; a single name is that of all."""
+    """The first loss that is not finite, or else the largest, and the name of what it is the loss of; a single name
+    stands for all losses."""
     index = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
     if index is None:
         index = max(range(len(losses)), key=losses.__getitem__)

@@ -44,7 +44,7 @@ class Execution:
     """Processes that load images; 0 loads in the training process."""
     eval_epochs: int = 10
     """Epochs between evaluations on held-out images, in a supernet of the largest, the smallest and random subnets; 0
-    for none."""
+    for no evaluation."""
     eval_images: int = 2000
     """Held-out images in an evaluation, at most."""
     eval_random: int = 2
@@ -56,7 +56,7 @@ class Execution:
     checkpoint_steps: int = 200
     """Steps between checkpoints."""
     checkpoint_minutes: float = MINUTES
-    """Minutes after which there is one as well, in trainings whose steps are slow."""
+    """Minutes after which there is a checkpoint as well, in trainings whose steps are slow."""
     keep_checkpoints: int = 3
     """Number of the newest checkpoints kept."""
 
@@ -71,7 +71,7 @@ class Execution:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """That of images and kernels."""
+        """The memory format of images and kernels."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def autocast(self, device: torch.device) -> torch.autocast:
@@ -84,7 +84,7 @@ DEFAULT = Execution()
 
 
 def pick_device(name: str) -> torch.device:
-    """The device `name`, `auto` for a GPU if there is one; ValueError if this machine has no such."""
+    """The device `name`, `auto` for a GPU if there is one; ValueError if this machine has no such device."""
     if name == "auto":
         index = int(os.environ.get("LOCAL_RANK", 0))
         return torch.device("cuda", index) if torch.cuda.is_available() else torch.device("cpu")
@@ -102,7 +102,7 @@ def pick_device(name: str) -> torch.device:
 def channels_last(module: nn.Module) -> nn.Module:
     """Put the kernels of `module` that are of four dimensions into the channels-last format, in place; returns it.
 
-    `module.to(memory_format=torch.channels_last)` does the same, but fails on those of five.
+    `module.to(memory_format=torch.channels_last)` does the same, but fails on kernels of five dimensions.
     """
     for tensor in itertools.chain(module.parameters(), module.buffers()):
         if tensor.dim() == 4:  # `contiguous` would leave 1x1 kernels as they are, for which other sums are then taken

@@ -23,7 +23,7 @@ def examples_in(batch: Batch) -> int:
 
 
 def device_of(batch: Batch) -> torch.device:
-    """Where the first of its tensors is."""
+    """The device of the batch's first tensor."""
     return next(leaf.device for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
 
 
@@ -48,7 +48,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
 
 
 def take(batches: Iterable[Batch], count: int | None) -> Iterator[Batch]:
-    """The batches that hold the first `count` examples, and no more of these; all if None."""
+    """Batches of the first `count` examples alone, the last batch cut; all batches if None."""
     so_far = 0
     for batch in batches:
         own = examples_in(batch)

@@ -1,8 +1,8 @@
 """Where images come from, opened alike: folders, tar files, the digits, and all that timm's create_dataset opens.
 
-Each tells, where it can without reading its images, the names of its `classes`, the labels of its images, `targets`
-[N], and where they are, `names`; otherwise these are None. An image that cannot be read is an error that names it:
-timm's own datasets would go on with the next one, even if that is held out or for testing, or leave it out.
+Each dataset tells, where it can without reading its images, the names of its `classes`, the labels of its images,
+`targets` [N], and where they are, `names`; otherwise these are None. An image that cannot be read is an error that
+names it: timm's own datasets would go on with the next one, even if that is held out or for testing, or leave it out.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def open_dataset(
 ) -> Digits | ImageFolder | Indexed | ImageStream:
     """The images of a split of the dataset `name`, as pairs of a PIL image and a label.
 
-    A stream is shuffled by `seed` if `is_training`. By the former `rules`, 1, folders are those of timm's reader.
+    A stream is shuffled by `seed` if `is_training`. By the former `rules`, 1, folders are read as timm's reader does.
     ValueError, naming what is missing or wrong, if the dataset, its package or the split cannot be opened or is empty.
     """
     if name == "digits":
@@ -109,7 +109,7 @@ class Digits(Dataset):
 class Indexed(Dataset):
     """Upright RGB images and labels of what gives both by index: one of torchvision's datasets, or a reader of timm's.
 
-    ValueError, by the image's name or else its index and `where`, for one that cannot be read or has no label.
+    ValueError, by the image's name or else its index and `where`, for an image that cannot be read or has no label.
     """
 
     def __init__(

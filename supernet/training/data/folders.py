@@ -47,7 +47,7 @@ class File(NamedTuple):
 
 
 class ImageFolder(Dataset):
-    """Upright RGB images and labels; ValueError, naming the file, for one that cannot be read."""
+    """Upright RGB images and labels; ValueError, naming the file, for an image that cannot be read."""
 
     def __init__(self, files: list[File], targets: list[int], classes: tuple[str, ...]) -> None:
         self.files, self.targets, self.classes = files, targets, classes

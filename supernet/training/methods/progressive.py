@@ -45,7 +45,7 @@ class Phase:
     subnets: int = 1
     """Random subnets a step."""
     elastic: Mapping[str, int] = field(default_factory=dict)
-    """How many of its values, counted from the largest, a choice may take, by its kind."""
+    """How many of its values, counted from the largest, a choice may take, by the choice's kind."""
 
     def __post_init__(self):
         if self.epochs <= 0 or self.lr <= 0 or not 0 <= self.warmup_epochs <= self.epochs:
@@ -101,9 +101,9 @@ def new_kinds(phases: Sequence[Phase], index: int) -> set[str]:
 
 
 def sort_channels(family: Family, net: Supernet, kinds: Iterable[str]) -> None:
-    """Sort those channels of `net`, in place, that choices of these kinds make fewer, by their importance to the
-    layers that follow them. The largest subnet computes what it did, so that channels keep their order in tensors that
-    several of its layers have different parts of, and in those that it transforms.
+    """Sort, in place, the channels of `net` that choices of the `kinds` make fewer, by their importance to the layers
+    that follow them. The largest subnet computes what it did, so that channels keep their order in tensors that several
+    of its layers have different parts of, and in tensors that it transforms.
     """
     kinds = set(kinds)
     values = {name: c.values[0 if kind_of(name) in kinds else -1] for name, c in family.space.choices.items()}

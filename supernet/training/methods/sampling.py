@@ -63,8 +63,8 @@ class Step:
 class Method(Protocol):
     """Chooses the learners of each step, whose gradients are then added up for one update.
 
-    It makes the same choice in every process. One that keeps something from step to step gives it in `state_dict`, as
-    tensors and plain values, from which `load_state_dict` goes on.
+    It makes the same choice in every process. A method that keeps something from step to step gives it in `state_dict`,
+    as tensors and plain values, from which `load_state_dict` goes on.
     """
 
     space: SearchSpace  # of the architectures that it trains
@@ -111,7 +111,8 @@ class Sandwich(Method):
 class Uniform(Method):
     """Single path, uniform (SPOS, Guo et al. 2020, arXiv 1904.00420, section 3.2): random subnets on the labels.
 
-    The paper trains one a step. With a `teacher_weight` they learn from the frozen network of `train` as well.
+    The paper trains one subnet a step. With a `teacher_weight` the subnets learn from the frozen network of `train` as
+    well.
     """
 
     space: SearchSpace
@@ -154,8 +155,8 @@ class Attentive(Method):
     chosen among several of about the same MACs, by their loss on the batch.
 
     For each of the `random_subnets`, a MACs target is that of a random architecture, `trials` architectures are drawn
-    within `macs_step` of it, and the one of the smallest loss ("best", BestUp) or of the largest ("worst", WorstUp) is
-    trained. The paper: 3 trials, 25 million MACs.
+    within `macs_step` of the target, and the architecture of the smallest loss ("best", BestUp) or of the largest
+    ("worst", WorstUp) is trained. The paper: 3 trials, 25 million MACs.
     """
 
     space: SearchSpace
