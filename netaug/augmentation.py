@@ -25,7 +25,7 @@ class Inside(NamedTuple):
 
     channels: Channels
     block: str
-    input: Channels | None  # those that the block takes in; None if they are fixed
+    input: Channels | None  # the channels that the block takes in; None if these are fixed
 
 
 @dataclass(frozen=True)

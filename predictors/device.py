@@ -27,7 +27,7 @@ class Device:
     runtime: str  # a name in predictors.measuring.runtimes.RUNTIMES, or any for a device elsewhere
     precision: str = "fp32"
     threads: int = 1
-    batch_size: int = 1  # images in one run; a latency is that of the whole batch
+    batch_size: int = 1  # images in one run; a latency is the time of the whole batch
     hardware: Mapping[str, str | int | float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 

@@ -42,7 +42,7 @@ class Trial(NamedTuple):
     metrics: dict[str, float]  # of the last generation
     evaluations: list[Evaluation]
     error: str | None
-    search: Mapping[str, object] = MappingProxyType({})  # what its history says of the search
+    search: Mapping[str, object] = MappingProxyType({})  # what the trial's history says of the search
 
 
 class Sweep(NamedTuple):

@@ -374,7 +374,7 @@ class _Column(NamedTuple):
     name: str
     values: tuple[Value, ...]
     code_of: dict[Value, int]
-    when: list[tuple[int, frozenset[int]]]  # the columns that it depends on, and their codes with which it is active
+    when: list[tuple[int, frozenset[int]]]  # the columns that a choice depends on, and their codes that make it active
 
 
 def _are_among(codes: Sequence[int], when: Sequence[tuple[int, frozenset[int]]]) -> bool:

@@ -20,14 +20,14 @@ class Measurement(NamedTuple):
     """The latency of one subnet: median and quartiles over all runs, each divided by the drift at its time."""
 
     arch: Arch
-    latency_ms: float  # NaN where it failed
+    latency_ms: float  # NaN where the subnet failed
     lower_quartile_ms: float = math.nan
     upper_quartile_ms: float = math.nan
     runs: int = 0
     outliers: int = 0  # runs beyond the upper quartile by more than three times the distance of the quartiles
     drift: float = 1.0  # how much slower than at the beginning the reference subnets were, median over the rounds
     reference: bool = False  # one of the reference subnets, whose latencies are not divided by the drift
-    error: str = ""  # why it failed
+    error: str = ""  # why the subnet failed
 
 
 def read_measurements(path: str | Path, space: SearchSpace | None = None) -> list[Measurement]:

@@ -20,7 +20,7 @@ from predictors.regression.left_out import left_out
 
 # n measurements, v values of all choices, r rank of a prior among the measurements
 
-NOISES = (0.0003, 0.003, 0.01, 0.03, 0.1, 0.3)  # variances of the noise, as parts of that of the measurements
+NOISES = (0.0003, 0.003, 0.01, 0.03, 0.1, 0.3)  # variances of the noise, as parts of the measurements' variance
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Additive:
     coefficients: np.ndarray  # [v + 1]
     covariance: np.ndarray  # [v + 1, v + 1]
     noise: float  # variance
-    left_out: np.ndarray  # [n]: the prediction for each measurement from those of all other architectures
-    left_out_variance: np.ndarray  # [n]: its variance, noise included
+    left_out: np.ndarray  # [n]: the prediction for each measurement from all other architectures'
+    left_out_variance: np.ndarray  # [n]: the variance of that prediction, noise included
 
     def predict(self, indicators: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Means [n] and variances [n], noise included, for indicators [n, v]."""

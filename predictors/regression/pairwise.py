@@ -37,7 +37,7 @@ class Pairwise:
     With x centred, the mean is a + b x + x Q x: the kernel's square is a quadratic form for each measurement.
     """
 
-    log_variances: np.ndarray  # [h]: one a view, then of pairs, then of the noise
+    log_variances: np.ndarray  # [h]: of each view, then of pairs, then of the noise
     mean: float
     scale: float
     centre: np.ndarray  # [v]
@@ -46,9 +46,9 @@ class Pairwise:
     quadratic: np.ndarray  # Q [v, v]
     form: np.ndarray  # [v, v]: x form x is l(x, x)
     to_measured: np.ndarray  # [v, p]: x @ to_measured is l(x, measured), for the first p measurements
-    root: np.ndarray  # [p, p]: the squared norm of k(x, measured) @ root is the variance that these explain
+    root: np.ndarray  # [p, p]: the squared norm of k(x, measured) @ root is the variance that the measured explain
     left_out: np.ndarray  # [m]: the prediction for each measurement from all others
-    left_out_variance: np.ndarray  # [m]: the variance that `predict` would have given it
+    left_out_variance: np.ndarray  # [m]: the variance that `predict` would have given that prediction
 
     def predict(self, indicators: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Means [n] and variances [n], noise included, for indicators [n, v]."""

@@ -38,9 +38,9 @@ PROBE = 64  # pixels a side, at most, of the images that widths are found with
 class Block:
     """A part of a supernet between two cuts."""
 
-    name: str  # the module that it ends with
+    name: str  # of the module that the block ends with
     target: Feature  # of the teacher
-    scope: frozenset[str]  # the choices that it depends on
+    scope: frozenset[str]  # the choices that the block depends on
     net: Supernet  # whose architectures are the paths
 
     def path(self, arch: Arch) -> Arch:

@@ -37,7 +37,7 @@ class Stop(NamedTuple):
 
     layers: tuple[str, ...]  # names of the modules of the piece
     map: Feature | None  # what the piece computes, if it has modules and computes a map
-    is_layers_output: bool  # whether that is what its last module put out
+    is_layers_output: bool  # whether what the piece computes is what its last module put out
     ends_layer: bool  # whether the next piece has a matrix or a kernel: what follows a convolution before belongs to it
 
 

@@ -29,14 +29,14 @@ Fact = tuple[str, Place]  # "after" a place, or the "piece" there
 Names = Callable[[Arch], Mapping[str, Hashable]]  # submodules in their order, and what determines each
 
 START: Place = ("", 0)
-GAIN = 4  # times fewer subnets than architectures, or it is not worth it
+GAIN = 4  # times fewer subnets than architectures, or putting chains together is not worth it
 
 
 class Link(NamedTuple):
     """A piece of a subnet, and where it is."""
 
     place: Place
-    layers: tuple[str, ...]  # names of its modules
+    layers: tuple[str, ...]  # names of the piece's modules
     piece: Piece
 
 

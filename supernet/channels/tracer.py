@@ -48,11 +48,11 @@ class Member(NamedTuple):
 class Channels:
     """Channels that are the same in several tensors."""
 
-    name: str  # of the first layer that puts them out
+    name: str  # of the first layer that puts the channels out
     size: int
     members: tuple[Member, ...]
-    producers: tuple[str, ...]  # weights of the layers that put them out
-    scales: tuple[str, ...]  # of the batch normalisations that they pass
+    producers: tuple[str, ...]  # weights of the layers that put the channels out
+    scales: tuple[str, ...]  # of the batch normalisations that the channels pass
 
     @property
     def plain(self) -> bool:
@@ -84,14 +84,14 @@ class Layer(NamedTuple):
 
     module: str
     macs: int  # for one image
-    channels: tuple[Channels, ...]  # the MACs are proportional to the product of the numbers of these
+    channels: tuple[Channels, ...]  # the MACs are proportional to the product of their numbers
 
 
 @dataclass(frozen=True)
 class Trace:
     """What `trace` finds."""
 
-    channels: tuple[Channels, ...]  # those that may become fewer
+    channels: tuple[Channels, ...]  # the channels that may become fewer
     layers: tuple[Layer, ...]
     removable: Mapping[str, Mapping[str, int]]  # a list of modules, the residual blocks at its end, and their places
     fixed: Mapping[str, str]  # layers whose outputs have to stay, and the function that fixes each

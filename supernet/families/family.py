@@ -53,8 +53,8 @@ class Family:
     rules: Mapping[str, Rule] = field(default_factory=dict)
     paper: str = ""
     pieces: Callable[[Arch], Mapping[str, Hashable]] | None = None  # what `Supernet` may build once and use again
-    views: Views = no_views  # those of an architecture's tensors that are no mere slices, see `supernet.views`
-    weights: Callable[..., Mapping[str, Tensor]] | None = None  # loads those of the largest subnet, to start from
+    views: Views = no_views  # an architecture's tensors that are no mere slices, see `supernet.views`
+    weights: Callable[..., Mapping[str, Tensor]] | None = None  # loads the largest subnet's, to start from
     weights_classes: Callable[[Sequence[str]], tuple[str, ...] | None] | None = None  # that `weights` tell apart
     task: Task = None  # type: ignore[assignment]  # Classification where it is not given
     inputs: Callable[[Arch], tuple] | None = None

@@ -70,8 +70,8 @@ class Elastic:
 class Running(NamedTuple):
     """The choices with which a model runs."""
 
-    space: SearchSpace | None  # None if there are none
-    left_out: Mapping[str, str]  # choices with which it does not run, and how it fails
+    space: SearchSpace | None  # None if the model runs with no choice
+    left_out: Mapping[str, str]  # choices with which the model does not run, and how it fails
     macs: Mapping[Arch, int]  # counted while running
 
 

@@ -22,10 +22,10 @@ class BoardEntry:
     """A path on the board."""
 
     arch: Arch
-    accuracy: float  # on the batch it was last trained on, 0 to 1
+    accuracy: float  # on the batch that the path was last trained on, 0 to 1
     macs: int
-    images: Tensor  # [S, C, R, R], the first of that batch
-    probabilities: Tensor  # [S, K] that it gave them
+    images: Tensor  # [S, C, R, R], the first of the batch it was last trained on
+    probabilities: Tensor  # [S, K] that the path gave these images
 
 
 class PrioritizedPaths(Method):

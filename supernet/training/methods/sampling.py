@@ -48,9 +48,9 @@ class Step:
     progress: float  # part of the training that is done, from 0 to below 1
     generator: np.random.Generator  # the step's own; all that is random in a method comes from it
     net: Supernet
-    batch: Batch  # this process's part of it
+    batch: Batch  # this process's part of the step's batch
     task: Task
-    output: Callable[[Arch, Batch], Output]  # a subnet's
+    output: Callable[[Arch, Batch], Output]  # gives a subnet's output for a batch
     lr: float
 
     @torch.no_grad()
@@ -67,7 +67,7 @@ class Method(Protocol):
     as tensors and plain values, from which `load_state_dict` goes on.
     """
 
-    space: SearchSpace  # of the architectures that it trains
+    space: SearchSpace  # of the architectures that the method trains
 
     def start_epoch(self, net: Supernet, companions: Sequence[Mapping[str, Tensor]], progress: float) -> None:
         """Called before an epoch's first step, whose `Step.progress` it gets. A method that reorders channels of `net`
