@@ -17,8 +17,6 @@ import os
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,17 +25,10 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
+from compared_steps import Precision, Step, train_plain
 from report import report
-from torch.nn import functional as F
 
-from distill.losses import kl_divergence
-from supernet import Supernet
-from supernet.families import FAMILIES, Family
-from supernet.tasks import Classification
-from supernet.training.execution import Execution
-from supernet.training.methods import sampling
-from supernet.training.methods.sampling import Learner, Sandwich
-from supernet.training.step import TrainConfig, TrainStep
+from supernet.families import FAMILIES
 
 GLIBC_THRESHOLDS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
@@ -56,7 +47,7 @@ class Arguments:
     """Also time a step by the number of random subnets."""
     device: str = "cpu"
     """cpu or cuda."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     """Of the forward pass."""
     quick: bool = False
     """Fewer steps, one resolution."""
@@ -64,64 +55,6 @@ class Arguments:
     """File for the result."""
     memory_of: Literal["supernet", "plain"] | None = None
     """Only print the peak memory of a step in MiB; used by the benchmark itself."""
-
-
-class Step:
-    """The steps that are compared, on one batch of random images."""
-
-    def __init__(self, arguments: Arguments, resolution: int, batch_size: int, random_subnets: int = 2, **options):
-        self.family: Family = FAMILIES[arguments.space](**options)
-        self.device = torch.device(arguments.device)
-        self.net: Supernet = self.family.supernet().to(self.device, memory_format=torch.channels_last).train()
-        self.execution = Execution(amp="bf16" if arguments.precision == "bf16" else "none")
-        self.method = Sandwich(self.net.space, random_subnets)
-        self.task = Classification(resolution=lambda arch: resolution)
-        draw = torch.Generator().manual_seed(0)
-        images = torch.randn(batch_size, 3, resolution, resolution, generator=draw)
-        images = images.to(self.device, memory_format=torch.channels_last)
-        self.batch = images, torch.randint(self.family.num_classes, (batch_size,), generator=draw).to(self.device)
-        small = torch.zeros(2, 3, 32, 32, device=self.device)
-        with torch.no_grad():  # what the first dozens of steps of a training do: the pieces of subnets get known
-            for index in range(100):
-                self.net(small, self.net.space.sample(np.random.default_rng([1, index])))
-
-    def learners(self, step: int) -> list[Learner]:
-        draw = np.random.default_rng(step)
-        return self.method.learners(sampling.Step(step, 0, 0.0, draw, self.net, self.batch, self.task, self.net, 0.1))
-
-    def shared(self, learners: list[Learner]) -> None:
-        self.net.zero_grad()
-        step = TrainStep(self.net, self.task, TrainConfig(), self.family.build, execution=self.execution)
-        step(self.batch, learners)
-
-    def plain_models(self, learners: list[Learner]) -> list[torch.nn.Module]:
-        return [self.net.extract(learner.arch) for learner in learners]
-
-    def seconds(self, run: Callable[[], None]) -> float:
-        self._wait()
-        begun = time.perf_counter()
-        run()
-        self._wait()
-        return time.perf_counter() - begun
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-
-def train_plain(models: list[torch.nn.Module], images: torch.Tensor, labels: torch.Tensor, precision: str) -> None:
-    """The first model learns from the labels, the others from the first's logits."""
-    logits = None
-    for model in models:
-        model.zero_grad()
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            output = model(images)
-        output = output.float()
-        if logits is None:
-            F.cross_entropy(output, labels, label_smoothing=0.1).backward()
-            logits = output.detach()
-        else:
-            kl_divergence(output, logits).backward()
 
 
 def main() -> None:
@@ -150,9 +83,15 @@ def main() -> None:
     report(rows, summary, arguments.json, **details)
 
 
+def _step(arguments: Arguments, resolution: int, batch_size: int, **options: float) -> Step:
+    return Step(
+        arguments.space, resolution, batch_size, device=arguments.device, precision=arguments.precision, **options
+    )
+
+
 def compare(arguments: Arguments, resolution: int, batch_size: int, steps: int) -> dict[str, float]:
     """Shared and plain steps in turn, the order swapped every time."""
-    step = Step(arguments, resolution, batch_size)
+    step = _step(arguments, resolution, batch_size)
     ratios, shared, plain = [], [], []
     for index in range(-2, steps):  # two to warm up
         learners = step.learners(index % 1000)
@@ -214,7 +153,7 @@ def peak_memory_here(arguments: Arguments) -> float:
         for _ in range(5):
             train_plain([model], images, labels, arguments.precision)
     else:
-        step = Step(arguments, resolution, batch_size)
+        step = _step(arguments, resolution, batch_size)
         for index in range(arguments.steps):
             step.shared(step.learners(index))
     if arguments.device == "cuda":
@@ -232,7 +171,7 @@ def growth(arguments: Arguments, resolution: int, batch_size: int) -> list[dict[
     """Seconds a step by the number of random subnets."""
     rows = []
     for random_subnets in (1, 2, 4, 8):
-        step = Step(arguments, resolution, batch_size, random_subnets)
+        step = _step(arguments, resolution, batch_size, random_subnets=random_subnets)
         times = [step.seconds(lambda s=step, i=i: s.shared(s.learners(i))) for i in range(8)][1:]
         rows.append({"random_subnets": random_subnets, "step_ms": float(np.median(times)) * 1e3})
     return rows
@@ -242,7 +181,7 @@ def growth_with_size(arguments: Arguments, resolution: int, batch_size: int) -> 
     """Seconds a step by the size of the supernet, all its widths scaled."""
     rows = []
     for width_mult in (0.5, 0.75, 1.0, 1.5, 2.0):
-        step = Step(arguments, resolution, batch_size, width_mult=width_mult)
+        step = _step(arguments, resolution, batch_size, width_mult=width_mult)
         times, macs = [], []
         for index in range(8):
             learners = step.learners(index)

@@ -35,7 +35,7 @@ def centred(tensor: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _leading_index(whole: torch.Size, part: torch.Size) -> Index:
-    return tuple(slice(size) for size in part)
+    return tuple(slice(0, size) for size in part)
 
 
 def _centred_index(whole: torch.Size, part: torch.Size) -> Index:
@@ -134,48 +134,26 @@ def _fused_attention(module: nn.Module, name: str) -> Attention | AttentionRope 
     return parent if isinstance(parent, Attention | AttentionRope) else None
 
 
-def take(
-    tensor: Tensor, shape: torch.Size, rule: Rule, accumulate: bool = False, transform: Transform | None = None
-) -> Tensor:
+def take(tensor: Tensor, shape: torch.Size, rule: Rule, transform: Transform | None = None) -> Tensor:
     """The part of the shared `tensor` that a subnet's tensor of `shape` is, and what `transform` makes of it.
 
     Weights of two and more dimensions come out dense, in the memory format of `tensor`: kernels for convolutions and
     matrices work on dense weights, and would otherwise make this copy themselves, once forward and once backward.
     A vector is a view, so that what a subnet writes to a BatchNorm buffer lands in the shared one; unless its entries
     do not lie side by side, since kernels round in another order where they step over entries.
-
-    With `accumulate` the backward pass adds the gradient of the part to `tensor.grad` itself, where the rule is mere
-    indexing. Autograd would make a gradient of the whole tensor, zero but for the part, and add that.
     """
-    part = _part(tensor, shape, rule, accumulate)
+    part = tensor if tensor.shape == shape else dense(rule(tensor, shape))
     return part if transform is None else transform(part)
 
 
-def _part(tensor: Tensor, shape: torch.Size, rule: Rule, accumulate: bool) -> Tensor:
-    if tensor.shape == shape:
-        return tensor
-    if isinstance(rule, Blocks) and rule.rule is leading and tensor.shape[rule.dim] == shape[rule.dim]:
+def indexing(rule: Rule, whole: torch.Size, part: torch.Size) -> Index | None:
+    """Where in a tensor of the shape `whole` the part of the shape `part` lies by a rule that is mere indexing; None by
+    another."""
+    if isinstance(rule, Blocks) and rule.rule is leading and whole[rule.dim] == part[rule.dim]:
         rule = leading  # of blocks that stay whole
-    if accumulate and tensor.requires_grad and tensor.is_leaf and rule in _INDICES:
-        return _Accumulating.apply(tensor, _INDICES[rule](tensor.shape, shape))
-    return _dense(rule(tensor, shape))
+    return _INDICES[rule](whole, part) if rule in _INDICES else None
 
 
-class _Accumulating(torch.autograd.Function):
-    """A part of a leaf tensor, whose gradient goes straight into that of the whole."""
-
-    @staticmethod
-    def forward(ctx, tensor: Tensor, index: Index) -> Tensor:
-        ctx.tensor, ctx.index = tensor, index
-        return _dense(tensor[index])
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[None, None]:
-        if ctx.tensor.grad is None:
-            ctx.tensor.grad = torch.zeros_like(ctx.tensor)
-        ctx.tensor.grad[ctx.index].add_(gradient)
-        return None, None
-
-
-def _dense(part: Tensor) -> Tensor:
+def dense(part: Tensor) -> Tensor:
+    """`part` as `take` gives it."""
     return part.clone(memory_format=torch.preserve_format) if part.dim() > 1 else part.contiguous()

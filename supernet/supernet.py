@@ -7,12 +7,13 @@ import functools
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
+from itertools import islice
 from operator import attrgetter
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.module import _IncompatibleKeys
 from torch.utils._pytree import tree_leaves
 
@@ -22,32 +23,13 @@ from supernet.plain import floating_dtype, plain
 from supernet.skeleton import Assembler, build_skeleton, build_uninitialised
 from supernet.slicing import Rule, Unit, centred, layer_rule, leading, take, unit
 from supernet.space import Arch, SearchSpace, Value
-from supernet.views import PLAIN, Transform, View, Views, no_views, tie_names, tied_builder, tied_names
+from supernet.subnets import Alias, Part, Plan, Slot, Subnet, Tensors
+from supernet.views import PLAIN, View, Views, no_views, tie_names, tied_builder, tied_names
 
 Builder = Callable[[Arch], nn.Module]
 Call = Callable[[nn.Module, Mapping[str, Tensor], tuple, Mapping[str, Any]], Any]  # as torch.func.functional_call
 
 _cached = functools.lru_cache(maxsize=64)  # subnets without weights, some 2 MB each
-
-
-class _Part(NamedTuple):
-    """One tensor of a subnet: which shared one it is a part of, which part, and what is made of that."""
-
-    source: str
-    shape: torch.Size
-    rule: Rule
-    transform: Transform | None
-
-
-class _Subnet(NamedTuple):
-    """A plain module without weights, and the parts of the shared tensors that it runs on, by its own names.
-
-    Of names that are tied, `parts` has the first; `ties` tells it for the others.
-    """
-
-    module: nn.Module
-    parts: Mapping[str, _Part]
-    ties: Mapping[str, str]
 
 
 class _Whole(NamedTuple):
@@ -106,13 +88,13 @@ class Supernet(nn.Module):
         self._rules = dict(rules or {})
         leaves = tree_leaves(example)
         self._example_dtypes = [t.dtype for t in leaves if isinstance(t, Tensor)] if example is not None else None
-        self._subnet = _cached(self._make_subnet)
+        self._begin_caches()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             covering = {arch: plain(build(arch)) for arch in covering_archs(space)}
         _check_new(covering[space.largest], build_uninitialised(build, space.largest))
         self._share(covering)
-        self._parts: dict[tuple[str, torch.Size, View | None], _Part] = {}
+        self._parts: dict[tuple[str, torch.Size, View | None], Part] = {}
         self._assemble = Assembler(build, pieces, space.largest, views) if pieces else None
         check_structure(space, lambda arch: self._subnet(arch, build).module, example, self._leads)
 
@@ -122,7 +104,7 @@ class Supernet(nn.Module):
         arch: Mapping[str, Value] | None = None,
         build: Builder | None = None,
         accumulate: bool = False,
-        call: Call = functional_call,
+        call: Call | None = None,
         **keywords: Any,
     ) -> Any:
         """The output of the subnet `arch`, which may also be the last of the positional arguments: `net(images, arch)`,
@@ -133,21 +115,23 @@ class Supernet(nn.Module):
 
         `build` may name another builder of modules with the same tensors, such as one with dropout. `accumulate` is
         for training with `backward()`: gradients are added to the shared tensors' `.grad` by the way, which takes less
-        time, but `torch.autograd.grad` and hooks do not see them. `call` runs the plain module on its tensors, such as
-        `torch.compile(functional_call)` for a subnet that recurs.
+        time, but `torch.autograd.grad` and hooks do not see them. `call` runs the plain module on its tensors where it
+        is not merely to be called, such as `torch.compile(functional_call)` for a subnet that recurs.
         ValueError if `arch` is not of this space, or if an input is of another floating point type than the weights,
         or of integers where the example was not.
         """
         if arch is None:
             *inputs, arch = inputs
         self._check_types((inputs, keywords))
-        module, parts, _ = self._subnet(self.space.validate(arch), build or self.build)
-        shared = self._tensors()
+        subnet = self._subnet(self.space.validate(arch), build or self.build)
         if self.training:
             self.statistics_of = None
-        module.train(self.training)
-        tensors = {n: take(shared[p.source], p.shape, p.rule, accumulate, p.transform) for n, p in parts.items()}
-        return untouched(partial(call, module, tensors), tuple(inputs), keywords)
+        subnet.set_mode(self.training)
+        tensors = subnet.lent(accumulate)
+        if call is not None:
+            return untouched(partial(call, subnet.module, subnet.named(tensors)), tuple(inputs), keywords)
+        with subnet.holding(tensors) as module:
+            return untouched(lambda inputs, keywords: module(*inputs, **keywords), tuple(inputs), keywords)
 
     def _check_types(self, inputs: tuple) -> None:
         dtype = floating_dtype(self)
@@ -175,10 +159,11 @@ class Supernet(nn.Module):
         Bit for bit, `net(*inputs, arch=arch)` equals `net.extract(arch)(*inputs)` in eval mode.
         """
         arch = self.space.validate(arch)
-        module, parts, ties = self._subnet_of(build_skeleton(self.build, arch), arch)
-        tensors = {name: self._copy(part) for name, part in parts.items()}
-        module.load_state_dict(tensors | {alias: tensors[name] for alias, name in ties.items()}, assign=True)
-        return tie_names(module, ties).train(self.training)
+        subnet = self._subnet_of(build_skeleton(self.build, arch), arch)
+        tensors = {name: self._copy(part) for name, part in subnet.parts.items()}
+        tensors |= {alias: tensors[name] for alias, name in subnet.ties.items()}
+        subnet.module.load_state_dict(tensors, assign=True)
+        return tie_names(subnet.module, subnet.ties).train(self.training)
 
     def skeleton(self, arch: Mapping[str, Value]) -> nn.Module:
         """The subnet in eval mode with its parameters and persistent buffers on the meta device, without values.
@@ -201,9 +186,9 @@ class Supernet(nn.Module):
 
     def sources(self, arch: Mapping[str, Value]) -> dict[str, str]:
         """For every tensor of the subnet `arch`, the name of the shared tensor that it is of."""
-        _, parts, ties = self._subnet(self.space.validate(arch), self.build)
-        sources = {name: part.source for name, part in parts.items()}
-        return sources | {alias: sources[name] for alias, name in ties.items()}
+        subnet = self._subnet(self.space.validate(arch), self.build)
+        sources = {name: part.source for name, part in subnet.parts.items()}
+        return sources | {alias: sources[name] for alias, name in subnet.ties.items()}
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are not to decay, positions and class tokens say, as timm's models tell theirs.
@@ -213,15 +198,16 @@ class Supernet(nn.Module):
         """
         return set(self._no_weight_decay)
 
-    def _copy(self, part: _Part) -> Tensor:
+    def _copy(self, part: Part) -> Tensor:
         tensor = attrgetter(part.source)(self)
         return take(tensor, part.shape, part.rule, transform=part.transform).detach().clone()
 
     def _stored(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`weights` without those that the largest subnet has of shared tensors of other names."""
-        _, parts, ties = self._subnet(self.space.largest, self.build)
+        largest = self._subnet(self.space.largest, self.build)
+        parts = largest.parts | {alias: largest.parts[name] for alias, name in largest.ties.items()}
         stored = dict(weights)
-        for name, part in (parts | {alias: parts[name] for alias, name in ties.items()}).items():
+        for name, part in parts.items():
             if name in weights and name not in self._wholes:
                 value = stored.pop(name)
                 source = stored.setdefault(part.source, value)
@@ -229,33 +215,82 @@ class Supernet(nn.Module):
                     raise ValueError(f"the weights of {name!r} are no part of {part.source!r}, which has them here")
         return stored
 
-    def _make_subnet(self, arch: Arch, build: Builder) -> _Subnet:
+    def _begin_caches(self) -> None:
+        self._subnet = _cached(self._make_subnet)
+        self._plans: WeakKeyDictionary[nn.Module, Plan] = WeakKeyDictionary()
+
+    def _make_subnet(self, arch: Arch, build: Builder) -> Subnet:
         assemble = self._assemble if build is self.build else None
         return self._subnet_of(assemble(arch) if assemble else build_skeleton(build, arch), arch)
 
-    def _subnet_of(self, module: nn.Module, arch: Arch) -> _Subnet:
-        converted = floating_dtype(self) != floating_dtype(module)  # by `double()`, say, as constants are then, too
-        for child in module.modules():
-            for name, buffer in child._buffers.items():
-                if buffer is not None and not buffer.is_meta:
-                    dtype = floating_dtype(self) if converted and buffer.is_floating_point() else buffer.dtype
-                    child._buffers[name] = buffer.to(self._device(), dtype)
-        tensors, views = module.state_dict(keep_vars=True), self.views(arch)
-        parts, ties = {}, tied_names(tensors)
-        for name, tensor in tensors.items():
-            if name in ties:
-                _check_tied(name, ties[name], views, arch)
-                continue
-            view = views.get(name)
-            part = self._parts.get((name, tensor.shape, view))
-            if part is None:
-                part = self._parts[name, tensor.shape, view] = self._make_part(
-                    name, tensor, view or PLAIN, module, arch
-                )
-            parts[name] = part
-        return _Subnet(module, parts, ties)
+    def _subnet_of(self, module: nn.Module, arch: Arch) -> Subnet:
+        views = self.views(arch)
+        subnet = Subnet(module, self._plan(module, "", module, arch, views, {}))
+        for alias, name in subnet.ties.items():
+            _check_tied(alias, name, views, arch)
+        return subnet
 
-    def _make_part(self, name: str, tensor: Tensor, view: View, module: nn.Module, arch: Arch) -> _Part:
+    def _plan(
+        self,
+        module: nn.Module,
+        prefix: str,
+        root: nn.Module,
+        arch: Arch,
+        views: Mapping[str, View],
+        names: dict[int, str],
+    ) -> Plan:
+        """That of a module of `root`, the subnet `arch`, in which names begin with `prefix`; `names`, to which its own
+        are added, are those of the tensors before it, by identity."""
+        known = self._plans.get(module)
+        if known is not None and known.prefix == prefix and not views and names.keys().isdisjoint(known.names):
+            names.update(known.names)
+            return known
+        before = len(names)
+        modules, slots, aliases = [], [], []
+        for kept in (module._parameters, module._buffers):
+            for key, tensor in kept.items():
+                name = f"{prefix}{key}"
+                if tensor is None:
+                    continue
+                if key in module._non_persistent_buffers_set:
+                    kept[key] = self._constant(tensor, root)
+                elif id(tensor) in names:
+                    aliases.append(Alias(name, kept, key, tensor, names[id(tensor)]))
+                else:
+                    names[id(tensor)] = name
+                    part = self._part(name, tensor, views.get(name), root, arch)
+                    slots.append(Slot(name, kept, key, part, *self._place(part.source)))
+        for child_name, child in module._modules.items():
+            if child is not None:
+                plan = self._plan(child, f"{prefix}{child_name}.", root, arch, views, names)
+                modules += [child, *plan.modules]
+                slots += plan.slots
+                aliases += plan.aliases
+        plan = Plan(prefix, tuple(modules), tuple(slots), tuple(aliases), dict(islice(names.items(), before, None)))
+        if not views:
+            self._plans[module] = plan
+        return plan
+
+    def _constant(self, buffer: Tensor, root: nn.Module) -> Tensor:
+        """A buffer outside the state dict, where the supernet is and of its type, to which it may have been converted,
+        by `double()` say."""
+        dtype = floating_dtype(self)
+        converted = buffer.is_floating_point() and dtype != floating_dtype(root)
+        return buffer if buffer.is_meta else buffer.to(self._device(), dtype if converted else buffer.dtype)
+
+    def _place(self, source: str) -> tuple[Tensors, str]:
+        """Where a shared tensor is kept, and by what key."""
+        owner, _, key = source.rpartition(".")
+        module = self.get_submodule(owner)
+        return module._parameters if key in module._parameters else module._buffers, key
+
+    def _part(self, name: str, tensor: Tensor, view: View | None, root: nn.Module, arch: Arch) -> Part:
+        key = name, tensor.shape, view
+        if key not in self._parts:
+            self._parts[key] = self._make_part(name, tensor, view or PLAIN, root, arch)
+        return self._parts[key]
+
+    def _make_part(self, name: str, tensor: Tensor, view: View, module: nn.Module, arch: Arch) -> Part:
         source = view.source or name
         if source not in self._wholes:
             raise ValueError(
@@ -269,7 +304,7 @@ class Supernet(nn.Module):
         rule = self._rule(source, module, name)
         if source != name:
             _check_rule(name, source, rule, whole.rule, arch)
-        return _Part(source, tensor.shape, rule, view.transform)
+        return Part(source, tensor.shape, rule, view.transform)
 
     def _rule(self, source: str, module: nn.Module, name: str) -> Rule:
         """That of the shared tensor `source`, which `module` has parts of as `name`."""
@@ -338,23 +373,21 @@ class Supernet(nn.Module):
         else:
             owner.register_buffer(leaf, value)
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return dict([*self.named_parameters(), *self.named_buffers()])
-
     def _device(self) -> torch.device:
         return next(self.parameters()).device
 
     def _apply(self, fn, recurse: bool = True):
         self._subnet.cache_clear()  # their buffers are of the former type and on the former device
+        self._plans.clear()
         self._assemble = copy.copy(self._assemble)  # from new pieces
         return super()._apply(fn, recurse)
 
     def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name != "_subnet"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_subnet", "_plans")}
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        self._subnet = _cached(self._make_subnet)
+        self._begin_caches()
 
 
 def _check_new(module: nn.Module, again: nn.Module) -> None:

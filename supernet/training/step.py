@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from distill.untouched import untouched
 from supernet.families import Family
@@ -128,10 +127,9 @@ class TrainStep:
     def output(self, arch: Arch, batch: Batch, *, regularised: bool = False, accumulate: bool = False) -> Output:
         """That of the subnet `arch` on a batch, floating point in float32."""
         build = self.regularised if regularised else self.net.build
-        call = self.calls.get(arch, functional_call)
         with self.execution.autocast(self._device):
             inputs = self.task.inputs(batch, arch)
-            output = self.net(*inputs, arch=arch, build=build, accumulate=accumulate, call=call)
+            output = self.net(*inputs, arch=arch, build=build, accumulate=accumulate, call=self.calls.get(arch))
         return in_float32(output)
 
     @property

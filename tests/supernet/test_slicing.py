@@ -233,18 +233,3 @@ def test_a_part_of_a_weight_is_dense_in_the_format_of_the_whole():
     assert part.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(part, weight[:4, :2])
     assert take(torch.randn(8, 8), torch.Size((4, 4)), leading).is_contiguous()
-
-
-@pytest.mark.parametrize(
-    ("rule", "shape"), [(leading, (4, 3, 5, 5)), (centred, (2, 3, 3, 3)), (blocks(2), (2, 3, 5, 5))]
-)
-def test_accumulating_adds_to_the_gradient_what_autograd_would(rule, shape):
-    generator = torch.Generator().manual_seed(0)
-    whole = torch.randn(6, 4, 5, 5, generator=generator).requires_grad_()
-    weight = torch.randn(shape, generator=generator)
-    (take(whole, torch.Size(shape), rule) * weight).sum().backward()
-    expected = whole.grad
-    whole.grad = None
-    for times in (1, 2):
-        (take(whole, torch.Size(shape), rule, accumulate=True) * weight).sum().backward()
-        assert torch.equal(whole.grad, times * expected)

@@ -1,0 +1,190 @@
+"""Subnets at work: plain modules without weights, to which parts of the shared tensors are lent.
+
+What lending takes is found once for every module and known again in all subnets that have it in common, so that a
+subnet costs little more than its kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from supernet.slicing import Rule, dense, indexing, take
+from supernet.views import Transform
+
+Tensors = dict[str, Tensor | None]  # those of a module, as it keeps them: its parameters, or its buffers
+
+
+class Part(NamedTuple):
+    """One tensor of a subnet: which shared one it is a part of, which part, and what is made of that."""
+
+    source: str
+    shape: torch.Size
+    rule: Rule
+    transform: Transform | None
+
+
+class Slot:
+    """A tensor of a plain module: where the module keeps it, and where the shared one is kept that it is a part of."""
+
+    def __init__(self, name: str, kept: Tensors, key: str, part: Part, shared: Tensors, shared_key: str) -> None:
+        self.name, self.part = name, part
+        self.kept, self.key = kept, key
+        self.empty = kept[key]  # without values, on the meta device
+        self.shared, self.shared_key = shared, shared_key
+        source = shared[shared_key]
+        self.is_whole = source.shape == part.shape
+        self._index = None if self.is_whole else indexing(part.rule, source.shape, part.shape)
+        self.is_indexed = self.is_whole or self._index is not None
+        self._strides = source.stride()
+        if self._index:
+            self._offset = sum(where.start * stride for where, stride in zip(self._index, self._strides))
+
+    def cut(self, tensor: Tensor) -> Tensor:
+        """The part of `tensor`, which has the shape of the shared one, as a view."""
+        if self.is_whole:
+            return tensor
+        if tensor.stride() == self._strides:  # a single operator, where indexing takes one for each dimension
+            return tensor.as_strided(self.part.shape, self._strides, tensor.storage_offset() + self._offset)
+        return tensor[self._index]
+
+    def piece(self, source: Tensor) -> Tensor:
+        """What `take` gives but for the transform, apart from autograd; of a slot that `is_indexed`."""
+        tensor = source.detach() if source.requires_grad else source
+        return tensor if self.is_whole else dense(self.cut(tensor))
+
+    def transformed(self, piece: Tensor) -> Tensor:
+        return piece if self.part.transform is None else self.part.transform(piece)
+
+
+class _Lent(torch.autograd.Function):
+    """The pieces of shared tensors at several slots, as one function: in the backward pass their gradients are added to
+    those of the shared tensors, all at once. One by one that would take an operator for each, and by autograd's own
+    ways a tensor as large as the shared one."""
+
+    @staticmethod
+    def forward(ctx, slots: Sequence[Slot], *sources: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.slots, ctx.sources = slots, sources
+        return tuple(slot.piece(source) for slot, source in zip(slots, sources))
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        begun: list[Tensor | None] = [None, *gradients]  # those that autograd may keep as they are
+        arrived = []
+        for index, (slot, source, gradient) in enumerate(zip(ctx.slots, ctx.sources, gradients), 1):
+            if gradient is not None and not (slot.is_whole and source.grad is None):
+                begun[index] = None
+                arrived.append((slot, source, gradient))
+        while arrived:
+            arrived = _add(arrived)
+        return tuple(begun)
+
+
+def _add(arrived: Sequence[tuple[Slot, Tensor, Tensor]]) -> list[tuple[Slot, Tensor, Tensor]]:
+    """Add the gradients of pieces to those of the shared tensors; what is left, where several are of one of these."""
+    sources, parts, gradients, left = set(), [], [], []
+    for slot, source, gradient in arrived:
+        if id(source) in sources:
+            left.append((slot, source, gradient))
+            continue
+        sources.add(id(source))
+        if source.grad is None:
+            source.grad = torch.zeros_like(source)
+        parts.append(slot.cut(source.grad))
+        gradients.append(gradient)
+    torch._foreach_add_(parts, gradients)
+    return left
+
+
+class Alias(NamedTuple):
+    """A further place of a plain module for a tensor that it has under another name."""
+
+    name: str
+    kept: Tensors
+    key: str
+    empty: Tensor
+    first: str  # the other name
+
+
+class Plan(NamedTuple):
+    """What lending to a module takes."""
+
+    prefix: str  # of the names
+    modules: tuple[nn.Module, ...]  # those within it
+    slots: tuple[Slot, ...]
+    aliases: tuple[Alias, ...]
+    names: Mapping[int, str]  # of the slots, by the identity of the tensors without values
+
+
+class Subnet:
+    """A plain module without weights, and where the tensors belong that it runs on."""
+
+    def __init__(self, module: nn.Module, plan: Plan) -> None:
+        self.module = module
+        self._modules, self._slots, self._aliases = (module, *plan.modules), plan.slots, plan.aliases
+        self._sets_mode = any(type(child).train is not nn.Module.train for child in self._modules)
+
+    @property
+    def ties(self) -> dict[str, str]:
+        """Of names of one tensor, all but the first, with the first."""
+        return {alias.name: alias.first for alias in self._aliases}
+
+    @cached_property
+    def parts(self) -> dict[str, Part]:
+        """By name, but for those of `ties`."""
+        return {slot.name: slot.part for slot in self._slots}
+
+    def set_mode(self, training: bool) -> None:
+        """As `nn.Module.train`."""
+        if self._sets_mode:
+            self.module.train(training)
+        else:
+            for child in self._modules:
+                child.__dict__["training"] = training
+
+    def lent(self, accumulate: bool) -> list[Tensor]:
+        """The tensors to run on, differentiably. With `accumulate` a backward pass adds to the `.grad` of the shared
+        tensors by itself where they are leaves of which the parts are mere slices."""
+        found: list[Tensor | None] = []
+        slots, sources, places = [], [], []
+        is_training = torch.is_grad_enabled()
+        for slot in self._slots:
+            source = slot.shared[slot.shared_key]
+            if not slot.is_indexed or (is_training and source.requires_grad and not (accumulate and source.is_leaf)):
+                found.append(take(source, slot.part.shape, slot.part.rule, slot.part.transform))
+            elif is_training and source.requires_grad:
+                slots.append(slot)
+                sources.append(source)
+                places.append(len(found))
+                found.append(None)
+            else:
+                found.append(slot.transformed(slot.piece(source)))
+        if slots:
+            for slot, place, piece in zip(slots, places, _Lent.apply(slots, *sources)):
+                found[place] = slot.transformed(piece)
+        return found
+
+    def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What `lent` gave by name."""
+        return {slot.name: tensor for slot, tensor in zip(self._slots, tensors)}
+
+    @contextmanager
+    def holding(self, tensors: Sequence[Tensor]) -> Iterator[nn.Module]:
+        """The module, which runs on what `lent` gave as long as the context lasts."""
+        try:
+            for slot, tensor in zip(self._slots, tensors):
+                slot.kept[slot.key] = tensor
+            if self._aliases:
+                named = self.named(tensors)
+                for alias in self._aliases:
+                    alias.kept[alias.key] = named[alias.first]
+            yield self.module
+        finally:
+            for place in (*self._slots, *self._aliases):
+                place.kept[place.key] = place.empty
