@@ -18,7 +18,7 @@ from supernet.tasks.task import Output, in_float32
 from supernet.training.data.batch import Batch, chunk, joined
 from supernet.training.execution import DEFAULT, Execution
 from supernet.training.loop import LoopConfig
-from supernet.training.methods.sampling import Learner
+from supernet.training.methods.sampling import Learner, unscaled
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,6 @@ class StepOutputs(NamedTuple):
     outputs: list[Output]  # of each learner, without gradient
 
 
-def _itself(loss: Tensor) -> Tensor:
-    return loss
-
-
 @dataclass(frozen=True)
 class TrainStep:
     """Gives `net` the gradients of a step: `train_step(batch, learners)`.
@@ -91,7 +87,7 @@ class TrainStep:
     teacher: nn.Module | None = None
     calls: Mapping[Arch, Call] = field(default_factory=dict)
     execution: Execution = DEFAULT
-    scale: Callable[[Tensor], Tensor] = _itself
+    scale: Callable[[Tensor], Tensor] = unscaled
 
     def __call__(self, batch: Batch, learners: Sequence[Learner]) -> StepOutputs:
         """Accumulate the gradients of `learners` on a batch: the mean over `config.accumulation` equal parts of it."""

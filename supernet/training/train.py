@@ -51,14 +51,10 @@ def train(
 
     Writes, resumes, joins processes and raises as `supernet.training.loop.Loop` does: TrainingError, naming step and
     architecture, if a loss or gradient is not finite or the training has diverged. ValueError if data and task do not
-    fit, if another process trains into `run_dir`, or for a method that does not go with the precision.
+    fit, or if another process trains into `run_dir`.
     """
     with owned(run_dir):
         method = method or make_method(family, config)
-        if execution.amp == "fp16" and isinstance(method, PrioritizedPaths):
-            raise ValueError(
-                "cream takes gradients beside the training's, which fp16 rounds to 0: say amp bf16 or none"
-            )
         net.statistics_of = None  # before the moving average copies it
         task = task_of(family, config)
         resolutions = [family.resolution(arch) for arch in (net.space.largest, net.space.smallest)]
@@ -89,7 +85,7 @@ def train(
             if step_of_epoch == 0:
                 method.start_epoch(net, _companions(net, loop.optimizer, loop.ema), progress)
             draw = generator(config.seed, Stream.SUBNETS, number)
-            step = Step(number, epoch, progress, draw, net, batch, task, train_step.output, loop.lr)
+            step = Step(number, epoch, progress, draw, net, batch, task, train_step.output, loop.lr, loop.scale)
             learners = method.learners(step)
             with loop.seeded(number):
                 losses, outputs = train_step(batch, learners)

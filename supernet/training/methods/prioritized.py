@@ -130,11 +130,11 @@ class PrioritizedPaths(Method):
         with torch.no_grad():
             soft_labels = step.output(teacher.arch, first)
         parameters = list(step.net.parameters())
-        gradients = _gradients(step.task.distil(step.output(arch, first), soft_labels, first), parameters)
+        gradients = _gradients(step, step.task.distil(step.output(arch, first), soft_labels, first), parameters)
         before = [parameter.detach().clone() for parameter in parameters]
         with torch.no_grad():
             torch._foreach_add_(parameters, [-step.lr * matching * gradient for gradient in gradients])
-        ahead = _gradients(step.task.validation_loss(step.output(arch, second), second), parameters)
+        ahead = _gradients(step, step.task.validation_loss(step.output(arch, second), second), parameters)
         with torch.no_grad():
             torch._foreach_copy_(parameters, before)
             slope = -step.lr * sum((a * g).sum() for a, g in zip(ahead, gradients)) * matching * (1 - matching)
@@ -151,5 +151,9 @@ class PrioritizedPaths(Method):
         self.weight, self.bias = state["weight"], state["bias"]
 
 
-def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    return list(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
+def _gradients(step: Step, loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Those of a loss; zeros if one is not finite, as in fp16, where they are found at the training's scale."""
+    found = torch.autograd.grad(step.scale(loss), parameters, allow_unused=True, materialize_grads=True)
+    scale = step.scale(torch.ones_like(loss))
+    finite = torch.stack([gradient.isfinite().all() for gradient in found]).all()
+    return [torch.where(finite, gradient / scale, 0.0) for gradient in found]

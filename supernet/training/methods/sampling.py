@@ -39,6 +39,11 @@ class Learner(NamedTuple):
         return self.label_weight != 0 or (self.teacher is not None and self.teacher_weight != 0)
 
 
+def unscaled(loss: Tensor) -> Tensor:
+    """`loss` itself, which is differentiated as it is but in fp16."""
+    return loss
+
+
 @dataclass(frozen=True)
 class Step:
     """What a method may look at to choose the learners of a training step."""
@@ -52,6 +57,7 @@ class Step:
     task: Task
     output: Callable[[Arch, Batch], Output]  # gives a subnet's output for a batch
     lr: float
+    scale: Callable[[Tensor], Tensor] = unscaled  # gives what is to be differentiated in a loss's place
 
     @torch.no_grad()
     def losses(self, archs: Sequence[Arch]) -> list[float]:

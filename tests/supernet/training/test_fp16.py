@@ -184,7 +184,11 @@ def test_a_run_goes_on_in_another_precision(tmp_path):
     assert "scaler" not in state
 
 
-def test_cream_is_refused(tmp_path):
+@pytest.mark.slow
+def test_cream_learns_to_match_at_the_scale_of_the_training(tmp_path):
     family = FAMILIES["mobilenet_v3_micro"]()
-    with pytest.raises(ValueError, match="cream takes gradients beside the training's, which fp16 rounds to 0"):
-        train(family, family.supernet(), load_data(DATA), TrainConfig(method="cream"), tmp_path, EXECUTION)
+    config = TrainConfig(epochs=1, batch_size=8, method="cream", board_epoch=0, matching_steps=1, seed=3)
+    train(family, family.supernet(), load_data(DATA), config, tmp_path, EXECUTION)
+    weight = load_checkpoint(tmp_path / "checkpoints")["method"]["weight"]
+    assert weight.isfinite().all()
+    assert weight.any()

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 from distill.losses import kl_divergence
 from supernet.artifacts.runs import Job, run_job
 from supernet.families import FAMILIES
+from supernet.tasks import Classification
 from supernet.training import distributed
 from supernet.training.data import DataConfig
 from supernet.training.execution import Execution
@@ -147,6 +149,39 @@ def test_matching_descends_the_loss_after_a_step_of_distillation():
     assert scale == 1.0  # the descent was not clipped
     np.testing.assert_allclose(moved.numpy(), numeric, rtol=1e-4, atol=1e-9)
     assert np.abs(numeric).max() > 1e-5
+
+
+@pytest.mark.parametrize(("scale", "learns"), [(1.0, False), (2.0**12, True), (2.0**40, False)])
+def test_matching_in_fp16_learns_by_scaled_gradients(scale, learns):
+    """Of a distillation whose gradients are 0 in fp16, and at a scale that is too large are beyond it."""
+    found = {}
+    for dtype in (torch.float32, torch.float16):
+        step, cream = double_step(), method(images=4, lr=1e6)
+        net, images = step.net.float(), step.batch[0].float()
+
+        def output(arch, batch, net=net, dtype=dtype):
+            with torch.autocast("cpu", dtype, enabled=dtype == torch.float16):
+                return net(*FAMILY.task.inputs(batch, arch), arch).float()
+
+        class Faint(Classification):
+            def distil(self, output, teacher_output, batch):
+                return 1e-6 * super().distil(output, teacher_output, batch)
+
+        batch, scaler = (images, step.batch[1]), torch.amp.GradScaler("cpu", init_scale=scale)
+        scaled = scaler.scale if dtype == torch.float16 else step.scale
+        step = dataclasses.replace(step, batch=batch, task=Faint(10), output=output, scale=scaled)
+        soft = torch.rand(4, 10, generator=torch.Generator().manual_seed(2)).mul(5).softmax(1)
+        cream.board = [BoardEntry(ARCHS[1], 0.9, 1, images[4:], soft)]
+        before = [parameter.clone() for parameter in net.parameters()]
+        cream._learn_to_match(step, ARCHS[0])
+        assert all(torch.equal(a, b) for a, b in zip(before, net.parameters()))
+        found[dtype] = cream.weight
+    exact, rounded = found.values()
+    assert exact.any()
+    if learns:
+        assert (rounded - exact).norm() < 0.1 * exact.norm()
+    else:
+        assert not rounded.any()
 
 
 def on_a_board(**options):
