@@ -17,7 +17,7 @@ from supernet.artifacts.runs import read_family
 from supernet.errors import first_line
 from supernet.families import Family
 from supernet.families.named import is_own, make_family
-from supernet.training.loop import TrainingError
+from supernet.training.divergence import TrainingError
 
 console = Console()
 Job = TypeVar("Job")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 ADVICE = "lower lr, lengthen warmup_epochs or set clip, and train into another folder"
 FACTOR = 10.0  # how far above the loss of a network that knows nothing a loss has to be
@@ -65,6 +68,58 @@ class Divergence:
             f"the training has diverged: the loss is {self._last:.3g} in step {step + 1} for {name}, and that of a "
             f"network that knows nothing about {reference:.3g}; {ADVICE}"
         )
+
+
+class _Noted(NamedTuple):
+    step: int
+    values: Tensor  # the losses and the gradient's norm
+    names: Sequence[object]
+    may_overflow: bool
+    is_last: bool
+    copied: torch.Event | None  # when the values are on the CPU
+
+
+class Watch:
+    """Looks at the losses and the gradient of every step, at once or, `late`, when it is told to.
+
+    On a GPU, which computes while Python goes on, looking at once would wait for all kernels of the step. So it is done
+    after the next step's have been launched, and before anything is kept of the weights that the step led to.
+    """
+
+    def __init__(self, divergence: Divergence, late: bool) -> None:
+        self._divergence, self._late = divergence, late
+        self._noted: _Noted | None = None
+
+    def note(
+        self, step: int, losses: Tensor, norm: Tensor, names: Sequence[object], may_overflow: bool, is_last: bool
+    ) -> None:
+        """Those of `step`, counted from 0: `losses` [L], of what `names` [L] say or all of one name, and the `norm` of
+        the gradient, which may be infinite if it `may_overflow`. TrainingError as `look` if it looks at once."""
+        values, copied = torch.cat([losses, norm[None]]), None
+        if values.is_cuda:
+            values = values.to("cpu", non_blocking=True)
+            copied = torch.cuda.current_stream(losses.device).record_event()
+        self._noted = _Noted(step, values, names, may_overflow, is_last, copied)
+        if is_last or not self._late:
+            self.look()
+
+    def look(self) -> None:
+        """At what was noted, unless that is done. TrainingError, naming step and name, if a loss or the gradient is not
+        finite, or if the training has diverged."""
+        noted, self._noted = self._noted, None
+        if noted is None:
+            return
+        if noted.copied is not None:
+            noted.copied.synchronize()
+        *losses, norm = noted.values.tolist()
+        loss, name = worst(losses, noted.names)
+        self._divergence.update(noted.step, loss, name)
+        if not math.isfinite(norm) and not noted.may_overflow:
+            raise TrainingError(
+                f"the gradient's norm is {norm} in step {noted.step + 1}, for one of {noted.names}; {ADVICE}"
+            )
+        if noted.is_last:
+            self._divergence.end(noted.step, name)
 
 
 def worst(losses: Sequence[float], names: Sequence[object]) -> tuple[float, object]:

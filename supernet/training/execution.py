@@ -99,6 +99,11 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def computes_ahead(device: torch.device) -> bool:
+    """Whether Python goes on while `device` computes, so that asking for a value is waiting for it."""
+    return device.type != "cpu"
+
+
 def channels_last(module: nn.Module) -> nn.Module:
     """Put the kernels of `module` that are of four dimensions into the channels-last format, in place; returns it.
 

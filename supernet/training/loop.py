@@ -24,8 +24,8 @@ from supernet.training.average import MovingAverage
 from supernet.training.checkpoint import Interval, load_checkpoint, save_checkpoint
 from supernet.training.data import Data
 from supernet.training.data.batch import Batch, on
-from supernet.training.divergence import ADVICE, Divergence, TrainingError, worst
-from supernet.training.execution import Execution, channels_last, pick_device
+from supernet.training.divergence import Divergence, Watch
+from supernet.training.execution import Execution, channels_last, computes_ahead, pick_device
 from supernet.training.metrics import Metrics, scalars
 from supernet.training.randomness import Stream, torch_seed
 
@@ -180,6 +180,7 @@ class Loop:
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=execution.amp == "fp16")
         self.ema = MovingAverage(net, config.ema_decay) if config.ema_decay else None
         self._divergence = Divergence(task.uninformed_loss if uninformed is None else uninformed)
+        self._watch = Watch(self._divergence, late=computes_ahead(self.device))
         self._checkpoints = run_dir / "checkpoints"
         start = self._restore() if resume else 0
         self.steps = range(start, config.epochs * self.steps_per_epoch)  # those still to do
@@ -235,15 +236,17 @@ class Loop:
         """Descend by the gradients, averaged over all processes and clipped.
 
         `losses` [L] gave them, `names` [L] say of what. TrainingError, naming step and name, if a loss or gradient is
-        not finite, or if the training has diverged: the weights of the step before are not touched. In fp16 a gradient
-        that is not finite, in any process, skips the step in all of them and halves the scale, as long as that is above
-        1.
+        not finite, or if the training has diverged: the weights of the step before are not touched on a CPU; on a GPU
+        the error comes with the next step, or before the weights are evaluated or saved. In fp16 a gradient that is not
+        finite, in any process, skips the step in all of them and halves the scale, as long as that is above 1.
         """
+        self._watch.look()  # before anything that all processes do together
         distributed.average_gradients(self.net.parameters())
         self._scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.net, self._config)
         scale = self._scaler.get_scale()  # 1 but in fp16
-        self._check(step, distributed.average(losses.detach().clone()), names, norm, may_overflow=scale > 1)
+        means = distributed.average(losses.detach().clone())
+        self._watch.note(step, means, norm, names, may_overflow=scale > 1, is_last=step + 1 == self.steps.stop)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         if self.ema and self._scaler.get_scale() >= scale:
@@ -260,18 +263,23 @@ class Loop:
             self._on_begin()
             if not step and (aside := set_aside(self._checkpoints)):
                 logger.warning("the checkpoints of an earlier training are now in %s", aside)
-        if done % execution.log_steps == 0 or is_last:
+        is_logged = done % execution.log_steps == 0 or is_last
+        every = execution.eval_epochs * self.steps_per_epoch
+        is_evaluated = every and (is_last or done % every == 0)
+        is_kept = done % execution.checkpoint_steps == 0 or is_last or self._interval.due
+        if is_logged or is_evaluated or is_kept:
+            self._watch.look()
+        if is_logged:
             values = _numbers(losses)
             self._metrics.append({"step": done, "epoch": done / self.steps_per_epoch, "lr": self.lr, **values})
             logged = [value for _, value in scalars(values)]
-        every = execution.eval_epochs * self.steps_per_epoch
-        if every and (is_last or done % every == 0):
+        if is_evaluated:
             line = {"step": done, **self._evaluate(self.result)}
             self._metrics.append(line)
             self.net.train()
             if is_last:
                 self._look_at(line)
-        if done % execution.checkpoint_steps == 0 or is_last or self._interval.due:
+        if is_kept:
             state = {
                 "net": self.net.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -283,16 +291,6 @@ class Loop:
             save_checkpoint(self._checkpoints, done, state, execution.keep_checkpoints)
             self._interval.restart()
         self._on_step(StepResult(done, self.steps.stop, logged, self.lr))
-
-    def _check(self, step: int, losses: Tensor, names: Sequence[object], norm: Tensor, may_overflow: bool) -> None:
-        """TrainingError as `update` says; the same in all processes for `losses` that are means over them."""
-        *values, norm_value = torch.cat([losses, norm[None]]).tolist()
-        loss, name = worst(values, names)
-        self._divergence.update(step, loss, name)
-        if not math.isfinite(norm_value) and not may_overflow:
-            raise TrainingError(f"the gradient's norm is {norm_value} in step {step + 1}, for one of {names}; {ADVICE}")
-        if step + 1 == self.steps.stop:
-            self._divergence.end(step, name)
 
     def _look_at(self, line: Mapping[str, Any]) -> None:
         """Say so if no accuracy of the last evaluation is above chance by more than two standard errors."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from distill.objective import Objective
 from supernet.training.data import DataConfig, load_data
-from supernet.training.divergence import Divergence, TrainingError, worst
+from supernet.training.divergence import Divergence, TrainingError, Watch, worst
 from supernet.training.execution import Execution
 from supernet.training.loop import LoopConfig
 from supernet.training.standalone import train_models
@@ -71,6 +71,29 @@ def test_a_training_does_not_end_with_a_loss_far_above_guessing():
     watch.update(1, 100.0, "it")
     with pytest.raises(TrainingError, match="in step 2"):
         watch.end(1, "it")
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_watch_looks_at_once_or_when_it_is_told_to(late):
+    def note(step, loss=1.0, norm=1.0, may_overflow=False, is_last=False):
+        watch.note(step, torch.tensor([0.5, loss]), torch.tensor(norm), ["a", "b"], may_overflow, is_last)
+
+    for wrong, message in (
+        ({"loss": math.nan}, "the loss is nan in step 2 for b; lower lr"),
+        ({"norm": math.inf}, r"the gradient's norm is inf in step 2, for one of \['a', 'b'\]; lower lr"),
+    ):
+        watch = Watch(Divergence(1.0), late)
+        note(0)
+        watch.look()
+        watch.look()  # nothing new
+        if late:
+            note(1, **wrong)
+        with pytest.raises(TrainingError, match=message):
+            watch.look() if late else note(1, **wrong)
+        note(1, may_overflow=True, norm=math.inf)
+        watch.look()
+        with pytest.raises(TrainingError, match=r"in step 3 for b"):
+            note(2, loss=100.0, is_last=True)  # the last is looked at in any case
 
 
 def test_the_worst_of_several_losses_is_named():

@@ -16,8 +16,9 @@ from supernet.evaluation import accuracy
 from supernet.families.named import make_family
 from supernet.training.checkpoint import load_checkpoint
 from supernet.training.data import DataConfig, ImageData, load_data, resize
+from supernet.training.divergence import TrainingError
 from supernet.training.execution import Execution
-from supernet.training.loop import LoopConfig, TrainingError, make_optimizer
+from supernet.training.loop import LoopConfig, make_optimizer
 from supernet.training.randomness import Stream, part_seed
 from supernet.training.recipes import digits
 from supernet.training.standalone import (

@@ -20,8 +20,8 @@ from supernet.families import FAMILIES
 from supernet.tasks import Classification
 from supernet.training.checkpoint import load_checkpoint
 from supernet.training.data import DataConfig, load_data, resize
+from supernet.training.divergence import TrainingError
 from supernet.training.execution import Execution
-from supernet.training.loop import TrainingError
 from supernet.training.methods.sampling import Learner
 from supernet.training.step import TrainConfig, TrainStep
 from supernet.training.train import train
@@ -186,7 +186,9 @@ def test_the_last_checkpoints_are_kept(run_dir):
     ]
 
 
-def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_last_checkpoint(tmp_path, family):
+@pytest.mark.parametrize("late", [False, True])
+def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_last_checkpoint(tmp_path, family, monkeypatch, late):
+    monkeypatch.setattr("supernet.training.loop.computes_ahead", lambda device: late)  # as on a GPU
     config = dataclasses.replace(CONFIG, lr=1e30, warmup_epochs=0, ema_decay=None, clip=None)
     execution = dataclasses.replace(EXECUTION, checkpoint_steps=1)
     net = family.supernet()
@@ -194,8 +196,24 @@ def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_last_checkpoint
         train(family, net, load_data(DATA), config, tmp_path, execution)
     state = load_checkpoint(tmp_path / "checkpoints")
     assert all(tensor.isfinite().all() for tensor in state["net"].values())
-    for name, parameter in net.named_parameters():
-        assert torch.equal(parameter, state["net"][name]), name
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == state["step"]
+    if not late:
+        for name, parameter in net.named_parameters():
+            assert torch.equal(parameter, state["net"][name]), name
+
+
+def test_looking_a_step_late_changes_nothing(tmp_path, family, monkeypatch):
+    found = []
+    for late in (False, True):
+        monkeypatch.setattr("supernet.training.loop.computes_ahead", lambda device, late=late: late)
+        execution = dataclasses.replace(EXECUTION, checkpoint_steps=3, log_steps=2)
+        train(family, family.supernet(), load_data(DATA), CONFIG, tmp_path / str(late), execution)
+        found.append((tmp_path / str(late) / "metrics.jsonl").read_text())
+        found.append(load_checkpoint(tmp_path / str(late) / "checkpoints"))
+    assert found[0] == found[2]
+    assert found[1]["divergence"] == found[3]["divergence"]
+    for name, tensor in found[1]["net"].items():
+        assert torch.equal(tensor, found[3]["net"][name]), name
 
 
 def test_a_run_is_not_overwritten_nor_resumed_with_other_settings(run_dir):
