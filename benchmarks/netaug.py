@@ -46,7 +46,7 @@ from supernet.artifacts.atomic import write_atomically
 from supernet.evaluation import accuracy
 from supernet.families import FAMILIES, Family
 from supernet.space import Arch
-from supernet.training.data import DataConfig, ImageData, load_data
+from supernet.training.data import DataConfig, ImageData, open_images
 from supernet.training.execution import Execution, pick_device
 from supernet.training.loop import LoopConfig, make_optimizer
 from supernet.training.methods.sampling import Learner
@@ -226,7 +226,7 @@ def images_of(budget: Budget, arguments: Arguments) -> ImageData:
         color_jitter=0.0,
         crop_pct=1.0,
     )
-    data = load_data(config, workers=budget.workers)
+    data = open_images(config, workers=budget.workers)
     if arguments.quick:
         data = dataclasses.replace(data, test=Subset(data.test, range(0, len(data.test), 10)))
     if budget.images:  # so few that they may stay decoded in memory

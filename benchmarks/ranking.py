@@ -31,7 +31,7 @@ from supernet import Arch
 from supernet.artifacts.atomic import write_atomically
 from supernet.families import FAMILIES, Family
 from supernet.families.nas_bench_macro import from_string
-from supernet.training.data import DataConfig, ImageData, load_data
+from supernet.training.data import DataConfig, ImageData, open_images
 from supernet.training.execution import Execution
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
@@ -102,7 +102,7 @@ def main() -> None:
         color_jitter=0.0,
         crop_pct=1.0,
     )
-    data = load_data(config, arguments.seed, workers=2)
+    data = open_images(config, arguments.seed, workers=2)
     data = dataclasses.replace(data, train=Subset(data.train, range(arguments.images)))
     for name in arguments.methods:
         rows.append(row(name, judged(name, family, data, archs, arguments), truth))

@@ -54,7 +54,7 @@ from supernet import Arch, Supernet
 from supernet.artifacts.atomic import write_atomically
 from supernet.families import FAMILIES, Family
 from supernet.families.nas_bench_macro import to_string
-from supernet.training.data import DataConfig, ImageData, load_data
+from supernet.training.data import DataConfig, ImageData, open_images
 from supernet.training.execution import Execution
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
@@ -223,7 +223,7 @@ def prepare_bench(arguments: Arguments) -> Bench:
         color_jitter=0.0,
         crop_pct=1.0,
     )
-    data = load_data(config, arguments.seed, workers=0 if arguments.quick else 2)
+    data = open_images(config, arguments.seed, workers=0 if arguments.quick else 2)
     data = dataclasses.replace(data, train=Subset(data.train, range(arguments.images)))
     family = dataclasses.replace(FAMILIES["nasbench_macro"](num_classes=10), input_size=arguments.resolution)
     calibration = data.calibration_images(arguments.resolution, arguments.calibration, arguments.seed)

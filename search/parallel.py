@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from search.loop import Scored, evaluate_here
 from search.problem import Score
-from supernet.families.named import modules_from_files
+from supernet.own_code import modules_from_files
 from supernet.space import Arch, SearchSpace
 
 logger = logging.getLogger(__name__)

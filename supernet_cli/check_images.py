@@ -17,7 +17,7 @@ from typing import Annotated
 import tyro
 
 from supernet.artifacts.runs import job_from_dict, read_config
-from supernet.training.data import DataConfig, load_data
+from supernet.training.data import DataConfig, open_images
 from supernet.training.data.datasets import broken_images
 from supernet.training.execution import Execution
 from supernet_cli.command_line import console, progress_bar
@@ -37,7 +37,7 @@ def main() -> None:
     config = arguments.data
     if arguments.run is not None:
         config = job_from_dict(read_config(arguments.run)["job"]).data
-    data = load_data(config)
+    data = open_images(config)
     parts = (data.train, data.holdout, data.test)
     count, broken = 0, 0
     with progress_bar() as progress:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from supernet.artifacts.runs import read_family
 from supernet.errors import first_line
 from supernet.families import Family
-from supernet.families.named import is_own, make_family
+from supernet.families.named import SPACES, make_family
 from supernet.training.divergence import TrainingError
 
 console = Console()
@@ -67,13 +67,13 @@ def family_of(run: Path | None, space: str | None, options: str, num_classes: in
     own."""
     if not one_of(run, space):
         raise ValueError("say whose subnets: --run, the folder of a training run, or --family, the name of a space")
-    return make_family(space, options, num_classes) if run is None else read_family(run, space=space)
+    return make_family(space, options, {"num_classes": num_classes}) if run is None else read_family(run, space=space)
 
 
 def one_of(run: Path | None, space: str | None) -> bool:
     """Whether a run or a space is named, and not both, unless `space` says the run's again, which is code of one's
     own."""
-    return (run is None) != (space is None) or (run is not None and is_own(space))
+    return (run is None) != (space is None) or (run is not None and SPACES.is_own(space))
 
 
 def fail(message: str, code: int) -> NoReturn:

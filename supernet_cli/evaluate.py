@@ -30,7 +30,7 @@ from predictors import prepare, this_device
 from predictors.device import Device
 from supernet.artifacts import provenance
 from supernet.artifacts.atomic import write_atomically
-from supernet.artifacts.runs import load_images
+from supernet.artifacts.runs import open_data
 from supernet.artifacts.subnet import Subnet, check_classes, load_network
 from supernet.evaluation import quality
 from supernet.training.data import DataConfig, ImageData
@@ -80,7 +80,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments, default=default, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     if not arguments.networks:
         raise ValueError("say which networks to evaluate: folders of subnets, or names of timm models")
-    data = load_images(arguments.data, arguments.seed, arguments.workers)
+    data = open_data(arguments.data, arguments.seed, arguments.workers)
     subnets = {name: opened(name, data, arguments.input_size, arguments.space) for name in arguments.networks}
     rows = [{"network": name, **figures(subnet, data, arguments.device)} for name, subnet in subnets.items()]
     device = None

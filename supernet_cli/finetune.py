@@ -17,7 +17,7 @@ import dataclasses
 import json
 
 from supernet.artifacts.subnet import read_subnet_config
-from supernet.families.named import said_again
+from supernet.families.named import SPACES
 from supernet.training.standalone import ModelJob, model_settings
 from supernet_cli.model_training import Arguments, parse, train
 
@@ -40,7 +40,7 @@ def settings(job, known) -> ModelJob:
     data = dataclasses.replace(job.data, **shared)
     arch = json.dumps(config.arch)
     return ModelJob(
-        said_again(config.space, known.space, known.subnet),
+        SPACES.said_again(config.space, known.space, known.subnet),
         config.space_options,
         arch,
         start=str(known.subnet),

@@ -15,9 +15,9 @@ import tyro
 from supernet.artifacts.runs import Job, job_from_dict, read_config
 from supernet.artifacts.subnet import Subnet, load_subnet, read_subnet_config, save_subnet
 from supernet.evaluation import Quality, quality
-from supernet.families.named import said_again
+from supernet.families.named import SPACES
 from supernet.training import distributed
-from supernet.training.data import load_data
+from supernet.training.data import open_images
 from supernet.training.recipes import RECIPES
 from supernet.training.standalone import ModelJob, model_settings, read_model_job, run_model_job
 from supernet_cli.command_line import console, progress_bar, to_resume
@@ -80,13 +80,13 @@ def from_scratch(job: Job, known: argparse.Namespace) -> ModelJob:
     space, options, arch = job.space, job.space_options, None
     if known.subnet is not None:
         config = read_subnet_config(known.subnet)
-        space = said_again(config.space, known.space, known.subnet)
+        space = SPACES.said_again(config.space, known.space, known.subnet)
         options, arch = config.space_options, json.dumps(config.arch)
     elif known.model is not None:
         size = {} if known.input_size is None else {"input_size": known.input_size}
         space, options = "timm", json.dumps({"name": known.model, **size})
     elif known.run is not None:
-        space = said_again(space, known.space, known.run)
+        space = SPACES.said_again(space, known.space, known.run)
     return ModelJob(space, options, arch, data=job.data, train=model_settings(job.train), execution=job.execution)
 
 
@@ -127,7 +127,7 @@ def train(arguments: Arguments, run_job: Callable[..., Subnet] = run_model_job) 
 
 
 def _on_test_images(subnet: Subnet, job: ModelJob) -> Quality | None:
-    data = load_data(job.data, job.train.seed, job.execution.workers)
+    data = open_images(job.data, job.train.seed, job.execution.workers)
     if subnet.config.classes != data.classes:
         return None
     return quality(subnet.model, data.evaluation_batches(data.test, subnet.config.input_size[-1]))

@@ -37,7 +37,7 @@ from search.settings import SearchJob
 from search.strategies import check_strategy
 from search.sweep import Sweep, TrialSettings, combined_front, run_sweep, write_sweep
 from supernet.artifacts.runs import load_run, read_family
-from supernet.families.named import absolute
+from supernet.own_code import absolute
 from supernet.space import Arch
 from supernet.training.data import DataConfig
 from supernet.training.execution import located

@@ -3,19 +3,21 @@
     supernet train                      # digits, two minutes on 2 cores
     supernet train --recipe cifar10 --root images/ --output runs/mine
     supernet train --output runs/mine --resume
+    supernet train --space mine.py:family --dataset mine.py:points --output runs/points
     torchrun --nproc-per-node 8 -m supernet_cli train --recipe alphanet --root imagenet/ --output runs/alphanet
     supernet train --list-spaces
 
 A recipe sets everything, any flag overrides it; `--help` shows each flag with its unit and the recipe's value. Writes
 the output folder (see supernet/artifacts/runs.py). With --resume it goes on with the run in that folder, by its own
 settings; where its images lie (--root, --test-root) and how it is executed (--device, --workers, --log-steps, ...) may
-be said anew. A training that was stopped before its first step was done is started without --resume.
+be said anew. A training that was stopped before its first step was done is started without --resume. A dataset that is
+code of your own has none of the recipe's settings of images.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -25,8 +27,10 @@ from rich.table import Table
 
 from supernet.artifacts.runs import Job, read_job, run_job
 from supernet.families import FAMILIES, describe
-from supernet.families.named import find_family, installed
+from supernet.families.named import SPACES, find_family
 from supernet.training import distributed
+from supernet.training.data import DataConfig
+from supernet.training.data.named import is_of_any_kind
 from supernet.training.methods.progressive import Phase
 from supernet.training.recipes import RECIPES
 from supernet_cli.command_line import console, progress_bar, to_resume
@@ -58,16 +62,21 @@ def main() -> None:
     first.add_argument("--output", type=Path)
     first.add_argument("--resume", action="store_true")
     first.add_argument("--space")
+    first.add_argument("--dataset")
     known = first.parse_known_args()[0]
     recipe = known.recipe
     if recipe not in RECIPES:
         raise ValueError(f"there is no recipe {recipe!r}; the recipes are {', '.join(RECIPES)}")
-    begun = None
     if known.resume:
-        begun = to_resume(known.output or Path("runs") / recipe, partial(read_job, space=known.space))
+        read = partial(read_job, space=known.space, dataset=known.dataset)
+        job = to_resume(known.output or Path("runs") / recipe, read)
+    else:
+        job = RECIPES[recipe]()
+        if known.dataset is not None and is_of_any_kind(known.dataset):
+            job = replace(job, data=DataConfig(known.dataset))
     arguments = tyro.cli(
         Arguments,
-        default=Arguments(Flags(**vars(begun or RECIPES[recipe]())), recipe),
+        default=Arguments(Flags(**vars(job)), recipe),
         description=__doc__,
         config=(tyro.conf.OmitArgPrefixes,),
     )
@@ -94,7 +103,7 @@ def main() -> None:
 
 def list_spaces() -> None:
     table = Table("space", "architectures", "MACs (M)", "parameters (M)", "paper")
-    for name in (*FAMILIES, *installed()):
+    for name in (*FAMILIES, *SPACES.installed()):
         found = describe(name, find_family(name)())
         macs = " to ".join(f"{count / 1e6:.4g}" for count in found.macs)
         parameters = " to ".join(f"{count / 1e6:.3g}" for count in found.parameters)

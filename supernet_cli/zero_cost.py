@@ -30,6 +30,7 @@ from supernet.artifacts.atomic import write_atomically
 from supernet.families import Family
 from supernet.families.named import make_family
 from supernet.training.data import DataConfig, ImageData, load_data
+from supernet.training.data.named import only_images
 from supernet.training.execution import Execution
 from supernet_cli.command_line import console, progress_bar
 
@@ -64,7 +65,8 @@ def main() -> None:
         if getattr(arguments, name) < 2:
             raise ValueError(f"{name} is at least 2, not {getattr(arguments, name)}")
     data = load_data(arguments.data, workers=arguments.workers)
-    family = make_family(arguments.space, arguments.space_options, data.num_classes)
+    data = only_images(data, "a score without training", "train a supernet of this task, and search it")
+    family = make_family(arguments.space, arguments.space_options, data.family_arguments)
     proxies = PROXIES[arguments.space](data.num_classes, family.in_chans) if arguments.space in PROXIES else None
     combine, names = ENSEMBLES.get(arguments.scores, (mean_rank, tuple(arguments.scores.split(","))))
     check_names(names, proxies)

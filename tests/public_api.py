@@ -28,7 +28,7 @@ from search import (
 from supernet import Arch, Choice, Family, SearchSpace, Supernet, load_run, load_subnet
 from supernet.artifacts import Run, Subnet, SubnetConfig, save_subnet, take_out
 from supernet.families import FAMILIES, from_timm
-from supernet.training.data import DataConfig, ImageData, load_data
+from supernet.training.data import Data, DataConfig, ImageData, load_data, open_images
 
 
 def spaces(generator: np.random.Generator) -> None:
@@ -64,14 +64,15 @@ def runs(folder: Path, arch: Arch) -> None:
     assert_type(run, Run)
     assert_type(run.family, Family)
     assert_type(run.net, Supernet)
-    assert_type(run.data, ImageData)
+    assert_type(run.data, Data)
     model, config = load_subnet(folder)
     assert_type(model, nn.Module)
     assert_type(config, SubnetConfig)
     subnet = take_out(run, arch)
     assert_type(subnet, Subnet)
     save_subnet(folder, subnet, onnx=False)
-    assert_type(load_data(DataConfig("digits")), ImageData)
+    assert_type(load_data(DataConfig("digits")), Data)
+    assert_type(open_images(DataConfig("digits")), ImageData)
     load_subnet(3)  # type: ignore[arg-type]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distill.blockwise import Teacher, relative_error
 from search.blockwise.blocks import Block
 from supernet.artifacts.ownership import owned
-from supernet.families.named import modules_from_files
+from supernet.own_code import modules_from_files
 from supernet.training.data import Data
 from supernet.training.execution import Execution
 from supernet.training.loop import Loop, LoopConfig, StepResult

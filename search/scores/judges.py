@@ -73,7 +73,7 @@ def untrained_run(space: str, options: str, config: DataConfig, workers: int = 0
     training."""
     data = load_data(config, workers=workers)
     job = Job(space, options, config)
-    family = job.family(data.num_classes)
+    family = job.family(data.family_arguments)
     return Run(family, family.supernet(pretrained=False), data, job)
 
 

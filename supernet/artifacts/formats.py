@@ -73,9 +73,23 @@ def _execution_apart(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"job": job | parts | {"execution": execution}}
 
 
+def _arguments_of_the_family(config: dict[str, Any]) -> dict[str, Any]:
+    """Format 2 of a run knew images with classes alone."""
+    return config | {
+        "family_arguments": {"num_classes": len(config["classes"])},
+        "held_out": config["images"]["holdout"],
+        "dataset_sha256": None,
+    }
+
+
 def _code_of_the_space(subnet: dict[str, Any]) -> dict[str, Any]:
     """Format 1 of a subnet knew the spaces of this package alone."""
     return subnet | {"space_sha256": None}
+
+
+def _family_of_the_subnet(subnet: dict[str, Any]) -> dict[str, Any]:
+    """Format 2 of a subnet knew images with classes alone."""
+    return subnet | {"family_arguments": {"num_classes": len(subnet["classes"])}}
 
 
 def _several_methods(predictor: dict[str, Any]) -> dict[str, Any]:
@@ -105,8 +119,8 @@ def _blocks_by_the_loop(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | {"dna": settings["dna"] | {"clip": None, "clip_mode": "norm", "ema_decay": None}}
 
 
-RUN = Format("training run", (_execution_apart,))
-SUBNET = Format("subnet", (_code_of_the_space,))
+RUN = Format("training run", (_execution_apart, _arguments_of_the_family))
+SUBNET = Format("subnet", (_code_of_the_space, _family_of_the_subnet))
 PREDICTOR = Format("latency predictor", (_several_methods,))
 HISTORY = Format("search history", (_score_apart, _blocks_by_the_loop), prefix="supernet search history ")
 CHECKPOINT = Format("checkpoint of a training", prefix="supernet-checkpoint-")

@@ -1,7 +1,8 @@
 """A training run's directory: what it was asked to do, and what came out.
 
-config.json            the job, the classes and images of the dataset, package versions, hardware, command, and the
-                       number of its format (`supernet.artifacts.formats`); it is there once the first step is done
+config.json            the job, what the data say of themselves and to the family, package versions, hardware, command,
+                       and the number of its format (`supernet.artifacts.formats`); it is there once the first step is
+                       done
 metrics.jsonl          losses and accuracies by step
 checkpoints/           to resume from
 1-largest/, ...        these two for each phase instead, in progressive shrinking
@@ -14,7 +15,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,12 +31,13 @@ from supernet.artifacts.ownership import owned
 from supernet.artifacts.weights import load_weights
 from supernet.errors import first_line
 from supernet.families import Family
-from supernet.families.named import make_family, said_again, same_space, source_digest, warn_if_changed
+from supernet.families.named import SPACES, make_family
 from supernet.families.timm_models import self_contained
 from supernet.supernet import Supernet
 from supernet.training import distributed, randomness
 from supernet.training.checkpoint import has_checkpoints
-from supernet.training.data import DataConfig, ImageData, load_data
+from supernet.training.data import Data, DataConfig, load_data
+from supernet.training.data.named import DATASETS
 from supernet.training.execution import Execution, differences, located
 from supernet.training.loop import StepResult
 from supernet.training.methods.progressive import Phase, new_kinds, phase_config, phase_space, sort_channels
@@ -44,6 +46,8 @@ from supernet.training.step import TrainConfig
 from supernet.training.train import train
 
 logger = logging.getLogger(__name__)
+
+IMAGES = ("classes", "images")  # what data said of themselves before formats had numbers
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,10 @@ class Job:
                 f"here there are {len(self.phases)} phases and the method is {self.train.method}"
             )
 
-    def family(self, num_classes: int) -> Family:
-        """The space that the job names; ValueError if there is none of that name or with those options."""
-        return make_family(self.space, self.space_options, num_classes)
+    def family(self, arguments: Mapping[str, object]) -> Family:
+        """The space that the job names, with what the data say (`supernet.training.data.Data.family_arguments`);
+        ValueError if there is none of that name or with those options."""
+        return make_family(self.space, self.space_options, arguments)
 
 
 class Run(NamedTuple):
@@ -78,7 +83,7 @@ class Run(NamedTuple):
 
     family: Family
     net: Supernet  # on the CPU, in eval mode
-    data: ImageData
+    data: Data
     job: Job
 
 
@@ -88,13 +93,13 @@ def run_job(
     """Train the supernet that `job` describes, in `directory`; the run as `load_run` would give it.
 
     With `resume` a run that was begun there goes on, and one that was not begins. ValueError if there is a run
-    already and `resume` is not said, if it was begun with other settings (its execution, and where images lie, may be
+    already and `resume` is not said, if it was begun with other settings (its execution, and where the data lie, may be
     said anew), or if another process is at it.
     """
     job = replace(job, data=located(job.data))
-    data = load_images(job.data, job.train.seed, job.execution.workers)
-    family = job.family(data.num_classes)
-    count = job.train.images_to_calibrate(data.num_classes)  # config.json says how many, for search and extraction
+    data = open_data(job.data, job.train.seed, job.execution.workers)
+    family = job.family(data.family_arguments)
+    count = job.train.images_to_calibrate(family.num_classes)  # config.json says how many, for search and extraction
     job = replace(job, train=replace(job.train, calibration_images=count))
     weights = directory / "supernet.safetensors"
     with owned(directory):
@@ -102,7 +107,7 @@ def run_job(
         distributed.wait()
         if weights.exists() and resume and not _has_checkpoints(directory):
             begin()
-            return load_run(directory, space=job.space)
+            return load_run(directory, space=job.space, dataset=job.data.dataset)
         net = _train(job, family, data, directory, resume, on_step, begin)
         net = net.to("cpu", memory_format=torch.contiguous_format).eval()
         if distributed.rank() == 0:
@@ -115,7 +120,7 @@ def run_job(
 def _train(
     job: Job,
     family: Family,
-    data: ImageData,
+    data: Data,
     directory: Path,
     resume: bool,
     on_step: Callable[[StepResult], None],
@@ -158,17 +163,25 @@ def _in_all(on_step: Callable[[StepResult], None], before: int, total: int, resu
 
 
 def load_run(
-    directory: str | Path, root: str | None = None, test_root: str | None = None, *, space: str | None = None
+    directory: str | Path,
+    root: str | None = None,
+    test_root: str | None = None,
+    *,
+    space: str | None = None,
+    dataset: str | None = None,
 ) -> Run:
     """A finished run; ValueError, naming the file, if there is none or it cannot be read.
 
-    `root` and `test_root` say where its images lie, if no longer where they did in training. `space` says its space
-    again, if that is code of one's own, which is not imported because a file names it.
+    `root` and `test_root` say where its data lie, if no longer where they did in training. `space` and `dataset` say
+    its space and its dataset again, if these are code of one's own, which is not imported because a file names it; a
+    dataset that is in the file of such a space need not be said.
     """
     directory = Path(directory)
     config = read_config(directory)
     job = _finished_job(config, directory, space)
-    family = job.family(len(config["classes"]))
+    job = replace(job, data=_data_said_again(job_from_dict(config["job"]), job.space, dataset, directory))
+    DATASETS.warn_if_changed(job.data.dataset, config["dataset_sha256"], directory)
+    family = job.family(config["family_arguments"])
     net = family.supernet(pretrained=False)
     path = directory / "supernet.safetensors"
     if not path.exists():
@@ -179,12 +192,12 @@ def load_run(
         raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
     load_weights(net, weights, str(path))
     job = replace(job, data=located(job.data, root, test_root))
-    data = load_images(job.data, job.train.seed, job.execution.workers)
-    _check_same_data(config, data, directory)
+    data = open_data(job.data, job.train.seed, job.execution.workers)
+    data.check_unchanged(config, directory)
     return Run(family, net.eval(), data, job)
 
 
-def load_images(config: DataConfig, seed: int, workers: int = 0) -> ImageData:
+def open_data(config: DataConfig, seed: int, workers: int = 0) -> Data:
     """`supernet.training.data.load_data`, where the error for images that are not there says how to name
     another place."""
     for flag, place in (("--root", config.root), ("--test-root", config.test_root)):
@@ -194,28 +207,38 @@ def load_images(config: DataConfig, seed: int, workers: int = 0) -> ImageData:
 
 
 def read_family(directory: Path, *, space: str | None = None) -> Family:
-    """The family of the run that was begun in `directory`, without its weights and images; ValueError if none was.
+    """The family of the run that was begun in `directory`, without its weights and data; ValueError if none was.
 
     `space` is as in `load_run`.
     """
     config = read_config(directory)
-    return _finished_job(config, directory, space).family(len(config["classes"]))
+    return _finished_job(config, directory, space).family(config["family_arguments"])
 
 
 def _finished_job(config: dict[str, Any], directory: Path, space: str | None) -> Job:
     """The job of a run, with options of its space that need nothing outside of the run's folder, where it has them."""
     job = job_from_dict(config["job"])
-    space = said_again(job.space, space, directory)
-    warn_if_changed(space, config.get("space_sha256"), directory)
+    space = SPACES.said_again(job.space, space, directory)
+    SPACES.warn_if_changed(space, config.get("space_sha256"), directory)
     return dataclasses.replace(job, space=space, space_options=config.get("space_options", job.space_options))
 
 
-def read_job(directory: Path, *, space: str | None = None) -> Job | None:
-    """The job of the run that was begun in `directory`, None if there is none; `space` is as in `load_run`."""
+def _data_said_again(begun: Job, space: str, dataset: str | None, directory: Path) -> DataConfig:
+    """The data of a job that `begun` was, whose space is said again as `space`, with their dataset said again, too."""
+    name = begun.data.dataset
+    if dataset is None or not DATASETS.is_own(dataset):
+        dataset = DATASETS.beside(name, begun.space, space) or dataset
+    return replace(begun.data, dataset=DATASETS.said_again(name, dataset, directory))
+
+
+def read_job(directory: Path, *, space: str | None = None, dataset: str | None = None) -> Job | None:
+    """The job of the run that was begun in `directory`, None if there is none; `space` and `dataset` are as in
+    `load_run`."""
     if not (directory / "config.json").exists():
         return None
     job = job_from_dict(read_config(directory)["job"])
-    return dataclasses.replace(job, space=said_again(job.space, space, directory))
+    space = SPACES.said_again(job.space, space, directory)
+    return replace(job, space=space, data=_data_said_again(job, space, dataset, directory))
 
 
 def job_from_dict(values: dict[str, Any]) -> Job:
@@ -230,7 +253,7 @@ def job_from_dict(values: dict[str, Any]) -> Job:
         raise ValueError(f"this job was written by another version: {error}") from error
 
 
-def open_run(job: object, data: ImageData, directory: Path, resume: bool) -> Callable[[], None]:
+def open_run(job: object, data: Data, directory: Path, resume: bool) -> Callable[[], None]:
     """Check that a run of `job`, a dataclass, may begin or go on in `directory`, and give what writes its config.json.
 
     That is to be called when the first step is done, so that a start that fails leaves nothing which its repetition
@@ -244,7 +267,10 @@ def open_run(job: object, data: ImageData, directory: Path, resume: bool) -> Cal
         "format": formats.RUN.label,
         "job": own,
         "space_options": self_contained(job.space, job.space_options),
-        "space_sha256": source_digest(job.space),
+        "space_sha256": SPACES.source_digest(job.space),
+        "dataset_sha256": DATASETS.source_digest(job.data.dataset),
+        "family_arguments": dict(data.family_arguments),
+        "held_out": data.count(data.holdout),
         **data.description(),
         "streams": randomness.VERSION,
         "versions": provenance.versions(),
@@ -256,11 +282,11 @@ def open_run(job: object, data: ImageData, directory: Path, resume: bool) -> Cal
         if not resume:
             raise ValueError(f"{directory} holds a run already: add --resume to go on with it, or name another output")
         begun = read_config(directory)
-        moved = {"space": own["space"]} if same_space(begun["job"]["space"], own["space"]) else {}
-        if changed := differences(begun["job"] | moved, own):
+        if changed := differences(_moved(begun["job"], own), own):
             raise ValueError(f"{directory} was begun with other settings, and can only go on with these: {changed}")
-        _check_same_data(begun, data, directory)
-        warn_if_changed(job.space, begun.get("space_sha256"), directory)
+        data.check_unchanged(begun, directory)
+        SPACES.warn_if_changed(job.space, begun.get("space_sha256"), directory)
+        DATASETS.warn_if_changed(job.data.dataset, begun["dataset_sha256"], directory)
         if begun.get("streams", 1) < randomness.VERSION and own.get("phases"):
             logger.warning(
                 "%s was begun by a version whose phases drew images and subnets otherwise: from here on they are drawn "
@@ -277,6 +303,14 @@ def open_run(job: object, data: ImageData, directory: Path, resume: bool) -> Cal
                 temporary.write_text(json.dumps(content, indent=2) + "\n")
 
     return write
+
+
+def _moved(begun: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """A job, `begun`, with its code of one's own where that lies in the job `own`, if it is the same there."""
+    data = begun["data"]
+    if DATASETS.same(data["dataset"], own["data"]["dataset"]):
+        data = data | {"dataset": own["data"]["dataset"]}
+    return begun | {"data": data} | ({"space": own["space"]} if SPACES.same(begun["space"], own["space"]) else {})
 
 
 def _has_traces(directory: Path) -> bool:
@@ -297,27 +331,9 @@ def read_config(directory: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{directory} is no directory of a training run: {error}") from error
-    if not isinstance(config, dict) or not {"job", "classes", "images"} <= config.keys():
+    if not isinstance(config, dict) or not {"job", *(() if "format" in config else IMAGES)} <= config.keys():
         raise ValueError(f"{directory} is no directory of a training run: {path} has no job, classes and images")
     return formats.RUN.upgraded(config, config.get("format", 1), path) | {"format": formats.RUN.label}
-
-
-def _check_same_data(begun: dict[str, Any], data: ImageData, directory: Path) -> None:
-    """ValueError if the dataset has changed, so that other images would be held out than in training."""
-    now = data.description()
-    if begun["classes"] != list(now["classes"]):
-        raise ValueError(f"{directory} was begun with other classes: {', '.join(begun['classes'])}")
-    if begun["images"] != now["images"]:
-        raise ValueError(
-            f"the dataset has changed since {directory} was begun, with {begun['images']} images and not "
-            f"{now['images']}: images that were trained on would judge the search"
-        )
-    for part, digest in begun.get("files", {}).items():  # former versions looked at numbers alone
-        if None not in (digest, now["files"][part]) and digest != now["files"][part]:
-            raise ValueError(
-                f"the dataset has changed since {directory} was begun: the {part} images have other names, though "
-                "they are as many; images that were trained on would judge the search"
-            )
 
 
 def with_tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from supernet.artifacts.weights import load_weights, read_safetensors
 from supernet.costs import count_macs, count_parameters
 from supernet.errors import first_line
 from supernet.evaluation import calibrated_subnet
-from supernet.families.named import make_family, said_again, source_digest, warn_if_changed
+from supernet.families.named import SPACES, make_family
 from supernet.families.timm_models import TimmModel, self_contained, timm_model
 from supernet.space import Arch
 from supernet.training.data import DataConfig, ImageData
@@ -65,6 +65,7 @@ class SubnetConfig:
     std: tuple[float, ...]
     interpolation: str
     crop_pct: float
+    family_arguments: dict[str, Any] = field(default_factory=dict)  # what the data said to the family
     facts: dict[str, float] = field(default_factory=dict)  # accuracy, latency_ms, macs, parameters, ...
     versions: dict[str, str] = field(default_factory=provenance.versions)
     space_sha256: str | None = None  # of the file with the space's function, if that is not of this package
@@ -76,12 +77,13 @@ class SubnetConfig:
         Options that name a folder, a file or a model of the hub are replaced by what these say.
         """
         space_options = self_contained(space, space_options)
-        family = make_family(space, space_options, data.num_classes)
+        family = make_family(space, space_options, data.family_arguments)
         resolution = family.resolution(arch)
         return cls(
             space=space,
             space_options=space_options,
             arch=dict(arch),
+            family_arguments=dict(data.family_arguments),
             classes=data.classes,
             input_size=(family.in_chans, resolution, resolution),
             mean=data.config.mean,
@@ -89,12 +91,12 @@ class SubnetConfig:
             interpolation=data.config.interpolation,
             crop_pct=data.config.crop_pct,
             facts={"macs": family.macs(arch), "parameters": family.parameters(arch)},
-            space_sha256=source_digest(space),
+            space_sha256=SPACES.source_digest(space),
         )
 
     def build(self) -> nn.Module:
         """The plain module, with fresh weights."""
-        family = make_family(self.space, self.space_options, len(self.classes))
+        family = make_family(self.space, self.space_options, self.family_arguments)
         return family.build(family.space.validate(self.arch))
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
@@ -158,8 +160,8 @@ def load_subnet(
     directory = Path(directory)
     config = read_subnet_config(directory)
     if build is None:
-        config = dataclasses.replace(config, space=said_again(config.space, space, directory))
-        warn_if_changed(config.space, config.space_sha256, directory)
+        config = dataclasses.replace(config, space=SPACES.said_again(config.space, space, directory))
+        SPACES.warn_if_changed(config.space, config.space_sha256, directory)
         model = config.build()
     else:
         model = build(Arch(config.arch))
@@ -209,6 +211,7 @@ def load_network(
         space_options=self_contained("timm", json.dumps(options)),
         arch={"resolution": own.input_size},
         classes=tuple(classes),
+        family_arguments={"num_classes": len(classes)},
         input_size=(3, own.input_size, own.input_size),
         mean=tuple(prepared["mean"]),
         std=tuple(prepared["std"]),

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from distill.objective import Objective, cohort_losses
 from supernet.artifacts.ownership import owned
-from supernet.artifacts.runs import load_images, open_run, read_config, with_tuples
+from supernet.artifacts.runs import open_data, open_run, read_config, with_tuples
 from supernet.artifacts.subnet import Subnet, SubnetConfig, load_subnet, read_subnet_config, save_subnet
 from supernet.artifacts.teacher import load_teacher
 from supernet.artifacts.weights import load_weights
 from supernet.evaluation import evaluate
 from supernet.families import Family
-from supernet.families.named import make_family, said_again
+from supernet.families.named import SPACES, make_family
 from supernet.families.timm_models import self_contained
 from supernet.skeleton import build_skeleton
 from supernet.space import Arch
@@ -33,6 +33,7 @@ from supernet.tasks.task import Output
 from supernet.training import distributed
 from supernet.training.data import Data, DataConfig, ImageData
 from supernet.training.data.batch import Batch, take
+from supernet.training.data.named import only_images
 from supernet.training.execution import DEFAULT, Execution, located
 from supernet.training.loop import Loop, LoopConfig, StepResult
 from supernet.training.randomness import Stream, part_seed
@@ -154,7 +155,8 @@ def prepare_job(job: ModelJob, directory: Path, resume: bool) -> Prepared:
     """Open and make all that `job` names, and see that its run may begin or go on in `directory`; raises what
     `run_model_job` does."""
     job = dataclasses.replace(job, data=located(job.data))
-    data = load_images(job.data, job.train.seed, job.execution.workers)
+    data = open_data(job.data, job.train.seed, job.execution.workers)
+    data = only_images(data, "the training of a single model", "train a supernet whose space is that one architecture")
     own = _member(job, data.classes)
     peers = [_member(peer, data.classes) for peer in peer_jobs(job, own.family.resolution(own.arch))]
     teacher = None
@@ -175,7 +177,7 @@ def prepare_job(job: ModelJob, directory: Path, resume: bool) -> Prepared:
 
 
 def _member(job: ModelJob, classes: Sequence[str]) -> Member:
-    family = make_family(job.space, job.space_options, len(classes))
+    family = make_family(job.space, job.space_options, {"num_classes": len(classes)})
     arch = family.space.largest if job.arch is None else family.space.validate(Arch.from_json(job.arch))
     model = initial_model(job, family, arch, classes)
     # a folder that these options name may be gone when the model is saved
@@ -193,7 +195,7 @@ def peer_jobs(job: ModelJob, resolution: int) -> list[ModelJob]:
         if Path(name).is_dir():
             config = read_subnet_config(Path(name))
             start = "scratch" if job.start == "scratch" else name
-            space = said_again(config.space, job.space, name)
+            space = SPACES.said_again(config.space, job.space, name)
             peer = ModelJob(space, config.space_options, json.dumps(config.arch), start, train=train)
         else:
             peer = ModelJob("timm", json.dumps({"name": name, "input_size": resolution}), train=train)
@@ -209,7 +211,7 @@ def read_model_job(
     if not (directory / "config.json").exists():
         return None
     values = read_config(directory)["job"]
-    values |= {"space": said_again(values["space"], space, directory)}
+    values |= {"space": SPACES.said_again(values["space"], space, directory)}
     parts = {name: type(part) for name, part in vars(kind()).items() if dataclasses.is_dataclass(part)}
     try:
         return kind(**{n: parts[n](**with_tuples(v)) if n in parts else v for n, v in with_tuples(values).items()})
@@ -249,7 +251,9 @@ def _classifier(job: ModelJob, arch: Arch, num_classes: int) -> dict[str, int]:
     """The tensors of the subnet `arch` whose size is the number of classes, and in which dimension."""
     shapes = [
         {name: tensor.shape for name, tensor in build_skeleton(family.build, arch).state_dict().items()}
-        for family in (make_family(job.space, job.space_options, num_classes + more) for more in (0, 1))
+        for family in (
+            make_family(job.space, job.space_options, {"num_classes": num_classes + more}) for more in (0, 1)
+        )
     ]
     return {
         name: dim

@@ -44,7 +44,7 @@ def test_each_kind_of_image_is_prepared_as_in_evaluation(tmp_path, name, image, 
             image.save(tmp_path / split / label / name, **options)
             image.save(tmp_path / split / label / f"2{name}", **options)
     data = load_data(DataConfig("folder", str(tmp_path), holdout=0.5))
-    config = SubnetConfig.of("mobilenet_v3_micro", "{}", Job().family(2).space.smallest, data)
+    config = SubnetConfig.of("mobilenet_v3_micro", "{}", Job().family({"num_classes": 2}).space.smallest, data)
     size = config.input_size[-1]
     with Image.open(tmp_path / "val" / "cat" / name) as found:
         network_input = config.transform()(found)

@@ -10,8 +10,9 @@ import hashlib
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 # N images, C channels, R resolution in pixels
 
-__all__ = ["DataConfig", "Digits", "ImageData", "load_data", "resize"]
+__all__ = ["DataConfig", "Digits", "ImageData", "open_images", "resize"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class DataConfig:
 
     dataset: str = "digits"
     """`digits` (8x8 pixels, within scikit-learn), or a name for timm's create_dataset: `folder` for folders and tar
-    files, torch/NAME, hfds/NAME, wds/NAME, ..."""
+    files, torch/NAME, hfds/NAME, wds/NAME, ...; or code of your own, package.module:function or
+    path/to/file.py:function, which gives data of any kind and takes `root` and `dataset_options` alone."""
     root: str | None = None
     """Folder (with train/ and val/ in it, say) or tar file of the images; a cache folder for hfds/NAME."""
     test_root: str | None = None
@@ -61,6 +63,8 @@ class DataConfig:
     """Version of the rules by which images are found and held out. By the former ones, 1, which runs from before go
     by, files .png, .jpg and .jpeg alone are images, their innermost folder is their class, and they are held out
     regardless of it."""
+    dataset_options: str = "{}"
+    """Options of a dataset of your own as a JSON object, such as {"column": "title"}."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Area of a random training crop, as a part of the image."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -108,13 +112,17 @@ class ImageData(Data):
     train: Dataset
     holdout: Dataset
     test: Dataset
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = field()  # of which `Data` has a default
     config: DataConfig
     workers: int = 0  # processes that load images; 0 loads in this one
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def family_arguments(self) -> dict[str, object]:
+        return {"num_classes": self.num_classes}
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Whole batches in one pass over the training images; ValueError if there is none."""
@@ -179,6 +187,22 @@ class ImageData(Data):
             "files": {name: self._digest(name, part) for name, part in parts.items()},
         }
 
+    def check_unchanged(self, begun: Mapping[str, Any], directory: Path) -> None:
+        now = self.description()
+        if begun["classes"] != list(now["classes"]):
+            raise ValueError(f"{directory} was begun with other classes: {', '.join(begun['classes'])}")
+        if begun["images"] != now["images"]:
+            raise ValueError(
+                f"the dataset has changed since {directory} was begun, with {begun['images']} images and not "
+                f"{now['images']}: images that were trained on would judge the search"
+            )
+        for part, digest in begun.get("files", {}).items():  # former versions looked at numbers alone
+            if None not in (digest, now["files"][part]) and digest != now["files"][part]:
+                raise ValueError(
+                    f"the dataset has changed since {directory} was begun: the {part} images have other names, though "
+                    "they are as many; images that were trained on would judge the search"
+                )
+
     def _digest(self, name: str, part: Dataset) -> str | None:
         """Of the names of a part's images, beneath the root; None where they have no names."""
         root = (name == "test" and self.config.test_root) or self.config.root
@@ -200,7 +224,7 @@ class ImageData(Data):
         )
 
 
-def load_data(config: DataConfig, seed: int = 0, workers: int = 0) -> ImageData:
+def open_images(config: DataConfig, seed: int = 0, workers: int = 0) -> ImageData:
     """Open the dataset that `config` names and hold out a part of its training images, chosen by `seed`.
 
     `workers` processes load the images, which are the same for any number; 0 loads in this process.

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol, runtime_checkable
 
 from supernet.training.data.batch import Batch
 
 
+@runtime_checkable
 class Data(Protocol):
     """Examples in three parts: those to train on, those held out to judge subnets by, and those that only the chosen
     subnet is tested on.
 
     Each gives batches in the same form, which the task understands (`supernet.tasks`). `resolution` is the size in
     which the inputs are wanted, in pixels a side of images; None where the space has none
-    (`supernet.families.Family.resolution`). `supernet.training.data.ImageData` is the case of images with labels.
+    (`supernet.families.Family.resolution`). Data of one's own are a subclass, which inherits what is not abstract here.
+    `supernet.training.data.ImageData` is the case of images with labels.
     """
 
     holdout: Any
     test: Any
+    classes: tuple[str, ...] | None = None
+    """The names of the classes, in the order of their labels, of data that have some."""
+    family_arguments: Mapping[str, object] = MappingProxyType({})
+    """What a family's function has to know of the data, as JSON, by the names of its arguments: such as `num_classes`
+    of images, or the size of a vocabulary. A run and a subnet keep them, so that they load without the data."""
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Whole batches in one pass over the training examples; ValueError if there is none."""
@@ -41,3 +51,13 @@ class Data(Protocol):
 
     def description(self) -> Mapping[str, Any]:
         """What a run's record says of the data, as JSON: enough to tell that they have changed."""
+
+    def check_unchanged(self, begun: Mapping[str, Any], directory: Path) -> None:
+        """ValueError if the data are not what they were when the run in `directory` was begun: examples that were
+        trained on could judge subnets. `begun` is its record, which has their description then among other things."""
+        for name, value in json.loads(json.dumps(dict(self.description()))).items():
+            if begun.get(name, value) != value:
+                raise ValueError(
+                    f"the data have changed since {directory} was begun: their {name} are {value}, and were "
+                    f"{begun[name]}; examples that were trained on would judge the search"
+                )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ class TensorData(Data):
     train: Batch
     holdout: Batch
     test: Batch
+    classes: tuple[str, ...] | None = None
+    family_arguments: Mapping[str, object] = field(default_factory=dict)
 
     def steps_per_epoch(self, batch_size: int) -> int:
         steps = examples_in(self.train) // batch_size

@@ -52,11 +52,12 @@ def test_a_former_run_is_read_and_goes_on_to_the_same_weights(tmp_path):
     for name in ("supernet.safetensors", "metrics.jsonl"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     written = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert written["format"] == RUN.number == 2
+    assert written["format"] == RUN.number == 3
     assert written == read_config(tmp_path / "run")
     former = json.loads((FORMER / "run.json").read_text())
     same = ("classes", "images", "files", "streams", "command", "date", "versions", "hardware")
     assert {name: written[name] for name in same} == {name: former[name] for name in same}
+    assert (written["family_arguments"], written["held_out"]) == ({"num_classes": 10}, former["images"]["holdout"])
 
 
 def test_a_former_single_models_job_is_read(tmp_path):
@@ -84,6 +85,7 @@ def test_a_former_subnet_predictor_and_history_are_read(tmp_path):
     config = read_subnet_config(tmp_path)
     assert isinstance(config, SubnetConfig)
     assert json.loads(json.dumps({name: getattr(config, name) for name in former})) == former
+    assert config.family_arguments == {"num_classes": 10}
     shutil.copy(FORMER / "predictor.json", tmp_path)
     predictor = LatencyPredictor.load(tmp_path)
     assert (predictor.device.name, len(predictor.codes)) == ("phone", 12)
@@ -169,7 +171,7 @@ def test_what_is_no_number_of_a_format_is_refused(label, tmp_path):
         assert HISTORY.number_of("supernet search history 1", tmp_path) == 1
         assert HISTORY.label == "supernet search history 3"
     else:
-        with pytest.raises(ValueError, match="and this version of the package reads 1 to 2"):
+        with pytest.raises(ValueError, match="and this version of the package reads 1 to 3"):
             RUN.number_of(label, tmp_path)
 
 

@@ -35,7 +35,7 @@ from supernet.views import View
 def run():
     job = digits()
     data = load_data(job.data)
-    family = job.family(data.num_classes)
+    family = job.family(data.family_arguments)
     return Run(family, family.supernet().eval(), data, job)
 
 
@@ -133,7 +133,7 @@ def source(tmp_path):
 def test_what_a_subnet_needs_is_in_its_folder(source, tmp_path, space):
     folder, _ = source
     options = json.dumps({"name": f"local-dir:{folder}", "pretrained": True, "input_size": 32})
-    family = make_family(space, options, 10)
+    family = make_family(space, options, {"num_classes": 10})
     arch = family.space.smallest
     data = ImageData(None, None, None, tuple("0123456789"), DataConfig())
     subnet = Subnet(family.supernet().extract(arch).eval(), SubnetConfig.of(space, options, arch, data))
@@ -146,7 +146,7 @@ def test_what_a_subnet_needs_is_in_its_folder(source, tmp_path, space):
     assert loaded.config == subnet.config
     assert str(tmp_path) not in (moved / "config.json").read_text()
     with pytest.raises(ValueError, match="cannot read the configuration of 'local-dir:"):
-        make_family(space, options, 10)
+        make_family(space, options, {"num_classes": 10})
 
 
 def test_options_without_a_folder_or_a_file_stay_as_they_are(tmp_path):
@@ -201,7 +201,16 @@ def test_a_tied_tensor_is_in_the_file_once_and_tied_when_it_is_loaded(run, tmp_p
     model = family.supernet().extract(space.largest).eval()
     assert model[3].weight is model[2].weight is model[1].weight
     config = SubnetConfig(
-        "tied", "{}", {"source": "shared"}, ("a", "b", "c"), (3, 1, 1), (0.0,) * 3, (1.0,) * 3, "bilinear", 1.0
+        "tied",
+        "{}",
+        {"source": "shared"},
+        ("a", "b", "c"),
+        (3, 1, 1),
+        (0.0,) * 3,
+        (1.0,) * 3,
+        "bilinear",
+        1.0,
+        {"num_classes": 3},
     )
     save_subnet(tmp_path, Subnet(model, config), onnx=False)
     path = tmp_path / "model.safetensors"

@@ -14,7 +14,7 @@ from supernet.artifacts.runs import Job, load_run, read_config, read_family, rea
 from supernet.artifacts.subnet import load_subnet, save_subnet, take_out
 from supernet.artifacts.teacher import load_teacher
 from supernet.families import FAMILIES
-from supernet.families.named import find_family, installed, make_family, said_again, same_space, source_digest
+from supernet.families.named import SPACES, find_family, make_family
 from supernet.training.data import DataConfig
 from supernet.training.execution import Execution
 from supernet.training.standalone import ModelJob, read_model_job, run_model_job
@@ -54,6 +54,7 @@ def other(num_classes=10):
 """
 TRAIN = TrainConfig(epochs=1, batch_size=8, warmup_epochs=0, calibration_images=20)
 EXECUTION = Execution(workers=0, eval_epochs=0)
+CLASSES = {"num_classes": 10}
 DATA = DataConfig(holdout=0.97)
 
 
@@ -70,18 +71,18 @@ def job(**changes):
 
 
 def test_a_function_is_found_in_a_file_in_a_module_and_among_entry_points(file, monkeypatch):
-    family = make_family("mine.py:tiny", '{"sizes": [2, 4, 6]}', 10)
+    family = make_family("mine.py:tiny", '{"sizes": [2, 4, 6]}', CLASSES)
     assert family.space.size == 3
     assert find_family(f"{file}:tiny") is find_family("mine.py:tiny")  # loaded once
     assert find_family("supernet.families:from_timm") is FAMILIES["from_timm"]
     assert find_family("alphanet") is FAMILIES["alphanet"]
     monkeypatch.syspath_prepend(file.parent)
-    assert make_family("mine:tiny", "{}", 10).space.size == 2
+    assert make_family("mine:tiny", "{}", CLASSES).space.size == 2
     entry = importlib.metadata.EntryPoint("tiny", "mine:tiny", "supernet.families")
-    monkeypatch.setattr("supernet.families.named.entry_points", lambda group: [entry] * (group == entry.group))
-    assert list(installed()) == ["tiny"]
+    monkeypatch.setattr("supernet.own_code.entry_points", lambda group: [entry] * (group == entry.group))
+    assert list(SPACES.installed()) == ["tiny"]
     assert find_family("tiny") is sys.modules["mine"].tiny
-    assert said_again("tiny", None, "runs/mine") == "tiny"  # installed on purpose
+    assert SPACES.said_again("tiny", None, "runs/mine") == "tiny"  # installed on purpose
     del sys.modules["mine"]
 
 
@@ -100,22 +101,40 @@ def test_a_function_is_found_in_a_file_in_a_module_and_among_entry_points(file, 
 )
 def test_what_is_no_space_is_refused_by_name(file, space, options, message):
     with pytest.raises(ValueError, match=message):
-        make_family(space, options, 10)
+        make_family(space, options, CLASSES)
+
+
+def test_what_the_data_say_is_passed_where_it_is_taken(file):
+    file.write_text(SOURCE + "\n\ndef words(vocabulary):\n    return tiny(sizes=(4, vocabulary))\n")
+    said = {"num_classes": 7, "vocabulary": 8}
+    assert make_family("mine.py:words", "{}", said).space.largest == {"width": 8}
+    assert make_family("mine.py:tiny", "{}", said).num_classes == 7
+    assert make_family("mine.py:words", '{"vocabulary": 6}', {"num_classes": 7}).space.largest == {"width": 6}
+    for options, missing in (
+        ("{}", "missing a required argument: 'vocabulary'"),
+        ('{"vocabulary": 3}', "'vocabulary'"),
+    ):
+        with pytest.raises(ValueError, match=f"do not fit the space 'mine.py:words': .*{missing}"):
+            make_family("mine.py:words", options, {} if options == "{}" else said)
+    with pytest.raises(
+        ValueError, match=r"^the space 'alphanet' takes no vocabulary, which the data say: it is for data"
+    ):
+        make_family("alphanet", "{}", said)
 
 
 def test_a_mistake_in_ones_own_code_is_shown_where_it_is(file):
     with pytest.raises(TypeError, match=r"object of type 'int' has no len"):
-        make_family("mine.py:tiny", '{"sizes": "wrong"}', 10)
+        make_family("mine.py:tiny", '{"sizes": "wrong"}', CLASSES)
     file.write_text("import nothing_of_this_name")
     with pytest.raises(ModuleNotFoundError, match="nothing_of_this_name"):
         find_family("mine.py:tiny")
 
 
 def test_a_space_is_the_same_where_its_function_is(file):
-    assert same_space("mine.py:tiny", "/elsewhere/mine.py:tiny")
-    assert same_space("alphanet", "alphanet")
-    assert not same_space("mine.py:tiny", "mine.py:other")
-    assert not same_space("alphanet", "mine.py:alphanet")
+    assert SPACES.same("mine.py:tiny", "/elsewhere/mine.py:tiny")
+    assert SPACES.same("alphanet", "alphanet")
+    assert not SPACES.same("mine.py:tiny", "mine.py:other")
+    assert not SPACES.same("alphanet", "mine.py:alphanet")
 
 
 @pytest.fixture
@@ -126,7 +145,9 @@ def run(file, tmp_path):
 def test_a_run_imports_nothing_unless_its_space_is_said_again(run, file, tmp_path):
     folder, trained = run
     config = read_config(folder)
-    assert config["space_sha256"] == source_digest("mine.py:tiny") == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert (
+        config["space_sha256"] == SPACES.source_digest("mine.py:tiny") == hashlib.sha256(file.read_bytes()).hexdigest()
+    )
     (tmp_path / "elsewhere").mkdir()
     moved = file.rename(tmp_path / "elsewhere" / "ours.py")
     file.write_text("raise AssertionError('imported')")
@@ -196,6 +217,10 @@ def test_a_single_model_of_ones_own_teaches_and_goes_on(file, tmp_path):
 
 
 def test_a_built_in_space_has_no_digest_and_needs_no_name(tmp_path):
-    assert source_digest("alphanet") is None
-    assert said_again("alphanet", None, tmp_path) == said_again("alphanet", "mine.py:tiny", tmp_path) == "alphanet"
+    assert SPACES.source_digest("alphanet") is None
+    assert (
+        SPACES.said_again("alphanet", None, tmp_path)
+        == SPACES.said_again("alphanet", "mine.py:tiny", tmp_path)
+        == "alphanet"
+    )
     assert json.loads(json.dumps(dataclasses.asdict(Job())))["space"] == "mobilenet_v3_micro"

@@ -11,7 +11,7 @@ from supernet.training.recipes import RECIPES
 def test_a_recipe_is_a_whole_job_with_a_space_of_its_own(recipe):
     job = recipe()
     assert isinstance(job, Job)
-    family = job.family(num_classes=10)
+    family = job.family({"num_classes": 10})
     assert family.build(family.space.smallest, drop_rate=job.train.drop_rate, drop_path_rate=job.train.drop_path_rate)
 
 

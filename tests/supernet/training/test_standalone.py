@@ -155,7 +155,8 @@ def test_training_goes_on_from_a_subnet_with_itself_as_the_teacher(trained, tmp_
 
 def test_a_subnet_of_other_classes_starts_with_a_fresh_classifier(trained, tmp_path):
     job, directory = trained
-    few = dataclasses.replace(load_subnet(directory).config, classes=("a", "b"))
+    fewer = {"classes": ("a", "b"), "family_arguments": {"num_classes": 2}}
+    few = dataclasses.replace(load_subnet(directory).config, **fewer)
     options = json.loads(few.space_options)
     model = timm.create_model(options["name"], num_classes=2)
     save_subnet(tmp_path / "few", load_subnet(directory)._replace(model=model, config=few), onnx=False)
@@ -168,14 +169,14 @@ def test_a_subnet_of_other_classes_starts_with_a_fresh_classifier(trained, tmp_p
 
 def started(space, options, classes, tmp_path):
     """A saved subnet for `classes`, and the model that starts from it for others."""
-    family = make_family(space, options, len(classes))
+    family = make_family(space, options, {"num_classes": len(classes)})
     config = SubnetConfig.of(space, options, family.space.smallest, ImageData(None, None, None, classes, DataConfig()))
     subnet = Subnet(family.build(family.space.smallest), config)
     save_subnet(tmp_path / "start", subnet, onnx=False)
 
     def start(others):
         job = ModelJob(space, options, json.dumps(config.arch), str(tmp_path / "start"), train=CONFIG)
-        family = make_family(space, options, len(others))
+        family = make_family(space, options, {"num_classes": len(others)})
         return initial_model(job, family, family.space.smallest, others).state_dict()
 
     return subnet.model.state_dict(), start
@@ -220,7 +221,7 @@ def test_a_pretrained_classifier_is_kept_for_its_own_classes_alone(tmp_path):
     options = json.dumps({"name": f"local-dir:{tmp_path}", "pretrained": True, "input_size": 32})
     job = ModelJob("timm", options, start="pretrained", train=CONFIG)
     for classes, is_kept in ((("cat", "dog"), True), (("dog", "cat"), False), (("car", "bus"), False)):
-        family = make_family("timm", options, 2)
+        family = make_family("timm", options, {"num_classes": 2})
         found = initial_model(job, family, family.space.largest, classes)
         assert torch.equal(found.conv1[0].weight, model.conv1[0].weight)
         assert torch.equal(found.fc.weight, model.fc.weight) == is_kept

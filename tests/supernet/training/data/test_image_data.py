@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from supernet.training.data.image_data import DataConfig, Digits, _Order, load_data, resize
+from supernet.training.data import load_data
+from supernet.training.data.image_data import DataConfig, Digits, _Order, resize
 
 DIGITS = DataConfig()
 
