@@ -40,7 +40,7 @@ from search.loop import ask_and_tell, evaluate_here
 from search.prefix import trie
 from search.run import ACCURACY, make_problem
 from search.scores.accuracy import SupernetAccuracy
-from search.scores.judges import RunImages
+from search.scores.judges import RunBatches
 from search.settings import SearchJob
 from search.strategies import make_strategy
 from supernet import Arch, Supernet
@@ -127,7 +127,7 @@ def populations(trained: Run, arguments: Arguments) -> list[list[Arch]]:
     )
     job = SearchJob(arguments.strategy, limits=limits, population=arguments.population, seed=arguments.seed)
     problem = make_problem(job, trained.family, {})
-    images = RunImages(trained.data, arguments.search_images, arguments.seed, arguments.search_images)
+    images = RunBatches(trained.data, arguments.search_images, arguments.seed, arguments.search_images).images
     score = SupernetAccuracy(trained.net, images, trained.family.resolution, arguments.batch_size)
     strategy = make_strategy(job.strategy, problem, job.seed, job.population)
     count = GENERATIONS[-1] * job.population
@@ -138,7 +138,7 @@ def populations(trained: Run, arguments: Arguments) -> list[list[Arch]]:
 
 def compare(trained: Run, asked: Sequence[Sequence[Arch]], arguments: Arguments) -> Iterator[dict[str, float]]:
     net = trained.net.to(memory_format=torch.channels_last)
-    images = RunImages(trained.data, arguments.images, arguments.seed, arguments.images)
+    images = RunBatches(trained.data, arguments.images, arguments.seed, arguments.images).images
     batches = {}
     for size in {trained.family.resolution(arch) for arch in itertools.chain(*asked)}:
         calibration, evaluation, _ = images(size)

@@ -13,7 +13,8 @@ from torch import nn
 from netaug.augmentation import Augmentation, augment
 from netaug.method import NetAug
 from supernet.artifacts.ownership import owned
-from supernet.artifacts.subnet import Subnet, SubnetConfig
+from supernet.artifacts.subnet import Subnet
+from supernet.artifacts.subnet_config import SubnetConfig
 from supernet.channels import widen
 from supernet.evaluation import calibrated_subnet
 from supernet.supernet import Supernet

@@ -10,33 +10,40 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from supernet.plain import inputs_like
 from supernet.skeleton import build_skeleton
 from supernet.space import Arch
 
 
-def peak_activation_bytes(model: nn.Module, image_size: Sequence[int]) -> int:
-    """The largest number of bytes of activations that are alive at the same time as `model` runs on one image.
+def peak_activation_bytes(model: nn.Module, example: Sequence[int] | tuple) -> int:
+    """The largest number of bytes of activations that are alive at the same time as `model` runs on one example.
 
-    The input [C, H, W] = `image_size` is alive throughout. Weights and buffers do not count, nor does scratch space
+    That is an image of the size [C, H, W], or inputs like those in `example` (`supernet.plain.inputs_like`). It is
+    alive throughout. Weights and buffers do not count, nor does scratch space
     within an operation. It is that of PyTorch's eager mode in single precision: an activation in place needs no memory,
     and what is used no more is freed. `model` is on the meta device and in eval mode.
     """
-    image = torch.empty(1, *image_size, device="meta")
+    if isinstance(example[0], int):
+        example = (torch.empty(1, *example, device="meta"),)
+    inputs = inputs_like(example, model, torch.device("meta"))
     with torch.no_grad(), _Alive([*model.parameters(), *model.buffers()]) as alive:
-        alive.note(image)
-        model(image)
+        for tensor in tree_leaves(inputs):
+            if isinstance(tensor, Tensor):
+                alive.note(tensor)
+        model(*inputs)
     return alive.peak
 
 
 def peak_activation(
-    build: Callable[[Arch], nn.Module], image_size: Callable[[Arch], Sequence[int]]
+    build: Callable[[Arch], nn.Module], example: Callable[[Arch], Sequence[int] | tuple]
 ) -> Callable[[Sequence[Arch]], list[int]]:
-    """A cost: the peak activation memory of architectures in bytes. About 50 ms for a network of 20 blocks."""
+    """A cost: the peak activation memory of architectures in bytes, each on its `example`.
+
+    About 50 ms for a network of 20 blocks.
+    """
 
     def cost(archs: Sequence[Arch]) -> list[int]:
-        return [
-            peak_activation_bytes(build_skeleton(build, arch).to("meta").eval(), image_size(arch)) for arch in archs
-        ]
+        return [peak_activation_bytes(build_skeleton(build, arch).to("meta").eval(), example(arch)) for arch in archs]
 
     return cost
 

@@ -23,7 +23,6 @@ from search.strategies import make_strategy
 from search.strategies.given_order import GivenOrder
 from supernet.artifacts.runs import Run
 from supernet.families import Family
-from supernet.space import Arch
 from supernet.training import randomness
 
 ACTIVATION_BYTES = "activation_bytes"
@@ -49,13 +48,13 @@ def run_search(
     on_generation: Callable[[Generation], None] | None = None,
 ) -> SearchOutcome:
     """Search a finished training run, with latency predictors by the names of their devices. Scores that need no
-    training see the run's images and space alone.
+    training see the run's data and space alone.
 
     With `workers`, on so many Ray workers of `threads` threads each, in the cluster at `address` or on this machine;
     the result is the same. Evaluations are recorded in the file `history`, from which `resume` goes on.
     """
     judge = make_judge(job, trained, history and history.parent)
-    problem = make_problem(job, trained.family, predictors, judge.worst)
+    problem = make_problem(job, trained.family, predictors, judge.worst, judge.name)
     reachable(problem, np.random.default_rng(0))  # before anything that takes long
     with ExitStack() as stack:
         record = stack.enter_context(History(history, describe(job, problem), resume, SAID_ANEW)) if history else None
@@ -65,7 +64,7 @@ def run_search(
             strategy: Strategy = GivenOrder(archs, job.population)
         else:
             strategy = make_strategy(job.searches_by or "evolution", problem, job.seed, job.population)
-        scores = {job.score: judge.score}
+        scores = {judge.name: judge.score}
         evaluate: Evaluator = evaluate_here(scores)
         if workers:
             evaluate = stack.enter_context(RayEvaluator(problem.space, scores, workers, threads, address=address))
@@ -104,12 +103,12 @@ def load_predictors(directories: Sequence[Path], family: Family) -> dict[str, La
 
 
 def make_problem(
-    job: SearchJob, family: Family, predictors: Mapping[str, LatencyPredictor], worst: float = 0.0
+    job: SearchJob, family: Family, predictors: Mapping[str, LatencyPredictor], worst: float = 0.0, score: str = ""
 ) -> Problem:
     """The score and the costs of a family's architectures, with the job's limits; ValueError for a limit on an unknown
     cost.
 
-    `worst` is the score that the hypervolume counts from.
+    `worst` is the value of the score that the hypervolume counts from, `score` its name, by default the job's for it.
     """
     costs: dict[str, Cost] = {
         "macs": lambda archs: [family.macs(arch) for arch in archs],
@@ -117,7 +116,7 @@ def make_problem(
         **{name: predictor.cost for name, predictor in predictors.items()},
     }
     if ACTIVATION_BYTES in [*job.limits, *job.objectives]:
-        costs[ACTIVATION_BYTES] = peak_activation(family.build, lambda arch: image_size(family, arch))
+        costs[ACTIVATION_BYTES] = peak_activation(family.build, family.example)
     for what, names in (("a limit on", job.limits), ("an objective", job.objectives)):
         if unknown := [name for name in names if name not in costs]:
             raise ValueError(
@@ -125,11 +124,5 @@ def make_problem(
                 f"there are {', '.join(dict.fromkeys([*costs, ACTIVATION_BYTES]))}"
             )
     objectives = job.objectives or tuple(predictors) or ("macs",)
-    score = job.score
+    score = score or job.score
     return Problem(family.space, [score], costs, job.limits, [score, *objectives], {score: worst})
-
-
-def image_size(family: Family, arch: Arch) -> tuple[int, int, int]:
-    """Channels, height and width of the images that an architecture is meant for."""
-    size = family.resolution(arch)
-    return family.in_chans, size, size

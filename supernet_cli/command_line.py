@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 from collections.abc import Callable
@@ -13,14 +14,17 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from supernet.artifacts.runs import read_family
+from supernet.artifacts.runs import Job, read_family
 from supernet.errors import first_line
 from supernet.families import Family
 from supernet.families.named import SPACES, make_family
+from supernet.training.data import DataConfig
+from supernet.training.data.named import is_of_any_kind
 from supernet.training.divergence import TrainingError
+from supernet.training.recipes import RECIPES
 
 console = Console()
-Job = TypeVar("Job")
+Begun = TypeVar("Begun")
 
 
 def run_and_exit(main: Callable[[], None]) -> NoReturn:
@@ -41,7 +45,7 @@ def run_and_exit(main: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
-def to_resume(folder: Path, read: Callable[[Path], Job | None]) -> Job:
+def to_resume(folder: Path, read: Callable[[Path], Begun | None]) -> Begun:
     """The job of the run in `folder`, as `read` gives it; ValueError if there is none to go on with."""
     job = read(folder)
     if job is None:
@@ -74,6 +78,17 @@ def one_of(run: Path | None, space: str | None) -> bool:
     """Whether a run or a space is named, and not both, unless `space` says the run's again, which is code of one's
     own."""
     return (run is None) != (space is None) or (run is not None and SPACES.is_own(space))
+
+
+def recipe_of(name: str, dataset: str | None = None) -> Job:
+    """The job of the recipe `name`, without its settings of images if `dataset` may be something else; ValueError if
+    there is no such recipe."""
+    if name not in RECIPES:
+        raise ValueError(f"there is no recipe {name!r}; the recipes are {', '.join(RECIPES)}")
+    job = RECIPES[name]()
+    if dataset is None or not is_of_any_kind(dataset):
+        return job
+    return dataclasses.replace(job, data=DataConfig(dataset))
 
 
 def fail(message: str, code: int) -> NoReturn:

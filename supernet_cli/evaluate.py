@@ -1,15 +1,17 @@
-"""What networks are worth on the same images: accuracy, calibration, latency on this machine, MACs, parameters.
+"""What networks are worth on the same examples: accuracy, calibration, latency on this machine, MACs, parameters.
 
     supernet evaluate subnets/mine subnets/tuned models/mine --run runs/mine
     supernet evaluate subnets/mine resnet18=resnet18.pth --input-size 64 --recipe cifar10 --root images/
     supernet evaluate mobilenetv3_large_100 resnet50 --recipe alphanet --root imagenet/ --json figures.json
+    supernet evaluate subnets/points --space mine.py:family --dataset mine.py:points
 
 A network is the folder of a saved subnet, NAME=FILE for a timm model with weights for these classes, or NAME for one
 with timm's pretrained weights and classes. One that tells other classes apart, by name or in their order, is refused,
 and so is a FILE that is not of the model or has no classifier for as many classes. Each network gets the test images at
 its own size, prepared as it was trained: a subnet knows how, a timm model too, and what is in a FILE is prepared by the
 flags. Top-1, top-5 and the expected calibration error (15 bins) are from 0 to 1; a latency is the median of 50 runs on
-one image, the networks taking turns. Seconds for digits.
+one example, the networks taking turns. Seconds for digits. Subnets of another task than images with classes are judged
+by its metrics, on the test examples of a dataset of your own.
 """
 
 from __future__ import annotations
@@ -31,9 +33,10 @@ from predictors.device import Device
 from supernet.artifacts import provenance
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.runs import open_data
-from supernet.artifacts.subnet import Subnet, check_classes, load_network
-from supernet.evaluation import quality
-from supernet.training.data import DataConfig, ImageData
+from supernet.artifacts.subnet import Subnet, check_classes, load_network, load_subnet
+from supernet.evaluation import evaluate, quality
+from supernet.tasks import Classification
+from supernet.training.data import Data, DataConfig, ImageData
 from supernet.training.execution import Execution, pick_device
 from supernet_cli.command_line import console
 from supernet_cli.model_training import job_of
@@ -49,7 +52,7 @@ class Arguments:
     run: Path | None = None
     """Folder of a supernet's training run that says so instead."""
     space: str | None = None
-    """The space of saved subnets, said again if it is code of your own: path/to/file.py:function."""
+    """The space of saved subnets and of the run, said again if it is code of your own: path/to/file.py:function."""
     input_size: int | None = None
     """Pixels a side of timm models' images; by default each model's own."""
     latency: bool = True
@@ -74,8 +77,10 @@ def main() -> None:
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--recipe", default=Arguments.recipe)
     first.add_argument("--run", type=Path)
+    first.add_argument("--space")
+    first.add_argument("--dataset")
     known = first.parse_known_args()[0]
-    job = job_of(known.run, known.recipe)
+    job = job_of(known.run, known.recipe, known.space, known.dataset)
     default = Arguments(job.data, tyro.MISSING, seed=job.train.seed, workers=job.execution.workers)
     arguments = tyro.cli(Arguments, default=default, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     if not arguments.networks:
@@ -88,7 +93,8 @@ def main() -> None:
         device = this_device(arguments.runtime, arguments.precision, arguments.threads)
         for row, latency_ms in zip(rows, latencies_ms(list(subnets.values()), device)):
             row["latency_ms"] = latency_ms
-    console.print(table(rows, f"{len(data.test)} test images" + (f", {device.name}" if device else "")))
+    what = "images" if isinstance(data, ImageData) else "examples"
+    console.print(table(rows, f"{data.count(data.test)} test {what}" + (f", {device.name}" if device else "")))
     if arguments.json:
         content = {
             "command": provenance.command(),
@@ -101,27 +107,44 @@ def main() -> None:
             temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def opened(name: str, data: ImageData, input_size: int | None, space: str | None = None) -> Subnet:
-    """The network that `name` stands for; ValueError if it does not tell the classes of the data apart."""
+def opened(name: str, data: Data, input_size: int | None, space: str | None = None) -> Subnet:
+    """The network that `name` stands for; ValueError if it is not of these data, such as for other classes."""
+    if not isinstance(data, ImageData):
+        if not Path(name).is_dir():
+            raise ValueError(f"there is no folder of a saved subnet {name!r}; other networks are timm's, for images")
+        subnet = load_subnet(name, space=space)
+        own, given = (
+            json.dumps({"classes": source.classes, **source.family_arguments}) for source in (subnet.config, data)
+        )
+        if own != given:
+            raise ValueError(f"{name} is of other data: there {own}, and here {given}")
+        return subnet
     model, _, weights = (name, "", "") if Path(name).is_dir() else name.partition("=")
     subnet = load_network(model, data.config, data.classes, weights or None, input_size, space=space)
     check_classes(name, subnet.config.classes, data.classes)
     return subnet
 
 
-def figures(subnet: Subnet, data: ImageData, device: str) -> dict[str, float]:
+def figures(subnet: Subnet, data: Data, device: str) -> dict[str, float]:
+    """What the network is worth on the test examples, and its costs."""
     model, config = subnet
+    costs = {name: config.facts[name] for name in ("macs", "parameters")}
+    family, model = config.family(), model.to(pick_device(device))
+    if not (isinstance(data, ImageData) and isinstance(family.task, Classification)):
+        arch = family.space.validate(config.arch)
+        found = evaluate(model, family.task, data.evaluation_batches(data.test, family.resolution(arch)), arch)
+        model.cpu()
+        return found | costs
     kept = {name: getattr(config, name) for name in ("mean", "std", "interpolation", "crop_pct")}
     own = dataclasses.replace(data, config=dataclasses.replace(data.config, **kept))
-    found = quality(model.to(pick_device(device)), own.evaluation_batches(own.test, config.input_size[-1]))
+    found = quality(model, own.evaluation_batches(own.test, config.input_size[-1]))
     model.cpu()
-    costs = {name: config.facts[name] for name in ("macs", "parameters")}
     return {"resolution": config.input_size[-1], **found._asdict(), **costs}
 
 
 def latencies_ms(subnets: Sequence[Subnet], device: Device, rounds: int = 10, runs: int = 5) -> list[float]:
     """Median milliseconds of each network over `rounds` turns of `runs`, each turn after a run to warm up."""
-    timers = [prepare(model, device, config.input_size) for model, config in subnets]
+    timers = [prepare(model, device, config.example()) for model, config in subnets]
     turns = [[timer(runs + 1)[1:] for timer in timers] for _ in range(rounds + 1)][1:]
     return np.median(np.array(turns), axis=(0, 2)).tolist()
 
@@ -139,7 +162,7 @@ HEADINGS = {
 
 
 def table(rows: Sequence[dict[str, float | str]], title: str) -> Table:
-    found = Table(*(HEADINGS[name] for name in rows[0]), title=title)
+    found = Table(*(HEADINGS.get(name, name.replace("_", " ")) for name in rows[0]), title=title)
     for row in rows:
         found.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
     return found

@@ -4,8 +4,8 @@
     supernet extract --run runs/digits --history runs/digits/search.jsonl --line 17 --output subnets/small
     supernet extract --run runs/digits --largest --output subnets/largest
 
-Recalibrates BatchNorm on training images, tests the subnet on the test images, and writes config.json,
-model.safetensors, model.onnx, model.int8.onnx (static, calibrated on training images) and model.pt2 (torch.export);
+Recalibrates BatchNorm on training examples, tests the subnet on the test examples, and writes config.json,
+model.safetensors, model.onnx, model.int8.onnx (static, calibrated on training examples) and model.pt2 (torch.export);
 `supernet.artifacts.subnet.load_subnet` gives the model back. Prints how each file agrees with the model on test images.
 A quarter of a minute for digits.
 """
@@ -26,8 +26,10 @@ from search.report.sources import HISTORY, TRIALS, read_sources
 from supernet.artifacts.atomic import write_folder
 from supernet.artifacts.runs import load_run
 from supernet.artifacts.subnet import export_subnet, save_subnet, take_out
-from supernet.evaluation import accuracy
+from supernet.evaluation import evaluate
 from supernet.space import Arch, SearchSpace
+from supernet.tasks import Classification
+from supernet.training.data.batch import joined
 from supernet_cli.command_line import console
 
 CALIBRATION_IMAGES = 256  # of int8
@@ -59,29 +61,36 @@ class Arguments:
     """The same of the test images."""
     space: str | None = None
     """The run's space, said again if it is code of your own: path/to/file.py:function."""
+    dataset: str | None = None
+    """The run's dataset, said again if it is code of your own in another file than its space."""
 
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     if (arguments.output / "config.json").exists():
         raise ValueError(f"{arguments.output} holds a subnet already; name another folder")
-    trained = load_run(arguments.run, arguments.root, arguments.test_root, space=arguments.space)
+    trained = load_run(
+        arguments.run, arguments.root, arguments.test_root, space=arguments.space, dataset=arguments.dataset
+    )
     arch = chosen_arch(arguments, trained.net.space)
     for line in latency_lines(arguments.history, arch) if arguments.history else ():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     subnet = take_out(trained, arch, arguments.calibration_images)
-    test = trained.data.evaluation_batches(trained.data.test, subnet.config.input_size[-1])
-    subnet.config.facts["accuracy"] = accuracy(subnet.model, test)
+    data, task, resolution = trained.data, trained.family.task, trained.family.resolution(arch)
+    subnet.config.facts.update(evaluate(subnet.model, task, data.evaluation_batches(data.test, resolution), arch))
     with write_folder(arguments.output, last="config.json") as folder:
         save_subnet(folder, subnet, onnx=arguments.onnx)
         for name, value in subnet.config.facts.items():
             console.print(f"{name}: {value:.6g}", highlight=False)
         if arguments.onnx:
-            resolution = subnet.config.input_size[-1]
-            calibration = trained.data.calibration_images(resolution, CALIBRATION_IMAGES, trained.job.train.seed)
-            for name, found in export_subnet(folder, subnet, calibration, next(iter(test))[0]).items():
-                text = f"{name}: the same class for {found.top1:.1%}, logits differ by at most {found.difference:.1e}"
-                console.print(text, highlight=False)
+            some = data.calibration_batches(resolution, CALIBRATION_IMAGES, trained.job.train.seed)
+            calibration = joined([task.inputs(batch, arch) for batch in some])
+            test = task.inputs(next(iter(data.evaluation_batches(data.test, resolution))), arch)
+            for name, found in export_subnet(folder, subnet, calibration, test).items():
+                same, outputs = "", "outputs"
+                if isinstance(task, Classification) and found.top1 is not None:
+                    same, outputs = f"the same class for {found.top1:.1%}, ", "logits"
+                console.print(f"{name}: {same}{outputs} differ by at most {found.difference:.1e}", highlight=False)
     console.print(f"The subnet is in {arguments.output}.")
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from supernet.artifacts.subnet import read_subnet_config
+from supernet.artifacts.subnet_config import read_subnet_config
 from supernet.families.named import SPACES
 from supernet.training.standalone import ModelJob, model_settings
 from supernet_cli.model_training import Arguments, parse, train

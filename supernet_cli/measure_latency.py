@@ -63,7 +63,7 @@ class Arguments:
     threads: int = 1
     """Threads of the runtime."""
     batch_size: int = 1
-    """Images in one run; the latency is that of the batch."""
+    """Examples in one run; the latency is that of the batch."""
     name: str = ""
     """Name of the device; by default made of the processor and the options."""
     output: Path = Path("runs/latency")
@@ -86,6 +86,8 @@ def main() -> None:
     space = family.space
     if arguments.largest_resolution is not None:
         sizes = space.choices["resolution"].values if "resolution" in space.choices else (family.input_size,)
+        if None in sizes:
+            raise ValueError("the inputs of this space have no resolution: leave out --largest-resolution")
         kept = [size for size in sizes if size <= arguments.largest_resolution]
         if not kept:
             raise ValueError(f"no resolution of at most {arguments.largest_resolution} pixels; there are {sizes}")
@@ -170,8 +172,7 @@ def measured(
         read_measurements(path, family.space)  # an error if they are of another family
 
     def prepared(arch: Arch):
-        size = family.resolution(arch)
-        return prepare(family.build(arch), device, (family.in_chans, size, size))
+        return prepare(family.build(arch), device, family.example(arch))
 
     with progress_bar() as progress:
         task = progress.add_task(f"Measuring on {device.name}", total=len(archs), note="")

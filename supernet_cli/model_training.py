@@ -5,22 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import tyro
 
-from supernet.artifacts.runs import Job, job_from_dict, read_config
-from supernet.artifacts.subnet import Subnet, load_subnet, read_subnet_config, save_subnet
+from supernet.artifacts.runs import Job, data_said_again, job_from_dict, read_config
+from supernet.artifacts.subnet import Subnet, load_subnet, save_subnet
+from supernet.artifacts.subnet_config import read_subnet_config
 from supernet.evaluation import Quality, quality
 from supernet.families.named import SPACES
 from supernet.training import distributed
 from supernet.training.data import open_images
-from supernet.training.recipes import RECIPES
 from supernet.training.standalone import ModelJob, model_settings, read_model_job, run_model_job
-from supernet_cli.command_line import console, progress_bar, to_resume
+from supernet_cli.command_line import console, progress_bar, recipe_of, to_resume
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ def parse(kind: type[Kind], description: str, settings: Settings, job_kind: type
     parser.add_argument("--resume", action="store_true")
     for flag in ("--output", "--run", "--subnet"):
         parser.add_argument(flag, type=Path)
-    parser.add_argument("--space")
+    for flag in ("--space", "--dataset"):
+        parser.add_argument(flag)
     if issubclass(kind, FromScratch):
         parser.add_argument("--model")
         parser.add_argument("--input-size", type=int)
@@ -68,7 +69,7 @@ def parse(kind: type[Kind], description: str, settings: Settings, job_kind: type
     if known.resume and known.output:
         job = to_resume(known.output / "training", partial(read_model_job, kind=job_kind, space=known.space))
     else:
-        job = settings(job_of(known.run, known.recipe), known)
+        job = settings(job_of(known.run, known.recipe, known.space, known.dataset), known)
     default = kind(job, output=tyro.MISSING, recipe=known.recipe)
     return tyro.cli(kind, default=default, description=description, config=(tyro.conf.OmitArgPrefixes,))
 
@@ -90,13 +91,15 @@ def from_scratch(job: Job, known: argparse.Namespace) -> ModelJob:
     return ModelJob(space, options, arch, data=job.data, train=model_settings(job.train), execution=job.execution)
 
 
-def job_of(run_folder: Path | None, recipe: str) -> Job:
-    """The job of a supernet's training run, or else of a recipe; ValueError if there is none."""
-    if run_folder is not None:
-        return job_from_dict(read_config(run_folder)["job"])
-    if recipe not in RECIPES:
-        raise ValueError(f"there is no recipe {recipe!r}; the recipes are {', '.join(RECIPES)}")
-    return RECIPES[recipe]()
+def job_of(run_folder: Path | None, recipe: str, space: str | None = None, dataset: str | None = None) -> Job:
+    """The job of a supernet's training run, or else of a recipe; ValueError if there is none.
+
+    `space` and `dataset` say again what is code of one's own: the run's data are then those that may be imported.
+    """
+    if run_folder is None:
+        return recipe_of(recipe, dataset)
+    job = job_from_dict(read_config(run_folder)["job"])
+    return replace(job, data=data_said_again(job, space, dataset, run_folder))
 
 
 def train(arguments: Arguments, run_job: Callable[..., Subnet] = run_model_job) -> None:

@@ -10,7 +10,8 @@
         --images 100 --calibration-images 100 --dna.epochs 5 --output runs/dna
     supernet search --space nasbench201 --score te_nas --output runs/te_nas
 
-Accuracy is that on the held-out images with BatchNorm recalibrated; the test images are not touched. Without a latency
+Accuracy, or the first metric of another task, is that on the held-out images with BatchNorm recalibrated; the test
+images are not touched. Without a latency
 predictor it is traded off against MACs. With `--workers` on Ray workers, with the same result. A search that was killed
 goes on with `--resume`. Writes OUTPUT/report.html to look at, OUTPUT/search.jsonl (every evaluation),
 OUTPUT/generations.csv and OUTPUT/front.csv; the front's latency is measured for devices that are this machine. About
@@ -46,7 +47,7 @@ from search.history import Evaluation
 from search.loop import Generation
 from search.margin import beyond_measurements, device_limits, limit_notes, probability_within
 from search.report.sources import write_origin
-from search.run import image_size, load_predictors, run_search
+from search.run import load_predictors, run_search
 from search.scores.judges import TRAINING_FREE, untrained_run
 from search.scores.teacher_guided import GuidanceConfig
 from search.settings import SCORES, SearchJob
@@ -68,6 +69,8 @@ class Arguments:
     package.module:function or path/to/file.py:function; beside a run, its space said again, if it is such code."""
     space_options: str = "{}"
     """Options of that space as a JSON object."""
+    dataset: str | None = None
+    """The run's dataset, said again if it is code of your own in another file than its space."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images for a search without a run."""
     data_workers: Annotated[int, tyro.conf.arg(name="data.workers")] = Execution.workers
@@ -82,7 +85,8 @@ class Arguments:
     """evolution, screened, once_for_all, spos, random or local; by default the search that comes with the score, or
     else evolution."""
     score: str = SearchJob.score
-    """What architectures are judged by: accuracy, te_nas, zero_cost, rdm or dna. te_nas comes with a search by pruning,
+    """What architectures are judged by: accuracy (of another task than images with classes, its first metric), te_nas,
+    zero_cost, rdm or dna, which are for such images. te_nas comes with a search by pruning,
     dna with one that puts the best paths of blocks together."""
     predictors: tuple[Path, ...] = ()
     """Folders of latency predictors, one a device."""
@@ -151,7 +155,8 @@ def main() -> None:
 
         def on_generation(generation: Generation) -> None:
             generations.append(generation)
-            note = f"generation {generation.index + 1}: {job.score} {generation.best[job.score]:.4f}"
+            note = f"generation {generation.index + 1}: "
+            note += ", ".join(f"{name} {value:.4f}" for name, value in generation.best.items())
             note += "".join(f", {name} {value:.2f}" for name, value in generation.notes.items())
             progress.update(task, completed=generation.evaluated, note=note)
 
@@ -172,7 +177,7 @@ def main() -> None:
     for evaluation in outcome.result.evaluations:
         if evaluation.error:
             say(f"failed: {evaluation.arch.to_json()}: {evaluation.error}")
-    front = sorted(outcome.result.front, key=lambda evaluation: evaluation.scores[job.score])
+    front = sorted(outcome.result.front, key=lambda evaluation: next(iter(evaluation.scores.values())))
     measured = measure_front(front, trained, predictors, output) if arguments.measure else {}
     columns = front_rows(front, predictors, limits, measured)
     write_csv(output / "front.csv", [{**row, "arch": e.arch.to_json()} for row, e in zip(columns, front)])
@@ -195,7 +200,7 @@ def find_run(arguments: Arguments, job: SearchJob) -> Run:
     data = arguments.data
     root, test_root = arguments.root or data.root, arguments.test_root or data.test_root
     if arguments.run is not None:
-        return load_run(arguments.run, root, test_root, space=arguments.space)
+        return load_run(arguments.run, root, test_root, space=arguments.space, dataset=arguments.dataset)
     if job.score not in TRAINING_FREE:
         raise ValueError(
             f"the score {job.score} needs a trained supernet: give --run, or search the space "
@@ -226,7 +231,7 @@ def measure_front(
             continue
 
         def prepared(arch: Arch, device=device):
-            return prepare(trained.family.build(arch), device, image_size(trained.family, arch))
+            return prepare(trained.family.build(arch), device, trained.family.example(arch))
 
         with progress_bar() as progress:
             task = progress.add_task(f"Measuring on {name}", total=len(front), note="")

@@ -36,7 +36,7 @@ from search.run import load_predictors, make_problem, run_search
 from search.settings import SearchJob
 from search.strategies import check_strategy
 from search.sweep import Sweep, TrialSettings, combined_front, run_sweep, write_sweep
-from supernet.artifacts.runs import load_run, read_family
+from supernet.artifacts.runs import Run, load_run, read_family
 from supernet.own_code import absolute
 from supernet.space import Arch
 from supernet.training.data import DataConfig
@@ -51,7 +51,8 @@ class Arguments:
     predictors: tuple[Path, ...]
     """Folders of latency predictors, one a device."""
     strategies: tuple[str, ...] = ("evolution",)
-    """Some of search.strategies.STRATEGIES, all of which go by the supernet's accuracy."""
+    """Some of search.strategies.STRATEGIES, all of which go by accuracy in the supernet, or the first metric of another
+    task."""
     limits_ms: tuple[float, ...] = ()
     """Latency limits, each of which is a search on every device; none gives searches without a limit."""
     seeds: tuple[int, ...] = (0,)
@@ -86,6 +87,8 @@ class Arguments:
     """The same of the test images."""
     space: str | None = None
     """The run's space, said again if it is code of your own: path/to/file.py:function."""
+    dataset: str | None = None
+    """The run's dataset, said again if it is code of your own in another file than its space."""
 
 
 def main() -> None:
@@ -133,7 +136,7 @@ def plan(arguments: Arguments) -> list[TrialSettings]:
     """The settings of every trial, after checking that each can run: strategies, devices, and limits within reach."""
     for strategy in arguments.strategies:
         check_strategy(strategy)
-    family = load_run(arguments.run, arguments.root, arguments.test_root, space=arguments.space).family
+    family = opened(arguments).family
     devices = load_predictors(arguments.predictors, family)
     if not devices:
         raise ValueError("a sweep needs at least one latency predictor")
@@ -162,14 +165,20 @@ def elsewhere(arguments: Arguments) -> Arguments:
     """The arguments for workers, whose working directory is another."""
     predictors = tuple(path.absolute() for path in arguments.predictors)
     here = located(DataConfig(), arguments.root, arguments.test_root)
-    space = arguments.space and absolute(arguments.space)
     return dataclasses.replace(
         arguments,
         run=arguments.run.absolute(),
         predictors=predictors,
         root=here.root,
         test_root=here.test_root,
-        space=space,
+        space=arguments.space and absolute(arguments.space),
+        dataset=arguments.dataset and absolute(arguments.dataset),
+    )
+
+
+def opened(arguments: Arguments) -> Run:
+    return load_run(
+        arguments.run, arguments.root, arguments.test_root, space=arguments.space, dataset=arguments.dataset
     )
 
 
@@ -183,7 +192,7 @@ def search(
     """One trial, in the directory that the sweep was started in, if there is one here: images may be relative to it."""
     if directory.is_dir():
         os.chdir(directory)
-    trained = load_run(arguments.run, arguments.root, arguments.test_root, space=arguments.space)
+    trained = opened(arguments)
     device = settings["device"]
     predictors = {device: load_predictors(arguments.predictors, trained.family)[device]}
     job = SearchJob(

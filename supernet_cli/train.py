@@ -17,8 +17,9 @@ code of your own has none of the recipe's settings of images.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Annotated
 
@@ -29,11 +30,8 @@ from supernet.artifacts.runs import Job, read_job, run_job
 from supernet.families import FAMILIES, describe
 from supernet.families.named import SPACES, find_family
 from supernet.training import distributed
-from supernet.training.data import DataConfig
-from supernet.training.data.named import is_of_any_kind
 from supernet.training.methods.progressive import Phase
-from supernet.training.recipes import RECIPES
-from supernet_cli.command_line import console, progress_bar, to_resume
+from supernet_cli.command_line import console, progress_bar, recipe_of, to_resume
 
 
 @dataclass(frozen=True)
@@ -65,15 +63,11 @@ def main() -> None:
     first.add_argument("--dataset")
     known = first.parse_known_args()[0]
     recipe = known.recipe
-    if recipe not in RECIPES:
-        raise ValueError(f"there is no recipe {recipe!r}; the recipes are {', '.join(RECIPES)}")
     if known.resume:
         read = partial(read_job, space=known.space, dataset=known.dataset)
         job = to_resume(known.output or Path("runs") / recipe, read)
     else:
-        job = RECIPES[recipe]()
-        if known.dataset is not None and is_of_any_kind(known.dataset):
-            job = replace(job, data=DataConfig(known.dataset))
+        job = recipe_of(recipe, known.dataset)
     arguments = tyro.cli(
         Arguments,
         default=Arguments(Flags(**vars(job)), recipe),
@@ -104,7 +98,13 @@ def main() -> None:
 def list_spaces() -> None:
     table = Table("space", "architectures", "MACs (M)", "parameters (M)", "paper")
     for name in (*FAMILIES, *SPACES.installed()):
-        found = describe(name, find_family(name)())
+        function = find_family(name)
+        try:
+            signature(function).bind()
+        except TypeError as error:  # one that is installed, and depends on options or on what data say
+            table.add_row(name, "?", "?", "?", str(error))
+            continue
+        found = describe(name, function())
         macs = " to ".join(f"{count / 1e6:.4g}" for count in found.macs)
         parameters = " to ".join(f"{count / 1e6:.3g}" for count in found.parameters)
         table.add_row(name, f"{found.size:.3g}", macs, parameters, found.paper)

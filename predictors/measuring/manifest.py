@@ -34,10 +34,13 @@ def export_subnets(
     writer.writerow(COLUMNS)
     for index, arch in enumerate(archs):
         name = f"{index:04}.onnx"
-        size = family.resolution(arch)
         if not (directory / name).exists():
             export_onnx(
-                family.build(arch).eval(), directory / name, (family.in_chans, size, size), batch_size=batch_size
+                family.build(arch).eval(),
+                directory / name,
+                family.example(arch),
+                names=family.task,
+                batch_size=batch_size,
             )
         writer.writerow([name, arch.to_json(), ""])
         progress(index + 1)

@@ -1,7 +1,7 @@
 """What runs a network and tells how long that took, behind one interface.
 
-A runtime is a function from a plain module, a device and the size of one image to a `Timer`. Each imports what it needs
-when it is called, and says so when that is missing.
+A runtime is a function from a plain module, a device and the module's inputs, a tuple of tensors, to a `Timer`. Each
+imports what it needs when it is called, and says so when that is missing.
 """
 
 from __future__ import annotations
@@ -14,28 +14,31 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distill.untouched import untouched
 from predictors.device import Device
 from supernet.artifacts.deployment import deployed
-from supernet.artifacts.export import INPUT_NAME, export_onnx, quantise_onnx
+from supernet.artifacts.export import export_onnx, quantise_onnx
 from supernet.imports import require
 
 # B batch, C channels, H height, W width
 
+Example = Sequence[int] | tuple[Tensor, ...]  # the size [C, H, W] of an image, or tensors like the inputs
 Timer = Callable[[int], np.ndarray]  # runs so many times in a row; milliseconds of each run
-Runtime = Callable[[nn.Module, Device, Sequence[int]], Timer]
+Runtime = Callable[[nn.Module, Device, tuple[Tensor, ...]], Timer]
 
 
-def prepare(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
-    """A timer of `model`, as `supernet.artifacts.deployment.deployed`, on images [C, H, W] = `input_size` of random
-    values.
+def prepare(model: nn.Module, device: Device, example: Example) -> Timer:
+    """A timer of `model`, as `supernet.artifacts.deployment.deployed`, on inputs like `example`: the size [C, H, W] of
+    an image, or the tensors of one example, of which shapes and types alone matter (`Family.example` gives them).
+
+    A batch has the device's size. Floating point values are random between 0 and 1, others 0.
 
     ValueError if the runtime does not suit (see `check`) or the model does not convert.
     """
     check(device)
-    return RUNTIMES[device.runtime](deployed(model), device, input_size)
+    return RUNTIMES[device.runtime](deployed(model), device, random_inputs(example, device.batch_size))
 
 
 def check(device: Device) -> None:
@@ -52,15 +55,14 @@ def check(device: Device) -> None:
         require(module)
 
 
-def _torch(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
-    return _on_threads(_one_run(model, model, _images(device, input_size)), device)
+def _torch(model: nn.Module, device: Device, inputs: tuple[Tensor, ...]) -> Timer:
+    return _on_threads(_one_run(model, model, inputs), device)
 
 
-def _torch_compile(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
+def _torch_compile(model: nn.Module, device: Device, inputs: tuple[Tensor, ...]) -> Timer:
     # modules of one class share their code, which is compiled eight times at most; an exported graph has its own
-    images = _images(device, input_size)
-    graph = torch.export.export(model, (images,)).module()
-    return _on_threads(_one_run(graph, torch.compile(graph, dynamic=False), images), device)
+    graph = torch.export.export(model, inputs).module()
+    return _on_threads(_one_run(graph, torch.compile(graph, dynamic=False), inputs), device)
 
 
 def _on_threads(run_once: Callable[[], object], device: Device) -> Timer:
@@ -76,7 +78,7 @@ def _on_threads(run_once: Callable[[], object], device: Device) -> Timer:
     return run
 
 
-def _onnxruntime(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
+def _onnxruntime(model: nn.Module, device: Device, inputs: tuple[Tensor, ...]) -> Timer:
     ort = require("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads = device.threads
@@ -84,29 +86,29 @@ def _onnxruntime(model: nn.Module, device: Device, input_size: Sequence[int]) ->
     options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
-        export_onnx(model, path, input_size, batch_size=device.batch_size)
+        export_onnx(model, path, inputs, names=None, batch_size=device.batch_size)
         if device.precision == "int8":
             source, path = path, Path(folder, "model.int8.onnx")
-            quantise_onnx(source, path, _images(device, input_size), device.batch_size)
+            quantise_onnx(source, path, inputs, device.batch_size)
         session = ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-    feed = {INPUT_NAME: _images(device, input_size).numpy()}
+    feed = {own.name: tensor.numpy() for own, tensor in zip(session.get_inputs(), inputs, strict=True)}
     return lambda count: _time(lambda: session.run(None, feed), count)
 
 
-def _openvino(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
+def _openvino(model: nn.Module, device: Device, inputs: tuple[Tensor, ...]) -> Timer:
     openvino = require("openvino")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
-        export_onnx(model, path, input_size, batch_size=device.batch_size)
+        export_onnx(model, path, inputs, names=None, batch_size=device.batch_size)
         settings = {"INFERENCE_NUM_THREADS": device.threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
         request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
-    images = openvino.Tensor(_images(device, input_size).numpy())
-    return lambda count: _time(lambda: request.infer([images]), count)
+    tensors = [openvino.Tensor(tensor.numpy()) for tensor in inputs]
+    return lambda count: _time(lambda: request.infer(tensors), count)
 
 
-def _cuda(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
+def _cuda(model: nn.Module, device: Device, inputs: tuple[Tensor, ...]) -> Timer:
     model = model.cuda()
-    run_once = _one_run(model, model, _images(device, input_size).cuda())
+    run_once = _one_run(model, model, tuple(tensor.cuda() for tensor in inputs))
 
     @torch.inference_mode()
     def run(count: int) -> np.ndarray:
@@ -115,9 +117,9 @@ def _cuda(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
     return run
 
 
-def _cuda_graph(model: nn.Module, device: Device, input_size: Sequence[int]) -> Timer:
-    model, images = model.cuda(), _images(device, input_size).cuda()
-    run_once = _one_run(model, model, images)
+def _cuda_graph(model: nn.Module, device: Device, inputs: tuple[Tensor, ...]) -> Timer:
+    model, inputs = model.cuda(), tuple(tensor.cuda() for tensor in inputs)
+    run_once = _one_run(model, model, inputs)
     graph = torch.cuda.CUDAGraph()
     with torch.inference_mode():
         side_stream = torch.cuda.Stream()
@@ -130,7 +132,7 @@ def _cuda_graph(model: nn.Module, device: Device, input_size: Sequence[int]) -> 
             run_once()
 
     def run(count: int) -> np.ndarray:
-        images.device  # the graph reads these images, which must live as long as it does  # noqa: B018
+        inputs[0].device  # the graph reads these tensors, which must live as long as it does  # noqa: B018
         return _time_cuda(graph.replay, count)
 
     return run
@@ -147,21 +149,33 @@ RUNTIMES: dict[str, Runtime] = {
 MODULES = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
 
 
-def _images(device: Device, input_size: Sequence[int]) -> torch.Tensor:
-    return torch.rand(device.batch_size, *input_size, generator=torch.Generator().manual_seed(0))
+def random_inputs(example: Example, batch_size: int) -> tuple[Tensor, ...]:
+    """Tensors like `example`, as `prepare` has it, in a batch of so many examples; always the same."""
+    if not isinstance(example[0], Tensor):
+        example = (torch.empty(1, *example, device="meta"),)
+    draw = torch.Generator().manual_seed(0)
+
+    def like(tensor: Tensor) -> Tensor:
+        shape = (batch_size, *tensor.shape[1:])
+        if tensor.is_floating_point():
+            return torch.rand(shape, dtype=tensor.dtype, generator=draw)
+        return torch.zeros(shape, dtype=tensor.dtype)
+
+    return tuple(map(like, example))
 
 
-def _one_run(model: nn.Module, run: Callable[[torch.Tensor], object], images: torch.Tensor) -> Callable[[], object]:
-    """What is timed: `run`, which computes what `model` does, on `images`.
+def _one_run(model: nn.Module, run: Callable[..., object], inputs: tuple[Tensor, ...]) -> Callable[[], object]:
+    """What is timed: `run`, which computes what `model` does, on `inputs`.
 
-    A model that works on its input in place would make other numbers of the images in every run, up to infinity. It
-    alone gets a copy each time, as whoever keeps the images has to make one.
+    A model that works on its inputs in place would make other numbers of them in every run, up to infinity. It alone
+    gets copies each time, as whoever keeps the inputs has to make them.
     """
-    tried = images.clone()
-    before = tried._version
+    tried = tuple(tensor.clone() for tensor in inputs)
+    before = [tensor._version for tensor in tried]
     with torch.inference_mode():
-        model(tried)
-    return (lambda: run(images)) if tried._version == before else (lambda: untouched(run, images))
+        model(*tried)
+    is_kept = [tensor._version for tensor in tried] == before
+    return (lambda: run(*inputs)) if is_kept else (lambda: untouched(run, *inputs))
 
 
 def _time(run: Callable[[], object], count: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from search.report.candidate import Candidate
 from search.report.limits import notes, within
 from search.report.progress import COUNTS, Content, comparison, rounded, search_content
 from search.report.sources import DeviceRecord, Search, Sources, Training
+from search.settings import ACCURACY
 from supernet.artifacts import provenance
 from supernet.space import Arch, Value
 
@@ -31,14 +32,15 @@ def make_content(sources: Sources, title: str = "") -> Content:
     Candidates are columns, index by index. `axes` are what accuracy is traded off against: the latency on each device
     (of searches and of predictors), then MACs, parameters and other costs. `fronts[axis]` holds the indices of the
     candidates that none beats in score and that cost, by increasing cost; `group_fronts` the same for each strategy (or
-    folder) alone. Uncertainty is that of 95 %: Wilson's interval for an accuracy on so many images, and the
+    folder) alone. Uncertainty is that of 95 %: Wilson's interval for an accuracy on so many images (other scores have
+    none, and are not in per cent), and the
     predictor's standard error of a latency. `notes` are lines on fronts that may not keep, or were measured not to
     keep, within a search's limit on a latency; `within` is how probable it is that a candidate does.
     """
     names = [name for search in sources.searches for e in search.evaluations for name in e.scores]
     if not names:
         raise ValueError("no architecture was evaluated successfully: there is nothing to report")
-    judge = "accuracy" if "accuracy" in names else names[0]
+    judge = ACCURACY if ACCURACY in names else names[0]
     judged = [search for search in sources.searches if any(judge in e.scores for e in search.evaluations)]
     left_out = [search.name for search in sources.searches if search not in judged]
     sources = dataclasses.replace(sources, searches=judged)
@@ -70,7 +72,7 @@ def make_content(sources: Sources, title: str = "") -> Content:
         "title": title or " and ".join(dict.fromkeys(search.folder.resolve().name for search in sources.searches)),
         "date": provenance.today(),
         "versions": provenance.versions(),
-        "score": {"name": judge, "percent": bool(((score >= 0) & (score <= 1)).all())},
+        "score": {"name": judge, "percent": judge == ACCURACY},
         "searches": searches,
         "left_out": left_out,
         "notes": lines,
@@ -82,7 +84,7 @@ def make_content(sources: Sources, title: str = "") -> Content:
             "line": [candidate.line for candidate in candidates],
             "codes": [_codes(choices, candidate.arch) for candidate in candidates],
             "score": _rounded(score),
-            "interval": _intervals(sources, candidates),
+            "interval": _intervals(sources, candidates) if judge == ACCURACY else [None] * len(candidates),
             "costs": [_rounded(column) for column in costs],
             "errors": [None if column is None else _rounded(column) for column in errors],
             "measured": measured,
@@ -240,16 +242,18 @@ def _device(device: DeviceRecord) -> Content:
 
 
 def _training(training: Training) -> Content:
-    """Accuracy and loss by step, of each subnet that was followed."""
-    accuracy: dict[str, list] = defaultdict(list)
+    """The metrics of the task and the loss by step, of each subnet that was followed."""
+    metrics: dict[str, dict[str, list]] = {}
     losses: dict[str, list] = defaultdict(list)
     for line in training.metrics:
-        for name, value in (line.get("accuracy") or {}).items():
-            accuracy[name.replace("_", " ")].append((line["step"], rounded(value)))
+        for metric, values in line.items():
+            for name, value in values.items() if isinstance(values, Mapping) else ():
+                curves = metrics.setdefault(metric, defaultdict(list))
+                curves[name.replace("_", " ")].append((line["step"], rounded(value)))
         paths = line.get("losses") or []
         for index, value in enumerate(paths):
             losses[_path(training.method, index, len(paths))].append((line["step"], rounded(value)))
-    return {"name": training.name, "accuracy": accuracy, "losses": losses}
+    return {"name": training.name, "metrics": metrics, "losses": losses}
 
 
 def _path(method: str, index: int, count: int) -> str:

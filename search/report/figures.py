@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from search.report.content import NORMAL_95, Content
+from search.settings import ACCURACY
 from supernet.artifacts.atomic import write_atomically
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ def write_figures(content: Content, folder: Path) -> list[Path]:
     for device in content["devices"]:
         _device(_axes(figures, f"predicted_{device['name']}"), device)
     for training in content["trainings"]:
-        for what, scale in (("accuracy", 100), ("losses", 1)):
-            if training[what]:
-                _curves(_axes(figures, f"{what}_{training['name']}"), training[what], what, scale)
+        for what, curves in (*training["metrics"].items(), ("losses", training["losses"])):
+            if curves:
+                _curves(_axes(figures, f"{what}_{training['name']}"), curves, what)
     paths = []
     for name, figure in figures.items():
         for kind in ("svg", "png"):
@@ -114,12 +115,14 @@ def _device(axes: Axes, device: Content) -> None:
     axes.legend()
 
 
-def _curves(axes: Axes, curves: Content, what: str, scale: float) -> None:
+def _curves(axes: Axes, curves: Content, what: str) -> None:
+    scale = 100 if what == ACCURACY else 1
     for index, (name, points) in enumerate(curves.items()):
         steps, values = np.array(points, dtype=float).T
         axes.plot(steps, scale * values, DASHES[index % len(DASHES)], color=COLOURS[index % len(COLOURS)], label=name)
     axes.set_xlabel("step")
-    axes.set_ylabel("accuracy on held-out images (%)" if what == "accuracy" else "training loss")
+    titles = {ACCURACY: "accuracy on held-out images (%)", "losses": "training loss"}
+    axes.set_ylabel(titles.get(what, f"{_plain(what)} on held-out examples"))
     axes.legend()
 
 

@@ -76,7 +76,7 @@ class Sources:
     searches: Sequence[Search]
     devices: Sequence[DeviceRecord]
     trainings: Sequence[Training]
-    holdout: Mapping[Path, int]  # held-out images of each training run
+    holdout: Mapping[Path, int]  # held-out examples of each training run
 
 
 def write_origin(folder: Path, run: Path | None, predictors: Sequence[Path], cost: str = "") -> None:
@@ -120,7 +120,7 @@ def read_sources(folders: Sequence[Path], predictors: Sequence[Path] = ()) -> So
         searches,
         devices,
         [training for run, config in configs.items() for training in _trainings(run, config)],
-        {run: config["images"]["holdout"] for run, config in configs.items()},
+        {run: config["held_out"] for run, config in configs.items()},
     )
 
 

@@ -1,6 +1,6 @@
 """What a search may judge architectures by, by name, each made from a search's job and a run.
 
-accuracy    that of the trained supernet's subnets
+accuracy    that of the trained supernet's subnets, or the first metric of another task
 te_nas      the combined rank of trainability and expressivity (TE-NAS), without training
 zero_cost   the mean rank of zero-cost scores, without training
 rdm         accuracy plus how much a subnet sees images as a teacher does (P+TG)
@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset, Subset
 from distill.blockwise import Teacher
 from search.blockwise.dna import BlockRating
 from search.problem import Problem, Score
-from search.scores.accuracy import EvaluationImages, SupernetAccuracy
+from search.scores.accuracy import EvaluationBatches, EvaluationImages, SupernetScore, held_out
 from search.scores.teacher_guided import FromSupernet, MakeCandidate, TeacherGuided, TrainedBriefly, brief_training
 from search.scores.untrained import LabelledImages, TrainingFreeScore
 from search.settings import ACCURACY, SearchJob
@@ -29,7 +29,9 @@ from search.untrained.te_nas import Proxies, prunable, search_by_pruning
 from supernet.artifacts.runs import Job, Run
 from supernet.artifacts.teacher import load_teacher
 from supernet.space import Arch
-from supernet.training.data import DataConfig, ImageData, load_data
+from supernet.tasks import Classification
+from supernet.training.data import Data, DataConfig, ImageData, load_data
+from supernet.training.data.named import only_images
 from supernet.training.execution import Execution, channels_last
 from supernet.training.loop import StepResult
 from supernet.training.randomness import Stream, generator
@@ -58,6 +60,8 @@ class Judge(NamedTuple):
     """The admissible architectures in the order in which this score's own search proposes them; None: it has none."""
     worst: float = 0.0
     """The value that the hypervolume counts from."""
+    name: str | None = None
+    """What histories and reports call the score; by default the name that the job asks for it by."""
 
 
 def make_judge(job: SearchJob, run: Run, directory: Path | None = None) -> Judge:
@@ -65,11 +69,12 @@ def make_judge(job: SearchJob, run: Run, directory: Path | None = None) -> Judge
 
     ValueError for what the run or the job lacks.
     """
-    return JUDGES[job.score](job, run, directory)
+    judge = JUDGES[job.score](job, run, directory)
+    return judge._replace(name=judge.name or job.score)
 
 
 def untrained_run(space: str, options: str, config: DataConfig, workers: int = 0) -> Run:
-    """A named space with images, which `workers` processes load, as if from a run of no steps: for scores that need no
+    """A named space with data, which `workers` processes load, as if from a run of no steps: for scores that need no
     training."""
     data = load_data(config, workers=workers)
     job = Job(space, options, config)
@@ -77,35 +82,37 @@ def untrained_run(space: str, options: str, config: DataConfig, workers: int = 0
     return Run(family, family.supernet(pretrained=False), data, job)
 
 
-def accuracy_score(job: SearchJob, trained: Run) -> SupernetAccuracy:
-    """The accuracy of a run's subnets on its held-out images."""
-    net = channels_last(trained.net)
-    return SupernetAccuracy(net, run_images(job, trained), trained.family.resolution, job.batch_size)
+def supernet_score(job: SearchJob, trained: Run) -> SupernetScore:
+    """The first metric of a run's subnets on its held-out examples."""
+    net, family = channels_last(trained.net), trained.family
+    return SupernetScore(net, family.task, run_batches(job, trained), family.resolution, job.batch_size)
 
 
-def run_images(job: SearchJob, trained: Run) -> RunImages:
-    """The images of a run that a search judges by."""
+def run_batches(job: SearchJob, trained: Run) -> RunBatches:
+    """The examples of a run that a search judges by."""
     count = job.calibration_images or trained.job.train.images_to_calibrate(trained.family.num_classes)
-    return RunImages(trained.data, count, trained.job.train.seed, job.images)
+    return RunBatches(trained.data, count, trained.job.train.seed, job.images)
 
 
-class RunImages:
-    """Images of a run to calibrate and to judge by, kept in memory at every resolution that was asked for."""
+class RunBatches:
+    """Examples of a run to calibrate and to judge by, kept in memory at every resolution that was asked for."""
 
-    def __init__(self, data: ImageData, calibration_images: int, seed: int, images: int | None) -> None:
+    def __init__(self, data: Data, calibration: int, seed: int, count: int | None) -> None:
         self._data = data
-        self._calibration_images = calibration_images
+        self._calibration = calibration
         self._seed = seed
-        self._images = images
-        self._known: dict[int, EvaluationImages] = {}
+        self._count = count
+        self._known: dict[int | None, EvaluationBatches] = {}
 
-    def __call__(self, resolution: int) -> EvaluationImages:
+    def __call__(self, resolution: int | None) -> EvaluationBatches:
         if resolution not in self._known:
-            self._known[resolution] = EvaluationImages(
-                self._data.calibration_images(resolution, self._calibration_images, self._seed),
-                *self._data.images(self._data.holdout, resolution, self._images),
-            )
+            self._known[resolution] = held_out(self._data, self._calibration, self._seed, self._count, resolution)
         return self._known[resolution]
+
+    def images(self, resolution: int) -> EvaluationImages:
+        """The same of images with labels."""
+        calibration, evaluation = self(resolution)
+        return EvaluationImages(calibration[0], *evaluation)
 
     def __getstate__(self):
         return self.__dict__ | {"_known": {}}  # each process loads its own
@@ -122,8 +129,8 @@ def training_batch(data: ImageData, resolution: int, size: int, seed: int) -> La
     return LabelledImages(images, labels, size)
 
 
-def _accuracy(job: SearchJob, run: Run, directory: Path | None) -> Judge:
-    return Judge(accuracy_score(job, run))
+def _by_supernet(job: SearchJob, run: Run, directory: Path | None) -> Judge:
+    return Judge(supernet_score(job, run), name=run.family.task.metric)
 
 
 def _zero_cost(job: SearchJob, run: Run, directory: Path | None) -> Judge:
@@ -157,7 +164,7 @@ def _rdm(job: SearchJob, run: Run, directory: Path | None) -> Judge:
         candidate: MakeCandidate = TrainedBriefly(family, run.data, training, directory / "candidates", execution)
     else:
         candidate = FromSupernet(channels_last(run.net))
-    images = run_images(job, run)
+    images = run_batches(job, run).images
     score = TeacherGuided(candidate, images, family.resolution, teacher, resolution, config, job.batch_size)
     return Judge(score)
 
@@ -166,7 +173,15 @@ def _dna(job: SearchJob, run: Run, directory: Path | None) -> Judge:
     teacher = Teacher(_teacher(job, run).to(job.dna.torch_device()), job.dna.points)
     folder = directory and directory / "dna"
     score = BlockRating(
-        run.family, run.data, run_images(job, run), teacher, job.dna, job.seed, folder, job.batch_size, _log_blocks
+        run.family,
+        run.data,
+        run_batches(job, run).images,
+        teacher,
+        job.dna,
+        job.seed,
+        folder,
+        job.batch_size,
+        _log_blocks,
     )
     return Judge(score, score.prepare, score.best_first, worst=-float(len(score.blocks)))
 
@@ -181,7 +196,8 @@ def _teacher(job: SearchJob, run: Run) -> nn.Module:
     if job.teacher is None:
         raise ValueError(f"the score {job.score} needs a teacher: name a model of timm's, or a folder")
     size = run.family.resolution(run.family.space.largest)
-    return load_teacher(job.teacher, run.data.config, run.data.classes, input_size=size, space=run.job.space)
+    data = _images(job, run)
+    return load_teacher(job.teacher, data.config, data.classes, input_size=size, space=run.job.space)
 
 
 def _training_free(job: SearchJob, run: Run, names: tuple[str, ...], batch: LabelledImages) -> TrainingFreeScore:
@@ -191,7 +207,17 @@ def _training_free(job: SearchJob, run: Run, names: tuple[str, ...], batch: Labe
 
 def _batch(job: SearchJob, run: Run) -> LabelledImages:
     resolution = run.family.resolution(run.family.space.largest)
-    return training_batch(run.data, resolution, job.zero_cost_images, job.seed)
+    return training_batch(_images(job, run), resolution, job.zero_cost_images, job.seed)
+
+
+def _images(job: SearchJob, run: Run) -> ImageData:
+    """The run's images; ValueError if its task is not to tell classes of images apart."""
+    instead = f"search a trained supernet by the score {ACCURACY}, which takes the first metric of any task"
+    if not isinstance(run.family.task, Classification):
+        raise ValueError(
+            f"the score {job.score} needs classes, and the task is {type(run.family.task).__name__}: {instead}"
+        )
+    return only_images(run.data, f"the score {job.score}", instead)
 
 
 def _proxies(run: Run) -> Proxies | None:
@@ -200,7 +226,7 @@ def _proxies(run: Run) -> Proxies | None:
 
 
 JUDGES: Mapping[str, Callable[[SearchJob, Run, Path | None], Judge]] = {
-    ACCURACY: _accuracy,
+    ACCURACY: _by_supernet,
     "te_nas": _te_nas,
     "zero_cost": _zero_cost,
     "rdm": _rdm,

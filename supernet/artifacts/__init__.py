@@ -7,7 +7,8 @@ from supernet.imports import lazily
 if TYPE_CHECKING:
     from supernet.artifacts.export import export_onnx, export_program, quantise_onnx
     from supernet.artifacts.runs import Job, Run, load_run, run_job
-    from supernet.artifacts.subnet import Subnet, SubnetConfig, load_subnet, save_subnet, take_out
+    from supernet.artifacts.subnet import Subnet, load_subnet, save_subnet, take_out
+    from supernet.artifacts.subnet_config import SubnetConfig
 
 __all__ = [
     "Job",
@@ -29,6 +30,7 @@ __getattr__ = lazily(
     {
         "supernet.artifacts.export": ["export_onnx", "export_program", "quantise_onnx"],
         "supernet.artifacts.runs": ["Job", "Run", "load_run", "run_job"],
-        "supernet.artifacts.subnet": ["Subnet", "SubnetConfig", "load_subnet", "save_subnet", "take_out"],
+        "supernet.artifacts.subnet": ["Subnet", "load_subnet", "save_subnet", "take_out"],
+        "supernet.artifacts.subnet_config": ["SubnetConfig"],
     },
 )

@@ -9,7 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +18,24 @@ from torch.utils._pytree import tree_leaves
 from distill.untouched import untouched
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.deployment import deployed
+from supernet.calibration import Inputs
 from supernet.errors import first_line
 from supernet.imports import require
-from supernet.tasks import Classification, Task
+from supernet.tasks import Classification
 
 # N images, C channels, H height, W width, K classes
 
 OPSET = 18
 CLASSIFICATION = Classification()
-(INPUT_NAME,) = CLASSIFICATION.input_names
 
 _logger = logging.getLogger(__name__)
+
+
+class Named(Protocol):
+    """What has names for the tensors that go into a network and come out of it: a task, or a subnet's configuration."""
+
+    input_names: Sequence[str]
+    output_names: Sequence[str]
 
 
 def export_onnx(
@@ -36,7 +43,7 @@ def export_onnx(
     path: str | Path,
     example: Sequence[int] | tuple[Tensor, ...] = (3, 224, 224),
     *,
-    task: Task = CLASSIFICATION,
+    names: Named | None = CLASSIFICATION,
     batch_size: int = 1,
     dynamic_batch: bool = False,
 ) -> None:
@@ -44,47 +51,48 @@ def export_onnx(
     opset 18.
 
     The graph takes tensors like those of `example`, of which shapes and types alone matter, but for the batch in the
-    first dimension: of `batch_size`, or any with `dynamic_batch`. A size [C, H, W] stands for images in float32. The
-    names are those of `task`: `images` and `logits` by default. The model stays as it is; control flow that depends on
-    sizes is fixed at those of the example.
+    first dimension: of `batch_size`, or any with `dynamic_batch`. A size [C, H, W] stands for images in float32. Their
+    names are those of `names`, a task say: `images` and `logits` by default, `input_0`, `output_0` and so on if None.
+    The model stays as it is; control flow that depends on sizes is fixed at those of the example.
 
     Torch's exporter by tracing is tried first: a tenth of a second for a small network, where the exporter through
     `torch.export` needs several. The latter takes over where tracing fails, such as in timm's EVA.
-    ValueError if both fail, or if the task names other numbers of tensors, ModuleNotFoundError without the extra
+    ValueError if both fail, or if there are not as many names as tensors, ModuleNotFoundError without the extra
     `onnx`.
     """
     require("onnx")
     # a traced batch of 1 could be taken for a dimension to broadcast
     inputs = _inputs(model, example, max(batch_size, 2) if dynamic_batch else batch_size)
     model = deployed(model)
-    names = _names(model, inputs, task)
+    found = _names(model, inputs, names)
     with write_atomically(path) as temporary:
         try:
-            _export_traced(model, inputs, names, temporary, dynamic_batch)
+            _export_traced(model, inputs, found, temporary, dynamic_batch)
         except (RuntimeError, TypeError, ValueError) as error:  # what tracing raises on code that it cannot follow
             _logger.info("tracing %s failed, exporting it through torch.export: %s", type(model).__name__, error)
-            _export_captured(model, inputs, names, temporary, dynamic_batch)
+            _export_captured(model, inputs, found, temporary, dynamic_batch)
 
 
 def quantise_onnx(
-    source: str | Path, path: str | Path, images: Tensor, batch_size: int = 32, reduce_range: bool | None = None
+    source: str | Path, path: str | Path, inputs: Inputs, batch_size: int = 32, reduce_range: bool | None = None
 ) -> None:
     """Write the network of `source`, as `export_onnx` does, to `path` in int8: weights by channel, activations static.
 
-    The ranges of activations are their least and largest values on `images` [N, C, H, W], real ones prepared as for
-    evaluation. The file is in ONNX's QDQ form, where what cannot be quantised stays in float32. Where the batch of
-    `source` is not dynamic, `batch_size` is that one.
+    The ranges of activations are their least and largest values on `inputs`, such as images [N, C, H, W], or a tuple of
+    several: real ones prepared as for evaluation. The file is in ONNX's QDQ form, where what cannot be quantised stays
+    in float32. Where the batch of `source` is not dynamic, `batch_size` is that one.
 
     With `reduce_range` weights have 7 bits, so that x86 processors without VNNI compute what the file says
     (`products_saturate`): give it for a device that is one, if this machine, which decides by default, is not.
     """
     quantization = require("onnxruntime.quantization")
-    batches: Iterator[Tensor] = iter(images.split(batch_size))
+    names = [tensor.name for tensor in require("onnx").load(str(source)).graph.input]
+    batches: Iterator[tuple] = zip(*(tensor.split(batch_size) for tensor in _several(inputs)), strict=True)
     reduced = products_saturate() if reduce_range is None else reduce_range
 
-    class Images(quantization.CalibrationDataReader):
+    class Batches(quantization.CalibrationDataReader):
         def get_next(self) -> dict | None:
-            return next(({INPUT_NAME: batch.numpy()} for batch in batches), None)
+            return next(({n: part.numpy() for n, part in zip(names, batch, strict=True)} for batch in batches), None)
 
     logging.disable(logging.WARNING)  # of its own steps, by the root logger
     try:
@@ -92,7 +100,7 @@ def quantise_onnx(
             prepared = str(Path(folder, "prepared.onnx"))
             pre_process = require("onnxruntime.quantization.shape_inference").quant_pre_process
             pre_process(str(source), prepared, skip_symbolic_shape=True)
-            quantization.quantize_static(prepared, str(temporary), Images(), per_channel=True, reduce_range=reduced)
+            quantization.quantize_static(prepared, str(temporary), Batches(), per_channel=True, reduce_range=reduced)
     finally:
         logging.disable(logging.NOTSET)
 
@@ -124,18 +132,21 @@ def export_program(
 
 
 class Agreement(NamedTuple):
-    """How far a file gives the logits of the model that it was made of."""
+    """How far a file gives the output of the model that it was made of."""
 
-    top1: float  # part of the images that both give the same class
-    difference: float  # the largest of any two logits
+    top1: float | None  # part of the examples that both give the same class, of an output that may be logits [N, K]
+    difference: float  # the largest of any two numbers
 
 
-def agreement(model: nn.Module, run: Callable[[Tensor], Tensor], images: Tensor) -> Agreement:
-    """How `run`, a function of images [N, C, H, W] to logits [N, K], agrees with `model` in eval mode on `images`."""
+def agreement(model: nn.Module, run: Callable[..., Any], inputs: Inputs) -> Agreement:
+    """How `run`, a function of images [N, C, H, W] to logits [N, K] say, agrees with `model` in eval mode on `inputs`,
+    these images or a tuple of several inputs."""
     with torch.inference_mode():
-        expected, found = untouched(model.eval(), images), untouched(run, images)
-    same = (expected.argmax(dim=1) == found.argmax(dim=1)).double().mean().item()
-    return Agreement(same, (expected - found).abs().max().item())
+        expected, found = (tree_leaves(untouched(f, *_several(inputs))) for f in (model.eval(), run))
+    top1 = None
+    if len(expected) == 1 and expected[0].dim() == 2:
+        top1 = (expected[0].argmax(dim=1) == found[0].argmax(dim=1)).double().mean().item()
+    return Agreement(top1, max((a - b).abs().max().item() for a, b in zip(expected, found, strict=True)))
 
 
 def onnx_runner(path: str | Path) -> Callable[..., Tensor | tuple[Tensor, ...]]:
@@ -157,6 +168,10 @@ def program_runner(path: str | Path) -> Callable[..., Any]:
     return torch.export.load(path).module()
 
 
+def _several(inputs: Inputs) -> tuple:
+    return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
 class _Names(NamedTuple):
     inputs: list[str]
     outputs: list[str]
@@ -172,14 +187,16 @@ def _inputs(model: nn.Module, example: Sequence[int] | tuple[Tensor, ...], batch
     return tuple(torch.zeros(batch_size, *size, dtype=dtype, device=device) for size, dtype in zip(sizes, types))
 
 
-def _names(model: nn.Module, inputs: tuple[Tensor, ...], task: Task) -> _Names:
-    """Those of `task`; ValueError unless there is one for each tensor."""
+def _names(model: nn.Module, inputs: tuple[Tensor, ...], names: Named | None) -> _Names:
+    """Those of `names`, or numbers; ValueError unless there is one for each tensor."""
     with torch.no_grad():
         outputs = tree_leaves(untouched(model, *inputs))
-    for what, tensors, names in (("inputs", inputs, task.input_names), ("outputs", outputs, task.output_names)):
-        if len(tensors) != len(names):
-            raise ValueError(f"there are {len(tensors)} {what}, and the task names {len(names)}: {', '.join(names)}")
-    return _Names(list(task.input_names), list(task.output_names))
+    if names is None:
+        return _Names(*([f"{what}_{i}" for i in range(len(t))] for what, t in (("input", inputs), ("output", outputs))))
+    for what, tensors, given in (("inputs", inputs, names.input_names), ("outputs", outputs, names.output_names)):
+        if len(tensors) != len(given):
+            raise ValueError(f"there are {len(tensors)} {what}, and the task names {len(given)}: {', '.join(given)}")
+    return _Names(list(names.input_names), list(names.output_names))
 
 
 def _export_traced(

@@ -89,7 +89,11 @@ def _code_of_the_space(subnet: dict[str, Any]) -> dict[str, Any]:
 
 def _family_of_the_subnet(subnet: dict[str, Any]) -> dict[str, Any]:
     """Format 2 of a subnet knew images with classes alone."""
-    return subnet | {"family_arguments": {"num_classes": len(subnet["classes"])}}
+    return subnet | {
+        "family_arguments": {"num_classes": len(subnet["classes"])},
+        "inputs": [{"name": "images", "shape": subnet["input_size"], "dtype": "float32"}],
+        "output_names": ["logits"],
+    }
 
 
 def _several_methods(predictor: dict[str, Any]) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def load_run(
     directory = Path(directory)
     config = read_config(directory)
     job = _finished_job(config, directory, space)
-    job = replace(job, data=_data_said_again(job_from_dict(config["job"]), job.space, dataset, directory))
+    job = replace(job, data=data_said_again(job_from_dict(config["job"]), job.space, dataset, directory))
     DATASETS.warn_if_changed(job.data.dataset, config["dataset_sha256"], directory)
     family = job.family(config["family_arguments"])
     net = family.supernet(pretrained=False)
@@ -223,8 +223,9 @@ def _finished_job(config: dict[str, Any], directory: Path, space: str | None) ->
     return dataclasses.replace(job, space=space, space_options=config.get("space_options", job.space_options))
 
 
-def _data_said_again(begun: Job, space: str, dataset: str | None, directory: Path) -> DataConfig:
-    """The data of a job that `begun` was, whose space is said again as `space`, with their dataset said again, too."""
+def data_said_again(begun: Job, space: str | None, dataset: str | None, directory: Path) -> DataConfig:
+    """The data of the job `begun` of the run in `directory`, with a dataset that may be imported: `space` and `dataset`
+    say it again as in `load_run`."""
     name = begun.data.dataset
     if dataset is None or not DATASETS.is_own(dataset):
         dataset = DATASETS.beside(name, begun.space, space) or dataset
@@ -238,7 +239,7 @@ def read_job(directory: Path, *, space: str | None = None, dataset: str | None =
         return None
     job = job_from_dict(read_config(directory)["job"])
     space = SPACES.said_again(job.space, space, directory)
-    return replace(job, space=space, data=_data_said_again(job, space, dataset, directory))
+    return replace(job, space=space, data=data_said_again(job, space, dataset, directory))
 
 
 def job_from_dict(values: dict[str, Any]) -> Job:

@@ -1,9 +1,10 @@
 """An extracted subnet as a directory: a plain module that loads again without the supernet.
 
-config.json         the space and the architecture, the classes, how images are prepared, what is known of it
+config.json         the space and the architecture, what goes in and comes out, of images with classes these and how
+                    they are prepared, what is known of it
 model.safetensors   weights, under the names of the plain module; tied ones once, the other names in the metadata
 model.onnx          the same network for other runtimes, BatchNorm folded into the convolutions
-model.int8.onnx     that in int8, calibrated on images (export_subnet)
+model.int8.onnx     that in int8, calibrated on examples (export_subnet)
 model.pt2           the same network as a program of torch.export (export_subnet)
 
 Nothing outside of the directory is needed, and it may be moved. Of a space that is code of one's own it has the name,
@@ -16,17 +17,15 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-from PIL import Image
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
-from supernet.artifacts import formats, provenance
+from supernet.artifacts import formats
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.export import (
     Agreement,
@@ -38,71 +37,20 @@ from supernet.artifacts.export import (
     quantise_onnx,
 )
 from supernet.artifacts.runs import Run
+from supernet.artifacts.subnet_config import Input, SubnetConfig, read_subnet_config
 from supernet.artifacts.weights import load_weights, read_safetensors
+from supernet.calibration import Inputs
 from supernet.costs import count_macs, count_parameters
 from supernet.errors import first_line
-from supernet.evaluation import calibrated_subnet
-from supernet.families.named import SPACES, make_family
+from supernet.evaluation import calibrated
+from supernet.families.named import SPACES
 from supernet.families.timm_models import TimmModel, self_contained, timm_model
 from supernet.space import Arch
-from supernet.training.data import DataConfig, ImageData
-from supernet.training.data.images import evaluation_transform
+from supernet.training.data import DataConfig
+from supernet.training.data.batch import on
 from supernet.views import tie_names, tied_names
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SubnetConfig:
-    """What config.json holds."""
-
-    space: str
-    space_options: str
-    arch: dict[str, Any]
-    classes: tuple[str, ...]
-    input_size: tuple[int, int, int]  # channels, height, width in pixels
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str
-    crop_pct: float
-    family_arguments: dict[str, Any] = field(default_factory=dict)  # what the data said to the family
-    facts: dict[str, float] = field(default_factory=dict)  # accuracy, latency_ms, macs, parameters, ...
-    versions: dict[str, str] = field(default_factory=provenance.versions)
-    space_sha256: str | None = None  # of the file with the space's function, if that is not of this package
-
-    @classmethod
-    def of(cls, space: str, space_options: str, arch: Arch, data: ImageData) -> SubnetConfig:
-        """That of the architecture `arch` of a space, for the classes and images of `data`.
-
-        Options that name a folder, a file or a model of the hub are replaced by what these say.
-        """
-        space_options = self_contained(space, space_options)
-        family = make_family(space, space_options, data.family_arguments)
-        resolution = family.resolution(arch)
-        return cls(
-            space=space,
-            space_options=space_options,
-            arch=dict(arch),
-            family_arguments=dict(data.family_arguments),
-            classes=data.classes,
-            input_size=(family.in_chans, resolution, resolution),
-            mean=data.config.mean,
-            std=data.config.std,
-            interpolation=data.config.interpolation,
-            crop_pct=data.config.crop_pct,
-            facts={"macs": family.macs(arch), "parameters": family.parameters(arch)},
-            space_sha256=SPACES.source_digest(space),
-        )
-
-    def build(self) -> nn.Module:
-        """The plain module, with fresh weights."""
-        family = make_family(self.space, self.space_options, self.family_arguments)
-        return family.build(family.space.validate(self.arch))
-
-    def transform(self) -> Callable[[Image.Image], Tensor]:
-        """What turns any PIL image into the module's input [C, H, W], as in training and evaluation
-        (`supernet.training.data.images`)."""
-        return evaluation_transform(self.input_size[-1], self.interpolation, self.crop_pct, self.mean, self.std)
 
 
 class Subnet(NamedTuple):
@@ -111,7 +59,7 @@ class Subnet(NamedTuple):
 
 
 def take_out(run: Run, arch: Mapping[str, Any], calibration_images: int | None = None) -> Subnet:
-    """The subnet `arch` of a finished run, its BatchNorm recalibrated on training images.
+    """The subnet `arch` of a finished run, its BatchNorm recalibrated on training examples.
 
     `calibration_images` is their number, by default that of the run's settings. ValueError if `arch` is not of the
     run's space.
@@ -122,10 +70,11 @@ def take_out(run: Run, arch: Mapping[str, Any], calibration_images: int | None =
     if calibration_images is not None:
         count = calibration_images
     if count < 1:
-        raise ValueError(f"BatchNorm is recalibrated on at least 1 image, not {count}")
-    images = run.data.calibration_images(resolution, count, run.job.train.seed)
+        raise ValueError(f"BatchNorm is recalibrated on at least 1 example, not {count}")
+    batches = run.data.calibration_batches(resolution, count, run.job.train.seed)
     config = SubnetConfig.of(run.job.space, run.job.space_options, arch, run.data)
-    model = calibrated_subnet(run.net, arch, resolution, images)
+    device = next(run.net.parameters()).device
+    model = calibrated(run.net, arch, (run.family.task.inputs(on(device, batch), arch) for batch in batches))
     return Subnet(model.to("cpu", memory_format=torch.contiguous_format), config)
 
 
@@ -143,7 +92,7 @@ def save_subnet(directory: Path, subnet: Subnet, *, onnx: bool = True) -> None:
     with write_atomically(directory / "model.safetensors") as temporary:
         temporary.write_bytes(safetensors.torch.save(weights, ties or None))
     if onnx:
-        export_onnx(model, directory / "model.onnx", config.input_size, dynamic_batch=True)
+        export_onnx(model, directory / "model.onnx", config.example(), names=config, dynamic_batch=True)
     content = {"format": formats.SUBNET.label, **dataclasses.asdict(config)}
     with write_atomically(directory / "config.json") as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
@@ -212,6 +161,8 @@ def load_network(
         arch={"resolution": own.input_size},
         classes=tuple(classes),
         family_arguments={"num_classes": len(classes)},
+        inputs=(Input("images", (3, own.input_size, own.input_size), "float32"),),
+        output_names=("logits",),
         input_size=(3, own.input_size, own.input_size),
         mean=tuple(prepared["mean"]),
         std=tuple(prepared["std"]),
@@ -225,8 +176,10 @@ def load_network(
     return Subnet(model.eval(), config)
 
 
-def check_classes(what: str, own: Sequence[str], classes: Sequence[str]) -> None:
+def check_classes(what: str, own: Sequence[str] | None, classes: Sequence[str]) -> None:
     """ValueError unless the classes that `what` tells apart, `own`, are those of the images, in the same order."""
+    if own is None:
+        raise ValueError(f"{what} tells no classes of images apart")
     if tuple(own) != tuple(classes):
         raise ValueError(
             f"{what} tells other classes apart: {_few(own)} ({len(own)}), where the images have, in this order, "
@@ -251,34 +204,24 @@ def _classes(model: TimmModel, wanted: Sequence[str]) -> tuple[str, ...]:
     return tuple(map(str, range(model.num_classes)))
 
 
-def read_subnet_config(directory: Path) -> SubnetConfig:
-    """The configuration of the subnet in `directory`; ValueError, naming the file, if it cannot be read."""
-    path = directory / "config.json"
-    try:
-        values: dict[str, Any] = json.loads(path.read_text())
-        values = formats.SUBNET.upgraded(values, values.pop("format", 1), path)
-        return SubnetConfig(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
-    except (OSError, json.JSONDecodeError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no configuration of a subnet: {error}") from error
-
-
-def export_subnet(directory: Path, subnet: Subnet, calibration_images: Tensor, images: Tensor) -> dict[str, Agreement]:
+def export_subnet(directory: Path, subnet: Subnet, calibration: Inputs, inputs: Inputs) -> dict[str, Agreement]:
     """Write model.int8.onnx and model.pt2 beside the model.onnx that `save_subnet` wrote.
 
-    int8 takes its ranges from `calibration_images`. Gives, for each of the three files, how it agrees with the module
-    on `images`, both [N, C, R, R] prepared as for evaluation.
+    int8 takes its ranges from `calibration`. Gives, for each of the three files, how it agrees with the module on
+    `inputs`: both are tensors that the module takes, such as images [N, C, R, R] prepared as for evaluation, or a tuple
+    of several.
     """
     model, config = subnet
-    quantise_onnx(directory / "model.onnx", directory / "model.int8.onnx", calibration_images)
-    export_program(model, directory / "model.pt2", config.input_size)
+    quantise_onnx(directory / "model.onnx", directory / "model.int8.onnx", calibration)
+    export_program(model, directory / "model.pt2", config.example())
     runners = {
         "model.onnx": onnx_runner(directory / "model.onnx"),
         "model.int8.onnx": onnx_runner(directory / "model.int8.onnx"),
         "model.pt2": program_runner(directory / "model.pt2"),
     }
-    return {name: agreement(model, run, images) for name, run in runners.items()}
+    return {name: agreement(model, run, inputs) for name, run in runners.items()}
 
 
-def onnx_difference(directory: Path, model: nn.Module, images: Tensor) -> float:
-    """The largest difference between the logits of `model` and those of model.onnx in `directory`, on `images`."""
-    return agreement(model, onnx_runner(directory / "model.onnx"), images).difference
+def onnx_difference(directory: Path, model: nn.Module, inputs: Inputs) -> float:
+    """The largest difference between the output of `model` and that of model.onnx in `directory`, on `inputs`."""
+    return agreement(model, onnx_runner(directory / "model.onnx"), inputs).difference

@@ -47,6 +47,8 @@ def load_teacher(
         model, config = load_network(name, data, classes, weights, input_size, space=space)
     if by_logits:
         check_classes(f"the teacher {name}", config.classes, classes)
+    if config.input_size is None:
+        raise ValueError(f"the teacher {name} takes no images, but {', '.join(config.input_names)}")
     if input_size not in (None, config.input_size[-1]):
         raise ValueError(f"the teacher {name} is for images of {config.input_size[-1]} pixels, not {input_size}")
     return prepared(model.eval(), data, config.input_size[-1], config.mean, config.std)

@@ -44,6 +44,7 @@ class Classification(Task):
 
     input_names: ClassVar = ("images",)
     output_names: ClassVar = ("logits",)
+    metric: ClassVar = "accuracy"
 
     @property
     def uninformed_loss(self) -> float:

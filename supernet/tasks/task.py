@@ -24,6 +24,8 @@ class Task(Protocol):
     """Names of the network's inputs in an exported file."""
     output_names: Sequence[str] = ("output",)
     """Names of the tensors of the network's output in an exported file."""
+    metric: str = "score"
+    """Name of the first of the metrics in searches and reports."""
     uninformed_loss: float = 1.0
     """About the loss of a network that knows nothing, by which a diverged training is told, if it is above the loss of
     the first step (`supernet.training.divergence`)."""

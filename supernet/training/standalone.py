@@ -33,7 +33,7 @@ from supernet.tasks.task import Output
 from supernet.training import distributed
 from supernet.training.data import Data, DataConfig, ImageData
 from supernet.training.data.batch import Batch, take
-from supernet.training.data.named import only_images
+from supernet.training.data.named import DATASETS, only_images
 from supernet.training.execution import DEFAULT, Execution, located
 from supernet.training.loop import Loop, LoopConfig, StepResult
 from supernet.training.randomness import Stream, part_seed
@@ -212,6 +212,7 @@ def read_model_job(
         return None
     values = read_config(directory)["job"]
     values |= {"space": SPACES.said_again(values["space"], space, directory)}
+    DATASETS.said_again(values["data"]["dataset"], None, directory)
     parts = {name: type(part) for name, part in vars(kind()).items() if dataclasses.is_dataclass(part)}
     try:
         return kind(**{n: parts[n](**with_tuples(v)) if n in parts else v for n, v in with_tuples(values).items()})

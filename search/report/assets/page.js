@@ -192,9 +192,11 @@ function drawTrainings() {
   section.hidden = !report.trainings.length;
   const charts = element("div", { className: "charts" });
   section.append(charts);
-  for (const { name, accuracy, losses } of report.trainings) {
-    if (Object.keys(accuracy).length)
-      figure(charts, `${name}: accuracy on held-out images of the largest, the smallest and random subnets.`, (chart) => drawCurves(chart, accuracy, "accuracy (%)", 100));
+  for (const { name, metrics, losses } of report.trainings) {
+    for (const [metric, curves] of Object.entries(metrics)) {
+      const [examples, title, scale] = metric === "accuracy" ? ["images", "accuracy (%)", 100] : ["examples", metric, 1];
+      figure(charts, `${name}: ${metric} on held-out ${examples} of the largest, the smallest and random subnets.`, (chart) => drawCurves(chart, curves, title, scale));
+    }
     if (Object.keys(losses).length)
       figure(charts, `${name}: training loss of each subnet of a step; those that learn from a teacher's logits have another loss than those that learn from labels.`, (chart) => drawCurves(chart, losses, "training loss", 1));
   }
@@ -241,6 +243,9 @@ function start() {
     `${evaluated} architectures evaluated in ${searches}${failed ? `, ${failed} of them failed` : ""}; ${report.date}. ` +
     "Choose a point, or the most you can afford, and take that architecture out with the command beside it." +
     (report.left_out.length ? ` Not shown, as they have no ${report.score.name}: ${report.left_out.join(", ")}.` : "");
+  const name = report.score.name.replaceAll("_", " ");
+  $("front-heading").textContent = `${name[0].toUpperCase()}${name.slice(1)} against cost`;
+  $("front").ariaLabel = `${$("front-heading").textContent}. Left and right arrows walk along the Pareto front.`;
   $("notes").hidden = !report.notes.length;
   $("notes").replaceChildren(...report.notes.map((note) => element("li", {}, note)));
   $("provenance").textContent =

@@ -53,6 +53,10 @@ def load_data(config: DataConfig, seed: int = 0, workers: int = 0) -> Data:
         raise ValueError(
             f"{config.dataset} returns a {type(data).__name__}, where it should return a supernet.training.data.Data"
         )
+    try:
+        json.dumps(dict(data.family_arguments))
+    except TypeError as error:
+        raise ValueError(f"the family_arguments of {config.dataset} are to be kept as JSON: {error}") from error
     return data
 
 

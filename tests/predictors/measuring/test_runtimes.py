@@ -26,6 +26,38 @@ def test_runs_are_timed_one_by_one(runtime, precision):
     assert np.all(runs_ms > 0)
 
 
+class TokensAndTimes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(5, 4), nn.Linear(4, 2)
+
+    def forward(self, tokens, times):
+        x = self.embedding(tokens) * times[..., None]
+        return self.head(x), x.mean(1)
+
+
+TOKENS_AND_TIMES = torch.zeros(1, 6, dtype=torch.int64, device="meta"), torch.empty(1, 6, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision"),
+    [("torch", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("openvino", "fp32")],
+)
+def test_several_inputs_and_outputs_are_timed(runtime, precision):
+    if runtime == "openvino":
+        pytest.importorskip("openvino")
+    timer = prepare(TokensAndTimes(), this_device(runtime, precision, batch_size=3), TOKENS_AND_TIMES)
+    assert np.all(timer(3) > 0)
+
+
+def test_inputs_are_like_the_example_and_always_the_same():
+    tokens, times = runtimes.random_inputs(TOKENS_AND_TIMES, 3)
+    assert (tokens.shape, tokens.dtype, tokens.unique().tolist()) == ((3, 6), torch.int64, [0])
+    assert (times.shape, times.dtype) == ((3, 6), torch.float32)
+    assert torch.equal(times, runtimes.random_inputs(TOKENS_AND_TIMES, 3)[1])
+    assert torch.equal(*(runtimes.random_inputs(size, 2)[0] for size in ((3, 4, 4), (torch.empty(1, 3, 4, 4),))))
+
+
 def test_threads_are_given_back():
     before = torch.get_num_threads()
     prepare(nn.Conv2d(3, 4, 3), Device("here", "torch", threads=before + 1), (3, 8, 8))(2)

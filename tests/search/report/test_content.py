@@ -101,7 +101,7 @@ def test_what_is_shown_of_a_search(folder):
     assert shares["width"]["population"] == [0.25, 0.5, 0.25]
     assert shares["kernel_size"]["difference"] == 0.25
     (training,) = content["trainings"]
-    assert training["accuracy"] == {"largest": [(1, 0.5)], "random 0": [(1, 0.25)]}
+    assert training["metrics"] == {"accuracy": {"largest": [(1, 0.5)], "random 0": [(1, 0.25)]}}
     assert training["losses"] == {"largest": [(1, 3.0)], "random 1": [(1, 2.0)], "smallest": [(1, 1.0)]}
     (device,) = content["devices"]
     left_out = dict(zip(predictor().space.decode(predictor().codes), predictor().held_out_ms))

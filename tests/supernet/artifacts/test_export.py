@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from supernet.artifacts.export import (
-    INPUT_NAME,
     Agreement,
     agreement,
     export_onnx,
@@ -22,7 +21,7 @@ from supernet.families import FAMILIES
 
 def run(path, images):
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return session.run(None, {INPUT_NAME: images.numpy()})[0]
+    return session.run(None, {"images": images.numpy()})[0]
 
 
 def random_model(name, **options):

@@ -94,7 +94,7 @@ def test_from_training_to_export(tmp_path):
     *inputs, _ = data.test
     assert torch.equal(net(*inputs, arch=best.arch), net.extract(best.arch)(*inputs))
     assert torch.equal(net(*inputs, best.arch), net.extract(best.arch)(*inputs))
-    export_onnx(model, tmp_path / "model.onnx", FAMILY.example(best.arch), task=FAMILY.task, dynamic_batch=True)
+    export_onnx(model, tmp_path / "model.onnx", FAMILY.example(best.arch), names=FAMILY.task, dynamic_batch=True)
     torch.testing.assert_close(onnx_runner(tmp_path / "model.onnx")(*inputs), model(*inputs).detach())
 
 

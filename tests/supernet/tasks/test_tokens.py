@@ -84,5 +84,5 @@ def test_from_training_to_export(tmp_path):
     assert torch.equal(net(tokens, best.arch), model(tokens))
     assert torch.equal(net(tokens, arch=best.arch, mask=mask), model(tokens, mask=mask))
     assert not torch.equal(model(tokens, mask=mask), model(tokens))
-    export_onnx(model, tmp_path / "model.onnx", FAMILY.example(best.arch), task=FAMILY.task, dynamic_batch=True)
+    export_onnx(model, tmp_path / "model.onnx", FAMILY.example(best.arch), names=FAMILY.task, dynamic_batch=True)
     torch.testing.assert_close(onnx_runner(tmp_path / "model.onnx")(tokens), model(tokens).detach())

@@ -60,6 +60,10 @@ def doubling(size):
 
 def nothing():
     return []
+
+
+def shapes():
+    return TensorData(None, None, None, family_arguments={"shape": torch.Size})
 """
 JOB = Job(
     "mine.py:doubling",
@@ -99,6 +103,7 @@ def test_names_of_timms_are_no_code(name):
         (DataConfig("mine.py:letters"), r"there is no dataset 'mine\.py:letters': mine\.py has no function 'letters'"),
         (DataConfig("nowhere.py:numbers"), r"there is no dataset 'nowhere\.py:numbers': no file nowhere\.py"),
         (DataConfig("mine.py:nothing"), r"mine\.py:nothing returns a list, .* a supernet\.training\.data\.Data"),
+        (DataConfig("mine.py:shapes"), r"the family_arguments of mine\.py:shapes are to be kept as JSON"),
         (DataConfig("mine.py:nothing", "here"), "the options {} and the root 'here' do not fit .*'root'"),
         (DataConfig("mine.py:numbers", dataset_options='{"n": 1}'), "the options .* do not fit the dataset .*'n'"),
         (DataConfig("mine.py:numbers", dataset_options="{"), "the options { do not fit the dataset"),
