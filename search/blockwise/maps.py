@@ -91,17 +91,21 @@ def finer_features(teacher: Teacher, images: Tensor) -> list[Feature]:
     features = maps_of(teacher, images)
     with torch.no_grad():
         stops = walk(teacher.model, images.clone())
-    ends = [end_of([stop.layers for stop in stops], feature.name) for feature in features]
-    if not all(ends):  # a point is within a layer
+    points = {feature.name: end_of([stop.layers for stop in stops], feature.name) for feature in features}
+    if not all(points.values()):  # a point is within a layer
         return features
     between = {
-        stop.map.name: (stop.map, end)
-        for end, stop in enumerate(stops, 1)
-        if stop.map and stop.is_layers_output and stop.ends_layer and end not in ends
-        if any(end < point_end and stop.map.size == point.size for point, point_end in zip(features, ends))
+        stop.layers[-1]: end
+        for end, stop in enumerate(stops[: max(points.values())], 1)
+        if stop.is_layers_output and stop.ends_layer and end not in points.values()
     }
-    found = between | {point.name: (point, end) for point, end in zip(features, ends)}
-    return [feature for feature, _ in sorted(found.values(), key=lambda pair: pair[1])]
+    ends = between | points
+    names = sorted(ends, key=ends.__getitem__)
+    return [
+        _feature(name, y)
+        for name, y in zip(names, Teacher(teacher.model, names)(images))  # which turns tokens into maps
+        if name in points or any(ends[f.name] > ends[name] and f.size == y.shape[2:] for f in features)
+    ]
 
 
 def _with_parents(name: str) -> list[str]:

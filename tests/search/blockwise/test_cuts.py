@@ -112,30 +112,41 @@ def test_networks_of_tokens_have_no_maps_to_match():
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("name", "options", "expected"),
     [
         (
             "resnet18",
+            {},
             "act1 16, maxpool 8, layer1.0 8, layer1 8, layer2.0.act2 4, layer2 4, layer3.0.act2 2, layer3 2, "
             "layer4.0.act2 1, layer4 1",
         ),
         (
             "mobilenetv3_small_050",
+            {},
             "bn1 16, blocks.0 8, blocks.1.0 4, blocks.1 4, blocks.2.0 2, blocks.2.1 2, blocks.2.2 2, blocks.3.0 2, "
             "blocks.3 2, blocks.4.0 1, blocks.4.1 1, blocks.4.2 1, blocks.5 1",
         ),
         (
             "efficientnet_b0",
+            {},
             "bn1 16, blocks.0 16, blocks.1.0 8, blocks.1 8, blocks.2.0 4, blocks.2 4, blocks.3.0 2, blocks.3.1 2, "
             "blocks.3.2 2, blocks.4.0 2, blocks.4.1 2, blocks.4 2, blocks.5.0 1, blocks.5.1 1, blocks.5.2 1, "
             "blocks.5.3 1, blocks.6 1",
         ),
+        (
+            "swin_tiny_patch4_window7_224",  # whose layers put out [B, H, W, C]
+            {"img_size": 32},
+            "layers.0.downsample 8, layers.0.blocks.0 8, layers.0 8, layers.1.downsample 4, layers.1.blocks.0 4, "
+            "layers.1 4, layers.2.downsample 2, layers.2.blocks.0 2, layers.2.blocks.1 2, layers.2.blocks.2 2, "
+            "layers.2.blocks.3 2, layers.2.blocks.4 2, layers.2 2, layers.3.downsample 1, layers.3.blocks.0 1, "
+            "layers.3 1",
+        ),
     ],
 )
-def test_features_of_a_teacher_before_its_points(name, expected):
+def test_features_of_a_teacher_before_its_points(name, options, expected):
     """Behind every layer, up to the last of timm's points at a resolution."""
     with torch.device("meta"):
-        model = timm.create_model(name, pretrained=False).eval()
+        model = timm.create_model(name, pretrained=False, **options).eval()
         found = finer_features(Teacher(model), torch.zeros(2, 3, 32, 32))
     assert ", ".join(f"{feature.name} {feature.size[0]}" for feature in found) == expected
 
