@@ -70,7 +70,7 @@ class Teacher:
     def __call__(self, images: Tensor) -> list[Tensor]:
         """The features of `images` [B, C, H, W] at the points.
 
-        ValueError if the network does not take the images, or never calls one of the modules.
+        ValueError if the network does not take the images, or if a module is never called or puts out several tensors.
         """
         try:
             with torch.no_grad(), recorded(self.model, self.points) as found:
@@ -80,6 +80,8 @@ class Teacher:
             raise ValueError(f"the teacher does not take images of {list(images.shape[1:])}: {reason}") from error
         if idle := [point for point in self.points if point not in found]:
             raise ValueError(f"the teacher never calls its module {idle[0]!r}")
+        if several := [point for point in self.points if not isinstance(found[point], Tensor)]:
+            raise ValueError(f"the teacher's module {several[0]!r} puts out no single tensor: name other points")
         return [_as_map(found[point], self.model) for point in self.points]
 
 

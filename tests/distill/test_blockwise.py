@@ -63,3 +63,7 @@ def test_bad_teachers_are_named():
         Teacher(model, ("7",))
     with pytest.raises(ValueError, match=r"does not take images of \[1, 8, 8\]"):
         Teacher(model, ("0",))(torch.zeros(2, 1, 8, 8))
+    pair = nn.Sequential(nn.Linear(4, 4), nn.MultiheadAttention(4, 1))
+    pair.forward = lambda x: pair[1](x, x, x)[0]
+    with pytest.raises(ValueError, match="'1' puts out no single tensor: name other points"):
+        Teacher(pair, ("1",))(torch.zeros(2, 3, 4))
