@@ -121,6 +121,10 @@ def opened(name: str, data: Data, input_size: int | None, space: str | None = No
         return subnet
     model, _, weights = (name, "", "") if Path(name).is_dir() else name.partition("=")
     subnet = load_network(model, data.config, data.classes, weights or None, input_size, space=space)
+    if subnet.config.input_size is None:
+        raise ValueError(
+            f"{name} takes {', '.join(subnet.config.input_names)}, and the data are images: say its --dataset"
+        )
     check_classes(name, subnet.config.classes, data.classes)
     return subnet
 

@@ -36,6 +36,11 @@ def settings(job, known) -> ModelJob:
     if known.subnet is None:
         return ModelJob(job.space, job.space_options, data=job.data, train=train, execution=job.execution)
     config = read_subnet_config(known.subnet)
+    if config.input_size is None:
+        raise ValueError(
+            f"fine-tuning needs images with classes, and the subnet in {known.subnet} takes "
+            f"{', '.join(config.input_names)}: train a supernet whose space is that one architecture"
+        )
     shared = {name: getattr(config, name) for name in ("mean", "std", "interpolation", "crop_pct")}
     data = dataclasses.replace(job.data, **shared)
     arch = json.dumps(config.arch)

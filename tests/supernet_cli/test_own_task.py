@@ -234,6 +234,8 @@ def test_other_data_are_refused(metric, command):
     assert "subnet is of other data: there" in result.stderr
     result = command("evaluate", "resnet10t", "--dataset", dataset)
     assert "there is no folder of a saved subnet 'resnet10t'; other networks are timm's, for images" in result.stderr
+    result = command("evaluate", "subnet", "--space", "mine.py:family")  # the recipe's digits
+    assert "subnet takes tokens, and the data are images: say its --dataset" in result.stderr
 
 
 def test_subnets_are_exported_to_be_measured_elsewhere(metric, command, tmp_path):
@@ -284,6 +286,10 @@ def test_what_trains_single_models_refuses_other_data(metric, command):
     result = command(*single)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "the training of a single model needs images with classes, and the data are TensorData" in result.stderr
+    result = command("finetune", "--run", "run", "--space", "mine.py:family", "--subnet", "subnet", "--output", "other")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    takes = "position, time" if metric == "r2" else "tokens"
+    assert f"needs images with classes, and the subnet in subnet takes {takes}" in result.stderr
 
 
 @pytest.mark.parametrize(
