@@ -109,20 +109,20 @@ class Alias(NamedTuple):
     kept: Tensors
     key: str
     empty: Tensor
-    first: str  # the other name
+    first: str  # the name under which it is lent
 
 
 class Plan(NamedTuple):
     """What lending to a module takes."""
 
-    prefix: str  # of the names
-    modules: tuple[nn.Module, ...]  # those within it
+    prefix: str  # of the names of the module's tensors
+    modules: tuple[nn.Module, ...]  # the modules within it
     slots: tuple[Slot, ...]
     aliases: tuple[Alias, ...]
-    names: Mapping[int, str]  # of the slots, by the identity of the tensors without values
+    names: Mapping[int, str]  # names of the slots, by the identity of the tensors without values
 
 
-class Subnet:
+class LentSubnet:
     """A plain module without weights, and where the tensors belong that it runs on."""
 
     def __init__(self, module: nn.Module, plan: Plan) -> None:
@@ -132,12 +132,12 @@ class Subnet:
 
     @property
     def ties(self) -> dict[str, str]:
-        """Of names of one tensor, all but the first, with the first."""
+        """Every name of a tensor but its first, with its first."""
         return {alias.name: alias.first for alias in self._aliases}
 
     @cached_property
     def parts(self) -> dict[str, Part]:
-        """By name, but for those of `ties`."""
+        """The parts that the subnet's tensors are, by the tensors' names, but for the names of `ties`."""
         return {slot.name: slot.part for slot in self._slots}
 
     def set_mode(self, training: bool) -> None:

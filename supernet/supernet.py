@@ -23,11 +23,12 @@ from supernet.plain import floating_dtype, plain
 from supernet.skeleton import Assembler, build_skeleton, build_uninitialised
 from supernet.slicing import Rule, Unit, centred, layer_rule, leading, take, unit
 from supernet.space import Arch, SearchSpace, Value
-from supernet.subnets import Alias, Part, Plan, Slot, Subnet, Tensors
+from supernet.subnets import Alias, LentSubnet, Part, Plan, Slot, Tensors
 from supernet.views import PLAIN, View, Views, no_views, tie_names, tied_builder, tied_names
 
 Builder = Callable[[Arch], nn.Module]
-Call = Callable[[nn.Module, Mapping[str, Tensor], tuple, Mapping[str, Any]], Any]  # as torch.func.functional_call
+# as torch.func.functional_call
+FunctionalCall = Callable[[nn.Module, Mapping[str, Tensor], tuple, Mapping[str, Any]], Any]
 
 _cached = functools.lru_cache(maxsize=64)  # subnets without weights, some 2 MB each
 
@@ -104,7 +105,7 @@ class Supernet(nn.Module):
         arch: Mapping[str, Value] | None = None,
         build: Builder | None = None,
         accumulate: bool = False,
-        call: Call | None = None,
+        call: FunctionalCall | None = None,
         **keywords: Any,
     ) -> Any:
         """The output of the subnet `arch`, which may also be the last of the positional arguments: `net(images, arch)`,
@@ -219,13 +220,13 @@ class Supernet(nn.Module):
         self._subnet = _cached(self._make_subnet)
         self._plans: WeakKeyDictionary[nn.Module, Plan] = WeakKeyDictionary()
 
-    def _make_subnet(self, arch: Arch, build: Builder) -> Subnet:
+    def _make_subnet(self, arch: Arch, build: Builder) -> LentSubnet:
         assemble = self._assemble if build is self.build else None
         return self._subnet_of(assemble(arch) if assemble else build_skeleton(build, arch), arch)
 
-    def _subnet_of(self, module: nn.Module, arch: Arch) -> Subnet:
+    def _subnet_of(self, module: nn.Module, arch: Arch) -> LentSubnet:
         views = self.views(arch)
-        subnet = Subnet(module, self._plan(module, "", module, arch, views, {}))
+        subnet = LentSubnet(module, self._plan(module, "", module, arch, views, {}))
         for alias, name in subnet.ties.items():
             _check_tied(alias, name, views, arch)
         return subnet

@@ -105,10 +105,10 @@ def run_model_job(
     begun with other settings (its execution, and where images lie, may be said anew), or if another process is at it.
     """
     with owned(directory):
-        data, members, teacher, begin = prepare_job(job, directory, resume)
+        data, trainees, teacher, begin = prepare_job(job, directory, resume)
         trained = train_models(
-            [member.model for member in members],
-            [member.family.resolution(member.arch) for member in members],
+            [trainee.model for trainee in trainees],
+            [trainee.family.resolution(trainee.arch) for trainee in trainees],
             data,
             job.train,
             directory,
@@ -122,9 +122,9 @@ def run_model_job(
         own, *peers = [
             Subnet(
                 model.to("cpu", memory_format=torch.contiguous_format).eval(),
-                SubnetConfig.of(member.job.space, member.job.space_options, member.arch, data),
+                SubnetConfig.of(trainee.job.space, trainee.job.space_options, trainee.arch, data),
             )
-            for model, member in zip(trained, members)
+            for model, trainee in zip(trained, trainees)
         ]
         for index, (name, peer) in enumerate(zip(job.peers, peers), 1):
             folder = directory / "peers" / f"{index}-{Path(name).name}"
@@ -133,7 +133,7 @@ def run_model_job(
     return own
 
 
-class Member(NamedTuple):
+class Trainee(NamedTuple):
     """A network to train: that of a job, or one of its peers."""
 
     job: ModelJob  # with options of its space as they are saved
@@ -146,7 +146,7 @@ class Prepared(NamedTuple):
     """What a job names."""
 
     data: ImageData
-    members: list[Member]  # the peers come last
+    trainees: list[Trainee]  # the peers come last
     teacher: nn.Module | None
     begin: Callable[[], None]  # to be called when the first step is done, see `supernet.artifacts.runs.open_run`
 
@@ -157,8 +157,8 @@ def prepare_job(job: ModelJob, directory: Path, resume: bool) -> Prepared:
     job = dataclasses.replace(job, data=located(job.data))
     data = open_data(job.data, job.train.seed, job.execution.workers)
     data = only_images(data, "the training of a single model", "train a supernet whose space is that one architecture")
-    own = _member(job, data.classes)
-    peers = [_member(peer, data.classes) for peer in peer_jobs(job, own.family.resolution(own.arch))]
+    own = _trainee(job, data.classes)
+    peers = [_trainee(peer, data.classes) for peer in peer_jobs(job, own.family.resolution(own.arch))]
     teacher = None
     if job.teacher is not None:
         objective = job.objective
@@ -176,13 +176,13 @@ def prepare_job(job: ModelJob, directory: Path, resume: bool) -> Prepared:
     return Prepared(data, [own, *peers], teacher, begin)
 
 
-def _member(job: ModelJob, classes: Sequence[str]) -> Member:
+def _trainee(job: ModelJob, classes: Sequence[str]) -> Trainee:
     family = make_family(job.space, job.space_options, {"num_classes": len(classes)})
     arch = family.space.largest if job.arch is None else family.space.validate(Arch.from_json(job.arch))
     model = initial_model(job, family, arch, classes)
     # a folder that these options name may be gone when the model is saved
     job = dataclasses.replace(job, space_options=self_contained(job.space, job.space_options))
-    return Member(job, family, arch, model)
+    return Trainee(job, family, arch, model)
 
 
 def peer_jobs(job: ModelJob, resolution: int) -> list[ModelJob]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distill.untouched import untouched
 from supernet.families import Family
 from supernet.space import Arch
-from supernet.supernet import Builder, Call, Supernet
+from supernet.supernet import Builder, FunctionalCall, Supernet
 from supernet.tasks import Classification, Task
 from supernet.tasks.task import Output, in_float32
 from supernet.training.data.batch import Batch, chunk, joined
@@ -85,7 +85,7 @@ class TrainStep:
     config: TrainConfig
     regularised: Builder
     teacher: nn.Module | None = None
-    calls: Mapping[Arch, Call] = field(default_factory=dict)
+    calls: Mapping[Arch, FunctionalCall] = field(default_factory=dict)
     execution: Execution = DEFAULT
     scale: Callable[[Tensor], Tensor] = unscaled
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from supernet import SearchSpace, Supernet
 from supernet.slicing import blocks, centred, leading, take
-from supernet.subnets import Part, Plan, Slot, Subnet
+from supernet.subnets import LentSubnet, Part, Plan, Slot
 
 SPACE = SearchSpace({"width": (2, 4, 6), "kernel_size": (3, 5)})
 
@@ -44,7 +44,7 @@ def test_gradients_are_added_to_the_shared_tensor_as_autograd_would(rule, shape,
     weight = torch.randn(shape, generator=generator)
     kept = {"weight": torch.empty(shape, device="meta")}
     slot = Slot("weight", kept, "weight", Part("weight", torch.Size(shape), rule, None), {"shared": whole}, "shared")
-    subnet = Subnet(nn.Module(), Plan("", (), (slot,), (), {}))
+    subnet = LentSubnet(nn.Module(), Plan("", (), (slot,), (), {}))
     (take(whole, torch.Size(shape), rule) * weight).sum().backward()
     expected = whole.grad
     whole.grad = None

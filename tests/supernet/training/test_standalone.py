@@ -207,11 +207,11 @@ def test_peers_and_augmented_models_start_from_subnets_by_the_names_of_classes_t
     subnet = str(tmp_path / "start")
     options = '{"name": "test_resnet", "input_size": 32}'
     job = ModelJob("timm", options, None, subnet, peers=(subnet,), data=DATA, objective=Objective(mutual=1.0))
-    for member in prepare_job(job, tmp_path / "run", resume=False).members:
-        assert torch.equal(member.model.fc.weight, before["fc.weight"].flip(0))
+    for trainee in prepare_job(job, tmp_path / "run", resume=False).trainees:
+        assert torch.equal(trainee.model.fc.weight, before["fc.weight"].flip(0))
     job = NetAugJob("timm", options, None, subnet, data=DATA)
-    (member,) = prepare_job(job, tmp_path / "augmented", resume=False).members
-    assert torch.equal(member.model.fc.weight, before["fc.weight"].flip(0))
+    (trainee,) = prepare_job(job, tmp_path / "augmented", resume=False).trainees
+    assert torch.equal(trainee.model.fc.weight, before["fc.weight"].flip(0))
 
 
 def test_a_pretrained_classifier_is_kept_for_its_own_classes_alone(tmp_path):
@@ -231,10 +231,10 @@ def test_a_model_is_saved_without_the_folder_that_it_came_from(tmp_path):
     source = tmp_path / "source"
     save_for_hf(timm.create_model("test_resnet", num_classes=10), source, safe_serialization=True)
     job = ModelJob("timm", json.dumps({"name": f"local-dir:{source}", "input_size": 32}), data=DATA)
-    data, (member,) = prepare_job(job, tmp_path / "run", resume=False)[:2]
+    data, (trainee,) = prepare_job(job, tmp_path / "run", resume=False)[:2]
     shutil.rmtree(source)  # while it trains
-    config = SubnetConfig.of(member.job.space, member.job.space_options, member.arch, data)
-    save_subnet(tmp_path / "model", Subnet(member.model, config), onnx=False)
+    config = SubnetConfig.of(trainee.job.space, trainee.job.space_options, trainee.arch, data)
+    save_subnet(tmp_path / "model", Subnet(trainee.model, config), onnx=False)
     load_subnet(tmp_path / "model")
 
 
