@@ -52,7 +52,8 @@ class Objective:
     temperature: float = 4.0
     """Temperature of these soft targets."""
     adaptive_alpha: float = 0.0
-    """Weight of AlphaNet's adaptive alpha-divergence (arXiv 2102.07954); of one that is no classifier, as kl."""
+    """Weight of AlphaNet's adaptive alpha-divergence (arXiv 2102.07954); of a network that is no classifier, as for
+    kl."""
     attention: float = 0.0
     """Weight of attention transfer (arXiv 1612.03928); the authors take 1000."""
     distance: float = 0.0

@@ -13,9 +13,9 @@ from search.untrained.te_nas import PUBLISHED, TeNasConfig
 ACCURACY = "accuracy"
 SCORES = (ACCURACY, "te_nas", "zero_cost", "rdm", "dna")
 WITH_SEARCH = ("te_nas", "dna")
-"""Scores that a search of their own comes with: pruning, and the traversal of blocks."""
+"""Scores that come with a search of their own: pruning, and the traversal of blocks."""
 SAID_ANEW = ("batch_size", "dna.workers", "dna.device", "dna.amp", "rdm.device")
-"""Settings of a search that its result does not follow from: it goes on under others."""
+"""Settings of a search that its result does not follow from: the search goes on under others."""
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class Kind:
     def beside(self, name: str, other: str, said: str | None) -> str | None:
         """By what name `name` is found where `other`, a function in the same file or module, is said again as `said`.
 
-        None if it is another file or module, or if it defines no such function: what it imports was not meant.
+        None if `name` is of another file or module, or if that defines no such function: what it imports was not meant.
         """
         place, _, attribute = name.rpartition(":")
         if said is None or not self.is_own(name) or place != other.rpartition(":")[0]:
@@ -99,7 +99,7 @@ class Kind:
         return found if is_defined else None
 
     def source_digest(self, name: str) -> str | None:
-        """The SHA-256 of the file with the function `name`; None for those of this package, which has a version."""
+        """The SHA-256 of the file with the function `name`; None for functions of this package, which has a version."""
         function = None if name in self.known else self.find(name)
         source = function and inspect.getsourcefile(inspect.unwrap(function))
         return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else None
@@ -131,7 +131,7 @@ def absolute(name: str) -> str:
 
 
 def modules_from_files() -> list[ModuleType]:
-    """Those that functions were loaded from, which another process finds by no name."""
+    """The modules of files that functions were loaded from, which another process finds by no name."""
     return list(_files.values())
 
 

@@ -25,7 +25,8 @@ from supernet.training.data.batch import Batch, device_of, joined, on, split, ta
 
 
 class EvaluationBatches(NamedTuple):
-    """What subnets are calibrated and judged on, at one resolution: all of it in a batch each."""
+    """What subnets are calibrated and judged on, at one resolution: a batch with all calibration examples, and one with
+    all that judge."""
 
     calibration: Batch  # of which the inputs alone matter
     evaluation: Batch
@@ -49,7 +50,8 @@ def resized(calibration: Tensor, images: Tensor, labels: Tensor) -> Callable[[in
 
 
 def held_out(data: Data, calibration: int, seed: int, count: int | None, resolution: int | None) -> EvaluationBatches:
-    """Of `data` so many training examples to calibrate by, and the first `count` held-out ones, all if None."""
+    """Of `data`, `calibration` training examples to calibrate by, and the first `count` held-out examples to judge by,
+    all if None."""
     return EvaluationBatches(
         joined(list(data.calibration_batches(resolution, calibration, seed))),
         joined(list(take(data.evaluation_batches(data.holdout, resolution), count))),
@@ -61,9 +63,9 @@ class SupernetScore:
 
     In single precision; NaN if an output is not finite.
 
-    `batches(resolution)` are those to calibrate and to judge by, `resolution(arch)` is that of an architecture. The
-    value of an architecture does not depend on the others that it is evaluated with; on `batch_size` it may, by
-    rounding. Memory format and device are those of `net`.
+    `batches(resolution)` gives the batches to calibrate and to judge by, `resolution(arch)` the resolution of an
+    architecture. The value of an architecture does not depend on which others it is evaluated with; on `batch_size` it
+    may, by rounding. Memory format and device are those of `net`.
 
     Subnets that are called with a single tensor share what their first layers make of it, which is kept for later
     calls, in up to `memory_bytes`, until the weights change. Others run one by one.
@@ -135,7 +137,7 @@ class SupernetScore:
 
 
 class SupernetAccuracy(SupernetScore):
-    """That of images to classes: the accuracy, from 0 to 1."""
+    """The score by the supernet for images with classes: the accuracy, from 0 to 1."""
 
     def __init__(
         self,
@@ -160,7 +162,7 @@ def _labelled(images: Callable[[int], EvaluationImages], resolution: int) -> Eva
 
 
 def first_metric(task: Task, output: Output, batch: Batch) -> float:
-    """That of an output for a batch, in single precision; NaN if a number in the output is not finite."""
+    """The first metric of an output for a batch, in single precision; NaN if a number in the output is not finite."""
     if not all(leaf.isfinite().all() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)):
         return float("nan")
     output = on(device_of(batch), output)  # a batch is larger

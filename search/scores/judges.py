@@ -57,7 +57,8 @@ class Judge(NamedTuple):
     prepare: Callable[[], None] = _nothing
     """What takes long and is done once, before workers get their copies of the score."""
     best_first: Callable[[Problem], Iterator[Arch] | None] = _no_order
-    """The admissible architectures in the order in which this score's own search proposes them; None: it has none."""
+    """The admissible architectures in the order in which this score's own search proposes them; None if the score has
+    no search of its own."""
     worst: float = 0.0
     """The value that the hypervolume counts from."""
     name: str | None = None

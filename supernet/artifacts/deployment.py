@@ -15,8 +15,8 @@ def deployed(model: nn.Module) -> nn.Module:
 
     Branches that timm's models have for training alone (RepVGG, MobileOne, FastViT, ...) become single convolutions by
     their own `reparameterize`, and weights under a parametrisation (`torch.nn.utils.parametrizations`) the values that
-    they have. So is it measured and exported. `model` stays as it is, as do its weights on disk; its MACs and
-    parameters are counted as it is built.
+    they have. In this form a network is measured and exported. `model` stays as it is, as do its weights on disk; its
+    MACs and parameters are counted as it is built.
     """
     parameter = next(model.parameters(), torch.empty(0))
     merged = copy_to(model, parameter.device).eval()

@@ -1,7 +1,7 @@
 """The formats that results are written in, by number, and how what a former one holds is read as of today.
 
-A file says the number of its format; one from before there were numbers is of format 1. Readers bring what they find up
-to today's format, migration by migration, and refuse a newer one.
+A file says the number of its format; a file from before there were numbers is of format 1. Readers bring what they find
+up to today's format, migration by migration, and refuse a newer format.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Format:
 
     @property
     def number(self) -> int:
-        """That of what is written today."""
+        """The number of the format that is written today."""
         return 1 + len(self.migrations)
 
     @property
     def label(self) -> str | int:
-        """How a file says it."""
+        """How a file says the number of today's format."""
         return f"{self.prefix}{self.number}" if self.prefix else self.number
 
     def number_of(self, label: object, path: Path) -> int:

@@ -74,7 +74,7 @@ class Job:
 
     def family(self, arguments: Mapping[str, object]) -> Family:
         """The space that the job names, with what the data say (`supernet.training.data.Data.family_arguments`);
-        ValueError if there is none of that name or with those options."""
+        ValueError if there is no space of that name or with those options."""
         return make_family(self.space, self.space_options, arguments)
 
 
@@ -92,9 +92,9 @@ def run_job(
 ) -> Run:
     """Train the supernet that `job` describes, in `directory`; the run as `load_run` would give it.
 
-    With `resume` a run that was begun there goes on, and one that was not begins. ValueError if there is a run
-    already and `resume` is not said, if it was begun with other settings (its execution, and where the data lie, may be
-    said anew), or if another process is at it.
+    With `resume` a run that was begun there goes on, and one that was not begins. ValueError if there is a run already
+    and `resume` is not said, if it was begun with other settings (its execution, and where the data lie, may be said
+    anew), or if another process trains it.
     """
     job = replace(job, data=located(job.data))
     data = open_data(job.data, job.train.seed, job.execution.workers)
@@ -207,7 +207,7 @@ def open_data(config: DataConfig, seed: int, workers: int = 0) -> Data:
 
 
 def read_family(directory: Path, *, space: str | None = None) -> Family:
-    """The family of the run that was begun in `directory`, without its weights and data; ValueError if none was.
+    """The family of the run that was begun in `directory`, without its weights and data; ValueError if no run was.
 
     `space` is as in `load_run`.
     """
@@ -233,7 +233,7 @@ def data_said_again(begun: Job, space: str | None, dataset: str | None, director
 
 
 def read_job(directory: Path, *, space: str | None = None, dataset: str | None = None) -> Job | None:
-    """The job of the run that was begun in `directory`, None if there is none; `space` and `dataset` are as in
+    """The job of the run that was begun in `directory`, None if there is no run; `space` and `dataset` are as in
     `load_run`."""
     if not (directory / "config.json").exists():
         return None
@@ -257,8 +257,8 @@ def job_from_dict(values: dict[str, Any]) -> Job:
 def open_run(job: object, data: Data, directory: Path, resume: bool) -> Callable[[], None]:
     """Check that a run of `job`, a dataclass, may begin or go on in `directory`, and give what writes its config.json.
 
-    That is to be called when the first step is done, so that a start that fails leaves nothing which its repetition
-    with better settings would be measured by. ValueError as `run_job` says.
+    The writing is to be called when the first step is done, so that a start that fails leaves nothing which its
+    repetition with better settings would be measured by. ValueError as `run_job` says.
     """
     if distributed.rank():
         return lambda: None

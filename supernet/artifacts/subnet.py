@@ -138,9 +138,10 @@ def load_network(
 
     Of a timm model, `weights` is a file, trained for `classes` on images prepared as `data` says; without it the model
     has timm's pretrained weights, with its own classes and preparation of images. These classes are given by name: by
-    those of `classes` where they are the same (`timm_weights.own_classes`), or are as many and nothing says, which the
-    log tells; by number where nothing says and they are not as many. Its images are `input_size` pixels a side, by
-    default its own size. ValueError if it cannot be read, or if the file has no classifier for these classes.
+    the names in `classes` where they are the same classes (`timm_weights.own_classes`), or are as many and nothing says
+    which they are, which the log tells; by number where nothing says and they are not as many. The model's images are
+    `input_size` pixels a side, by default its own size. ValueError if it cannot be read, or if the file has no
+    classifier for these classes.
     """
     if Path(name).is_dir():
         if weights is not None:

@@ -29,13 +29,13 @@ def load_teacher(
 ) -> nn.Module:
     """A frozen network in eval mode that takes images [N, C, R, R] normalised as `data` says.
 
-    It is the largest subnet of the finished training run in the folder `name`, its BatchNorm recalibrated, or else
-    that of `supernet.artifacts.subnet.load_network` with the same arguments. `space` says the space of a folder again,
-    if that is code of one's own. It resizes and normalises images to what
-    it was trained with, which all that it computes inside follows from.
+    It is the largest subnet of the finished training run in the folder `name`, its BatchNorm recalibrated, or else the
+    network that `supernet.artifacts.subnet.load_network` gives for the same arguments. `space` says the space of a
+    folder again, if that is code of one's own. The network resizes and normalises images to what it was trained with,
+    which all that it computes inside follows from.
 
     ValueError if it tells other classes apart than `classes`, or the same in another order, unless `by_logits` is
-    false, and it teaches by what it computes inside; and if what is in a folder is for images of another size than
+    false, so that it teaches by what it computes inside; and if what is in a folder is for images of another size than
     `input_size`, where that is said.
     """
     if (Path(name) / "supernet.safetensors").exists():

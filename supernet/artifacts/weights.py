@@ -31,7 +31,7 @@ COUNTER = "num_batches_tracked"
 def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
     """The tensors in a file of safetensors, or of torch (.pth, .pth.tar, .bin, ...), by name.
 
-    Of a training's checkpoint they are those of the moving average if there is one, else of the network: what it holds
+    A training's checkpoint gives the tensors of the moving average if there is one, else of the network: what it holds
     under the first of the names `WITHIN`. What torch's wrappers of networks put before all names, "module." and
     "_orig_mod.", is taken off. Tensors alone are read, no code is run. ValueError, in one line, for a file that is not
     there, cannot be read, holds no tensors by name, or values that are NaN.
@@ -51,8 +51,8 @@ def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
 
 
 def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors in a file, by name, also by the names of those that are in it once under another; and which names
-    these are, with the other name of each (as `safetensors.torch.save_model` writes them, too)."""
+    """The tensors in a file, by name, also under names whose tensor the file has once under another name; and which
+    names these are, each with that other name (as `safetensors.torch.save_model` writes them, too)."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
     tensors = safetensors.torch.load_file(path)
@@ -61,7 +61,8 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[s
 
 
 def tensors_in(content: object, path: str | os.PathLike) -> dict[str, Tensor]:
-    """Those of `read_weights` in what the file at `path` holds, by name; ValueError for values that are NaN as well."""
+    """The tensors, as `read_weights` gives them, in what the file at `path` holds, by name; ValueError for values that
+    are NaN as well."""
     content = content if isinstance(content, Mapping) else {f"a {type(content).__name__}": None}
     while key := next((key for key in WITHIN if isinstance(content.get(key), Mapping)), None):
         content = content[key]
@@ -82,9 +83,9 @@ def tensors_in(content: object, path: str | os.PathLike) -> dict[str, Tensor]:
 def without_prefix(weights: Mapping[str, Tensor], own: Collection[str], source: str) -> dict[str, Tensor]:
     """`weights` without what stands before the names of a network's tensors, `own`, such as "module." or "backbone.".
 
-    That is the beginning, up to a dot, behind which most of `own` are found: more than half of them, and more than
-    without it. What has another beginning is left out. Both is said in the log, where `source` names the weights.
-    Where there is no such beginning, the weights are given as they are.
+    What stands before is the beginning, up to a dot, behind which most of `own` are found: more than half of them, and
+    more than without it. Weights with another beginning are left out. The log says both, and calls the weights
+    `source`. Where there is no such beginning, the weights are given as they are.
     """
     wanted = set(own)
     found = Counter(prefix for name in weights for prefix in _beginnings(name) if name[len(prefix) :] in wanted)
@@ -115,10 +116,10 @@ def check_names(
 
     Missing may be what starts anew, the tensors of the modules `optional`, and what a model counts or computes itself:
     buffers of integers or truth values, such as BatchNorm's num_batches_tracked and tables of relative positions. The
-    moving statistics of normalisation layers and all other buffers are learned, and may not. Too many may be those of
-    `optional` as well, counters, and what the model holds but does not save, such as masks that earlier versions saved;
-    and, with `leave_out` and if nothing is missing, modules of which the model has nothing, such as auxiliary heads,
-    which the log says.
+    moving statistics of normalisation layers and all other buffers are learned, and may not be missing. Too many may be
+    tensors of `optional` as well, counters, and what the model holds but does not save, such as masks that earlier
+    versions saved; and, with `leave_out` and if nothing is missing, modules of which the model has nothing, such as
+    auxiliary heads, which the log says.
     """
     own, buffers = model.state_dict(), dict(model.named_buffers())
     missing = [name for name in missing if not starts_with(name, optional) and _is_learned(own.get(name))]

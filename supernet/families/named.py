@@ -17,8 +17,8 @@ def make_family(space: str, options: str, arguments: Mapping[str, object]) -> Fa
     """The family `space` with `options`, a JSON object, and the `arguments` that data say
     (`supernet.training.data.Data.family_arguments`).
 
-    A function of one's own gets those of the arguments that it takes; one of this package has to take all. ValueError
-    if the space is unknown, or if its function does not take these.
+    A function of one's own gets those of the `arguments` that it takes; a function of this package has to take all.
+    ValueError if the space is unknown, or if its function does not take the options or the arguments.
     """
     function = find_family(space)
     is_known = function in FAMILIES.values()
@@ -50,7 +50,7 @@ def make_family(space: str, options: str, arguments: Mapping[str, object]) -> Fa
 
 
 def find_family(space: str) -> Callable[..., Family]:
-    """The function that is called `space`, which is imported for it; ValueError if there is none."""
+    """The function that is called `space`, which is imported for it; ValueError if there is no such function."""
     if (function := SPACES.find(space)) is None:
         raise ValueError(
             f"there is no search space {space!r}; the spaces are {', '.join([*FAMILIES, *SPACES.installed()])}, and "

@@ -21,8 +21,8 @@ PASSED_ON = ("dataset", "dataset_options", "root")  # settings that a dataset of
 def load_data(config: DataConfig, seed: int = 0, workers: int = 0) -> Data:
     """The data that `config` names.
 
-    Of images, a part of the training ones is held out, chosen by `seed`, and `workers` processes load them, which gives
-    the same for any number; 0 loads in this process. Data of one's own follow from their options alone.
+    Of images, a part of the training images is held out, chosen by `seed`, and `workers` processes load the images,
+    which are the same for any number; 0 loads in this process. Data of one's own follow from their options alone.
 
     ValueError, naming what is missing or wrong, if the dataset, its package or a part of it is not there, and for
     settings that do not go with it.
@@ -66,8 +66,8 @@ def is_of_any_kind(dataset: str) -> bool:
 
 
 def only_images(data: Data, what: str, instead: str) -> ImageData:
-    """`data`, if they are images with classes; ValueError otherwise, which says `what` needs these and what to do
-    `instead`."""
+    """`data`, if they are images with classes; ValueError otherwise, which says that `what` needs images with classes,
+    and what to do `instead`."""
     if isinstance(data, ImageData):
         return data
     raise ValueError(f"{what} needs images with classes, and the data are {type(data).__name__}: {instead}")

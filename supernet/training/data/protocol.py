@@ -16,7 +16,7 @@ class Data(Protocol):
     """Examples in three parts: those to train on, those held out to judge subnets by, and those that only the chosen
     subnet is tested on.
 
-    Each gives batches in the same form, which the task understands (`supernet.tasks`). `resolution` is the size in
+    Each part gives batches in the same form, which the task understands (`supernet.tasks`). `resolution` is the size in
     which the inputs are wanted, in pixels a side of images; None where the space has none
     (`supernet.families.Family.resolution`). Data of one's own are a subclass, which inherits what is not abstract here.
     `supernet.training.data.ImageData` is the case of images with labels.
@@ -25,7 +25,7 @@ class Data(Protocol):
     holdout: Any
     test: Any
     classes: tuple[str, ...] | None = None
-    """The names of the classes, in the order of their labels, of data that have some."""
+    """The names of the classes, in the order of their labels, of data that have classes."""
     family_arguments: Mapping[str, object] = MappingProxyType({})
     """What a family's function has to know of the data, as JSON, by the names of its arguments: such as `num_classes`
     of images, or the size of a vocabulary. A run and a subnet keep them, so that they load without the data."""
@@ -54,7 +54,8 @@ class Data(Protocol):
 
     def check_unchanged(self, begun: Mapping[str, Any], directory: Path) -> None:
         """ValueError if the data are not what they were when the run in `directory` was begun: examples that were
-        trained on could judge subnets. `begun` is its record, which has their description then among other things."""
+        trained on could judge subnets. `begun` is the run's record, which has the data's description of that time among
+        other things."""
         for name, value in json.loads(json.dumps(dict(self.description()))).items():
             if begun.get(name, value) != value:
                 raise ValueError(
