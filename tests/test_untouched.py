@@ -213,7 +213,7 @@ def timing(in_place, images, labels):
         seen.append(own.clone())
         return network(in_place)(own)
 
-    once = runtimes._one_run(network(in_place), run, images)
+    once = runtimes._one_run(network(in_place), run, (images,))
     for _ in range(3):
         once()
     return seen
