@@ -78,11 +78,12 @@ class Kind:
             return name
         if said is not None and self.same(name, said):
             return said
+        argument = self.flag.replace("-", "_")
         another = "" if said is None or not self.is_own(said) else f", where {said} is another"
         raise ValueError(
             f"{place} is of the {self.flag} {name}{another}: code of your own, which is not imported because a file "
-            f"says so. Say it again with --{self.flag} {name} ({self.flag}= in Python), or install it as an entry "
-            f"point of the group {self.group}"
+            f"says so. Say it again with --{self.flag} {name} ({argument}= in Python), or install it as an entry point "
+            f"of the group {self.group}"
         )
 
     def beside(self, name: str, other: str, said: str | None) -> str | None:

@@ -60,14 +60,15 @@ def parse(kind: type[Kind], description: str, settings: Settings, job_kind: type
     parser.add_argument("--resume", action="store_true")
     for flag in ("--output", "--run", "--subnet"):
         parser.add_argument(flag, type=Path)
-    for flag in ("--space", "--dataset"):
+    for flag in ("--space", "--dataset", "--teacher-space"):
         parser.add_argument(flag)
     if issubclass(kind, FromScratch):
         parser.add_argument("--model")
         parser.add_argument("--input-size", type=int)
     known = parser.parse_known_args()[0]
     if known.resume and known.output:
-        job = to_resume(known.output / "training", partial(read_model_job, kind=job_kind, space=known.space))
+        again = {name: getattr(known, name) for name in ("space", "dataset", "teacher_space")}
+        job = to_resume(known.output / "training", partial(read_model_job, kind=job_kind, **again))
     else:
         job = settings(job_of(known.run, known.recipe, known.space, known.dataset), known)
     default = kind(job, output=tyro.MISSING, recipe=known.recipe)
@@ -99,7 +100,7 @@ def job_of(run_folder: Path | None, recipe: str, space: str | None = None, datas
     if run_folder is None:
         return recipe_of(recipe, dataset)
     job = job_from_dict(read_config(run_folder)["job"])
-    return replace(job, data=data_said_again(job, space, dataset, run_folder))
+    return replace(job, data=data_said_again(job.data, job.space, space, dataset, run_folder))
 
 
 def train(arguments: Arguments, run_job: Callable[..., Subnet] = run_model_job) -> None:

@@ -179,7 +179,8 @@ def load_run(
     directory = Path(directory)
     config = read_config(directory)
     job = _finished_job(config, directory, space)
-    job = replace(job, data=data_said_again(job_from_dict(config["job"]), job.space, dataset, directory))
+    begun = job_from_dict(config["job"])
+    job = replace(job, data=data_said_again(begun.data, begun.space, job.space, dataset, directory))
     DATASETS.warn_if_changed(job.data.dataset, config["dataset_sha256"], directory)
     family = job.family(config["family_arguments"])
     net = family.supernet(pretrained=False)
@@ -223,13 +224,14 @@ def _finished_job(config: dict[str, Any], directory: Path, space: str | None) ->
     return dataclasses.replace(job, space=space, space_options=config.get("space_options", job.space_options))
 
 
-def data_said_again(begun: Job, space: str | None, dataset: str | None, directory: Path) -> DataConfig:
-    """The data of the job `begun` of the run in `directory`, with a dataset that may be imported: `space` and `dataset`
-    say it again as in `load_run`."""
-    name = begun.data.dataset
+def data_said_again(
+    data: DataConfig, begun_space: str, space: str | None, dataset: str | None, directory: Path
+) -> DataConfig:
+    """The `data` of the run in `directory`, whose file names the space `begun_space`, with a dataset that may be
+    imported: `space` and `dataset` say it again as in `load_run`."""
     if dataset is None or not DATASETS.is_own(dataset):
-        dataset = DATASETS.beside(name, begun.space, space) or dataset
-    return replace(begun.data, dataset=DATASETS.said_again(name, dataset, directory))
+        dataset = DATASETS.beside(data.dataset, begun_space, space) or dataset
+    return replace(data, dataset=DATASETS.said_again(data.dataset, dataset, directory))
 
 
 def read_job(directory: Path, *, space: str | None = None, dataset: str | None = None) -> Job | None:
@@ -238,8 +240,8 @@ def read_job(directory: Path, *, space: str | None = None, dataset: str | None =
     if not (directory / "config.json").exists():
         return None
     job = job_from_dict(read_config(directory)["job"])
-    space = SPACES.said_again(job.space, space, directory)
-    return replace(job, space=space, data=data_said_again(job, space, dataset, directory))
+    said = SPACES.said_again(job.space, space, directory)
+    return replace(job, space=said, data=data_said_again(job.data, job.space, said, dataset, directory))
 
 
 def job_from_dict(values: dict[str, Any]) -> Job:
@@ -311,7 +313,12 @@ def _moved(begun: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     data = begun["data"]
     if DATASETS.same(data["dataset"], own["data"]["dataset"]):
         data = data | {"dataset": own["data"]["dataset"]}
-    return begun | {"data": data} | ({"space": own["space"]} if SPACES.same(begun["space"], own["space"]) else {})
+    spaces = {
+        name: own[name]
+        for name in ("space", "teacher_space")
+        if begun.get(name) and own.get(name) and SPACES.same(begun[name], own[name])
+    }
+    return begun | {"data": data} | spaces
 
 
 def _has_traces(directory: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from supernet.families.family import Family
 from supernet.own_code import Kind
 
 SPACES = Kind("search space", "space", "supernet.families", FAMILIES)
+TEACHER_SPACES = dataclasses.replace(SPACES, flag="teacher-space")
 
 
 def make_family(space: str, options: str, arguments: Mapping[str, object]) -> Family:

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from distill.objective import Objective, cohort_losses
 from supernet.artifacts.ownership import owned
-from supernet.artifacts.runs import open_data, open_run, read_config, with_tuples
+from supernet.artifacts.runs import data_said_again, open_data, open_run, read_config, with_tuples
 from supernet.artifacts.subnet import Subnet, SubnetConfig, load_subnet, read_subnet_config, save_subnet
 from supernet.artifacts.teacher import load_teacher
 from supernet.artifacts.weights import load_weights
 from supernet.evaluation import evaluate
 from supernet.families import Family
-from supernet.families.named import SPACES, make_family
+from supernet.families.named import SPACES, TEACHER_SPACES, make_family
 from supernet.families.timm_models import self_contained
 from supernet.skeleton import build_skeleton
 from supernet.space import Arch
@@ -33,7 +33,7 @@ from supernet.tasks.task import Output
 from supernet.training import distributed
 from supernet.training.data import Data, DataConfig, ImageData
 from supernet.training.data.batch import Batch, take
-from supernet.training.data.named import DATASETS, only_images
+from supernet.training.data.named import only_images
 from supernet.training.execution import DEFAULT, Execution, located
 from supernet.training.loop import Loop, LoopConfig, StepResult
 from supernet.training.randomness import Stream, part_seed
@@ -204,20 +204,33 @@ def peer_jobs(job: ModelJob, resolution: int) -> list[ModelJob]:
 
 
 def read_model_job(
-    directory: Path, kind: type[AnyModelJob] = ModelJob, *, space: str | None = None
+    directory: Path,
+    kind: type[AnyModelJob] = ModelJob,
+    *,
+    space: str | None = None,
+    dataset: str | None = None,
+    teacher_space: str | None = None,
 ) -> AnyModelJob | None:
-    """The job of the run that was begun in `directory`, None if there is none. `space` says its space again, if that is
-    code of one's own."""
+    """The job of the run that was begun in `directory`, None if there is none.
+
+    `space`, `dataset` and `teacher_space` say again what of these is code of one's own, as in
+    `supernet.artifacts.runs.load_run`. A teacher's space that is the model's own need not be said.
+    """
     if not (directory / "config.json").exists():
         return None
     values = read_config(directory)["job"]
-    values |= {"space": SPACES.said_again(values["space"], space, directory)}
-    DATASETS.said_again(values["data"]["dataset"], None, directory)
     parts = {name: type(part) for name, part in vars(kind()).items() if dataclasses.is_dataclass(part)}
     try:
-        return kind(**{n: parts[n](**with_tuples(v)) if n in parts else v for n, v in with_tuples(values).items()})
+        job = kind(**{n: parts[n](**with_tuples(v)) if n in parts else v for n, v in with_tuples(values).items()})
     except TypeError as error:
         raise ValueError(f"this job was written by another version: {error}") from error
+    said = SPACES.said_again(job.space, space, directory)
+    data = data_said_again(job.data, job.space, said, dataset, directory)
+    if job.teacher_space is not None:
+        if teacher_space is None and job.teacher_space == job.space:
+            teacher_space = said
+        teacher_space = TEACHER_SPACES.said_again(job.teacher_space, teacher_space, directory)
+    return dataclasses.replace(job, space=said, data=data, teacher_space=teacher_space)
 
 
 def initial_model(job: ModelJob, family: Family, arch: Arch, classes: Sequence[str]) -> nn.Module:

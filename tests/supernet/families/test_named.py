@@ -10,6 +10,8 @@ import sys
 import pytest
 import torch
 
+from distill.objective import Objective
+from supernet.artifacts import formats
 from supernet.artifacts.runs import Job, load_run, read_config, read_family, read_job, run_job
 from supernet.artifacts.subnet import load_subnet, save_subnet, take_out
 from supernet.artifacts.teacher import load_teacher
@@ -214,6 +216,31 @@ def test_a_single_model_of_ones_own_teaches_and_goes_on(file, tmp_path):
         2,
         10,
     )
+
+
+def test_what_else_a_job_names_is_said_again_too(file, tmp_path):
+    """The space of the teacher and the dataset of the run of a single model."""
+    (tmp_path / "evil.py").write_text("raise AssertionError('imported')")
+    own = ModelJob("mine.py:tiny", teacher="model", teacher_space="evil.py:teach", objective=Objective(kl=1.0))
+
+    def written(job):
+        content = {"format": formats.RUN.label, "job": dataclasses.asdict(job), "dataset_sha256": None}
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        return job
+
+    job = written(own)
+    remedy = r"with --teacher-space evil\.py:teach \(teacher_space= in Python\)"
+    for said in (None, "mine.py:tiny"):
+        with pytest.raises(ValueError, match=rf"of the teacher-space evil\.py:teach.*: code of your own.* {remedy}"):
+            read_model_job(tmp_path, space="mine.py:tiny", teacher_space=said)
+    assert read_model_job(tmp_path, space="mine.py:tiny", teacher_space="evil.py:teach") == job
+    job = written(dataclasses.replace(own, teacher_space=own.space))
+    moved = f"{tmp_path / 'moved.py'}:tiny"
+    assert read_model_job(tmp_path, space=moved) == dataclasses.replace(job, space=moved, teacher_space=moved)
+    job = written(dataclasses.replace(own, teacher_space="ofa_mobilenet_v3", data=DataConfig("evil.py:images")))
+    with pytest.raises(ValueError, match=r"of the dataset evil\.py:images: code of your own"):
+        read_model_job(tmp_path, space="mine.py:tiny")
+    assert read_model_job(tmp_path, space="mine.py:tiny", dataset="evil.py:images") == job
 
 
 def test_a_built_in_space_has_no_digest_and_needs_no_name(tmp_path):
