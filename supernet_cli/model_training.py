@@ -12,13 +12,13 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from supernet.artifacts.runs import Job, data_said_again, job_from_dict, read_config
+from supernet.artifacts.runs import Job, data_said_again, job_from_dict, open_data, read_config
 from supernet.artifacts.subnet import Subnet, load_subnet, save_subnet
 from supernet.artifacts.subnet_config import read_subnet_config
 from supernet.evaluation import Quality, quality
 from supernet.families.named import SPACES
 from supernet.training import distributed
-from supernet.training.data import open_images
+from supernet.training.data import ImageData
 from supernet.training.standalone import ModelJob, model_settings, read_model_job, run_model_job
 from supernet_cli.command_line import console, progress_bar, recipe_of, to_resume
 
@@ -49,11 +49,13 @@ class FromScratch(Arguments):
     """Pixels a side of its images; by default the model's own."""
 
 
-Kind = TypeVar("Kind", bound=Arguments)
+AnyArguments = TypeVar("AnyArguments", bound=Arguments)
 Settings = Callable[[Job, argparse.Namespace], ModelJob]  # of a recipe's or a run's job and the flags known so far
 
 
-def parse(kind: type[Kind], description: str, settings: Settings, job_kind: type[ModelJob] = ModelJob) -> Kind:
+def parse(
+    kind: type[AnyArguments], description: str, settings: Settings, job_kind: type[ModelJob] = ModelJob
+) -> AnyArguments:
     """The command line as `kind`; `settings` gives the job, a `job_kind`, that its other flags change."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--recipe", default=Arguments.recipe)
@@ -119,19 +121,20 @@ def train(arguments: Arguments, run_job: Callable[..., Subnet] = run_model_job) 
         subnet = run_job(arguments.job, output / "training", resume=arguments.resume, on_step=show)
     if distributed.rank() != 0:
         return
-    found = _on_test_images(subnet, arguments.job)
+    data = open_data(arguments.job.data, arguments.job.train.seed, arguments.job.execution.workers)
+    assert isinstance(data, ImageData)  # or they had not trained a single model
+    found = _on_test_images(subnet, data)
     subnet.config.facts["accuracy"] = found.top1
     save_subnet(output, subnet, onnx=arguments.onnx)
     space = arguments.job.space
     if arguments.subnet is not None:
-        _say(f"{arguments.subnet}", _on_test_images(load_subnet(arguments.subnet, space=space), arguments.job))
+        _say(f"{arguments.subnet}", _on_test_images(load_subnet(arguments.subnet, space=space), data))
     _say(f"{output}", found)
     for peer in sorted((output / "training" / "peers").glob("*")):
-        _say(f"{peer}", _on_test_images(load_subnet(peer, space=space), arguments.job))
+        _say(f"{peer}", _on_test_images(load_subnet(peer, space=space), data))
 
 
-def _on_test_images(subnet: Subnet, job: ModelJob) -> Quality | None:
-    data = open_images(job.data, job.train.seed, job.execution.workers)
+def _on_test_images(subnet: Subnet, data: ImageData) -> Quality | None:
     if subnet.config.classes != data.classes:
         return None
     return quality(subnet.model, data.evaluation_batches(data.test, subnet.config.input_size[-1]))

@@ -26,13 +26,14 @@ def load_teacher(
     *,
     by_logits: bool = True,
     space: str | None = None,
+    dataset: str | None = None,
 ) -> nn.Module:
     """A frozen network in eval mode that takes images [N, C, R, R] normalised as `data` says.
 
     It is the largest subnet of the finished training run in the folder `name`, its BatchNorm recalibrated, or else the
     network that `supernet.artifacts.subnet.load_network` gives for the same arguments. `space` says the space of a
-    folder again, if that is code of one's own. The network resizes and normalises images to what it was trained with,
-    which all that it computes inside follows from.
+    folder again, and `dataset` the dataset of a run, if these are code of one's own. The network resizes and normalises
+    images to what it was trained with, which all that it computes inside follows from.
 
     ValueError if it tells other classes apart than `classes`, or the same in another order, unless `by_logits` is
     false, so that it teaches by what it computes inside; and if what is in a folder is for images of another size than
@@ -41,7 +42,7 @@ def load_teacher(
     if (Path(name) / "supernet.safetensors").exists():
         if weights is not None:
             raise ValueError(f"the run in {name} has weights of its own; leave out {weights}")
-        run = load_run(Path(name), space=space)
+        run = load_run(Path(name), space=space, dataset=dataset)
         model, config = take_out(run, run.family.space.largest)
     else:
         model, config = load_network(name, data, classes, weights, input_size, space=space)

@@ -164,12 +164,13 @@ def prepare_job(job: ModelJob, directory: Path, resume: bool) -> Prepared:
         objective = job.objective
         teacher = load_teacher(
             job.teacher,
-            job.data,
+            data.config,
             data.classes,
             job.teacher_weights,
             job.teacher_input_size,
             by_logits=bool(objective.kl or objective.adaptive_alpha),
             space=job.teacher_space or job.space,
+            dataset=job.data.dataset,
         )
     begin = open_run(job, data, directory, resume)
     distributed.wait()

@@ -51,6 +51,25 @@ def test_a_subnets_architecture_is_trained_from_scratch_with_the_runs_settings(c
     assert "holds a model already" in again.stderr
 
 
+def test_images_of_ones_own_are_trained_and_tested_on_and_gone_on_with(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(
+        "from supernet.training.data import DataConfig, open_images\n\n\n"
+        "def images():\n    return open_images(DataConfig(mean=(0.3,) * 3, std=(0.2,) * 3, holdout=0.97))\n"
+    )
+    own = ["--dataset", "own.py:images"]
+    result = command("train-standalone", *own, *SHORT, "--output", "model", "--no-onnx")
+    assert result.returncode == 0, result.stderr
+    assert "of the test images are right" in result.stdout
+    (tmp_path / "model" / "config.json").unlink()  # as if stopped before it was written
+    result = command("train-standalone", "--output", "model", "--resume", "--no-onnx")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "is of the dataset own.py:images: code of your own" in result.stderr
+    result = command("train-standalone", *own, "--output", "model", "--resume", "--no-onnx")
+    assert result.returncode == 0, result.stderr
+    assert load_subnet(tmp_path / "model").config.mean == (0.3, 0.3, 0.3)
+
+
 def test_a_timm_student_learns_from_a_subnet_by_several_losses(command, folder, tmp_path):
     result = command(
         "train-standalone", "--model", "mobilenetv3_small_050", "--input-size", "32", *SHORT, *FEW, "--no-onnx",

@@ -238,6 +238,22 @@ def test_a_model_is_saved_without_the_folder_that_it_came_from(tmp_path):
     load_subnet(tmp_path / "model")
 
 
+def test_a_teacher_gets_images_as_data_of_ones_own_normalise_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(
+        "from supernet.training.data import DataConfig, open_images\n\n\n"
+        "def images():\n    return open_images(DataConfig(mean=(0.3,) * 3, std=(0.2,) * 3))\n"
+    )
+    job = dataclasses.replace(MICRO, arch=None, data=DataConfig("own.py:images"))
+    data, [student], *_ = prepare_job(job, tmp_path / "run", resume=False)
+    config = SubnetConfig.of(job.space, job.space_options, student.arch, data)
+    save_subnet(tmp_path / "teacher", Subnet(student.model.eval(), config), onnx=False)
+    taught = dataclasses.replace(job, teacher=str(tmp_path / "teacher"), objective=Objective(kl=1.0))
+    teacher = prepare_job(taught, tmp_path / "run", resume=False).teacher
+    images = torch.randn(2, *config.input_size)
+    assert torch.equal(teacher(images), student.model(images))  # which the teacher was trained on too
+
+
 def test_weights_of_another_network_are_refused(trained, tmp_path):
     job, directory = trained
     job = dataclasses.replace(job, space_options='{"name": "resnet10t", "input_size": 32}', start=str(directory))
