@@ -19,9 +19,10 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Kind:
     noun: str  # such as "search space"
     flag: str  # the noun in short, by which functions are said again: --FLAG on command lines, FLAG= in Python
     group: str  # of entry points
+    returns: type  # what the functions return
     known: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # those of this package
 
     def installed(self) -> dict[str, EntryPoint]:
@@ -52,12 +54,14 @@ class Kind:
         ValueError if there is no such file, module or function."""
         if name in self.known:
             return self.known[name]
-        if (entry := self.installed().get(name)) is not None:
-            return entry.load()
-        if not self.is_own(name):
+        if name not in self.installed() and not self.is_own(name):
             return None
-        place, attribute = name.rsplit(":", 1)
-        function = getattr(self._module(name, place), attribute, None)
+        place, attribute = self._place(name)
+        module = self._module(name, place)
+        try:
+            function = attrgetter(attribute)(module)  # an entry point may name a class's method
+        except AttributeError:
+            function = None
         if not callable(function):
             raise ValueError(f"there is no {self.noun} {name!r}: {place} has no function {attribute!r}")
         return function
@@ -89,20 +93,28 @@ class Kind:
     def beside(self, name: str, other: str, said: str | None) -> str | None:
         """By what name `name` is found where `other`, a function in the same file or module, is said again as `said`.
 
-        None if `name` is of another file or module, or if that defines no such function: what it imports was not meant.
+        None if `name` is of another file or module, or if that defines no such function that is annotated to return
+        what those of this kind do: others in the file, and what it imports, were not meant to be called.
         """
         place, _, attribute = name.rpartition(":")
         if said is None or not self.is_own(name) or place != other.rpartition(":")[0]:
             return None
         found = f"{said.rpartition(':')[0]}:{attribute}"
         module = self._module(found, found.rpartition(":")[0])
-        is_defined = getattr(getattr(module, attribute, None), "__module__", None) == module.__name__
-        return found if is_defined else None
+        function = getattr(module, attribute, None)
+        is_defined = inspect.isfunction(function) and function.__module__ == module.__name__
+        return found if is_defined and self.returns in getattr(_returned(function), "__mro__", ()) else None
 
     def source_digest(self, name: str) -> str | None:
-        """The SHA-256 of the file with the function `name`; None for functions of this package, which has a version."""
+        """The SHA-256 of the file with the function `name`, or, where what is called is an object such as a
+        `functools.partial`, of the file that the name leads to; None for functions of this package, which has a
+        version."""
         function = None if name in self.known else self.find(name)
-        source = function and inspect.getsourcefile(inspect.unwrap(function))
+        if function is None:
+            return None
+        function = inspect.unwrap(function)
+        is_object = not (inspect.isroutine(function) or inspect.isclass(function))
+        source = inspect.getsourcefile(self._module(name, self._place(name)[0]) if is_object else function)
         return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else None
 
     def warn_if_changed(self, name: str, digest: str | None, place: Path | str) -> None:
@@ -110,11 +122,19 @@ class Kind:
         if digest is not None and self.source_digest(name) != digest:
             logger.warning("the code of the %s %s has changed since %s was written", self.flag, name, place)
 
+    def _place(self, name: str) -> tuple[str, str]:
+        """The file or module of the installed or own function `name`, and what the function is called there."""
+        entry = self.installed().get(name)
+        place, _, attribute = name.rpartition(":")
+        return (place, attribute) if entry is None else (entry.module, entry.attr)
+
     def _module(self, name: str, place: str) -> ModuleType:
         if place.endswith(".py"):
             if not Path(place).is_file():
                 raise ValueError(f"there is no {self.noun} {name!r}: no file {place}")
             return _load_file(Path(place).resolve())
+        if not place or place.startswith("."):
+            raise ValueError(f"there is no {self.noun} {name!r}: {place!r} is no module's whole name, package.module")
         try:
             return importlib.import_module(place)
         except ModuleNotFoundError as error:
@@ -123,6 +143,14 @@ class Kind:
             raise ValueError(
                 f"there is no {self.noun} {name!r}: Python finds no module {error.name!r}; install it, or name its file"
             ) from None
+
+
+def _returned(function: Callable[..., Any]) -> object:
+    """What `function` is annotated to return; None if nothing, or by names that are not there."""
+    try:
+        return get_type_hints(function).get("return")
+    except (NameError, AttributeError, TypeError):
+        return None
 
 
 def absolute(name: str) -> str:

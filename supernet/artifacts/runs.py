@@ -174,7 +174,7 @@ def load_run(
 
     `root` and `test_root` say where its data lie, if no longer where they did in training. `space` and `dataset` say
     its space and its dataset again, if these are code of one's own, which is not imported because a file names it; a
-    dataset that is in the file of such a space need not be said.
+    dataset's function in the file of such a space need not be said if it is annotated to return a `Data`.
     """
     directory = Path(directory)
     config = read_config(directory)

@@ -11,7 +11,7 @@ from supernet.families import FAMILIES
 from supernet.families.family import Family
 from supernet.own_code import Kind
 
-SPACES = Kind("search space", "space", "supernet.families", FAMILIES)
+SPACES = Kind("search space", "space", "supernet.families", Family, FAMILIES)
 TEACHER_SPACES = dataclasses.replace(SPACES, flag="teacher-space")
 
 

@@ -74,7 +74,7 @@ def examples(count, seed):
     return position, time, (position[:, :1] + position[:, 1:2].abs()) * time
 
 
-def points(count=512):
+def points(count=512) -> TensorData:
     return TensorData(examples(count, 0), examples(300, 1), examples(300, 2))
 """
 
@@ -124,7 +124,7 @@ def examples(count, seed, classes):
     return tokens, counts.argmax(1)
 
 
-def sentences(classes=3):
+def sentences(classes=3) -> TensorData:
     parts = (examples(count, seed, classes) for seed, count in enumerate((512, 256, 256)))
     names = tuple(f"most of {token}" for token in range(classes))
     return TensorData(*parts, classes=names, family_arguments={"vocabulary": 16, "num_classes": classes})

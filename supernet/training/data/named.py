@@ -13,7 +13,7 @@ from supernet.own_code import Kind
 from supernet.training.data.image_data import DataConfig, ImageData, open_images
 from supernet.training.data.protocol import Data
 
-DATASETS = Kind("dataset", "dataset", "supernet.datasets")
+DATASETS = Kind("dataset", "dataset", "supernet.datasets", Data)
 
 PASSED_ON = ("dataset", "dataset_options", "root")  # settings that a dataset of one's own gets
 

@@ -1,8 +1,10 @@
 """Data by name: the code is found, and imported only where whoever reads a file says it again."""
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,7 +42,7 @@ class Double(Task):
         return {"fit": -sum(F.mse_loss(o, b[1]).item() for o, b in zip(outputs, batches))}
 
 
-def numbers(count=40, root=None, size=2):
+def numbers(count=40, root=None, size=2) -> "TensorData":
     x = torch.arange(count * size, dtype=torch.float32).view(count, size) / (count * size)
     return TensorData((x, 2 * x), (x[:9], 2 * x[:9]), (x[:7], 2 * x[:7]), family_arguments={"size": size})
 
@@ -60,6 +62,14 @@ def doubling(size):
 
 def nothing():
     return []
+
+
+def unannotated(**options):
+    raise AssertionError("called")
+
+
+def sizes() -> list:
+    raise AssertionError("called")
 
 
 def shapes():
@@ -165,7 +175,36 @@ def test_a_dataset_elsewhere_is_said_again(file, tmp_path):
         load_run(folder, space=JOB.space)
     assert load_run(folder, space=JOB.space, dataset="others.py:numbers").job.data == job.data
     content = json.loads((folder / "config.json").read_text())
-    content["job"]["data"] |= {"dataset": "mine.py:getenv", "dataset_options": '{"key": "HOME"}'}  # which it imports
-    (folder / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"of the dataset mine\.py:getenv: code of your own"):
-        load_run(folder, space=JOB.space)
+    for name in ("getenv", "unannotated", "sizes", "Double", "network", "absent"):  # no datasets, or not known as such
+        content["job"]["data"] |= {"dataset": f"mine.py:{name}", "dataset_options": '{"key": "HOME"}'}
+        (folder / "config.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=rf"of the dataset mine\.py:{name}: code of your own"):
+            load_run(folder, space=JOB.space)
+
+
+def test_the_digest_of_an_object_is_that_of_the_file_that_its_name_leads_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "objects.py").write_text(
+        "from functools import partial\nfrom json import loads\n\n\n"
+        "class Made:\n    def __call__(self):\n        return []\n\n\n"
+        "read, made = partial(loads, '1'), Made()\n"
+    )
+    paths = {name: "objects.py" for name in ("read", "made", "Made")} | {"loads": json.__file__}
+    for name, path in paths.items():
+        expected = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        assert DATASETS.source_digest(f"objects.py:{name}") == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (".mine:numbers", r"there is no dataset '\.mine:numbers': '\.mine' is no module's whole name"),
+        (":numbers", "there is no dataset ':numbers': '' is no module's whole name"),
+        ("installed", "there is no dataset 'installed': json has no function 'numbers'"),
+    ],
+)
+def test_a_name_that_leads_to_no_function_is_refused(monkeypatch, name, message):
+    entry = importlib.metadata.EntryPoint("installed", "json:numbers", "supernet.datasets")
+    monkeypatch.setattr("supernet.own_code.entry_points", lambda group: [entry] * (group == entry.group))
+    with pytest.raises(ValueError, match=message):
+        load_data(DataConfig(name))
