@@ -62,8 +62,8 @@ class Arguments:
     space: str | None = None
     """The run's space, said again if it is code of your own: path/to/file.py:function."""
     dataset: str | None = None
-    """The run's dataset, said again if it is code of your own in another file than its space, or not annotated to return
-    a supernet.training.data.Data."""
+    """The run's dataset, said again if it is code of your own in another file than its space, or not annotated to
+    return a supernet.training.data.Data."""
 
 
 def main() -> None:

@@ -70,8 +70,8 @@ class Arguments:
     space_options: str = "{}"
     """Options of that space as a JSON object."""
     dataset: str | None = None
-    """The run's dataset, said again if it is code of your own in another file than its space, or not annotated to return
-    a supernet.training.data.Data."""
+    """The run's dataset, said again if it is code of your own in another file than its space, or not annotated to
+    return a supernet.training.data.Data."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images for a search without a run."""
     data_workers: Annotated[int, tyro.conf.arg(name="data.workers")] = Execution.workers
