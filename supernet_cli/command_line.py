@@ -18,8 +18,7 @@ from supernet.artifacts.runs import Job, read_family
 from supernet.errors import first_line
 from supernet.families import Family
 from supernet.families.named import SPACES, make_family
-from supernet.training.data import DataConfig
-from supernet.training.data.named import is_of_any_kind
+from supernet.training.data.named import settings_for
 from supernet.training.divergence import TrainingError
 from supernet.training.recipes import RECIPES
 
@@ -86,9 +85,7 @@ def recipe_of(name: str, dataset: str | None = None) -> Job:
     if name not in RECIPES:
         raise ValueError(f"there is no recipe {name!r}; the recipes are {', '.join(RECIPES)}")
     job = RECIPES[name]()
-    if dataset is None or not is_of_any_kind(dataset):
-        return job
-    return dataclasses.replace(job, data=DataConfig(dataset))
+    return dataclasses.replace(job, data=settings_for(dataset, job.data))
 
 
 def fail(message: str, code: int) -> NoReturn:

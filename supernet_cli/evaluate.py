@@ -114,7 +114,8 @@ def opened(name: str, data: Data, input_size: int | None, space: str | None = No
             raise ValueError(f"there is no folder of a saved subnet {name!r}; other networks are timm's, for images")
         subnet = load_subnet(name, space=space)
         own, given = (
-            json.dumps({"classes": source.classes, **source.family_arguments}) for source in (subnet.config, data)
+            json.loads(json.dumps({"classes": source.classes, **source.family_arguments}))
+            for source in (subnet.config, data)
         )
         if own != given:
             raise ValueError(f"{name} is of other data: there {own}, and here {given}")

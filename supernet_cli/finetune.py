@@ -5,10 +5,11 @@
     supernet finetune --subnet subnets/mine --recipe cifar10 --root other_images/ --output subnets/transferred
 
 By default with a tenth of the run's or the recipe's learning rate, for a fifth of its epochs, without warm-up. Images
-are prepared as the subnet has it. Where they have other classes, by name, the classifier starts anew; where they have
-the same in another order, it is put into that order. Prints the accuracy on the test images before and after; writes
-the output folder as `supernet extract` does, and the run in training/ within it. With --peers and --mutual other
-subnets go on beside it, and they learn from each other (supernet train-standalone). Seconds for digits.
+are prepared as the subnet has it, those of a dataset of your own as that has it. Where they have other classes, by
+name, the classifier starts anew; where they have the same in another order, it is put into that order. Prints the
+accuracy on the test images before and after; writes the output folder as `supernet extract` does, and the run in
+training/ within it. With --peers and --mutual other subnets go on beside it, and they learn from each other (supernet
+train-standalone). Seconds for digits.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 
 from supernet.artifacts.subnet_config import read_subnet_config
 from supernet.families.named import SPACES
+from supernet.training.data.named import is_of_any_kind
 from supernet.training.standalone import ModelJob, model_settings
 from supernet_cli.model_training import Arguments, parse, train
 
@@ -41,8 +43,10 @@ def settings(job, known) -> ModelJob:
             f"fine-tuning needs images with classes, and the subnet in {known.subnet} takes "
             f"{', '.join(config.input_names)}: train a supernet whose space is that one architecture"
         )
-    shared = {name: getattr(config, name) for name in ("mean", "std", "interpolation", "crop_pct")}
-    data = dataclasses.replace(job.data, **shared)
+    data = job.data
+    if not is_of_any_kind(data.dataset):
+        shared = {name: getattr(config, name) for name in ("mean", "std", "interpolation", "crop_pct")}
+        data = dataclasses.replace(data, **shared)
     arch = json.dumps(config.arch)
     return ModelJob(
         SPACES.said_again(config.space, known.space, known.subnet),

@@ -19,6 +19,7 @@ from supernet.evaluation import Quality, quality
 from supernet.families.named import SPACES
 from supernet.training import distributed
 from supernet.training.data import ImageData
+from supernet.training.data.named import settings_for
 from supernet.training.standalone import ModelJob, model_settings, read_model_job, run_model_job
 from supernet_cli.command_line import console, progress_bar, recipe_of, to_resume
 
@@ -97,12 +98,16 @@ def from_scratch(job: Job, known: argparse.Namespace) -> ModelJob:
 def job_of(run_folder: Path | None, recipe: str, space: str | None = None, dataset: str | None = None) -> Job:
     """The job of a supernet's training run, or else of a recipe; ValueError if there is none.
 
-    `space` and `dataset` say again what is code of one's own: the run's data are then those that may be imported.
+    `space` and `dataset` say again what is code of one's own: the run's data are then those that may be imported. If
+    `dataset` is another one that may be of any kind, nothing is kept of the settings of images.
     """
     if run_folder is None:
         return recipe_of(recipe, dataset)
     job = job_from_dict(read_config(run_folder)["job"])
-    return replace(job, data=data_said_again(job.data, job.space, space, dataset, run_folder))
+    data = settings_for(dataset, job.data)
+    if data is job.data:
+        data = data_said_again(data, job.space, space, dataset, run_folder)
+    return replace(job, data=data)
 
 
 def train(arguments: Arguments, run_job: Callable[..., Subnet] = run_model_job) -> None:

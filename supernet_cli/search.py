@@ -71,7 +71,7 @@ class Arguments:
     """Options of that space as a JSON object."""
     dataset: str | None = None
     """The run's dataset, said again if it is code of your own in another file than its space, or not annotated to
-    return a supernet.training.data.Data."""
+    return a supernet.training.data.Data; without a run, the same as --data.dataset."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images for a search without a run."""
     data_workers: Annotated[int, tyro.conf.arg(name="data.workers")] = Execution.workers
@@ -209,7 +209,7 @@ def find_run(arguments: Arguments, job: SearchJob) -> Run:
         )
     if arguments.output is None:
         raise ValueError("say where the results go with --output")
-    data = dataclasses.replace(data, root=root, test_root=test_root)
+    data = dataclasses.replace(data, dataset=arguments.dataset or data.dataset, root=root, test_root=test_root)
     return untrained_run(arguments.space, arguments.space_options, data, arguments.data_workers)
 
 

@@ -37,7 +37,7 @@ from supernet.supernet import Supernet
 from supernet.training import distributed, randomness
 from supernet.training.checkpoint import has_checkpoints
 from supernet.training.data import Data, DataConfig, load_data
-from supernet.training.data.named import DATASETS
+from supernet.training.data.named import DATASETS, is_of_any_kind
 from supernet.training.execution import Execution, differences, located
 from supernet.training.loop import StepResult
 from supernet.training.methods.progressive import Phase, new_kinds, phase_config, phase_space, sort_channels
@@ -201,8 +201,9 @@ def load_run(
 def open_data(config: DataConfig, seed: int, workers: int = 0) -> Data:
     """`supernet.training.data.load_data`, where the error for images that are not there says how to name
     another place."""
+    are_here = "/" not in config.dataset and not is_of_any_kind(config.dataset)  # those of hfds/NAME need not be
     for flag, place in (("--root", config.root), ("--test-root", config.test_root)):
-        if place and os.path.isabs(place) and not os.path.exists(place) and "/" not in config.dataset:
+        if are_here and place and os.path.isabs(place) and not os.path.exists(place):
             raise ValueError(f"no images at root {place!r}: say with {flag} where they lie now")
     return load_data(config, seed, workers)
 

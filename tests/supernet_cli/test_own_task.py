@@ -1,6 +1,7 @@
 """Commands on a task and data of one's own, each in one file: regression from two inputs, and tokens to a class."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from supernet.artifacts.runs import load_run
 from supernet.artifacts.subnet import load_subnet
 from supernet.evaluation import evaluate
 from supernet_cli import sweep
+from supernet_cli.evaluate import opened
 
 REGRESSION = """
 import torch
@@ -223,6 +225,12 @@ def test_subnets_are_compared_by_the_metrics_of_the_task(metric, command, tmp_pa
     assert row["latency_ms"] > 0
 
 
+def test_the_order_in_which_data_say_what_they_are_is_no_difference(metric):
+    data = load_run("run", space="mine.py:family").data
+    turned = dataclasses.replace(data, family_arguments=dict(reversed(data.family_arguments.items())))
+    assert opened("subnet", turned, None, "mine.py:family").config.family_arguments == data.family_arguments
+
+
 def test_other_data_are_refused(metric, command):
     dataset = f"mine.py:{'points' if metric == 'r2' else 'sentences'}"
     arguments = ["evaluate", "subnet", "--space", "mine.py:family", "--dataset", dataset, "--dataset-options"]
@@ -279,6 +287,15 @@ def test_scores_for_images_are_refused_in_one_line(metric, command, score):
     assert f"error: the score {score} needs " in result.stderr
     assert what in result.stderr
     assert "search a trained supernet by the score accuracy" in result.stderr
+
+
+def test_a_search_without_a_run_takes_the_dataset_that_is_named(metric, command):
+    dataset = f"mine.py:{'points' if metric == 'r2' else 'sentences'}"
+    arguments = ["search", "--space", "nasbench201", "--score", "zero_cost", "--dataset", dataset, "--output", "other"]
+    result = command(*arguments)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    expected = "the data are TensorData" if metric == "r2" else "takes no vocabulary, which the data say"
+    assert expected in result.stderr
 
 
 def test_what_trains_single_models_refuses_other_data(metric, command):

@@ -70,6 +70,22 @@ def test_images_of_ones_own_are_trained_and_tested_on_and_gone_on_with(command, 
     assert load_subnet(tmp_path / "model").config.mean == (0.3, 0.3, 0.3)
 
 
+def test_a_subnet_goes_on_with_images_of_ones_own_in_place_of_a_runs(command, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(
+        "from supernet.training.data import DataConfig, open_images\n\n\n"
+        "def images():\n    return open_images(DataConfig(mean=(0.3,) * 3, std=(0.2,) * 3, holdout=0.97))\n"
+    )
+    own = ["--run", folder / "run", "--dataset", "own.py:images"]  # the run has settings of digits
+    result = command("finetune", "--subnet", folder / "subnet", *own, *SHORT, "--output", "tuned", "--no-onnx")
+    assert result.returncode == 0, result.stderr
+    assert load_subnet(tmp_path / "tuned").config.mean == (0.3, 0.3, 0.3)
+    result = command("finetune", "--subnet", "tuned", *own, *SHORT, "--output", "again", "--no-onnx")
+    assert result.returncode == 0, result.stderr
+    result = command("evaluate", "tuned", "again", *own, "--no-latency")
+    assert result.returncode == 0, result.stderr
+
+
 def test_a_timm_student_learns_from_a_subnet_by_several_losses(command, folder, tmp_path):
     result = command(
         "train-standalone", "--model", "mobilenetv3_small_050", "--input-size", "32", *SHORT, *FEW, "--no-onnx",

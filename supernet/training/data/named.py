@@ -65,6 +65,13 @@ def is_of_any_kind(dataset: str) -> bool:
     return DATASETS.is_own(dataset) or dataset in DATASETS.installed()
 
 
+def settings_for(dataset: str | None, data: DataConfig) -> DataConfig:
+    """`data`, the settings to start from, without those of images where `dataset` names other data of any kind."""
+    if dataset is None or not is_of_any_kind(dataset) or DATASETS.same(dataset, data.dataset):
+        return data
+    return DataConfig(dataset)
+
+
 def only_images(data: Data, what: str, instead: str) -> ImageData:
     """`data`, if they are images with classes; ValueError otherwise, which says that `what` needs images with classes,
     and what to do `instead`."""

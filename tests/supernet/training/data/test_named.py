@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from supernet.artifacts.runs import Job, load_run, read_config, read_family, read_job, run_job
+from supernet.artifacts.runs import Job, load_run, open_data, read_config, read_family, read_job, run_job
 from supernet.training.data import Data, DataConfig, ImageData, load_data
 from supernet.training.data.named import DATASETS, only_images
 from supernet.training.data.tensors import TensorData
@@ -125,6 +125,12 @@ def test_names_of_timms_are_no_code(name):
 def test_what_is_no_dataset_is_refused(file, config, message):
     with pytest.raises(ValueError, match=message):
         load_data(config)
+
+
+def test_data_that_are_no_images_are_not_missed_as_such(file):
+    with pytest.raises(ValueError, match="no images at root '/no/such/place'"):
+        open_data(DataConfig("folder", "/no/such/place"), 0)
+    assert isinstance(open_data(DataConfig("mine.py:numbers", "/no/such/place"), 0), TensorData)  # a prefix, say
 
 
 def test_images_are_asked_for_in_one_line():
