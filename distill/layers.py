@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 
 def stages(model: nn.Module) -> dict[int, str]:
@@ -26,7 +29,8 @@ def stages(model: nn.Module) -> dict[int, str]:
 
 @contextmanager
 def recorded(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """Within the context, what the named modules put out in a forward pass lands in the dictionary, by name.
+    """Within the context, what the named modules put out in a forward pass lands in the dictionary, by name: copies,
+    since the next module may work on it in place, as many activations do.
 
     ValueError, naming it, for a module that `model` does not have.
     """
@@ -37,10 +41,11 @@ def recorded(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tenso
             f"{type(model).__name__} has no module {unknown[0]!r}; the outermost are "
             f"{', '.join(name for name, _ in model.named_children())}"
         )
-    hooks = [
-        modules[name].register_forward_hook(lambda module, args, output, name=name: outputs.update({name: output}))
-        for name in names
-    ]
+
+    def keep(name: str, module: nn.Module, args: tuple, output: Any) -> None:
+        outputs[name] = tree_map_only(Tensor, Tensor.clone, output)
+
+    hooks = [modules[name].register_forward_hook(partial(keep, name)) for name in names]
     try:
         yield outputs
     finally:

@@ -162,7 +162,7 @@ def initial_supernet(augmentation: Augmentation, tiny: nn.Module, seed: int) -> 
     `tiny` itself is made wider, and of no more use.
     """
     net = augmentation.family.supernet(seed)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         net.load_state_dict(widen(tiny, augmentation.sizes(augmentation.space.largest)).state_dict())
     return net

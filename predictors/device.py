@@ -82,22 +82,16 @@ def is_this_machine(device: Device) -> bool:
     unknown."""
 
     def lasting(hardware: Mapping[str, str | int | float]) -> dict[str, str | int | float]:
-        return {name: value for name, value in hardware.items() if name != "load_average"}
+        return {name: value for name, value in hardware.items() if name not in ("load_average", "gpus")}
 
     return lasting(device.hardware) == lasting(_hardware(device.runtime))
 
 
 def _hardware(runtime: str) -> dict[str, str | int | float]:
-    hardware = provenance.hardware()
+    hardware = provenance.processor() | (provenance.gpu() if runtime.startswith("cuda") else {})
     governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     if governor.exists():
         hardware["governor"] = governor.read_text().strip()
-    if runtime.startswith("cuda"):
-        import torch
-
-        if torch.cuda.is_available():
-            hardware["gpu"] = torch.cuda.get_device_name()
-            hardware["cuda"] = torch.version.cuda
     return hardware | {"load_average": round(os.getloadavg()[0], 2)}
 
 

@@ -90,7 +90,7 @@ class Supernet(nn.Module):
         leaves = tree_leaves(example)
         self._example_dtypes = [t.dtype for t in leaves if isinstance(t, Tensor)] if example is not None else None
         self._begin_caches()
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=()):
             torch.manual_seed(seed)
             covering = {arch: plain(build(arch)) for arch in covering_archs(space)}
         _check_new(covering[space.largest], build_uninitialised(build, space.largest))

@@ -19,6 +19,7 @@ from supernet.errors import first_line
 from supernet.families import Family
 from supernet.families.named import SPACES, make_family
 from supernet.training.data.named import settings_for
+from supernet.training.distributed import LostProcess
 from supernet.training.divergence import TrainingError
 from supernet.training.recipes import RECIPES
 
@@ -37,7 +38,7 @@ def run_and_exit(main: Callable[[], None]) -> NoReturn:
         fail(f"{error.filename} is a file where a folder has to be: name another", 2)
     except torch.OutOfMemoryError as error:
         fail(f"the GPU's memory is too small, lower --batch-size: {first_line(error)}", 1)
-    except (TrainingError, OSError) as error:
+    except (TrainingError, LostProcess, OSError) as error:
         fail(str(error), 1)
     except KeyboardInterrupt:
         fail("interrupted", 130)

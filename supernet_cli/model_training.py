@@ -115,8 +115,10 @@ def train(arguments: Arguments, run_job: Callable[..., Subnet] = run_model_job) 
     output = arguments.output
     if (output / "config.json").exists():
         raise ValueError(f"{output} holds a model already; name another folder")
-    distributed.start()
-    with progress_bar(disable=distributed.rank() != 0) as progress:
+    with (
+        distributed.joined(arguments.job.execution.device),
+        progress_bar(disable=distributed.rank() != 0) as progress,
+    ):
         task = progress.add_task("Training", total=None, note="")
 
         def show(result):
@@ -124,7 +126,8 @@ def train(arguments: Arguments, run_job: Callable[..., Subnet] = run_model_job) 
             progress.update(task, completed=result.step, total=result.steps, **note)
 
         subnet = run_job(arguments.job, output / "training", resume=arguments.resume, on_step=show)
-    if distributed.rank() != 0:
+        is_first = distributed.rank() == 0
+    if not is_first:
         return
     data = open_data(arguments.job.data, arguments.job.train.seed, arguments.job.execution.workers)
     assert isinstance(data, ImageData)  # or they had not trained a single model

@@ -78,8 +78,10 @@ def main() -> None:
         list_spaces()
         return
     output = arguments.output or Path("runs") / recipe
-    distributed.start()
-    with progress_bar(disable=distributed.rank() != 0) as progress:
+    with (
+        distributed.joined(arguments.job.execution.device),
+        progress_bar(disable=distributed.rank() != 0) as progress,
+    ):
         task = progress.add_task("Training", total=None, note="")
 
         def show(result):
@@ -89,7 +91,8 @@ def main() -> None:
             )
 
         trained = run_job(Job(**vars(arguments.job)), output, resume=arguments.resume, on_step=show)
-    if distributed.rank() != 0:
+        is_first = distributed.rank() == 0
+    if not is_first:
         return
     console.print(f"The supernet is in {output}: {trained.net.space.size:.3g} architectures in one set of weights.")
     console.print(f"Next: supernet search --run {output}")

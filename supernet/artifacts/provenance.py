@@ -37,11 +37,30 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, str | int]:
-    """The processor's name, the number of CPUs this process may use, and the system."""
+    """The processor's name, the number of CPUs this process may use, and the system; the GPU, where torch finds one,
+    their number, and the version of CUDA."""
+    return processor() | gpu()
+
+
+def processor() -> dict[str, str | int]:
+    """That of `hardware` but for the GPU."""
     return {
         "cpu": _cpu_name(),
         "cpus": len(os.sched_getaffinity(0)),
         "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def gpu() -> dict[str, str | int]:
+    """The GPU alone; nothing where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "gpus": torch.cuda.device_count(),
+        "cuda": str(torch.version.cuda),
     }
 
 

@@ -104,7 +104,7 @@ class Family:
         )
         self.task.check_output(without_data(net.skeleton(self.space.largest), partial(_output_in_training, example)))
         if pretrained and self.weights is not None:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(devices=()):
                 torch.manual_seed(seed)  # a classifier that starts anew
                 net.load_state_dict(self.weights(**self._classifier(classes)))
             net.statistics_of = self.space.largest

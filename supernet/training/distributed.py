@@ -8,19 +8,37 @@ of a step are averaged once, at its end.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+Item = TypeVar("Item")
+Value = TypeVar("Value")
 
-def start() -> None:
-    """Join the processes that `torchrun` started; nothing in a process that it did not start."""
-    if "RANK" in os.environ and not dist.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+class LostProcess(RuntimeError):
+    """Another process of this training has ended."""
+
+
+@contextmanager
+def joined(device: str) -> Iterator[None]:
+    """Join the processes that `torchrun` started, as long as the context lasts; nothing in a process that it did not
+    start. They exchange tensors of the device that `device` names, as `supernet.training.execution.pick_device`."""
+    if "RANK" not in os.environ or dist.is_initialized():
+        yield
+        return
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def rank() -> int:
@@ -35,13 +53,15 @@ def world_size() -> int:
 def wait() -> None:
     """Go on when all processes have come here."""
     if dist.is_initialized():
-        dist.barrier()
+        with _others():
+            dist.barrier()
 
 
 def average(values: Tensor) -> Tensor:
     """The mean over all processes, in place."""
     if world_size() > 1:
-        dist.all_reduce(values)
+        with _others():
+            dist.all_reduce(values)
         values /= world_size()
     return values
 
@@ -54,3 +74,51 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     joint = average(torch.cat([gradient.flatten() for gradient in gradients]))
     for gradient, mean in zip(gradients, joint.split([gradient.numel() for gradient in gradients])):
         gradient.copy_(mean.view(gradient.shape))
+
+
+def from_first(make: Callable[[], Value]) -> Value:
+    """What `make()` gives or raises in the first process, in all of them; the others do not call it."""
+    if world_size() == 1:
+        return make()
+    found: list[object] = [None, None]
+    if rank() == 0:
+        try:
+            found[0] = make()
+        except Exception as error:
+            found[1] = error
+    with _others():
+        dist.broadcast_object_list(found)
+    if found[1] is not None:
+        raise found[1]
+    return found[0]
+
+
+def spread(function: Callable[[Item], Value], items: Sequence[Item]) -> list[Value]:
+    """`function` of each item, in their order, of which every process computes a share."""
+    own = [function(item) for item in items[rank() :: world_size()]]
+    if world_size() == 1:
+        return own
+    found: list[list[Value]] = [[] for _ in range(world_size())]
+    with _others():
+        dist.all_gather_object(found, own)
+    return [found[index % world_size()][index // world_size()] for index in range(len(items))]
+
+
+def share(tensors: Iterable[Tensor]) -> None:
+    """Give `tensors` in all processes, in place, the values that they have in the first."""
+    if world_size() > 1:
+        with _others():
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+
+@contextmanager
+def _others() -> Iterator[None]:
+    """What takes other processes: LostProcess if one of them is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise LostProcess(
+            f"another process of this training has ended ({reason}): see what it says, and go on with --resume"
+        ) from error

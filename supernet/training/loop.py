@@ -135,7 +135,8 @@ class Loop:
     what checkpoints hold besides network, optimizer and moving average, by name. `parts` are the equal parts of its
     batch that a process runs one after another. `task` says what a batch is, and the loss of a network that knows
     nothing unless `uninformed` does, which tells a diverged training (`supernet.training.divergence`). Where
-    `distributed.start` joined processes, all of them do this and the first one evaluates, writes and calls `on_step`.
+    `distributed.joined` has joined processes, all of them do this, and evaluate, and the first one reads, writes and
+    calls `on_step`.
 
     Writes `run_dir/checkpoints/` and `run_dir/metrics.jsonl`, nothing of it before the first step is done, and calls
     `on_begin` just before. What an earlier training left there is kept beside it, as checkpoints.1 and metrics.jsonl.1,
@@ -230,7 +231,9 @@ class Loop:
             yield step, on(self.device, batch, self.execution.memory_format)
         if self._metrics:
             self._metrics.close()
-        distributed.wait()
+        distributed.share(  # those that were saved are those of the first process
+            [*self.net.buffers(), *(self.ema.module.buffers() if self.ema else ())]
+        )
 
     def update(self, step: int, losses: Tensor, names: Sequence[object]) -> None:
         """Descend by the gradients, averaged over all processes and clipped.
@@ -254,29 +257,30 @@ class Loop:
 
     def finish(self, step: int, losses: Mapping[str, Any]) -> None:
         """Write, evaluate and report what is due after a step; `losses` are tensors by name, or mappings of such."""
-        if not self._metrics:
-            return
         execution, done = self.execution, step + 1
         is_last = done == self.steps.stop
+        every = execution.eval_epochs * self.steps_per_epoch
+        is_evaluated = every and (is_last or done % every == 0)
+        if not self._metrics:
+            if is_evaluated:
+                self._metrics_of(step)
+            return
         logged = None
         if step == self.steps.start:
             self._on_begin()
             if not step and (aside := set_aside(self._checkpoints)):
                 logger.warning("the checkpoints of an earlier training are now in %s", aside)
         is_logged = done % execution.log_steps == 0 or is_last
-        every = execution.eval_epochs * self.steps_per_epoch
-        is_evaluated = every and (is_last or done % every == 0)
         is_kept = done % execution.checkpoint_steps == 0 or is_last or self._interval.due
-        if is_logged or is_evaluated or is_kept:
+        if is_logged or is_kept:
             self._watch.look()
         if is_logged:
             values = _numbers(losses)
             self._metrics.append({"step": done, "epoch": done / self.steps_per_epoch, "lr": self.lr, **values})
             logged = [value for _, value in scalars(values)]
         if is_evaluated:
-            line = {"step": done, **self._evaluate(self.result)}
+            line = {"step": done, **self._metrics_of(step)}
             self._metrics.append(line)
-            self.net.train()
             if is_last:
                 self._look_at(line)
         if is_kept:
@@ -291,6 +295,14 @@ class Loop:
             save_checkpoint(self._checkpoints, done, state, execution.keep_checkpoints)
             self._interval.restart()
         self._on_step(StepResult(done, self.steps.stop, logged, self.lr))
+
+    def _metrics_of(self, step: int) -> Mapping[str, Any]:
+        """Those of the network to use after a step, to which all processes may contribute."""
+        self._watch.look()
+        distributed.share(self.result.buffers())  # BatchNorm's statistics are those of each process's images
+        found = self._evaluate(self.result)
+        self.net.train()
+        return found
 
     def _look_at(self, line: Mapping[str, Any]) -> None:
         """Say so if no accuracy of the last evaluation is above chance by more than two standard errors."""
@@ -310,7 +322,7 @@ class Loop:
 
     def _restore(self) -> int:
         """Go on from the newest checkpoint, if there is one; the number of steps that are done."""
-        state = load_checkpoint(self._checkpoints)
+        state = distributed.from_first(lambda: load_checkpoint(self._checkpoints))
         if state is None:
             if (self._checkpoints.parent / "metrics.jsonl").exists() and distributed.rank() == 0:
                 logger.warning("there is no checkpoint in %s yet: the training begins anew", self._checkpoints)

@@ -242,7 +242,7 @@ def initial_model(job: ModelJob, family: Family, arch: Arch, classes: Sequence[s
     anew; if the same classes have another order, its rows are put into that order. A pretrained classifier is taken as
     `Family.supernet` does. ValueError if the weights do not fit.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=()):
         torch.manual_seed(job.train.seed)
         model = family.build(arch, drop_rate=job.train.drop_rate, drop_path_rate=job.train.drop_path_rate)
     if job.start == "scratch":
@@ -376,10 +376,13 @@ def _evaluate(
     task: Task, data: Data, archs: Sequence[Arch | None], count: int, net: nn.Module
 ) -> dict[str, float | list[float]]:
     """The metrics on `count` held-out examples: of several networks, each a list."""
-    found = []
-    for model, arch in zip(_members(net), archs):
+
+    def metrics_of(member: tuple[nn.Module, Arch | None]) -> dict[str, float]:
+        model, arch = member
         batches = data.evaluation_batches(data.holdout, arch and arch["resolution"])
-        found.append(evaluate(model, task, take(batches, count), arch))
+        return evaluate(model, task, take(batches, count), arch)
+
+    found = distributed.spread(metrics_of, list(zip(_members(net), archs)))
     if isinstance(net, Cohort):
         return {metric: [metrics[metric] for metrics in found] for metric in found[0]}
     return found[0]

@@ -17,6 +17,7 @@ from supernet.families import Family
 from supernet.space import Arch, SearchSpace
 from supernet.supernet import Builder, Supernet
 from supernet.tasks import Classification, Task
+from supernet.training import distributed
 from supernet.training.average import MovingAverage
 from supernet.training.data import Data
 from supernet.training.data.batch import Batch, on, take
@@ -124,13 +125,13 @@ class _Evaluation:
         return list(take(batches, self.execution.eval_images))
 
     def __call__(self, net: Supernet) -> dict[str, dict[str, float]]:
+        metrics = distributed.spread(partial(self._metrics, net), list(self.archs.values()))
+        return {name: dict(zip(self.archs, (found[name] for found in metrics))) for name in metrics[0]}
+
+    def _metrics(self, net: Supernet, arch: Arch) -> dict[str, float]:
         device = next(net.parameters()).device
-        found: dict[str, dict[str, float]] = {}
-        for name, arch in self.archs.items():
-            model = calibrated(net, arch, (self.task.inputs(on(device, b), arch) for b in self.calibration_batches))
-            for metric, value in evaluate(model, self.task, self.holdout, arch).items():
-                found.setdefault(metric, {})[name] = value
-        return found
+        model = calibrated(net, arch, (self.task.inputs(on(device, b), arch) for b in self.calibration_batches))
+        return evaluate(model, self.task, self.holdout, arch)
 
 
 def make_method(family: Family, config: TrainConfig) -> Method:

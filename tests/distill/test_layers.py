@@ -41,3 +41,14 @@ def test_what_is_not_there_is_named():
         ValueError, match=r"Sequential does not say where its features are \(timm's feature_info\): name the modules"
     ):
         stages(model)
+
+
+def test_what_is_recorded_stays_as_it_was_put_out():
+    """The layer behind it may work in place."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Hardswish(inplace=True))
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    with recorded(model, ["0", "1"]) as outputs:
+        model(x).sum().backward()
+    assert torch.equal(outputs["0"], model[0](x))
+    assert torch.equal(outputs["1"], model[0](x).relu())
+    outputs["0"].sum().backward()  # differentiably

@@ -111,8 +111,9 @@ class PrioritizedPaths(Method):
     def match(self, step: Step, arch: Arch) -> tuple[BoardEntry, Tensor, Tensor]:
         """The path on the board that is to teach `arch`, its weight m, and the difference [S * K] that gave it."""
         device = step.batch[0].device  # a checkpoint is loaded on the CPU
-        own = step.output(arch, (torch.cat([entry.images for entry in self.board]).to(device),)).softmax(1)
-        theirs = torch.cat([entry.probabilities for entry in self.board]).to(device)
+        images = torch.cat([entry.images.to(device) for entry in self.board])
+        own = step.output(arch, (images,)).softmax(1)
+        theirs = torch.cat([entry.probabilities.to(device) for entry in self.board])
         differences = (theirs - own).view(len(self.board), -1)
         self.weight, self.bias = self.weight.to(differences), self.bias.to(differences)
         scores = distributed.average(differences @ self.weight + self.bias)  # the same teacher in every process

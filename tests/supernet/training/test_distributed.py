@@ -1,13 +1,22 @@
 import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from supernet.artifacts.runs import Job, run_job
 from supernet.families import FAMILIES
 from supernet.training import distributed
 from supernet.training.data import DataConfig
 from supernet.training.execution import Execution
+from supernet.training.methods.progressive import Phase
 from supernet.training.methods.sampling import Learner
 from supernet.training.step import TrainConfig, TrainStep
 
@@ -81,3 +90,93 @@ def test_a_batch_that_does_not_split_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     with pytest.raises(ValueError, match="a batch of 8 does not split into 3 equal parts"):
         run_job(JOB, tmp_path)
+
+
+def shared_values():
+    """What processes tell each other."""
+    own = distributed.rank()
+    tensors = [torch.full((2,), own), torch.full((), own + 1.5)]
+    distributed.share(tensors)
+    asked = []
+
+    def ask():
+        asked.append(own)
+        return {"rank": own}
+
+    def refuse():
+        raise ValueError("no such file")
+
+    with pytest.raises(ValueError, match="no such file"):
+        distributed.from_first(refuse)
+    return {
+        "shared": [tensor.tolist() for tensor in tensors],
+        "first": distributed.from_first(ask),
+        "asked": asked,
+        "spread": distributed.spread(lambda item: (item, own), "abcde"),
+    }
+
+
+def test_processes_take_what_the_first_has_and_share_out_work(in_two_processes):
+    expected = {
+        "shared": [[0, 0], 1.5],
+        "first": {"rank": 0},
+        "spread": [("a", 0), ("b", 1), ("c", 0), ("d", 1), ("e", 0)],
+    }
+    for rank, found in enumerate(in_two_processes(shared_values)):
+        assert found == expected | {"asked": [0] if rank == 0 else []}
+    alone = shared_values()
+    assert alone["spread"] == [(item, 0) for item in "abcde"]
+    assert alone["first"] == {"rank": 0}
+
+
+def progressive_buffers(directory):
+    """Everything that decides what progressive shrinking goes on from, behind its first phase."""
+    phases = (Phase("largest", 1), Phase("kernel_size", 1, 0.4, 0, 1, {"kernel_size": 2}))
+    train = dataclasses.replace(TRAIN, method="progressive", epochs=2, ema_decay=0.9)
+    execution = dataclasses.replace(EXECUTION, eval_epochs=1, eval_images=100)
+    run = run_job(Job(data=JOB.data, train=train, execution=execution, phases=phases), directory, resume=True)
+    return {name: tensor.detach().numpy() for name, tensor in run.net.state_dict().items()}
+
+
+@pytest.mark.slow
+def test_all_processes_have_the_statistics_and_the_teacher_that_were_saved(in_two_processes, tmp_path):
+    first, second = in_two_processes(progressive_buffers, tmp_path)
+    for name, tensor in first.items():
+        assert (tensor == second[name]).all(), name
+    saved = load_file(tmp_path / "supernet.safetensors")
+    for name, tensor in first.items():
+        assert (tensor == saved[name].numpy()).all(), name
+    lines = [json.loads(line) for line in (tmp_path / "1-largest" / "metrics.jsonl").read_text().splitlines()]
+    assert set(lines[-1]["accuracy"]) == {"largest", "smallest", "random_0", "random_1"}
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_in_a_line(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "supernet_cli", "train", "--output", str(tmp_path / "run"), "--epochs", "30"]
+    command += ["--log-steps", "1", "--device", "cpu", "--eval-epochs", "0", "--batch-size", "16"]
+    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment |= {"LOCAL_RANK": "0", "OMP_NUM_THREADS": "1", "COLUMNS": "500"}
+    with ExitStack() as stack:
+        logs = [stack.enter_context((tmp_path / f"{rank}.log").open("w+")) for rank in range(2)]
+        processes = [
+            subprocess.Popen(command, env=environment | {"RANK": str(rank)}, stdout=log, stderr=log)
+            for rank, log in enumerate(logs)
+        ]
+        for process in processes:
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        while not (metrics.exists() and metrics.read_text()):
+            assert all(process.poll() is None for process in processes), (tmp_path / "0.log").read_text()
+            time.sleep(0.1)
+        processes[1].kill()
+        processes[0].wait(timeout=30)
+    output = (tmp_path / "0.log").read_text()
+    assert processes[0].returncode == 1
+    (line,) = [line for line in output.splitlines() if line.startswith("error")]
+    assert "another process of this training has ended" in line
+    assert "--resume" in line
+    assert "Traceback" not in output
