@@ -16,9 +16,10 @@ from distill.blockwise import Teacher, relative_error
 from search.blockwise.blocks import Block
 from supernet.artifacts.ownership import owned
 from supernet.own_code import modules_from_files
+from supernet.training.config import LoopConfig
 from supernet.training.data import Data
 from supernet.training.execution import Execution
-from supernet.training.loop import Loop, LoopConfig, StepResult
+from supernet.training.loop import Loop, StepResult
 from supernet.training.randomness import Stream, part_seed
 
 logger = logging.getLogger(__name__)

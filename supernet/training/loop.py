@@ -6,15 +6,11 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 from supernet.artifacts.atomic import set_aside
@@ -22,86 +18,18 @@ from supernet.tasks import Classification, Task
 from supernet.training import distributed
 from supernet.training.average import MovingAverage
 from supernet.training.checkpoint import Interval, load_checkpoint, save_checkpoint
+from supernet.training.config import LoopConfig
 from supernet.training.data import Data
 from supernet.training.data.batch import Batch, on
 from supernet.training.divergence import Divergence, Watch
 from supernet.training.execution import Execution, channels_last, computes_ahead, pick_device
 from supernet.training.metrics import Metrics, scalars
+from supernet.training.optimizer import clip_gradients, make_optimizer, set_lr
 from supernet.training.randomness import Stream, torch_seed
 
 logger = logging.getLogger(__name__)
 
 CLASSIFICATION = Classification()
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """How any network is trained: what its weights follow from, beside the images."""
-
-    epochs: int = 30
-    """Passes over the training images."""
-    batch_size: int = 64
-    """Images a step, over all processes together."""
-    opt: str = "sgd"
-    """timm's name of the optimizer; sgd has Nesterov momentum."""
-    lr: float = 0.1
-    """Peak learning rate for 256 images a step; it is scaled by batch_size / 256."""
-    scale_lr: bool = True
-    """Whether lr and min_lr are scaled like that; otherwise they are for steps of any size."""
-    momentum: float = 0.9
-    """Momentum, for optimizers that have it."""
-    weight_decay: float = 1e-5
-    """Weight decay of weights with two and more dimensions; BatchNorm and biases have none."""
-    decay_all: bool = False
-    """Whether all parameters have weight decay nevertheless."""
-    sched: Literal["cosine", "step", "poly"] = "cosine"
-    """timm's name of the schedule of the learning rate, updated every step."""
-    warmup_epochs: float = 1.0
-    """Epochs in which the learning rate grows linearly from zero."""
-    decay_rate: float = 0.1
-    """Factor of each decay of the schedule step; exponent of the schedule poly, where 1 is linear."""
-    decay_epochs: float = 30.0
-    """Epochs between the decays of the schedule step."""
-    min_lr: float = 0.0
-    """Learning rate, before scaling, that the schedule ends in (cosine, poly) or stops falling at (step)."""
-    label_smoothing: float = 0.1
-    """Part of the true label's probability that is spread over all classes; in a supernet for the
-    largest subnet."""
-    drop_rate: float = 0.0
-    """Dropout before the classifier; in a supernet for the largest subnet."""
-    drop_path_rate: float = 0.0
-    """Stochastic depth of the last block, growing linearly over the blocks; in a supernet for the
-    largest subnet."""
-    clip: float | None = None
-    """Limit of the gradient, in the sense of clip_mode; none by default."""
-    clip_mode: Literal["norm", "value"] = "norm"
-    """Whether the norm of all gradients together is limited, or every entry by itself."""
-    ema_decay: float | None = None
-    """Decay a step of an exponential moving average of the weights, which is then what is evaluated and kept."""
-    seed: int = 0
-    """All that is random follows from it: initial weights, order and augmentation of images, subnets, dropout."""
-
-    def __post_init__(self):
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
-        for name in ("drop_rate", "drop_path_rate", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is from 0 to below 1, not {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"seed is 0 or more, not {self.seed}")
-        if self.lr <= 0:
-            raise ValueError(f"lr is above 0, not {self.lr}")
-        if not 0 <= self.warmup_epochs <= self.epochs:
-            raise ValueError(f"warmup_epochs is from 0 to the {self.epochs} epochs, not {self.warmup_epochs}")
-        if self.clip is not None and self.clip <= 0:
-            raise ValueError(f"clip is above 0, or none, not {self.clip}")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay is between 0 and 1, not {self.ema_decay}")
-
-    def scaled(self, lr: float) -> float:
-        """The learning rate `lr` for 256 images a step as it is for a step of this size."""
-        return lr * self.batch_size / 256 if self.scale_lr else lr
 
 
 class StepResult(NamedTuple):
@@ -351,53 +279,6 @@ class Loop:
             kept.load_state_dict(state[name])
         logger.info("going on from step %d", state["step"])
         return state["step"]
-
-
-def make_optimizer(net: nn.Module, config: LoopConfig, steps_per_epoch: int) -> tuple[torch.optim.Optimizer, Scheduler]:
-    """timm's optimizer and its schedule, which `set_lr` applies every step."""
-    decaying = net.parameters() if config.decay_all else net  # of a network timm leaves BatchNorm and biases out
-    optimizer = create_optimizer_v2(
-        decaying, config.opt, config.scaled(config.lr), config.weight_decay, config.momentum
-    )
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        config.sched,
-        config.epochs,
-        decay_epochs=config.decay_epochs,
-        decay_rate=config.decay_rate,
-        min_lr=config.scaled(config.min_lr),
-        warmup_lr=0.0,
-        warmup_epochs=config.warmup_epochs,
-        updates_per_epoch=steps_per_epoch,
-        step_on_epochs=False,
-    )
-    return optimizer, scheduler
-
-
-def set_lr(
-    optimizer: torch.optim.Optimizer, scheduler: Scheduler, config: LoopConfig, step: int, steps_per_epoch: int
-) -> None:
-    """Set the learning rate of the step `step`, counted from 0: that in its middle, so that none has a rate of 0. Once
-    it is warm, the schedule `step` falls no further than to `min_lr`."""
-    middle = step + 0.5
-    scheduler.step_update(middle)
-    if config.sched == "step" and middle / steps_per_epoch >= config.warmup_epochs:
-        for group in optimizer.param_groups:
-            group["lr"] = max(group["lr"], config.scaled(config.min_lr))
-
-
-def clip_gradients(net: nn.Module, config: LoopConfig) -> Tensor:
-    """Clip the gradients; their norm before that. Of a list of networks each is clipped by itself, and the largest
-    norm given."""
-    if isinstance(net, nn.ModuleList):
-        return torch.stack([clip_gradients(network, config) for network in net]).max()
-    parameters = [p for p in net.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    if config.clip is not None and config.clip_mode == "norm":
-        torch.nn.utils.clip_grads_with_norm_(parameters, config.clip, norm)
-    elif config.clip is not None:
-        torch.nn.utils.clip_grad_value_(parameters, config.clip)
-    return norm
 
 
 def _numbers(losses: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,95 +13,30 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data import create_transform
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from supernet.training.data.batch import joined, take
+from supernet.training.data.config import DataConfig
 from supernet.training.data.datasets import Digits, open_dataset
-from supernet.training.data.images import evaluation_transform, to_rgb
+from supernet.training.data.images import evaluation_transform
+from supernet.training.data.loading import Augmented, Loader, Order, StreamedImages, Transformed, collate, skip
 from supernet.training.data.protocol import Data
 from supernet.training.data.splits import hold_out, warn_of_small_classes
-from supernet.training.randomness import Stream, generator, global_seeds
+from supernet.training.randomness import Stream, generator
 
 logger = logging.getLogger(__name__)
 
 # N images, C channels, R resolution in pixels
 
 __all__ = ["DataConfig", "Digits", "ImageData", "open_images", "resize"]
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which images, and how they are prepared."""
-
-    dataset: str = "digits"
-    """`digits` (8x8 pixels, within scikit-learn), or a name for timm's create_dataset: `folder` for folders and tar
-    files, torch/NAME, hfds/NAME, wds/NAME, ...; or code of your own, package.module:function or
-    path/to/file.py:function, which gives data of any kind and takes `root` and `dataset_options` alone."""
-    root: str | None = None
-    """Folder (with train/ and val/ in it, say) or tar file of the images; a cache folder for hfds/NAME."""
-    test_root: str | None = None
-    """Where the test images are, if not under `root`."""
-    train_split: str = "train"
-    """Name of the split to train on."""
-    test_split: str = "validation"
-    """Name of the split that only the chosen subnet is tested on."""
-    holdout: float = 0.1
-    """Part of the training images that is not trained on but judges subnets, above 0 and below 1."""
-    holdout_split: str | None = None
-    """Name of a split to judge subnets by instead; needed where images cannot be picked by index (wds/NAME, ...)."""
-    num_classes: int | None = None
-    """Number of classes, where the dataset does not tell (wds/NAME)."""
-    rules: int = 2
-    """Version of the rules by which images are found and held out. By the former ones, 1, which runs from before go
-    by, files .png, .jpg and .jpeg alone are images, their innermost folder is their class, and they are held out
-    regardless of it."""
-    dataset_options: str = "{}"
-    """Options of a dataset of your own as a JSON object, such as {"column": "title"}."""
-    scale: tuple[float, float] = (0.08, 1.0)
-    """Area of a random training crop, as a part of the image."""
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Aspect ratio of a random training crop."""
-    hflip: float = 0.5
-    """Probability of a horizontal flip in training."""
-    color_jitter: float = 0.4
-    """Strength of random brightness, contrast and saturation in training; 0 for none."""
-    auto_augment: str | None = None
-    """timm's name of an augmentation policy, such as rand-m9-mstd0.5."""
-    re_prob: float = 0.0
-    """Probability of random erasing."""
-    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
-    """How images are resized."""
-    crop_pct: float = 0.875
-    """Part of the image's shorter side that the central crop keeps in evaluation."""
-    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
-    """Mean of each channel, subtracted."""
-    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
-    """Standard deviation of each channel, divided by."""
-
-    def __post_init__(self):
-        if self.rules not in (1, 2):
-            raise ValueError(f"rules are 2, or 1, the former ones, not {self.rules}")
-        if not 0 < self.holdout < 1:
-            raise ValueError(f"holdout is a part of the training images, between 0 and 1, not {self.holdout}")
-        if not 0 < self.crop_pct <= 1:
-            raise ValueError(f"crop_pct is a part of the image, above 0 and at most 1, not {self.crop_pct}")
-        for name in ("hflip", "re_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a probability, not {getattr(self, name)}")
-        for name in ("scale", "ratio"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise ValueError(f"{name} is a range of positive numbers, the smaller first, not {low} {high}")
-        if self.color_jitter < 0:
-            raise ValueError(f"color_jitter is 0 or more, not {self.color_jitter}")
 
 
 @dataclass(frozen=True)
@@ -143,11 +78,11 @@ class ImageData(Data):
         if isinstance(self.train, IterableDataset):
             if world_size > 1:
                 raise ValueError(f"dataset {self.config.dataset!r} is a stream, which trains in one process only")
-            stream = _Stream(self.train, transform, seed)
+            stream = StreamedImages(self.train, transform, seed)
             loader = self._loader(stream, batch_size=batch_size, drop_last=True)
-            return _skip(iter(loader), steps.start, len(steps))
-        order = _Order(len(self.train), batch_size, self.steps_per_epoch(batch_size), seed, steps, rank, world_size)
-        return iter(self._loader(_Augmented(self.train, transform, seed), batch_sampler=order))
+            return skip(iter(loader), steps.start, len(steps))
+        order = Order(len(self.train), batch_size, self.steps_per_epoch(batch_size), seed, steps, rank, world_size)
+        return iter(self._loader(Augmented(self.train, transform, seed), batch_sampler=order))
 
     def calibration_batches(self, resolution: int, count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """`count` training images, prepared as for evaluation, always the same for one seed."""
@@ -168,8 +103,8 @@ class ImageData(Data):
         """Batches of the images of a part [N, C, R, R], resized and centrally cropped, and their labels [N]."""
         transform = self.evaluation_transform(resolution)
         if isinstance(part, IterableDataset):
-            return self._loader(_Stream(part, transform, seed=None), batch_size=batch_size)
-        return self._loader(_Transformed(part, transform), batch_size=batch_size)
+            return self._loader(StreamedImages(part, transform, seed=None), batch_size=batch_size)
+        return self._loader(Transformed(part, transform), batch_size=batch_size)
 
     def evaluation_transform(self, resolution: int) -> Callable[[Image.Image], Tensor]:
         config = self.config
@@ -214,11 +149,11 @@ class ImageData(Data):
         return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
     def _loader(self, dataset: Dataset, **options) -> DataLoader:
-        return _Loader(
+        return Loader(
             dataset,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
-            collate_fn=_collate,
+            collate_fn=collate,
             generator=torch.Generator(),  # a loader draws a seed for its workers, from torch's global one otherwise
             **options,
         )
@@ -340,94 +275,3 @@ def _strata(dataset: Dataset, config: DataConfig, classes: Sequence[str]) -> np.
     if config.rules > 1:
         logger.warning("dataset %r does not tell its labels: they are not looked at in holding out", config.dataset)
     return np.zeros(len(dataset), dtype=int)
-
-
-class _Loader(DataLoader):
-    """Batches; of a ValueError in a process that loads images, for bad input, the one line that says which."""
-
-    def __iter__(self) -> Iterator:
-        try:
-            yield from super().__iter__()
-        except ValueError as error:
-            lines = str(error).strip().splitlines() or [""]
-            raise ValueError(lines[-1].removeprefix("ValueError: ")) from error
-
-
-def _collate(samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    images, labels = default_collate(samples)
-    return images, labels
-
-
-class _Transformed(Dataset):
-    def __init__(self, dataset: Dataset, transform: Callable):
-        self._dataset, self._transform = dataset, transform
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self._dataset[index]
-        return self._transform(image), label
-
-
-class _Augmented(Dataset):
-    """Images by epoch and index, each augmented by random numbers of its own."""
-
-    def __init__(self, dataset: Dataset, transform: Callable, seed: int):
-        self._dataset, self._transform, self._seed = dataset, transform, seed
-
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int]:
-        image, label = self._dataset[place[1]]
-        with global_seeds(self._seed, Stream.AUGMENTATION, *place):
-            return self._transform(to_rgb(image)), label
-
-
-class _Stream(IterableDataset):
-    """Images of a stream: once through, or, with a seed for the augmentation, epoch after epoch."""
-
-    def __init__(self, dataset: IterableDataset, transform: Callable, seed: int | None):
-        self._dataset, self._transform, self._seed = dataset, transform, seed
-
-    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        if self._seed is None:
-            yield from ((self._transform(image), label) for image, label in self._dataset)
-            return
-        worker = torch.utils.data.get_worker_info()
-        epoch = 0
-        while True:
-            self._dataset.set_epoch(epoch)
-            for index, (image, label) in enumerate(self._dataset):
-                with global_seeds(self._seed, Stream.AUGMENTATION, epoch, index, worker.id if worker else 0):
-                    sample = self._transform(to_rgb(image)), label
-                yield sample
-            epoch += 1
-
-
-class _Order(Sampler):
-    """For each step its epoch and the indices of its images."""
-
-    def __init__(
-        self, images: int, batch_size: int, steps_per_epoch: int, seed: int, steps: range, rank: int, world_size: int
-    ):
-        self._images, self._batch_size, self._steps_per_epoch = images, batch_size, steps_per_epoch
-        self._seed, self._steps, self._rank, self._world_size = seed, steps, rank, world_size
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        permutation, permuted = None, None
-        for step in self._steps:
-            epoch, position = divmod(step, self._steps_per_epoch)
-            if epoch != permuted:
-                permutation = generator(self._seed, Stream.ORDER, epoch).permutation(self._images).tolist()
-                permuted = epoch
-            batch = permutation[position * self._batch_size : (position + 1) * self._batch_size]
-            yield [(epoch, index) for index in batch[self._rank :: self._world_size]]
-
-
-def _skip(batches: Iterator, start: int, count: int) -> Iterator:
-    for _ in range(start):
-        next(batches)
-    for _ in range(count):
-        yield next(batches)

@@ -10,7 +10,8 @@ import inspect
 import json
 
 from supernet.own_code import Kind
-from supernet.training.data.image_data import DataConfig, ImageData, open_images
+from supernet.training.data.config import DataConfig
+from supernet.training.data.image_data import ImageData, open_images
 from supernet.training.data.protocol import Data
 
 DATASETS = Kind("dataset", "dataset", "supernet.datasets", Data)

@@ -17,9 +17,9 @@ from supernet.artifacts.runs import Job, read_config, read_job, run_job
 from supernet.artifacts.subnet import SubnetConfig, read_subnet_config, save_subnet, take_out
 from supernet.families import FAMILIES
 from supernet.training.checkpoint import load_checkpoint, save_checkpoint
+from supernet.training.config import LoopConfig
 from supernet.training.data import DataConfig
 from supernet.training.execution import Execution
-from supernet.training.loop import LoopConfig
 from supernet.training.standalone import ModelJob, read_model_job
 from supernet.training.step import TrainConfig
 

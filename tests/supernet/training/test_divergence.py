@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from distill.objective import Objective
+from supernet.training.cohort import train_models
+from supernet.training.config import LoopConfig
 from supernet.training.data import DataConfig, load_data
 from supernet.training.divergence import Divergence, TrainingError, Watch, worst
 from supernet.training.execution import Execution
-from supernet.training.loop import LoopConfig
-from supernet.training.standalone import train_models
 
 DATA = DataConfig(holdout=0.97, hflip=0.0, color_jitter=0.0)  # 43 images to train on, 5 batches
 CONFIG = LoopConfig(epochs=6, batch_size=8, warmup_epochs=0)

@@ -15,11 +15,12 @@ from torch.nn import functional as F
 from supernet import SearchSpace
 from supernet.families import Family
 from supernet.training.checkpoint import load_checkpoint
+from supernet.training.cohort import train_models
+from supernet.training.config import LoopConfig
 from supernet.training.data import DataConfig, load_data
 from supernet.training.execution import Execution
-from supernet.training.loop import Loop, LoopConfig
+from supernet.training.loop import Loop
 from supernet.training.methods.sampling import Uniform
-from supernet.training.standalone import train_models
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 
@@ -200,6 +201,10 @@ def written_out(name, before, factors):
                     mean.lerp_(value, 1 - decay)
                 else:
                     mean.copy_(value)
+    for first, *others in (models, averages):  # BatchNorm's statistics are in the end those that were saved
+        for other in others:
+            for buffer, saved in zip(other.buffers(), first.buffers()):
+                buffer.data.copy_(saved)
     return Written(models, averages, optimizers[0], losses)
 
 

@@ -15,14 +15,15 @@ from supernet.artifacts.subnet import Subnet, SubnetConfig, load_subnet, save_su
 from supernet.evaluation import accuracy
 from supernet.families.named import make_family
 from supernet.training.checkpoint import load_checkpoint
+from supernet.training.cohort import Cohort, train_models
+from supernet.training.config import LoopConfig
 from supernet.training.data import DataConfig, ImageData, load_data, resize
 from supernet.training.divergence import TrainingError
 from supernet.training.execution import Execution
-from supernet.training.loop import LoopConfig, make_optimizer
+from supernet.training.optimizer import make_optimizer
 from supernet.training.randomness import Stream, part_seed
 from supernet.training.recipes import digits
 from supernet.training.standalone import (
-    Cohort,
     ModelJob,
     initial_model,
     model_settings,
@@ -30,7 +31,6 @@ from supernet.training.standalone import (
     prepare_job,
     read_model_job,
     run_model_job,
-    train_models,
 )
 
 DATA = DataConfig(holdout=0.97, hflip=0.0, color_jitter=0.0)  # 43 images to train on, 5 batches

@@ -11,7 +11,9 @@ import torch
 from PIL import ExifTags, Image
 
 from supernet.training.data import load_data
-from supernet.training.data.image_data import DataConfig, Digits, _Order, resize
+from supernet.training.data.config import DataConfig
+from supernet.training.data.image_data import Digits, resize
+from supernet.training.data.loading import Order
 
 DIGITS = DataConfig()
 
@@ -54,7 +56,7 @@ def test_every_epoch_is_another_permutation_of_the_training_images(digits):
     epoch = digits.steps_per_epoch(32)
     orders = []
     for start in (0, epoch):
-        steps = _Order(len(digits.train), 32, epoch, 3, range(start, start + epoch), rank=0, world_size=1)
+        steps = Order(len(digits.train), 32, epoch, 3, range(start, start + epoch), rank=0, world_size=1)
         order = [index for step in steps for _, index in step]
         orders.append(order)
         assert len(set(order)) == len(order) == 32 * epoch

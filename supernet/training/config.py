@@ -1,0 +1,76 @@
+"""How any network is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How any network is trained: what its weights follow from, beside the images."""
+
+    epochs: int = 30
+    """Passes over the training images."""
+    batch_size: int = 64
+    """Images a step, over all processes together."""
+    opt: str = "sgd"
+    """timm's name of the optimizer; sgd has Nesterov momentum."""
+    lr: float = 0.1
+    """Peak learning rate for 256 images a step; it is scaled by batch_size / 256."""
+    scale_lr: bool = True
+    """Whether lr and min_lr are scaled like that; otherwise they are for steps of any size."""
+    momentum: float = 0.9
+    """Momentum, for optimizers that have it."""
+    weight_decay: float = 1e-5
+    """Weight decay of weights with two and more dimensions; BatchNorm and biases have none."""
+    decay_all: bool = False
+    """Whether all parameters have weight decay nevertheless."""
+    sched: Literal["cosine", "step", "poly"] = "cosine"
+    """timm's name of the schedule of the learning rate, updated every step."""
+    warmup_epochs: float = 1.0
+    """Epochs in which the learning rate grows linearly from zero."""
+    decay_rate: float = 0.1
+    """Factor of each decay of the schedule step; exponent of the schedule poly, where 1 is linear."""
+    decay_epochs: float = 30.0
+    """Epochs between the decays of the schedule step."""
+    min_lr: float = 0.0
+    """Learning rate, before scaling, that the schedule ends in (cosine, poly) or stops falling at (step)."""
+    label_smoothing: float = 0.1
+    """Part of the true label's probability that is spread over all classes; in a supernet for the
+    largest subnet."""
+    drop_rate: float = 0.0
+    """Dropout before the classifier; in a supernet for the largest subnet."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth of the last block, growing linearly over the blocks; in a supernet for the
+    largest subnet."""
+    clip: float | None = None
+    """Limit of the gradient, in the sense of clip_mode; none by default."""
+    clip_mode: Literal["norm", "value"] = "norm"
+    """Whether the norm of all gradients together is limited, or every entry by itself."""
+    ema_decay: float | None = None
+    """Decay a step of an exponential moving average of the weights, which is then what is evaluated and kept."""
+    seed: int = 0
+    """All that is random follows from it: initial weights, order and augmentation of images, subnets, dropout."""
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
+        for name in ("drop_rate", "drop_path_rate", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is from 0 to below 1, not {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed is 0 or more, not {self.seed}")
+        if self.lr <= 0:
+            raise ValueError(f"lr is above 0, not {self.lr}")
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise ValueError(f"warmup_epochs is from 0 to the {self.epochs} epochs, not {self.warmup_epochs}")
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"clip is above 0, or none, not {self.clip}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay is between 0 and 1, not {self.ema_decay}")
+
+    def scaled(self, lr: float) -> float:
+        """The learning rate `lr` for 256 images a step as it is for a step of this size."""
+        return lr * self.batch_size / 256 if self.scale_lr else lr

@@ -1,0 +1,75 @@
+"""Which data a job names, and how images are prepared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how they are prepared."""
+
+    dataset: str = "digits"
+    """`digits` (8x8 pixels, within scikit-learn), or a name for timm's create_dataset: `folder` for folders and tar
+    files, torch/NAME, hfds/NAME, wds/NAME, ...; or code of your own, package.module:function or
+    path/to/file.py:function, which gives data of any kind and takes `root` and `dataset_options` alone."""
+    root: str | None = None
+    """Folder (with train/ and val/ in it, say) or tar file of the images; a cache folder for hfds/NAME."""
+    test_root: str | None = None
+    """Where the test images are, if not under `root`."""
+    train_split: str = "train"
+    """Name of the split to train on."""
+    test_split: str = "validation"
+    """Name of the split that only the chosen subnet is tested on."""
+    holdout: float = 0.1
+    """Part of the training images that is not trained on but judges subnets, above 0 and below 1."""
+    holdout_split: str | None = None
+    """Name of a split to judge subnets by instead; needed where images cannot be picked by index (wds/NAME, ...)."""
+    num_classes: int | None = None
+    """Number of classes, where the dataset does not tell (wds/NAME)."""
+    rules: int = 2
+    """Version of the rules by which images are found and held out. By the former ones, 1, which runs from before go
+    by, files .png, .jpg and .jpeg alone are images, their innermost folder is their class, and they are held out
+    regardless of it."""
+    dataset_options: str = "{}"
+    """Options of a dataset of your own as a JSON object, such as {"column": "title"}."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Area of a random training crop, as a part of the image."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Aspect ratio of a random training crop."""
+    hflip: float = 0.5
+    """Probability of a horizontal flip in training."""
+    color_jitter: float = 0.4
+    """Strength of random brightness, contrast and saturation in training; 0 for none."""
+    auto_augment: str | None = None
+    """timm's name of an augmentation policy, such as rand-m9-mstd0.5."""
+    re_prob: float = 0.0
+    """Probability of random erasing."""
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
+    """How images are resized."""
+    crop_pct: float = 0.875
+    """Part of the image's shorter side that the central crop keeps in evaluation."""
+    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
+    """Mean of each channel, subtracted."""
+    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
+    """Standard deviation of each channel, divided by."""
+
+    def __post_init__(self):
+        if self.rules not in (1, 2):
+            raise ValueError(f"rules are 2, or 1, the former ones, not {self.rules}")
+        if not 0 < self.holdout < 1:
+            raise ValueError(f"holdout is a part of the training images, between 0 and 1, not {self.holdout}")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct is a part of the image, above 0 and at most 1, not {self.crop_pct}")
+        for name in ("hflip", "re_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a probability, not {getattr(self, name)}")
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} is a range of positive numbers, the smaller first, not {low} {high}")
+        if self.color_jitter < 0:
+            raise ValueError(f"color_jitter is 0 or more, not {self.color_jitter}")

@@ -1,0 +1,103 @@
+"""From a dataset of images to batches: in which order, how prepared, in which processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
+
+from supernet.training.data.images import to_rgb
+from supernet.training.randomness import Stream, generator, global_seeds
+
+
+class Loader(DataLoader):
+    """Batches; of a ValueError in a process that loads images, for bad input, the one line that says which."""
+
+    def __iter__(self) -> Iterator:
+        try:
+            yield from super().__iter__()
+        except ValueError as error:
+            lines = str(error).strip().splitlines() or [""]
+            raise ValueError(lines[-1].removeprefix("ValueError: ")) from error
+
+
+def collate(samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    images, labels = default_collate(samples)
+    return images, labels
+
+
+class Transformed(Dataset):
+    def __init__(self, dataset: Dataset, transform: Callable):
+        self._dataset, self._transform = dataset, transform
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self._dataset[index]
+        return self._transform(image), label
+
+
+class Augmented(Dataset):
+    """Images by epoch and index, each augmented by random numbers of its own."""
+
+    def __init__(self, dataset: Dataset, transform: Callable, seed: int):
+        self._dataset, self._transform, self._seed = dataset, transform, seed
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int]:
+        image, label = self._dataset[place[1]]
+        with global_seeds(self._seed, Stream.AUGMENTATION, *place):
+            return self._transform(to_rgb(image)), label
+
+
+class StreamedImages(IterableDataset):
+    """Images of a stream: once through, or, with a seed for the augmentation, epoch after epoch."""
+
+    def __init__(self, dataset: IterableDataset, transform: Callable, seed: int | None):
+        self._dataset, self._transform, self._seed = dataset, transform, seed
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        if self._seed is None:
+            yield from ((self._transform(image), label) for image, label in self._dataset)
+            return
+        worker = torch.utils.data.get_worker_info()
+        epoch = 0
+        while True:
+            self._dataset.set_epoch(epoch)
+            for index, (image, label) in enumerate(self._dataset):
+                with global_seeds(self._seed, Stream.AUGMENTATION, epoch, index, worker.id if worker else 0):
+                    sample = self._transform(to_rgb(image)), label
+                yield sample
+            epoch += 1
+
+
+class Order(Sampler):
+    """For each step its epoch and the indices of its images."""
+
+    def __init__(
+        self, images: int, batch_size: int, steps_per_epoch: int, seed: int, steps: range, rank: int, world_size: int
+    ):
+        self._images, self._batch_size, self._steps_per_epoch = images, batch_size, steps_per_epoch
+        self._seed, self._steps, self._rank, self._world_size = seed, steps, rank, world_size
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        permutation, permuted = None, None
+        for step in self._steps:
+            epoch, position = divmod(step, self._steps_per_epoch)
+            if epoch != permuted:
+                permutation = generator(self._seed, Stream.ORDER, epoch).permutation(self._images).tolist()
+                permuted = epoch
+            batch = permutation[position * self._batch_size : (position + 1) * self._batch_size]
+            yield [(epoch, index) for index in batch[self._rank :: self._world_size]]
+
+
+def skip(batches: Iterator, start: int, count: int) -> Iterator:
+    for _ in range(start):
+        next(batches)
+    for _ in range(count):
+        yield next(batches)

@@ -1,0 +1,58 @@
+"""The optimizer of a training, its learning rate, and the limit of its gradients."""
+
+from __future__ import annotations
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor, nn
+
+from supernet.training.config import LoopConfig
+
+
+def make_optimizer(net: nn.Module, config: LoopConfig, steps_per_epoch: int) -> tuple[torch.optim.Optimizer, Scheduler]:
+    """timm's optimizer and its schedule, which `set_lr` applies every step."""
+    decaying = net.parameters() if config.decay_all else net  # of a network timm leaves BatchNorm and biases out
+    optimizer = create_optimizer_v2(
+        decaying, config.opt, config.scaled(config.lr), config.weight_decay, config.momentum
+    )
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        config.sched,
+        config.epochs,
+        decay_epochs=config.decay_epochs,
+        decay_rate=config.decay_rate,
+        min_lr=config.scaled(config.min_lr),
+        warmup_lr=0.0,
+        warmup_epochs=config.warmup_epochs,
+        updates_per_epoch=steps_per_epoch,
+        step_on_epochs=False,
+    )
+    return optimizer, scheduler
+
+
+def set_lr(
+    optimizer: torch.optim.Optimizer, scheduler: Scheduler, config: LoopConfig, step: int, steps_per_epoch: int
+) -> None:
+    """Set the learning rate of the step `step`, counted from 0: that in its middle, so that none has a rate of 0. Once
+    it is warm, the schedule `step` falls no further than to `min_lr`."""
+    middle = step + 0.5
+    scheduler.step_update(middle)
+    if config.sched == "step" and middle / steps_per_epoch >= config.warmup_epochs:
+        for group in optimizer.param_groups:
+            group["lr"] = max(group["lr"], config.scaled(config.min_lr))
+
+
+def clip_gradients(net: nn.Module, config: LoopConfig) -> Tensor:
+    """Clip the gradients; their norm before that. Of a list of networks each is clipped by itself, and the largest
+    norm given."""
+    if isinstance(net, nn.ModuleList):
+        return torch.stack([clip_gradients(network, config) for network in net]).max()
+    parameters = [p for p in net.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    if config.clip is not None and config.clip_mode == "norm":
+        torch.nn.utils.clip_grads_with_norm_(parameters, config.clip, norm)
+    elif config.clip is not None:
+        torch.nn.utils.clip_grad_value_(parameters, config.clip)
+    return norm
