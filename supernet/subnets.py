@@ -6,6 +6,7 @@ subnet costs little more than its kernels.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -75,15 +76,24 @@ class _Lent(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        begun: list[Tensor | None] = [None, *gradients]  # those that autograd may keep as they are
+        memories = Counter(_memory(gradient) for gradient in gradients if gradient is not None)
+        begun: list[Tensor | None] = [None]  # the gradients that autograd begins with, and may keep as they are
         arrived = []
-        for index, (slot, source, gradient) in enumerate(zip(ctx.slots, ctx.sources, gradients), 1):
-            if gradient is not None and not (slot.is_whole and source.grad is None):
-                begun[index] = None
+        for slot, source, gradient in zip(ctx.slots, ctx.sources, gradients):
+            is_begun = gradient is not None and slot.is_whole and source.grad is None
+            if gradient is not None and not is_begun:
                 arrived.append((slot, source, gradient))
+            elif is_begun and memories[_memory(gradient)] > 1:
+                gradient = gradient.clone()  # two of them would be added to whenever one is
+            begun.append(gradient if is_begun else None)
         while arrived:
             arrived = _add(arrived)
         return tuple(begun)
+
+
+def _memory(gradient: Tensor) -> int:
+    """What is the same for gradients that lie in the same memory."""
+    return gradient.untyped_storage().data_ptr() if gradient.layout is torch.strided else id(gradient)
 
 
 def _add(arrived: Sequence[tuple[Slot, Tensor, Tensor]]) -> list[tuple[Slot, Tensor, Tensor]]:

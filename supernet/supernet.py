@@ -30,6 +30,7 @@ Builder = Callable[[Arch], nn.Module]
 # as torch.func.functional_call
 FunctionalCall = Callable[[nn.Module, Mapping[str, Tensor], tuple, Mapping[str, Any]], Any]
 
+CACHES = ("_known_subnet", "_plans", "_tree")  # what a copy of a supernet begins anew
 _cached = functools.lru_cache(maxsize=64)  # subnets without weights, some 2 MB each
 
 
@@ -217,8 +218,19 @@ class Supernet(nn.Module):
         return stored
 
     def _begin_caches(self) -> None:
-        self._subnet = _cached(self._make_subnet)
+        self._known_subnet = _cached(self._make_subnet)
         self._plans: WeakKeyDictionary[nn.Module, Plan] = WeakKeyDictionary()
+        self._tree: list[tuple[dict[str, nn.Module | None], str, nn.Module | None]] = []
+
+    def _subnet(self, arch: Arch, build: Builder) -> LentSubnet:
+        """The subnet `arch`; what is known of subnets is forgotten where a module of the shared tensors is another."""
+        if not all(modules.get(name) is module for modules, name, module in self._tree):
+            self._known_subnet.cache_clear()
+            self._plans.clear()
+            self._tree.clear()
+        if not self._tree:
+            self._tree += [(owner._modules, *item) for owner in self.modules() for item in owner._modules.items()]
+        return self._known_subnet(arch, build)
 
     def _make_subnet(self, arch: Arch, build: Builder) -> LentSubnet:
         assemble = self._assemble if build is self.build else None
@@ -378,13 +390,13 @@ class Supernet(nn.Module):
         return next(self.parameters()).device
 
     def _apply(self, fn, recurse: bool = True):
-        self._subnet.cache_clear()  # their buffers are of the former type and on the former device
+        self._known_subnet.cache_clear()  # their buffers are of the former type and on the former device
         self._plans.clear()
         self._assemble = copy.copy(self._assemble)  # from new pieces
         return super()._apply(fn, recurse)
 
     def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name not in ("_subnet", "_plans")}
+        return {name: value for name, value in self.__dict__.items() if name not in CACHES}
 
     def __setstate__(self, state):
         super().__setstate__(state)

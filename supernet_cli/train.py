@@ -30,6 +30,7 @@ from supernet.artifacts.runs import Job, read_job, run_job
 from supernet.families import FAMILIES, describe
 from supernet.families.named import SPACES, find_family
 from supernet.training import distributed
+from supernet.training.data.named import DATASETS
 from supernet.training.methods.progressive import Phase
 from supernet_cli.command_line import console, progress_bar, recipe_of, to_resume
 
@@ -95,7 +96,13 @@ def main() -> None:
     if not is_first:
         return
     console.print(f"The supernet is in {output}: {trained.net.space.size:.3g} architectures in one set of weights.")
-    console.print(f"Next: supernet search --run {output}")
+    console.print(f"Next: supernet search --run {output}{said_again(trained.job)}", soft_wrap=True)
+
+
+def said_again(job: Job) -> str:
+    """The flags by which code of one's own is named to whoever reads the run."""
+    named = ((SPACES, job.space), (DATASETS, job.data.dataset))
+    return "".join(f" --{kind.flag} {name}" for kind, name in named if kind.is_own(name))
 
 
 def list_spaces() -> None:

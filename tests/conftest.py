@@ -13,6 +13,9 @@ from supernet_cli.main import main
 
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets its workers starve beside the other tests
 
+if not os.environ.get("GPU_TESTS"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # results are those of a CPU, whatever the machine has; see tests/gpu
+
 torch.set_num_threads(1)  # bit for bit: with several, MKL chooses how to split a sum by how busy the machine is
 
 
@@ -24,6 +27,7 @@ def numpy_generator():
 # What takes whole runs, every family, Ray or a browser. `make check` leaves it out; the other tests take less than four
 # minutes of processor time.
 SLOW = (
+    "gpu/",
     "netaug/",
     "search/blockwise/",
     "search/prefix/",

@@ -113,6 +113,7 @@ def train_blocks(
             on_step=on_step,
             on_begin=on_begin,
             uninformed=1.0,  # the relative error of a block that answers the mean
+            apart=len(blocks),
         )
         for step, (images, *_) in loop.batches(resolution):
             with execution.autocast(loop.device):

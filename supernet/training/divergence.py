@@ -86,8 +86,10 @@ class Watch:
     after the next step's have been launched, and before anything is kept of the weights that the step led to.
     """
 
-    def __init__(self, divergence: Divergence, late: bool) -> None:
-        self._divergence, self._late = divergence, late
+    def __init__(self, divergences: Sequence[Divergence], late: bool) -> None:
+        """`divergences` are one, which watches the largest loss of each step, or one for each loss: those of networks
+        that train apart from each other."""
+        self._divergences, self._late = divergences, late
         self._noted: _Noted | None = None
 
     def note(
@@ -112,14 +114,25 @@ class Watch:
         if noted.copied is not None:
             noted.copied.synchronize()
         *losses, norm = noted.values.tolist()
-        loss, name = worst(losses, noted.names)
-        self._divergence.update(noted.step, loss, name)
+        watched = [worst(losses, noted.names)] if len(self._divergences) == 1 else [*zip(losses, noted.names)]
+        for divergence, (loss, name) in zip(self._divergences, watched):
+            divergence.update(noted.step, loss, name)
         if not math.isfinite(norm) and not noted.may_overflow:
             raise TrainingError(
                 f"the gradient's norm is {norm} in step {noted.step + 1}, for one of {noted.names}; {ADVICE}"
             )
         if noted.is_last:
-            self._divergence.end(noted.step, name)
+            for divergence, (_, name) in zip(self._divergences, watched):
+                divergence.end(noted.step, name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of each divergence."""
+        states = [divergence.state_dict() for divergence in self._divergences]
+        return states[0] if len(states) == 1 else {"apart": states}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for divergence, own in zip(self._divergences, state.get("apart", [state]), strict=True):
+            divergence.load_state_dict(own)
 
 
 def worst(losses: Sequence[float], names: Sequence[object]) -> tuple[float, object]:

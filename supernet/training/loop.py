@@ -62,7 +62,8 @@ class Loop:
     `evaluate` gives the metrics, by name, to be noted every `execution.eval_epochs`, of the network to use. `kept` is
     what checkpoints hold besides network, optimizer and moving average, by name. `parts` are the equal parts of its
     batch that a process runs one after another. `task` says what a batch is, and the loss of a network that knows
-    nothing unless `uninformed` does, which tells a diverged training (`supernet.training.divergence`). Where
+    nothing unless `uninformed` does, which tells a diverged training (`supernet.training.divergence`). `apart` is
+    the number of losses a step where each is of a network by itself, and is watched by itself. Where
     `distributed.joined` has joined processes, all of them do this, and evaluate, and the first one reads, writes and
     calls `on_step`.
 
@@ -92,6 +93,7 @@ class Loop:
         on_step: Callable[[StepResult], None] = lambda result: None,
         on_begin: Callable[[], None] = lambda: None,
         uninformed: float | None = None,
+        apart: int = 1,
     ) -> None:
         self.device = pick_device(execution.device)
         processes = distributed.world_size()
@@ -108,8 +110,8 @@ class Loop:
         self.optimizer, self._scheduler = make_optimizer(net, config, self.steps_per_epoch)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=execution.amp == "fp16")
         self.ema = MovingAverage(net, config.ema_decay) if config.ema_decay else None
-        self._divergence = Divergence(task.uninformed_loss if uninformed is None else uninformed)
-        self._watch = Watch(self._divergence, late=computes_ahead(self.device))
+        uninformed = task.uninformed_loss if uninformed is None else uninformed
+        self._watch = Watch([Divergence(uninformed) for _ in range(apart)], late=computes_ahead(self.device))
         self._checkpoints = run_dir / "checkpoints"
         start = self._restore() if resume else 0
         self.steps = range(start, config.epochs * self.steps_per_epoch)  # those still to do
@@ -216,7 +218,7 @@ class Loop:
                 "net": self.net.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "ema": self.ema and self.ema.state_dict(),
-                "divergence": self._divergence.state_dict(),
+                "divergence": self._watch.state_dict(),
                 **({"scaler": self._scaler.state_dict()} if self._scaler.is_enabled() else {}),
                 **{name: kept.state_dict() for name, kept in self._kept.items()},
             }
@@ -274,7 +276,7 @@ class Loop:
         if "scaler" in state and self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
         if "divergence" in state:  # a former version did not look
-            self._divergence.load_state_dict(state["divergence"])
+            self._watch.load_state_dict(state["divergence"])
         for name, kept in self._kept.items():
             kept.load_state_dict(state[name])
         logger.info("going on from step %d", state["step"])

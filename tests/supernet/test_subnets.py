@@ -184,3 +184,33 @@ def test_tensors_with_one_gradient_keep_it_apart():
     net(torch.ones(4), space.largest, accumulate=True).sum().backward()
     net.one.grad.add_(1)
     assert net.other.grad.tolist() == [1, 1, 1, 1]
+
+
+def test_gradients_that_lie_in_the_same_memory_are_kept_apart():
+    """Those that autograd gives to a tensor and to a view of another."""
+
+    class Sum(nn.Module):
+        def __init__(self, arch):
+            super().__init__()
+            self.one, self.other = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(4))
+            self.linear = nn.Linear(4, arch["width"])
+
+        def forward(self, x):
+            return self.linear(x + (self.one.flatten() + self.other))
+
+    net, x = Supernet(SearchSpace({"width": (2, 4)}), Sum), torch.ones(3, 4)
+    for arch in net.space:
+        net(x, arch, accumulate=True).sum().backward()
+    found = {name: parameter.grad.clone() for name, parameter in net.named_parameters()}
+    net.zero_grad()
+    for arch in net.space:
+        net(x, arch).sum().backward()
+    for name, parameter in net.named_parameters():
+        assert torch.equal(found[name], parameter.grad), name
+
+
+def test_a_module_of_the_supernet_that_is_replaced_is_the_one_that_counts(net):
+    net.eval()(X, SPACE.smallest)
+    net.last = nn.Conv2d(6, 5, 1)
+    for arch in SPACE:
+        assert torch.equal(net(X, arch), net.extract(arch)(X))

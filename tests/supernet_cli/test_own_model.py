@@ -50,6 +50,8 @@ def folder(command, tmp_path_factory):
         ):  # fmt: skip
             result = command(name, *arguments)
             assert result.returncode == 0, result.stderr
+            if name == "train":
+                assert "Next: supernet search --run run --space mine.py:tiny\n" in result.stdout
     return folder
 
 

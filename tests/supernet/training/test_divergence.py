@@ -82,7 +82,7 @@ def test_a_watch_looks_at_once_or_when_it_is_told_to(late):
         ({"loss": math.nan}, "the loss is nan in step 2 for b; lower lr"),
         ({"norm": math.inf}, r"the gradient's norm is inf in step 2, for one of \['a', 'b'\]; lower lr"),
     ):
-        watch = Watch(Divergence(1.0), late)
+        watch = Watch([Divergence(1.0)], late)
         note(0)
         watch.look()
         watch.look()  # nothing new
@@ -94,6 +94,24 @@ def test_a_watch_looks_at_once_or_when_it_is_told_to(late):
         watch.look()
         with pytest.raises(TrainingError, match=r"in step 3 for b"):
             note(2, loss=100.0, is_last=True)  # the last is looked at in any case
+
+
+def test_networks_that_train_apart_are_watched_apart():
+    """One that begins high does not hide another that rises."""
+
+    def note(watch, step, losses):
+        watch.note(step, torch.tensor(losses), torch.tensor(1.0), ["a", "b"], False, False)
+
+    watch = Watch([Divergence(1.0), Divergence(1.0)], late=False)
+    note(watch, 0, [200.0, 1.0])
+    for step in range(1, 5):
+        note(watch, step, [0.5, 1500.0])
+    again = Watch([Divergence(1.0), Divergence(1.0)], late=False)  # from a checkpoint
+    again.load_state_dict(watch.state_dict())
+    for step in range(5, 10):
+        note(again, step, [0.5, 1500.0])
+    with pytest.raises(TrainingError, match=r"has diverged: the loss is 1\.5e\+03 in step 11 for b"):
+        note(again, 10, [0.5, 1500.0])
 
 
 def test_the_worst_of_several_losses_is_named():

@@ -1,0 +1,125 @@
+"""What trains and judges on a GPU does there what it does on a CPU, to rounding.
+
+    GPU_TESTS=1 python -m pytest tests/gpu
+
+Without a GPU the same tests run on the CPU, which shows that they can, and no more. Where they last ran on one is in
+benchmarks/results/, by the name of the card.
+"""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from search.scores.accuracy import SupernetScore, held_out
+from supernet.artifacts.export import export_onnx
+from supernet.evaluation import calibrated
+from supernet.families import FAMILIES
+from supernet.tasks import Classification
+from supernet.training.checkpoint import load_checkpoint
+from supernet.training.data import DataConfig, load_data
+from supernet.training.execution import Execution
+from supernet.training.step import TrainConfig
+from supernet.training.train import train
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+METHODS = ("sandwich", "best_up", "worst_up", "spos", "fairnas", "cream")
+CONFIG = TrainConfig(epochs=1, batch_size=32, random_subnets=1, warmup_epochs=0, ema_decay=0.9, lr=0.05, clip=1.0)
+EXECUTION = Execution(DEVICE, workers=0, eval_epochs=0, log_steps=1, checkpoint_steps=2)
+
+
+@pytest.fixture(scope="module")
+def family():
+    return FAMILIES["mobilenet_v3_micro"]()
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data(DataConfig(holdout=0.85))  # 6 steps
+
+
+@pytest.fixture(autouse=True)
+def exact():
+    """Single precision is that, and not TF32."""
+    allowed = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def losses(folder):
+    return [json.loads(line)["losses"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def config_of(method):
+    return dataclasses.replace(CONFIG, method=method, macs_step=1.0, board_epoch=0, matching_steps=2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_training_has_the_losses_of_one_on_the_cpu(method, family, data, tmp_path):
+    for device in ("cpu", DEVICE):
+        execution = dataclasses.replace(EXECUTION, device=device)
+        train(family, family.supernet(), data, config_of(method), tmp_path / device, execution)
+    expected, found = losses(tmp_path / "cpu"), losses(tmp_path / DEVICE)
+    assert len(expected) == len(found) == 6
+    torch.testing.assert_close(torch.tensor(found[:2]), torch.tensor(expected[:2]), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_training_goes_on_from_a_checkpoint(method, family, data, tmp_path):
+    whole = train(family, family.supernet(), data, config_of(method), tmp_path, EXECUTION)
+    for path in sorted((tmp_path / "checkpoints").iterdir())[1:]:
+        path.unlink()
+    again = train(family, family.supernet(), data, config_of(method), tmp_path, EXECUTION, resume=True)
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_low_precision_trains(amp, family, data, tmp_path):
+    execution = dataclasses.replace(EXECUTION, amp=amp, eval_epochs=1, eval_images=100)
+    net = train(family, family.supernet(), data, CONFIG, tmp_path, execution)
+    assert all(tensor.isfinite().all() for tensor in net.state_dict().values())
+    assert next(net.parameters()).device.type == DEVICE
+    assert load_checkpoint(tmp_path / "checkpoints")["step"] == 6
+
+
+def test_subnets_give_what_extracted_ones_give(family):
+    net = family.supernet().to(DEVICE).eval()
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    with torch.no_grad():
+        for arch in (family.space.smallest, family.space.largest):
+            torch.testing.assert_close(net(x, arch), net.extract(arch)(x), rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_are_those_of_the_cpu(family):
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = []
+    for device in ("cpu", DEVICE):
+        net = family.supernet().double().to(device).train()
+        for arch in (family.space.largest, family.space.smallest):
+            net(x.to(device), arch, accumulate=True).square().sum().backward()
+        found.append({name: parameter.grad.cpu() for name, parameter in net.named_parameters()})
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+
+
+def test_scores_are_those_of_the_cpu(family, data):
+    archs = [family.space.smallest, family.space.largest]
+    task = Classification(10, resolution=family.resolution)
+    values = []
+    for device in ("cpu", DEVICE):
+        net = family.supernet().to(device).eval()
+        score = SupernetScore(net, task, lambda size: held_out(data, 100, 0, 300, size), family.resolution)
+        values.append(score(archs))
+    assert values[1] == pytest.approx(values[0], abs=0.02)
+
+
+def test_a_calibrated_subnet_is_exported_from_where_it_is(family, data, tmp_path):
+    net = family.supernet().to(DEVICE).eval()
+    arch = family.space.smallest
+    images = data.calibration_images(family.resolution(arch), 50, 0)
+    model = calibrated(net, arch, [(images.to(DEVICE),)])
+    export_onnx(model.cpu(), tmp_path / "model.onnx", (3, 32, 32))
+    assert (tmp_path / "model.onnx").stat().st_size > 0
