@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -56,7 +56,8 @@ class DnaConfig(BlockwiseConfig):
     max_paths: int = 20000
     """Paths of a block beyond which there are too many to rate."""
     workers: int = 0
-    """Ray workers, on CPUs, that share the blocks; 0 trains all of them in this process."""
+    """Ray workers, on CPUs, that share the blocks; 0 trains all of them in this process. Each runs the teacher and
+    prepares all images by itself."""
     device: str = "auto"
     """Where teacher and blocks run: cpu, cuda or cuda:N; auto takes a GPU if there is one and no Ray workers."""
     amp: Literal["none", "bf16", "fp16"] = "none"
@@ -180,6 +181,7 @@ class BlockRating:
         execution = Execution(
             str(self._device), self._config.amp, eval_epochs=0, checkpoint_steps=steps_per_epoch, keep_checkpoints=1
         )
+        data = replace(self._data, workers=0) if self._config.workers else self._data  # a worker has a CPU for all
         shares = self._shares()
         with nullcontext(self._directory) if self._directory else TemporaryDirectory() as folder:
             begun = {"settings": self._settings(), "shares": shares}
@@ -188,7 +190,7 @@ class BlockRating:
                     train_blocks,
                     {index: self.blocks[index] for index in share},
                     self._teacher,
-                    self._data,
+                    data,
                     self.resolution,
                     self._config.for_loop(self._seed),
                     Path(folder) / f"blocks_{'_'.join(map(str, share))}",

@@ -237,3 +237,9 @@ def test_what_a_worker_raises_is_raised_here(data, teacher, tmp_path):
         blocks[1].net.bn.weight.fill_(float("nan"))
     with pytest.raises(TrainingError, match=r"^the loss is nan in step 1 for block 1, which ends with stage\.1;"):
         on_workers([partial(train, data, teacher, tmp_path, blocks=blocks)], workers=1)
+
+
+def test_a_worker_that_dies_again_and_again_ends_in_a_line(monkeypatch):
+    monkeypatch.setattr("search.blockwise.training.RETRIES", 0)
+    with pytest.raises(ChildProcessError, match=r"a worker that trains blocks died 1 times .*; start the search again"):
+        on_workers([lambda: os.kill(os.getpid(), signal.SIGKILL)], workers=1)
