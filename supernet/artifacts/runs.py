@@ -267,7 +267,7 @@ def open_run(job: object, data: Data, directory: Path, resume: bool) -> Callable
         return lambda: None
     path = directory / "config.json"
     own = json.loads(json.dumps(dataclasses.asdict(job)))
-    content = {
+    before = {
         "format": formats.RUN.label,
         "job": own,
         "space_options": self_contained(job.space, job.space_options),
@@ -275,13 +275,21 @@ def open_run(job: object, data: Data, directory: Path, resume: bool) -> Callable
         "dataset_sha256": DATASETS.source_digest(job.data.dataset),
         "family_arguments": dict(data.family_arguments),
         "held_out": data.count(data.holdout),
-        **data.description(),
+    }
+    after = {
         "streams": randomness.VERSION,
         "versions": provenance.versions(),
         "hardware": provenance.hardware(),
         "command": provenance.command(),
         "date": provenance.today(),
     }
+    description = _description(data, job.data.dataset)
+    if taken := sorted(description.keys() & {*before, *after}):
+        raise ValueError(
+            f"the description of {job.data.dataset} has the names {', '.join(taken)}, by which a run keeps something "
+            "else: give them other names"
+        )
+    content = before | description | after
     if path.exists() and _has_traces(directory):
         if not resume:
             raise ValueError(f"{directory} holds a run already: add --resume to go on with it, or name another output")
@@ -307,6 +315,14 @@ def open_run(job: object, data: Data, directory: Path, resume: bool) -> Callable
                 temporary.write_text(json.dumps(content, indent=2) + "\n")
 
     return write
+
+
+def _description(data: Data, dataset: str) -> dict[str, Any]:
+    """What the data say of themselves; ValueError if that is no JSON."""
+    try:
+        return json.loads(json.dumps(dict(data.description())))
+    except TypeError as error:
+        raise ValueError(f"the description of {dataset} is to be kept as JSON: {error}") from error
 
 
 def _moved(begun: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

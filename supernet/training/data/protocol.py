@@ -50,7 +50,8 @@ class Data(Protocol):
         """The number of examples in a part."""
 
     def description(self) -> Mapping[str, Any]:
-        """What a run's record says of the data, as JSON: enough to tell that they have changed."""
+        """What a run's record says of the data, as JSON: enough to tell that they have changed. The names are none that
+        the record has for other things, such as job or date."""
 
     def check_unchanged(self, begun: Mapping[str, Any], directory: Path) -> None:
         """ValueError if the data are not what they were when the run in `directory` was begun: examples that were

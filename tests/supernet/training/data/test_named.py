@@ -169,6 +169,36 @@ def test_a_run_of_any_data_is_read_where_its_code_is_said_again(file, tmp_path, 
     assert f"the code of the dataset {moved}:numbers has changed since {folder}" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        (
+            '{"date": "2024-01-01", "job": "mine", "by": "me"}',
+            "the description of mine.py:described has the names date, job, by which a run keeps something else",
+        ),
+        ('{"shape": {1, 2}}', "the description of mine.py:described is to be kept as JSON: .*set"),
+    ],
+)
+def test_a_description_that_a_run_cannot_keep_is_refused_before_the_first_step(file, tmp_path, description, message):
+    file.write_text(
+        SOURCE
+        + f"""
+
+class Described(TensorData):
+    def description(self):
+        return {description}
+
+
+def described() -> Described:
+    return Described(**vars(numbers()))
+"""
+    )
+    job = dataclasses.replace(JOB, data=DataConfig("mine.py:described"))
+    with pytest.raises(ValueError, match=message):
+        run_job(job, tmp_path / "run", on_step=lambda result: pytest.fail("trained"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_dataset_elsewhere_is_said_again(file, tmp_path):
     other = tmp_path / "others.py"
     other.write_text(SOURCE)
