@@ -23,9 +23,8 @@ from distill.untouched import untouched
 
 Output = Any  # a tree of tensors, such as logits [B, K]
 Loss = Callable[[Output], Tensor]  # of what a network answers, by the labels: a scalar
-Distil = Callable[
-    [Output, Output], Tensor
-]  # of what it answers and what another does: a scalar, with no gradient there
+# of what it answers and what another does: a scalar, with no gradient there
+Distil = Callable[[Output, Output], Tensor]
 FeatureLoss = Callable[[Tensor, Tensor], Tensor]  # a layer's outputs of student and teacher -> loss
 
 FEATURE_LOSSES: Mapping[str, FeatureLoss] = {

@@ -165,7 +165,7 @@ def references(model: nn.Module, batches: Sequence[Inputs]) -> dict[str, Referen
     def run(index: int) -> None:
         current.index = index
         with torch.no_grad():
-            untouched(model, *_several(batches[index]))
+            untouched(model, *as_arguments(batches[index]))
 
     hooks = [layer.register_forward_pre_hook(record) for layer in layers]
     try:
@@ -186,7 +186,8 @@ def references(model: nn.Module, batches: Sequence[Inputs]) -> dict[str, Referen
     }
 
 
-def _several(inputs: Inputs) -> tuple:
+def as_arguments(inputs: Inputs) -> tuple:
+    """All that a module is called with, `inputs` being that or the only one."""
     return inputs if isinstance(inputs, tuple) else (inputs,)
 
 
@@ -240,7 +241,7 @@ class _Calibration:
         self._index.value = index
         try:
             with self._turn, torch.no_grad():
-                output = untouched(model, *_several(batch))
+                output = untouched(model, *as_arguments(batch))
                 self._hand_in(None)
                 return output
         except BaseException:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from distill.untouched import untouched
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.deployment import deployed
-from supernet.calibration import Inputs
+from supernet.calibration import Inputs, as_arguments
 from supernet.errors import first_line
 from supernet.imports import require
 from supernet.tasks import Classification
@@ -87,7 +87,7 @@ def quantise_onnx(
     """
     quantization = require("onnxruntime.quantization")
     names = [tensor.name for tensor in require("onnx").load(str(source)).graph.input]
-    batches: Iterator[tuple] = zip(*(tensor.split(batch_size) for tensor in _several(inputs)), strict=True)
+    batches: Iterator[tuple] = zip(*(tensor.split(batch_size) for tensor in as_arguments(inputs)), strict=True)
     reduced = products_saturate() if reduce_range is None else reduce_range
 
     class Batches(quantization.CalibrationDataReader):
@@ -142,7 +142,7 @@ def agreement(model: nn.Module, run: Callable[..., Any], inputs: Inputs) -> Agre
     """How `run`, a function of images [N, C, H, W] to logits [N, K] say, agrees with `model` in eval mode on `inputs`,
     these images or a tuple of several inputs."""
     with torch.inference_mode():
-        expected, found = (tree_leaves(untouched(f, *_several(inputs))) for f in (model.eval(), run))
+        expected, found = (tree_leaves(untouched(f, *as_arguments(inputs))) for f in (model.eval(), run))
     top1 = None
     if len(expected) == 1 and expected[0].dim() == 2:
         top1 = (expected[0].argmax(dim=1) == found[0].argmax(dim=1)).double().mean().item()
@@ -166,10 +166,6 @@ def onnx_runner(path: str | Path) -> Callable[..., Tensor | tuple[Tensor, ...]]:
 def program_runner(path: str | Path) -> Callable[..., Any]:
     """The network in a file of `export_program`, likewise."""
     return torch.export.load(path).module()
-
-
-def _several(inputs: Inputs) -> tuple:
-    return inputs if isinstance(inputs, tuple) else (inputs,)
 
 
 class _Names(NamedTuple):

@@ -27,9 +27,8 @@ class Learner(NamedTuple):
     """
 
     arch: Arch
-    teacher: int | Literal["external"] | None = (
-        None  # an earlier learner of this step, or the frozen network of `train`
-    )
+    # an earlier learner of this step, or the frozen network of `train`
+    teacher: int | Literal["external"] | None = None
     label_weight: float = 1.0
     teacher_weight: float = 1.0  # unused without a teacher
     regularised: bool = False  # whether dropout and stochastic depth are on
