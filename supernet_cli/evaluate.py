@@ -60,7 +60,7 @@ class Arguments:
     runtime: str = "onnxruntime"
     """What runs the networks then: torch, torch_compile, onnxruntime, openvino, cuda or cuda_graph."""
     precision: str = "fp32"
-    """fp32, or int8 (onnxruntime), of the latency alone."""
+    """fp32, int8 (onnxruntime) or tf32 (cuda, cuda_graph), of the latency alone."""
     threads: int = 1
     """Threads of the runtime."""
     workers: int = Execution.workers

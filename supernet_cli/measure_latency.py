@@ -59,7 +59,7 @@ class Arguments:
     runtime: str = "onnxruntime"
     """What runs the subnets: torch, torch_compile, onnxruntime, openvino, cuda or cuda_graph."""
     precision: str = "fp32"
-    """fp32, or int8 (onnxruntime)."""
+    """fp32, int8 (onnxruntime) or tf32 (cuda, cuda_graph)."""
     threads: int = 1
     """Threads of the runtime."""
     batch_size: int = 1

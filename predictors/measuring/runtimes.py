@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def check(device: Device) -> None:
     extra to install, if the runtime is not there."""
     if device.runtime not in RUNTIMES:
         raise ValueError(f"no runtime {device.runtime!r}; there are {', '.join(RUNTIMES)}")
-    precisions = ("fp32", "int8") if device.runtime == "onnxruntime" else ("fp32",)
+    precisions = PRECISIONS.get(device.runtime, ("fp32",))
     if device.precision not in precisions:
         raise ValueError(f"{device.runtime} measures {' and '.join(precisions)} here, not {device.precision!r}")
     if device.runtime.startswith("cuda") and not torch.cuda.is_available():
@@ -112,16 +113,17 @@ def _cuda(model: nn.Module, device: Device, inputs: tuple[Tensor, ...]) -> Timer
 
     @torch.inference_mode()
     def run(count: int) -> np.ndarray:
-        return _time_cuda(run_once, count)
+        with _in_precision(device):
+            return _time_cuda(run_once, count)
 
     return run
 
 
 def _cuda_graph(model: nn.Module, device: Device, inputs: tuple[Tensor, ...]) -> Timer:
-    model, inputs = model.cuda(), tuple(tensor.cuda() for tensor in inputs)
-    run_once = _one_run(model, model, inputs)
+    model = model.cuda()
+    run_once = _one_run(model, model, tuple(tensor.cuda() for tensor in inputs))
     graph = torch.cuda.CUDAGraph()
-    with torch.inference_mode():
+    with torch.inference_mode(), _in_precision(device):
         side_stream = torch.cuda.Stream()
         side_stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side_stream):  # what is set up lazily must be there before the capture
@@ -130,12 +132,24 @@ def _cuda_graph(model: nn.Module, device: Device, inputs: tuple[Tensor, ...]) ->
         torch.cuda.current_stream().wait_stream(side_stream)
         with torch.cuda.graph(graph):
             run_once()
+    kept = graph, run_once  # the graph reads the weights and the inputs, which must live as long as it does
 
-    def run(count: int) -> np.ndarray:
-        inputs[0].device  # the graph reads these tensors, which must live as long as it does  # noqa: B018
-        return _time_cuda(graph.replay, count)
+    return lambda count: _time_cuda(kept[0].replay, count)
 
-    return run
+
+@contextmanager
+def _in_precision(device: Device) -> Iterator[None]:
+    """The context in which a GPU computes fp32 as that, which torch's own settings do not for convolutions, or tf32: on
+    tensor cores, with 10 bits of each factor's mantissa."""
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = device.precision == "tf32"
+        yield
+    finally:
+        for backend, allowed in zip(backends, before):
+            backend.allow_tf32 = allowed
 
 
 RUNTIMES: dict[str, Runtime] = {
@@ -146,6 +160,7 @@ RUNTIMES: dict[str, Runtime] = {
     "cuda": _cuda,
     "cuda_graph": _cuda_graph,
 }
+PRECISIONS = {"onnxruntime": ("fp32", "int8"), "cuda": ("fp32", "tf32"), "cuda_graph": ("fp32", "tf32")}
 MODULES = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
 
 

@@ -1,4 +1,7 @@
+import contextlib
+import gc
 import importlib
+import weakref
 
 import numpy as np
 import pytest
@@ -123,3 +126,76 @@ def test_a_device_name_is_a_folder_name():
         Device("a/b", "torch")
     with pytest.raises(ValueError, match="at least 1, not 0"):
         Device("a", "torch", threads=0)
+
+
+class Stand(contextlib.AbstractContextManager):
+    """In the place of a stream, an event or a graph of CUDA."""
+
+    def __init__(self, *args, **options):
+        pass
+
+    def __exit__(self, *_):
+        return None
+
+    def wait_stream(self, stream):
+        pass
+
+    def record(self):
+        pass
+
+    def elapsed_time(self, other):
+        return 1.0
+
+    def replay(self):
+        pass
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """What runs on a GPU, on the CPU instead."""
+    for owner in (nn.Module, torch.Tensor):
+        monkeypatch.setattr(owner, "cuda", lambda self: self)
+    for name in ("CUDAGraph", "Stream", "Event", "stream", "graph", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, Stand)
+    for name, value in (("is_available", True), ("synchronize", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+
+
+class Watched(nn.Module):
+    """Notes the precision that it is run in."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.seen = nn.Conv2d(3, 4, 1), set()
+
+    def forward(self, x):
+        self.seen.add((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return self.layer(x)
+
+
+def test_a_graph_keeps_the_weights_that_it_reads(stand_in):
+    model = Watched()
+    weight = weakref.ref(model.layer.weight)
+    timer = runtimes._cuda_graph(model, Device("x", "cuda_graph"), (torch.zeros(1, 3, 4, 4),))
+    del model
+    gc.collect()
+    assert weight() is not None
+    assert timer(3).tolist() == [1, 1, 1]
+    del timer
+    gc.collect()
+    assert weight() is None
+
+
+@pytest.mark.parametrize("runtime", ["cuda", "cuda_graph"])
+def test_a_gpu_runs_in_the_precision_that_the_device_says(stand_in, runtime):
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    for precision, allowed in (("fp32", False), ("tf32", True)):
+        model, device = Watched(), Device("x", runtime, precision)
+        runtimes.check(device)
+        timer = runtimes.RUNTIMES[runtime](model, device, (torch.zeros(1, 3, 4, 4),))
+        model.seen.clear() if runtime == "cuda" else None
+        timer(2)
+        assert (allowed, allowed) in model.seen
+        assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+    with pytest.raises(ValueError, match=f"{runtime} measures fp32 and tf32 here, not 'int8'"):
+        runtimes.check(Device("x", runtime, "int8"))
