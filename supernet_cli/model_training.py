@@ -58,7 +58,7 @@ def parse(
     kind: type[AnyArguments], description: str, settings: Settings, job_kind: type[ModelJob] = ModelJob
 ) -> AnyArguments:
     """The command line as `kind`; `settings` gives the job, a `job_kind`, that its other flags change."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # --teacher is not --teacher-space
     parser.add_argument("--recipe", default=Arguments.recipe)
     parser.add_argument("--resume", action="store_true")
     for flag in ("--output", "--run", "--subnet"):

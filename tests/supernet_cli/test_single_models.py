@@ -8,9 +8,12 @@ import pytest
 import timm
 import torch
 
+from distill.objective import Objective
+from supernet.artifacts.formats import RUN
 from supernet.artifacts.subnet import Subnet, load_subnet, save_subnet
 from supernet.evaluation import accuracy
 from supernet.training.data import DataConfig, load_data
+from supernet.training.standalone import ModelJob
 
 SHORT = ["--epochs", "1", "--warmup-epochs", "0", "--batch-size", "8", "--eval-epochs", "0"]
 FEW = ["--holdout", "0.97"]  # 43 images to train on
@@ -68,6 +71,20 @@ def test_images_of_ones_own_are_trained_and_tested_on_and_gone_on_with(command, 
     result = command("train-standalone", *own, "--output", "model", "--resume", "--no-onnx")
     assert result.returncode == 0, result.stderr
     assert load_subnet(tmp_path / "model").config.mean == (0.3, 0.3, 0.3)
+
+
+def test_a_teacher_is_not_taken_for_its_space(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    space = "supernet.families:mobilenet_v3_micro"
+    job = ModelJob(space, teacher="nobody", teacher_space=space, objective=Objective(kl=1.0))
+    content = {"format": RUN.label, "job": dataclasses.asdict(job), "dataset_sha256": None}
+    (tmp_path / "model" / "training").mkdir(parents=True)
+    (tmp_path / "model" / "training" / "config.json").write_text(json.dumps(content))
+    resumed = ["train-standalone", "--output", "model", "--resume", "--space", space, "--teacher", "nobody"]
+    assert "timm has no model 'nobody'" in command(*resumed).stderr
+    elsewhere = "supernet.families.mobilenets:mobilenet_v3_micro"
+    result = command(*resumed, "--teacher-space", elsewhere)
+    assert "timm has no model 'nobody'" in result.stderr
 
 
 def test_a_subnet_goes_on_with_images_of_ones_own_in_place_of_a_runs(command, folder, tmp_path, monkeypatch):
