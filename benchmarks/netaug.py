@@ -47,11 +47,11 @@ from supernet.evaluation import accuracy
 from supernet.families import FAMILIES, Family
 from supernet.space import Arch
 from supernet.training.cohort import train_models
-from supernet.training.config import LoopConfig
 from supernet.training.data import DataConfig, ImageData, open_images
 from supernet.training.execution import Execution, pick_device
+from supernet.training.loop.config import LoopConfig
+from supernet.training.loop.optimizer import make_optimizer
 from supernet.training.methods.sampling import Learner
-from supernet.training.optimizer import make_optimizer
 from supernet.training.step import TrainConfig, TrainStep, task_of
 
 

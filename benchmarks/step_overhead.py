@@ -176,7 +176,7 @@ def synchronisations(step: Step, arguments: Arguments) -> float:
     config = TrainConfig(epochs=1, batch_size=arguments.batch_size, warmup_epochs=0, clip=1.0, ema_decay=0.9)
     execution = Execution("cpu", eval_epochs=0, log_steps=10**6, checkpoint_steps=10**6)
     counts: list[int] = []
-    as_on_gpu = patch("supernet.training.loop.computes_ahead", lambda device: True)
+    as_on_gpu = patch("supernet.training.loop.loop.computes_ahead", lambda device: True)
     with TemporaryDirectory() as folder, as_on_gpu, Synchronisations() as waits:
         data = TensorData((images, labels), (images[:2], labels[:2]), (images[:2], labels[:2]))
         train(

@@ -18,10 +18,10 @@ from supernet.artifacts.subnet_config import SubnetConfig
 from supernet.channels import widen
 from supernet.evaluation import calibrated_subnet
 from supernet.supernet import Supernet
-from supernet.training.config import LoopConfig
 from supernet.training.data import ImageData
 from supernet.training.execution import DEFAULT, Execution
 from supernet.training.loop import StepResult
+from supernet.training.loop.config import LoopConfig
 from supernet.training.standalone import ModelJob, prepare_job
 from supernet.training.step import TrainConfig
 from supernet.training.train import train

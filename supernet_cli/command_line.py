@@ -20,7 +20,7 @@ from supernet.families import Family
 from supernet.families.named import SPACES, make_family
 from supernet.training.data.named import settings_for
 from supernet.training.distributed import LostProcess
-from supernet.training.divergence import TrainingError
+from supernet.training.loop.divergence import TrainingError
 from supernet.training.recipes import RECIPES
 
 console = Console()

@@ -31,10 +31,10 @@ from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.ownership import owned
 from supernet.families import Family
 from supernet.space import Arch, SearchSpace
-from supernet.training.checkpoint import has_checkpoints
 from supernet.training.data import ImageData
 from supernet.training.execution import Execution, channels_last, pick_device
 from supernet.training.loop import StepResult
+from supernet.training.loop.checkpoint import has_checkpoints
 
 # N images, K blocks
 

@@ -17,10 +17,10 @@ from search.blockwise.blocks import Block
 from supernet.artifacts.ownership import owned
 from supernet.errors import first_line
 from supernet.own_code import modules_from_files
-from supernet.training.config import LoopConfig
 from supernet.training.data import Data
 from supernet.training.execution import Execution
 from supernet.training.loop import Loop, StepResult
+from supernet.training.loop.config import LoopConfig
 from supernet.training.randomness import Stream, part_seed
 
 logger = logging.getLogger(__name__)

@@ -35,11 +35,11 @@ from supernet.families.named import SPACES, make_family
 from supernet.families.timm_models import self_contained
 from supernet.supernet import Supernet
 from supernet.training import distributed, randomness
-from supernet.training.checkpoint import has_checkpoints
 from supernet.training.data import Data, DataConfig, load_data
 from supernet.training.data.named import DATASETS, is_of_any_kind
 from supernet.training.execution import Execution, differences, located
 from supernet.training.loop import StepResult
+from supernet.training.loop.checkpoint import has_checkpoints
 from supernet.training.methods.progressive import Phase, new_kinds, phase_config, phase_space, sort_channels
 from supernet.training.methods.sampling import Uniform
 from supernet.training.step import TrainConfig

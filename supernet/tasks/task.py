@@ -28,7 +28,7 @@ class Task(Protocol):
     """Name of the first of the metrics in searches and reports."""
     uninformed_loss: float = 1.0
     """About the loss of a network that knows nothing, by which a diverged training is told, if it is above the loss of
-    the first step (`supernet.training.divergence`)."""
+    the first step (`supernet.training.loop.divergence`)."""
     chance: float | None = None
     """The first metric of a network that guesses, where that metric is a part of the examples; None if it is
     unknown."""

@@ -16,11 +16,11 @@ from supernet.space import Arch
 from supernet.tasks import Classification, Task
 from supernet.tasks.task import Output
 from supernet.training import distributed
-from supernet.training.config import LoopConfig
 from supernet.training.data import Data
 from supernet.training.data.batch import Batch, take
 from supernet.training.execution import DEFAULT, Execution
 from supernet.training.loop import Loop, StepResult
+from supernet.training.loop.config import LoopConfig
 
 # N images, C channels, R resolution in pixels
 

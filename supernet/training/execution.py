@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from supernet.training.checkpoint import MINUTES
 from supernet.training.data import DataConfig
 
 LOCATION = frozenset({"data.root", "data.test_root"})
@@ -55,7 +54,7 @@ class Execution:
     """Write metrics for TensorBoard as well."""
     checkpoint_steps: int = 200
     """Steps between checkpoints."""
-    checkpoint_minutes: float = MINUTES
+    checkpoint_minutes: float = 10.0
     """Minutes after which there is a checkpoint as well, in trainings whose steps are slow."""
     keep_checkpoints: int = 3
     """Number of the newest checkpoints kept."""

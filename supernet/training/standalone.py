@@ -28,11 +28,11 @@ from supernet.skeleton import build_skeleton
 from supernet.space import Arch
 from supernet.training import distributed
 from supernet.training.cohort import train_models
-from supernet.training.config import LoopConfig
 from supernet.training.data import DataConfig, ImageData
 from supernet.training.data.named import only_images
 from supernet.training.execution import Execution, located
 from supernet.training.loop import StepResult
+from supernet.training.loop.config import LoopConfig
 from supernet.training.randomness import Stream, part_seed
 
 # N images, C channels, R resolution in pixels

@@ -15,9 +15,9 @@ from supernet.space import Arch
 from supernet.supernet import Builder, FunctionalCall, Supernet
 from supernet.tasks import Classification, Task
 from supernet.tasks.task import Output, in_float32
-from supernet.training.config import LoopConfig
 from supernet.training.data.batch import Batch, chunk, joined
 from supernet.training.execution import DEFAULT, Execution
+from supernet.training.loop.config import LoopConfig
 from supernet.training.methods.sampling import Learner, unscaled
 
 

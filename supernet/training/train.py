@@ -18,11 +18,11 @@ from supernet.space import Arch, SearchSpace
 from supernet.supernet import Builder, Supernet
 from supernet.tasks import Classification, Task
 from supernet.training import distributed
-from supernet.training.average import MovingAverage
 from supernet.training.data import Data
 from supernet.training.data.batch import Batch, on, take
 from supernet.training.execution import DEFAULT, Execution
 from supernet.training.loop import Loop, StepResult
+from supernet.training.loop.average import MovingAverage
 from supernet.training.methods.prioritized import PrioritizedPaths
 from supernet.training.methods.sampling import Attentive, Fair, Method, Sandwich, Step, Uniform
 from supernet.training.randomness import Stream, generator

@@ -17,9 +17,9 @@ from supernet.artifacts.export import export_onnx
 from supernet.evaluation import calibrated
 from supernet.families import FAMILIES
 from supernet.tasks import Classification
-from supernet.training.checkpoint import load_checkpoint
 from supernet.training.data import DataConfig, load_data
 from supernet.training.execution import Execution
+from supernet.training.loop.checkpoint import load_checkpoint
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 

@@ -12,9 +12,9 @@ from supernet.artifacts.subnet import load_subnet, save_subnet
 from supernet.calibration import calibrate
 from supernet.families import FAMILIES
 from supernet.training.cohort import train_models
-from supernet.training.config import LoopConfig
 from supernet.training.data import DataConfig, load_data
 from supernet.training.execution import Execution
+from supernet.training.loop.config import LoopConfig
 from supernet.training.standalone import read_model_job
 
 DATA = DataConfig(holdout=0.97, hflip=0.0, color_jitter=0.0)  # 43 images to train on, 5 batches

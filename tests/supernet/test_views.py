@@ -13,7 +13,7 @@ from supernet import SearchSpace, Supernet
 from supernet.costs import count_parameters
 from supernet.families import Family
 from supernet.supernet import rule_name
-from supernet.training.average import MovingAverage
+from supernet.training.loop.average import MovingAverage
 from supernet.views import View, tied, tied_names
 
 # B batch, C channels, K classes

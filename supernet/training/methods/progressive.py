@@ -19,7 +19,7 @@ from supernet.families.family import Family
 from supernet.skeleton import build_skeleton
 from supernet.space import SearchSpace
 from supernet.supernet import Supernet
-from supernet.training.config import LoopConfig
+from supernet.training.loop.config import LoopConfig
 from supernet.training.randomness import Stream, part_seed
 from supernet.views import PLAIN, tied_names
 

@@ -22,8 +22,8 @@ from search.scores.accuracy import resized
 from supernet import Choice, SearchSpace
 from supernet.calibration import calibrate
 from supernet.families import Family
-from supernet.training.checkpoint import save_checkpoint
 from supernet.training.data import DataConfig, load_data
+from supernet.training.loop.checkpoint import save_checkpoint
 
 SPACE = SearchSpace(
     {

@@ -18,10 +18,10 @@ from search.blockwise.blocks import Block
 from search.blockwise.maps import Feature
 from search.blockwise.training import BlockwiseConfig, on_workers, train_blocks
 from supernet import SearchSpace, Supernet
-from supernet.training.checkpoint import load_checkpoint
 from supernet.training.data import DataConfig, load_data
-from supernet.training.divergence import TrainingError
 from supernet.training.execution import Execution
+from supernet.training.loop.checkpoint import load_checkpoint
+from supernet.training.loop.divergence import TrainingError
 from supernet.training.randomness import Stream, part_seed
 
 STEPS, BATCH, SEED = 6, 16, 3  # two epochs of three steps

@@ -16,10 +16,10 @@ from supernet.artifacts.formats import CHECKPOINT, HISTORY, PREDICTOR, RUN, SUBN
 from supernet.artifacts.runs import Job, read_config, read_job, run_job
 from supernet.artifacts.subnet import SubnetConfig, read_subnet_config, save_subnet, take_out
 from supernet.families import FAMILIES
-from supernet.training.checkpoint import load_checkpoint, save_checkpoint
-from supernet.training.config import LoopConfig
 from supernet.training.data import DataConfig
 from supernet.training.execution import Execution
+from supernet.training.loop.checkpoint import load_checkpoint, save_checkpoint
+from supernet.training.loop.config import LoopConfig
 from supernet.training.standalone import ModelJob, read_model_job
 from supernet.training.step import TrainConfig
 
@@ -158,7 +158,9 @@ def test_a_newer_format_is_refused_in_one_line(newer, read, name, kind, label):
 
 def test_a_checkpoint_of_a_newer_format_is_no_damaged_one(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, 1, {}, keep=2)
-    monkeypatch.setattr("supernet.training.checkpoint.CHECKPOINT", type(CHECKPOINT)("", (dict,), CHECKPOINT.prefix))
+    monkeypatch.setattr(
+        "supernet.training.loop.checkpoint.CHECKPOINT", type(CHECKPOINT)("", (dict,), CHECKPOINT.prefix)
+    )
     save_checkpoint(tmp_path, 2, {}, keep=2)
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"step-000000002\.pt is a checkpoint of a training of format .*-2', and"):

@@ -12,8 +12,8 @@ from PIL import Image
 
 from supernet.artifacts.runs import Job, load_run, read_job, run_job
 from supernet.training.data import DataConfig
-from supernet.training.divergence import TrainingError
 from supernet.training.execution import LOCATION, Execution, differences
+from supernet.training.loop.divergence import TrainingError
 from supernet.training.standalone import ModelJob, read_model_job, run_model_job
 from supernet.training.step import TrainConfig
 

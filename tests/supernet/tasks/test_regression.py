@@ -18,9 +18,9 @@ from supernet.artifacts.export import export_onnx, onnx_runner
 from supernet.evaluation import calibrated, evaluate
 from supernet.tasks import Task
 from supernet.training.cohort import train_models
-from supernet.training.config import LoopConfig
 from supernet.training.data.tensors import TensorData
 from supernet.training.execution import Execution
+from supernet.training.loop.config import LoopConfig
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 

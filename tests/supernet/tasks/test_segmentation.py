@@ -18,10 +18,10 @@ from supernet.artifacts.export import export_program, program_runner
 from supernet.evaluation import calibrated, evaluate
 from supernet.tasks import Task
 from supernet.training.cohort import train_models
-from supernet.training.config import LoopConfig
 from supernet.training.data import resize
 from supernet.training.data.tensors import TensorData
 from supernet.training.execution import Execution
+from supernet.training.loop.config import LoopConfig
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 

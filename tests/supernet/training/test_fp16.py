@@ -13,13 +13,13 @@ from torch.nn import functional as F
 from supernet.artifacts.runs import Job, run_job
 from supernet.families import FAMILIES
 from supernet.training import distributed
-from supernet.training.checkpoint import load_checkpoint
 from supernet.training.cohort import train_models
-from supernet.training.config import LoopConfig
 from supernet.training.data import DataConfig, load_data
-from supernet.training.divergence import TrainingError
 from supernet.training.execution import Execution
-from supernet.training.optimizer import clip_gradients
+from supernet.training.loop.checkpoint import load_checkpoint
+from supernet.training.loop.config import LoopConfig
+from supernet.training.loop.divergence import TrainingError
+from supernet.training.loop.optimizer import clip_gradients
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 

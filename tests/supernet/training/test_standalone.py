@@ -14,13 +14,13 @@ from netaug.training import NetAugJob
 from supernet.artifacts.subnet import Subnet, SubnetConfig, load_subnet, save_subnet
 from supernet.evaluation import accuracy
 from supernet.families.named import make_family
-from supernet.training.checkpoint import load_checkpoint
 from supernet.training.cohort import Cohort, train_models
-from supernet.training.config import LoopConfig
 from supernet.training.data import DataConfig, ImageData, load_data, resize
-from supernet.training.divergence import TrainingError
 from supernet.training.execution import Execution
-from supernet.training.optimizer import make_optimizer
+from supernet.training.loop.checkpoint import load_checkpoint
+from supernet.training.loop.config import LoopConfig
+from supernet.training.loop.divergence import TrainingError
+from supernet.training.loop.optimizer import make_optimizer
 from supernet.training.randomness import Stream, part_seed
 from supernet.training.recipes import digits
 from supernet.training.standalone import (

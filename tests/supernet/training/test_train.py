@@ -18,10 +18,10 @@ from supernet.artifacts.runs import Job, load_run, run_job
 from supernet.evaluation import accuracy, calibrated_subnet
 from supernet.families import FAMILIES
 from supernet.tasks import Classification
-from supernet.training.checkpoint import load_checkpoint
 from supernet.training.data import DataConfig, load_data, resize
-from supernet.training.divergence import TrainingError
 from supernet.training.execution import Execution
+from supernet.training.loop.checkpoint import load_checkpoint
+from supernet.training.loop.divergence import TrainingError
 from supernet.training.methods.sampling import Learner
 from supernet.training.step import TrainConfig, TrainStep
 from supernet.training.train import train
@@ -188,7 +188,7 @@ def test_the_last_checkpoints_are_kept(run_dir):
 
 @pytest.mark.parametrize("late", [False, True])
 def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_last_checkpoint(tmp_path, family, monkeypatch, late):
-    monkeypatch.setattr("supernet.training.loop.computes_ahead", lambda device: late)  # as on a GPU
+    monkeypatch.setattr("supernet.training.loop.loop.computes_ahead", lambda device: late)  # as on a GPU
     config = dataclasses.replace(CONFIG, lr=1e30, warmup_epochs=0, ema_decay=None, clip=None)
     execution = dataclasses.replace(EXECUTION, checkpoint_steps=1)
     net = family.supernet()
@@ -205,7 +205,7 @@ def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_last_checkpoint
 def test_looking_a_step_late_changes_nothing(tmp_path, family, monkeypatch):
     found = []
     for late in (False, True):
-        monkeypatch.setattr("supernet.training.loop.computes_ahead", lambda device, late=late: late)
+        monkeypatch.setattr("supernet.training.loop.loop.computes_ahead", lambda device, late=late: late)
         execution = dataclasses.replace(EXECUTION, checkpoint_steps=3, log_steps=2)
         train(family, family.supernet(), load_data(DATA), CONFIG, tmp_path / str(late), execution)
         found.append((tmp_path / str(late) / "metrics.jsonl").read_text())

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from supernet import SearchSpace
 from supernet.families import Family
-from supernet.training.checkpoint import load_checkpoint
 from supernet.training.cohort import train_models
-from supernet.training.config import LoopConfig
 from supernet.training.data import DataConfig, load_data
 from supernet.training.execution import Execution
 from supernet.training.loop import Loop
+from supernet.training.loop.checkpoint import load_checkpoint
+from supernet.training.loop.config import LoopConfig
 from supernet.training.methods.sampling import Uniform
 from supernet.training.step import TrainConfig
 from supernet.training.train import train

@@ -8,10 +8,10 @@ from torch import nn
 
 from distill.objective import Objective
 from supernet.training.cohort import train_models
-from supernet.training.config import LoopConfig
 from supernet.training.data import DataConfig, load_data
-from supernet.training.divergence import Divergence, TrainingError, Watch, worst
 from supernet.training.execution import Execution
+from supernet.training.loop.config import LoopConfig
+from supernet.training.loop.divergence import Divergence, TrainingError, Watch, worst
 
 DATA = DataConfig(holdout=0.97, hflip=0.0, color_jitter=0.0)  # 43 images to train on, 5 batches
 CONFIG = LoopConfig(epochs=6, batch_size=8, warmup_epochs=0)

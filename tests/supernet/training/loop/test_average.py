@@ -8,11 +8,11 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from supernet import SearchSpace, Supernet
-from supernet.training.average import MovingAverage
-from supernet.training.config import LoopConfig
 from supernet.training.data import DataConfig, load_data
 from supernet.training.execution import Execution
 from supernet.training.loop import Loop
+from supernet.training.loop.average import MovingAverage
+from supernet.training.loop.config import LoopConfig
 from supernet.views import View
 
 DECAY, STEPS = 0.75, 6

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from supernet.artifacts.atomic import set_aside
 from supernet.tasks import Classification, Task
 from supernet.training import distributed
-from supernet.training.average import MovingAverage
-from supernet.training.checkpoint import Interval, load_checkpoint, save_checkpoint
-from supernet.training.config import LoopConfig
 from supernet.training.data import Data
 from supernet.training.data.batch import Batch, on
-from supernet.training.divergence import Divergence, Watch
 from supernet.training.execution import Execution, channels_last, computes_ahead, pick_device
-from supernet.training.metrics import Metrics, scalars
-from supernet.training.optimizer import clip_gradients, make_optimizer, set_lr
+from supernet.training.loop.average import MovingAverage
+from supernet.training.loop.checkpoint import Interval, load_checkpoint, save_checkpoint
+from supernet.training.loop.config import LoopConfig
+from supernet.training.loop.divergence import Divergence, Watch
+from supernet.training.loop.metrics import Metrics, scalars
+from supernet.training.loop.optimizer import clip_gradients, make_optimizer, set_lr
 from supernet.training.randomness import Stream, torch_seed
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Loop:
     `evaluate` gives the metrics, by name, to be noted every `execution.eval_epochs`, of the network to use. `kept` is
     what checkpoints hold besides network, optimizer and moving average, by name. `parts` are the equal parts of its
     batch that a process runs one after another. `task` says what a batch is, and the loss of a network that knows
-    nothing unless `uninformed` does, which tells a diverged training (`supernet.training.divergence`). `apart` is
+    nothing unless `uninformed` does, which tells a diverged training (`supernet.training.loop.divergence`). `apart` is
     the number of losses a step where each is of a network by itself, and is watched by itself. Where
     `distributed.joined` has joined processes, all of them do this, and evaluate, and the first one reads, writes and
     calls `on_step`.

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from supernet.training.metrics import Metrics
+from supernet.training.loop.metrics import Metrics
 
 
 def test_lines_after_the_step_and_one_cut_off_are_dropped(tmp_path):

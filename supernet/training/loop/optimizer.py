@@ -8,7 +8,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
-from supernet.training.config import LoopConfig
+from supernet.training.loop.config import LoopConfig
 
 
 def make_optimizer(net: nn.Module, config: LoopConfig, steps_per_epoch: int) -> tuple[torch.optim.Optimizer, Scheduler]:

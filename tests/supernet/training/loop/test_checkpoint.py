@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from supernet.artifacts.atomic import write_atomically
-from supernet.training.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from supernet.training.loop.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
@@ -27,7 +27,7 @@ SAVE_BEYOND_THE_LIMIT = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from supernet.training.checkpoint import save_checkpoint
+from supernet.training.loop.checkpoint import save_checkpoint
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -41,7 +41,7 @@ except OSError as error:
 def test_a_full_disk_leaves_the_former_checkpoint(tmp_path):
     save_checkpoint(tmp_path, 1, {"weights": torch.ones(3)}, keep=1)
     command = [sys.executable, "-c", SAVE_BEYOND_THE_LIMIT, str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[4])}
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert f"checkpoint {tmp_path / 'step-000000002.pt'} cannot be written" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001.pt"]

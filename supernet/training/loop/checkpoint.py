@@ -18,8 +18,6 @@ from supernet.errors import first_line
 
 logger = logging.getLogger(__name__)
 
-MINUTES = 10.0  # between checkpoints
-
 
 def save_checkpoint(directory: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     """Write `state` as the checkpoint after `step` steps, then delete all but the newest `keep`.
