@@ -22,6 +22,7 @@ from PIL import Image
 
 from search.settings import ACCURACY, SCORES
 from search.strategies import STRATEGIES
+from supernet.own_code import modules_from_files
 from supernet.training.recipes import RECIPES
 from supernet_cli.main import COMMANDS, module
 
@@ -60,9 +61,10 @@ def lines(text):
 
 
 def forget_modules(folder):
-    """What was imported from `folder` is not what another test means by the same name."""
+    """What was imported from `folder` by name is not what another test means by the same name."""
     for name, imported in list(sys.modules.items()):
-        if Path(getattr(imported, "__file__", None) or "nowhere").is_relative_to(folder):
+        is_there = Path(getattr(imported, "__file__", None) or "nowhere").is_relative_to(folder)
+        if is_there and imported not in modules_from_files():
             del sys.modules[name]
 
 

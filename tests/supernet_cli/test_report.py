@@ -143,7 +143,7 @@ def test_nothing_is_wider_than_the_window(browser, searched, width):
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_a_search_of_5000_opens_within_two_seconds(browser, tmp_path):
+def test_a_search_of_5000_opens(browser, tmp_path):
     space = FAMILIES["mobilenet_v3_micro"]().space
     generator = np.random.default_rng(0)
     scores, costs = generator.random((2, 5000)).tolist()
@@ -153,7 +153,13 @@ def test_a_search_of_5000_opens_within_two_seconds(browser, tmp_path):
     ]
     write_history(tmp_path / "search.jsonl", {"images": 1000}, evaluations)
     write_report(tmp_path / "report.html", [tmp_path])
-    times = [open_report(browser, tmp_path / "report.html") for _ in range(3)]
+    open_report(browser, tmp_path / "report.html")
     assert browser.execute_script("return document.querySelectorAll('#front .points path').length") >= 5000
-    assert min(times) < 2, times  # the least, as a machine does other things too
     assert browser.get_log("browser") == []
+
+
+@pytest.mark.timed
+def test_a_search_of_5000_opens_within_two_seconds(browser, tmp_path):
+    test_a_search_of_5000_opens(browser, tmp_path)
+    times = [open_report(browser, tmp_path / "report.html") for _ in range(3)]
+    assert min(times) < 2, times  # the least, as a machine does other things too

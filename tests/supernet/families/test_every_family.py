@@ -104,6 +104,7 @@ def test_macs_and_parameters_are_what_a_forward_pass_counts(family, models):
         assert sum(p.numel() for p in model.parameters()) == family.parameters(arch)
 
 
+@pytest.mark.timed
 def test_a_thousand_architectures_are_counted_in_a_second(family):
     generator = np.random.default_rng(0)
     archs = [family.space.sample(generator) for _ in range(1000)]
@@ -114,6 +115,7 @@ def test_a_thousand_architectures_are_counted_in_a_second(family):
     assert time.thread_time() - start < 1
 
 
+@pytest.mark.timed
 def test_the_supernet_is_built_within_five_seconds(built):
     assert built[1] < 5
 
