@@ -2,7 +2,7 @@
 
     GPU_TESTS=1 python -m pytest tests/gpu
 
-Without a GPU the same tests run on the CPU, which shows that they can, and no more. Where they last ran on one is in
+Without a GPU some of them run on the CPU, which shows that they can, and no more. Where they last ran on one is in
 benchmarks/results/, by the name of the card.
 """
 
@@ -24,7 +24,8 @@ from supernet.training.step import TrainConfig
 from supernet.training.train import train
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-METHODS = ("sandwich", "best_up", "worst_up", "spos", "fairnas", "cream")
+IS_GPU = DEVICE == "cuda"
+METHODS = ("sandwich", "best_up", "worst_up", "spos", "fairnas", "cream") if IS_GPU else ("sandwich", "cream")
 CONFIG = TrainConfig(epochs=1, batch_size=32, random_subnets=1, warmup_epochs=0, ema_decay=0.9, lr=0.05, clip=1.0)
 EXECUTION = Execution(DEVICE, workers=0, eval_epochs=0, log_steps=1, checkpoint_steps=2)
 
@@ -77,7 +78,7 @@ def test_a_training_goes_on_from_a_checkpoint(method, family, data, tmp_path):
         torch.testing.assert_close(again.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+@pytest.mark.parametrize("amp", ["bf16", "fp16"] if IS_GPU else ["bf16"])
 def test_low_precision_trains(amp, family, data, tmp_path):
     execution = dataclasses.replace(EXECUTION, amp=amp, eval_epochs=1, eval_images=100)
     net = train(family, family.supernet(), data, CONFIG, tmp_path, execution)
