@@ -13,7 +13,8 @@ python=${PYTHON:-python3}
 mkdir -p "$out"
 card=$($python -c 'import re, torch
 name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-print(re.sub(r"nvidia|pcie|sxm\d*|\d+gb|hbm\d*e?", "", name.lower()).strip(" -").split()[0])')
+name = re.sub(r"nvidia|pcie|sxm\d*|\d+gb|hbm\d*e?", "", name.lower())
+print(re.sub(r"[ -]+", "-", name).strip("-"))')
 device=$([ "$card" = cpu ] && echo cpu || echo cuda)
 precision=$([ "$card" = cpu ] && echo fp32 || echo bf16)
 echo "card: $card"
