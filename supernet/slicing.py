@@ -2,7 +2,8 @@
 
 A *rule* takes a shared tensor and the shape that a subnet wants, and returns the part of the tensor that the subnet
 uses, differentiably. `layer_rule` gives the rule of a layer by what the layer means; a family overrides it by name
-where that cannot be seen from the layer. Forward and extraction both go through `take`.
+where that cannot be seen from the layer. Extraction goes through `take`, and so does a forward pass, but for rules of
+mere `indexing`, by which `supernet.subnets` cuts the same part in fewer operators.
 """
 
 from __future__ import annotations

@@ -163,12 +163,13 @@ class LentSubnet:
         tensors by itself where they are leaves of which the parts are mere slices."""
         found: list[Tensor | None] = []
         slots, sources, places = [], [], []
-        is_training = torch.is_grad_enabled()
+        follows = torch.is_grad_enabled()
         for slot in self._slots:
             source = slot.shared[slot.shared_key]
-            if not slot.is_indexed or (is_training and source.requires_grad and not (accumulate and source.is_leaf)):
+            learns = follows and source.requires_grad
+            if not slot.is_indexed or (learns and not (accumulate and source.is_leaf)):
                 found.append(take(source, slot.part.shape, slot.part.rule, slot.part.transform))
-            elif is_training and source.requires_grad:
+            elif learns:
                 slots.append(slot)
                 sources.append(source)
                 places.append(len(found))

@@ -30,7 +30,7 @@ Builder = Callable[[Arch], nn.Module]
 # as torch.func.functional_call
 FunctionalCall = Callable[[nn.Module, Mapping[str, Tensor], tuple, Mapping[str, Any]], Any]
 
-CACHES = ("_known_subnet", "_plans", "_tree")  # what a copy of a supernet begins anew
+_CACHES = ("_known_subnet", "_plans", "_tree")  # what a copy of a supernet begins anew
 _cached = functools.lru_cache(maxsize=64)  # subnets without weights, some 2 MB each
 
 
@@ -396,7 +396,7 @@ class Supernet(nn.Module):
         return super()._apply(fn, recurse)
 
     def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name not in CACHES}
+        return {name: value for name, value in self.__dict__.items() if name not in _CACHES}
 
     def __setstate__(self, state):
         super().__setstate__(state)

@@ -28,6 +28,6 @@ part() {  # NAME LIMIT COMMAND...: one part, its output also in a log
 
 GPU_TESTS=1 part gpu_tests 240 $python -m pytest -q -p no:benchmark --tb=line --maxfail=20 tests/gpu
 part step_overhead 60 $python benchmarks/step_overhead.py --quick --json "$out/step_overhead_$card.json"
-part new_shapes 90 $python benchmarks/gpu/new_shapes.py --json "$out/new_shapes_$card.json"
+part new_shapes 90 $python benchmarks/gpu/new_shapes.py --device $device --json "$out/new_shapes_$card.json"
 part train_step 240 $python benchmarks/train_step.py --device $device --precision $precision --resolutions 224 \
   --batch-sizes 64 --no-growth --steps 6 --json "$out/train_step_$card.json"

@@ -2,8 +2,8 @@
 
     GPU_TESTS=1 python -m pytest tests/gpu
 
-Without a GPU some of them run on the CPU, which shows that they can, and no more. Where they last ran on one is in
-benchmarks/results/, by the name of the card.
+Without a GPU some of them run on the CPU, which shows that they can, and no more. benchmarks/gpu/run.sh runs all
+of them on a GPU, and keeps what they said beside the card's results.
 """
 
 import dataclasses

@@ -193,7 +193,7 @@ class Loop:
         is_evaluated = every and (is_last or done % every == 0)
         if not self._metrics:
             if is_evaluated:
-                self._metrics_of(step)
+                self._metrics_of_result()
             return
         logged = None
         if step == self.steps.start:
@@ -209,7 +209,7 @@ class Loop:
             self._metrics.append({"step": done, "epoch": done / self.steps_per_epoch, "lr": self.lr, **values})
             logged = [value for _, value in scalars(values)]
         if is_evaluated:
-            line = {"step": done, **self._metrics_of(step)}
+            line = {"step": done, **self._metrics_of_result()}
             self._metrics.append(line)
             if is_last:
                 self._look_at(line)
@@ -226,8 +226,8 @@ class Loop:
             self._interval.restart()
         self._on_step(StepResult(done, self.steps.stop, logged, self.lr))
 
-    def _metrics_of(self, step: int) -> Mapping[str, Any]:
-        """Those of the network to use after a step, to which all processes may contribute."""
+    def _metrics_of_result(self) -> Mapping[str, Any]:
+        """What `evaluate` gives of the network to use, to which all processes may contribute."""
         self._watch.look()
         distributed.share(self.result.buffers())  # BatchNorm's statistics are those of each process's images
         found = self._evaluate(self.result)
