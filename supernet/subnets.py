@@ -7,9 +7,9 @@ subnet costs little more than its kernels.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from supernet.slicing import Rule, dense, indexing, take
 from supernet.views import Transform
 
 Tensors = dict[str, Tensor | None]  # those of a module, as it keeps them: its parameters, or its buffers
+Arrived = Callable[[Tensor], None]  # is called with a shared tensor that has all of its gradient
 
 
 class Part(NamedTuple):
@@ -112,6 +113,13 @@ def _add(arrived: Sequence[tuple[Slot, Tensor, Tensor]]) -> list[tuple[Slot, Ten
     return left
 
 
+def _arrive(slot: Slot, source: Tensor, arrived: Arrived, piece: Tensor) -> None:
+    """Hand the gradient of the `piece` at a slot on, as soon as autograd has it, to the shared tensor `source`."""
+    gradient, piece.grad = piece.grad, None
+    _add([(slot, source, gradient)])
+    arrived(source)
+
+
 class Alias(NamedTuple):
     """A further place of a plain module for a tensor that it has under another name."""
 
@@ -150,6 +158,17 @@ class LentSubnet:
         """The parts that the subnet's tensors are, by the tensors' names, but for the names of `ties`."""
         return {slot.name: slot.part for slot in self._slots}
 
+    @cached_property
+    def sources(self) -> set[str]:
+        """The shared tensors that the subnet has parts of."""
+        return {slot.part.source for slot in self._slots}
+
+    @cached_property
+    def early(self) -> set[str]:
+        """Those of the sources that `lent` may call `arrived` with."""
+        counts = Counter(slot.part.source for slot in self._slots)
+        return {slot.part.source for slot in self._slots if slot.is_indexed and counts[slot.part.source] == 1}
+
     def set_mode(self, training: bool) -> None:
         """As `nn.Module.train`."""
         if self._sets_mode:
@@ -158,9 +177,14 @@ class LentSubnet:
             for child in self._modules:
                 child.__dict__["training"] = training
 
-    def lent(self, accumulate: bool) -> list[Tensor]:
+    def lent(self, accumulate: bool, arrived: Arrived | None = None) -> list[Tensor]:
         """The tensors to run on, differentiably. With `accumulate` a backward pass adds to the `.grad` of the shared
-        tensors by itself where they are leaves of which the parts are mere slices."""
+        tensors by itself where they are leaves of which the parts are mere slices.
+
+        With `arrived` as well it does so at once, one tensor after the other, where the subnet has a single part of
+        them, and calls `arrived` with each, which is then complete; that is not called for the others, whose gradients
+        come at the end.
+        """
         found: list[Tensor | None] = []
         slots, sources, places = [], [], []
         follows = torch.is_grad_enabled()
@@ -169,6 +193,11 @@ class LentSubnet:
             learns = follows and source.requires_grad
             if not slot.is_indexed or (learns and not (accumulate and source.is_leaf)):
                 found.append(take(source, slot.part.shape, slot.part.rule, slot.part.transform))
+            elif learns and arrived and slot.part.source in self.early:
+                # a leaf, since autograd runs what adds to leaves first, and functions like _Lent last
+                piece = slot.piece(source).requires_grad_()
+                piece.register_post_accumulate_grad_hook(partial(_arrive, slot, source, arrived))
+                found.append(slot.transformed(piece))
             elif learns:
                 slots.append(slot)
                 sources.append(source)

@@ -23,7 +23,7 @@ from supernet.plain import floating_dtype, plain
 from supernet.skeleton import Assembler, build_skeleton, build_uninitialised
 from supernet.slicing import Rule, Unit, centred, layer_rule, leading, take, unit
 from supernet.space import Arch, SearchSpace, Value
-from supernet.subnets import Alias, LentSubnet, Part, Plan, Slot, Tensors
+from supernet.subnets import Alias, Arrived, LentSubnet, Part, Plan, Slot, Tensors
 from supernet.views import PLAIN, View, Views, no_views, tie_names, tied_builder, tied_names
 
 Builder = Callable[[Arch], nn.Module]
@@ -106,6 +106,7 @@ class Supernet(nn.Module):
         arch: Mapping[str, Value] | None = None,
         build: Builder | None = None,
         accumulate: bool = False,
+        arrived: Arrived | None = None,
         call: FunctionalCall | None = None,
         **keywords: Any,
     ) -> Any:
@@ -117,8 +118,10 @@ class Supernet(nn.Module):
 
         `build` may name another builder of modules with the same tensors, such as one with dropout. `accumulate` is
         for training with `backward()`: gradients are added to the shared tensors' `.grad` by the way, which takes less
-        time, but `torch.autograd.grad` and hooks do not see them. `call` runs the plain module on its tensors where it
-        is not merely to be called, such as `torch.compile(functional_call)` for a subnet that recurs.
+        time, but `torch.autograd.grad` and hooks do not see them; `arrived` is then called, in the backward pass, with
+        shared tensors as soon as all of their gradient is there, as `LentSubnet.lent` says. `call` runs the plain
+        module on its tensors where it is not merely to be called, such as `torch.compile(functional_call)` for a subnet
+        that recurs.
         ValueError if `arch` is not of this space, or if an input is of another floating point type than the weights,
         or of integers where the example was not.
         """
@@ -129,7 +132,7 @@ class Supernet(nn.Module):
         if self.training:
             self.statistics_of = None
         subnet.set_mode(self.training)
-        tensors = subnet.lent(accumulate)
+        tensors = subnet.lent(accumulate, arrived)
         if call is not None:
             return untouched(partial(call, subnet.module, subnet.named(tensors)), tuple(inputs), keywords)
         with subnet.holding(tensors) as module:
@@ -191,6 +194,18 @@ class Supernet(nn.Module):
         subnet = self._subnet(self.space.validate(arch), self.build)
         sources = {name: part.source for name, part in subnet.parts.items()}
         return sources | {alias: sources[name] for alias, name in subnet.ties.items()}
+
+    def without(self, arch: Mapping[str, Value]) -> list[nn.Parameter]:
+        """The shared parameters that the subnet `arch` has no part of."""
+        sources = self._subnet(self.space.validate(arch), self.build).sources
+        return [p for name, p in self.named_parameters() if name in self._wholes and name not in sources]
+
+    def late_parameters(self) -> list[nn.Parameter]:
+        """Those whose gradients come at the end of a backward pass: slicing rules' own, and of the shared ones those
+        that the largest or the smallest subnet has several parts of, or a part that is no mere slice."""
+        subnets = [self._subnet(arch, self.build) for arch in (self.space.largest, self.space.smallest)]
+        late = set().union(*(subnet.sources - subnet.early for subnet in subnets))
+        return [p for name, p in self.named_parameters() if name in late or name not in self._wholes]
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are not to decay, positions and class tokens say, as timm's models tell theirs.

@@ -87,6 +87,8 @@ def train_models(
                     teacher,
                     None if isinstance(task, Classification) else partial(_distil, task, batch),
                 )
+            if loop.average:
+                loop.average.begin()
             loop.scale(losses.total).backward()
             loop.update(step, losses.total[None], [name])
             loop.finish(step, {"loss": losses.total, "losses": losses.parts})

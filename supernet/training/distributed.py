@@ -1,16 +1,17 @@
-"""Training in several processes, as started by `torchrun`: the same subnets in each, on different images.
+"""Training in several processes, as started by `torchrun`: each has its own images.
 
 DistributedDataParallel averages a gradient when it expects it to be complete, and counts on every backward pass to use
 every parameter; a step of several subnets, each with its own parameters, breaks both. Here the gradients of all subnets
-of a step are averaged once, at its end.
+of a step are averaged once, bucket by bucket, while the last backward pass of the step runs.
 """
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,11 @@ from torch import Tensor, nn
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
+
+BUCKET_BYTES = 25 * 2**20
+"""Of gradients that are averaged together; DistributedDataParallel's."""
+IN_FLIGHT = 2
+"""Buckets of which there are copies at a time."""
 
 
 class LostProcess(RuntimeError):
@@ -66,14 +72,106 @@ def average(values: Tensor) -> Tensor:
     return values
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over all processes, which must have gradients for the same parameters."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if world_size() == 1 or not gradients:
-        return
-    joint = average(torch.cat([gradient.flatten() for gradient in gradients]))
-    for gradient, mean in zip(gradients, joint.split([gradient.numel() for gradient in gradients])):
-        gradient.copy_(mean.view(gradient.shape))
+class _Averaged(NamedTuple):
+    """A bucket on its way through the other processes."""
+
+    parameters: list[nn.Parameter]
+    joint: Tensor  # their gradients one after another
+    work: dist.Work
+
+
+class GradientAverage:
+    """Replaces the gradients of `parameters` by their means over all processes, which must have gradients for the same
+    parameters::
+
+        average = GradientAverage(net.parameters())
+        for loss in losses:
+            if loss is losses[-1]:
+                average.begin(complete)
+            loss.backward()
+        average.finish()
+
+    They go out in buckets of about `BUCKET_BYTES`. All processes have one order of the buckets, that in which a
+    backward pass has their gradients: from the last parameter to the first, and then those of `late`. After `begin`, a
+    bucket is sent when those before it are and its own gradients are complete, and travels while the backward pass goes
+    on; `finish` sends the others and waits for all.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], late: Iterable[nn.Parameter] = ()) -> None:
+        late = set(late)
+        self._buckets = _buckets(sorted(reversed(list(parameters)), key=late.__contains__))
+        self._bucket_of = {parameter: index for index, bucket in enumerate(self._buckets) for parameter in bucket}
+        self._awaited: list[set[nn.Parameter]] = []  # by bucket, those whose gradients are not complete
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._sent = 0  # buckets
+        self._on_their_way: deque[_Averaged] = deque()
+
+    def begin(self, complete: Iterable[nn.Parameter] = ()) -> None:
+        """The backward pass that follows is the step's last, and has nothing to add to the gradients of `complete`."""
+        complete = set(complete)
+        self._awaited = [{p for p in bucket if p.requires_grad and p not in complete} for bucket in self._buckets]
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(self.arrived)
+            for awaited in self._awaited
+            for parameter in awaited
+        ]
+        self._send_complete()
+
+    def arrived(self, parameter: nn.Parameter) -> None:
+        """The gradient of `parameter` is complete, after `begin`; of gradients that autograd adds this is known."""
+        index = self._bucket_of[parameter]
+        assert index >= self._sent, "a gradient came that was said to be complete"
+        self._awaited[index].discard(parameter)
+        self._send_complete()
+
+    def finish(self) -> None:
+        """All gradients are complete: return when all of them are averaged."""
+        for hook in self._hooks:
+            hook.remove()
+        while self._sent < len(self._buckets):
+            self._send()
+        while self._on_their_way:
+            self._receive()
+        self._awaited, self._hooks, self._sent = [], [], 0
+
+    def _send_complete(self) -> None:
+        while self._sent < len(self._buckets) and not self._awaited[self._sent]:
+            self._send()
+
+    def _send(self) -> None:
+        """The next bucket, if there are gradients in it."""
+        parameters = [parameter for parameter in self._buckets[self._sent] if parameter.grad is not None]
+        self._sent += 1
+        if not parameters:
+            return
+        if len(self._on_their_way) == IN_FLIGHT:
+            self._receive()
+        joint = torch.cat([parameter.grad.flatten() for parameter in parameters])
+        with _others():
+            work = dist.all_reduce(joint, async_op=True)
+        self._on_their_way.append(_Averaged(parameters, joint, work))
+
+    def _receive(self) -> None:
+        parameters, joint, work = self._on_their_way.popleft()
+        with _others():
+            work.wait()
+        joint /= world_size()
+        means = joint.split([parameter.numel() for parameter in parameters])
+        for parameter, mean in zip(parameters, means):
+            parameter.grad.copy_(mean.view(parameter.shape))
+
+
+def _buckets(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """`parameters` in parts of one type and of about `BUCKET_BYTES`."""
+    buckets: list[list[nn.Parameter]] = []
+    size = 0
+    for parameter in parameters:
+        if not buckets or size >= BUCKET_BYTES or buckets[-1][0].dtype != parameter.dtype:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(parameter)
+        size += parameter.numel() * parameter.element_size()
+    return buckets
 
 
 def from_first(make: Callable[[], Value]) -> Value:

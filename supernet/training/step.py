@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from distill.untouched import untouched
 from supernet.families import Family
 from supernet.space import Arch
+from supernet.subnets import Arrived
 from supernet.supernet import Builder, FunctionalCall, Supernet
 from supernet.tasks import Classification, Task
 from supernet.tasks.task import Output, in_float32
 from supernet.training.data.batch import Batch, chunk, joined
+from supernet.training.distributed import GradientAverage
 from supernet.training.execution import DEFAULT, Execution
 from supernet.training.loop.config import LoopConfig
 from supernet.training.methods.sampling import Learner, unscaled
@@ -77,7 +79,8 @@ class TrainStep:
 
     `task` says what is learnt, `regularised` builds the modules of learners with dropout, `teacher` is the frozen
     network of learners whose teacher is "external". `calls` say how architectures are run otherwise than by
-    `functional_call`, `execution` in which precision, and `scale` what is differentiated in a loss's place.
+    `functional_call`, `execution` in which precision, and `scale` what is differentiated in a loss's place. `average`
+    takes the gradients to the other processes, if there are any, from the last backward pass on.
     """
 
     net: Supernet
@@ -88,44 +91,67 @@ class TrainStep:
     calls: Mapping[Arch, FunctionalCall] = field(default_factory=dict)
     execution: Execution = DEFAULT
     scale: Callable[[Tensor], Tensor] = unscaled
+    average: GradientAverage | None = None
 
     def __call__(self, batch: Batch, learners: Sequence[Learner]) -> StepOutputs:
         """Accumulate the gradients of `learners` on a batch: the mean over `config.accumulation` equal parts of it."""
-        parts = [self._part(part, learners) for part in chunk(batch, self.config.accumulation)]
+        batches = chunk(batch, self.config.accumulation)
+        parts = [self._part(part, learners, is_last=part is batches[-1]) for part in batches]
         losses = torch.stack([part.losses for part in parts]).mean(0)
         return StepOutputs(losses, [joined(outputs) for outputs in zip(*(part.outputs for part in parts))])
 
-    def _part(self, batch: Batch, learners: Sequence[Learner]) -> StepOutputs:
+    def _part(self, batch: Batch, learners: Sequence[Learner], is_last: bool) -> StepOutputs:
         """The same on one part of the batch. A learner gets the very output that gave its teacher a gradient."""
         task, device = self.task, self._device
+        last = max((index for index, learner in enumerate(learners) if learner.has_gradient), default=None)
         external = None
         if any(learner.teacher == "external" for learner in learners):
             with torch.no_grad(), self.execution.autocast(device):
                 external = task.freeze(untouched(self.teacher, *task.inputs(batch, None)))
         outputs: list[Output] = []
         losses = []
-        for learner in learners:
+        for index, learner in enumerate(learners):
             arch, has_gradient = learner.arch, learner.has_gradient
+            average = self.average if is_last and index == last else None
             with torch.set_grad_enabled(has_gradient):
-                output = self.output(arch, batch, regularised=learner.regularised, accumulate=has_gradient)
+                output = self.output(
+                    arch,
+                    batch,
+                    regularised=learner.regularised,
+                    accumulate=has_gradient,
+                    arrived=average and average.arrived,
+                )
             loss = torch.zeros((), device=device)
             if learner.label_weight:
                 loss = learner.label_weight * task.loss(output, batch)
             if learner.teacher is not None and learner.teacher_weight:
                 taught = external if learner.teacher == "external" else outputs[learner.teacher]
                 loss = loss + learner.teacher_weight * task.distil(output, taught, batch)
+            if average:
+                average.begin(complete=self.net.without(arch))
             if has_gradient:
                 self.scale(loss / self.config.accumulation).backward()
             outputs.append(task.freeze(output))
             losses.append(loss.detach())
         return StepOutputs(torch.stack(losses), outputs)
 
-    def output(self, arch: Arch, batch: Batch, *, regularised: bool = False, accumulate: bool = False) -> Output:
+    def output(
+        self,
+        arch: Arch,
+        batch: Batch,
+        *,
+        regularised: bool = False,
+        accumulate: bool = False,
+        arrived: Arrived | None = None,
+    ) -> Output:
         """That of the subnet `arch` on a batch, floating point in float32."""
         build = self.regularised if regularised else self.net.build
+        call = self.calls.get(arch)
+        if call is not None:
+            arrived = None  # the gradients of what is compiled come all at once
         with self.execution.autocast(self._device):
             inputs = self.task.inputs(batch, arch)
-            output = self.net(*inputs, arch=arch, build=build, accumulate=accumulate, call=self.calls.get(arch))
+            output = self.net(*inputs, arch=arch, build=build, accumulate=accumulate, arrived=arrived, call=call)
         return in_float32(output)
 
     @property

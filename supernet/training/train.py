@@ -70,6 +70,7 @@ def train(
             task=task,
             kept={"method": method},
             parts=config.accumulation,
+            late=net.late_parameters(),
             resume=resume,
             on_step=on_step,
             on_begin=on_begin,
@@ -78,7 +79,8 @@ def train(
             loop.place(teacher).eval()
         recurring = (method.space.largest, method.space.smallest) if execution.compile else ()
         calls = {arch: torch.compile(functional_call, dynamic=False) for arch in recurring}
-        train_step = TrainStep(net, task, config, _regularised(family, config), teacher, calls, execution, loop.scale)
+        regularised = _regularised(family, config)
+        train_step = TrainStep(net, task, config, regularised, teacher, calls, execution, loop.scale, loop.average)
 
         for number, batch in loop.batches(resolution):
             epoch, step_of_epoch = divmod(number, loop.steps_per_epoch)

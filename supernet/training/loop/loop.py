@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
@@ -61,7 +61,8 @@ class Loop:
 
     `evaluate` gives the metrics, by name, to be noted every `execution.eval_epochs`, of the network to use. `kept` is
     what checkpoints hold besides network, optimizer and moving average, by name. `parts` are the equal parts of its
-    batch that a process runs one after another. `task` says what a batch is, and the loss of a network that knows
+    batch that a process runs one after another, `late` the parameters whose gradients come at the end of a backward
+    pass. `task` says what a batch is, and the loss of a network that knows
     nothing unless `uninformed` does, which tells a diverged training (`supernet.training.loop.divergence`). `apart` is
     the number of losses a step where each is of a network by itself, and is watched by itself. Where
     `distributed.joined` has joined processes, all of them do this, and evaluate, and the first one reads, writes and
@@ -89,6 +90,7 @@ class Loop:
         task: Task = CLASSIFICATION,
         kept: Mapping[str, Stateful] = MappingProxyType({}),
         parts: int = 1,
+        late: Iterable[nn.Parameter] = (),
         resume: bool = False,
         on_step: Callable[[StepResult], None] = lambda result: None,
         on_begin: Callable[[], None] = lambda: None,
@@ -109,6 +111,8 @@ class Loop:
         self.steps_per_epoch = data.steps_per_epoch(config.batch_size)
         self.optimizer, self._scheduler = make_optimizer(net, config, self.steps_per_epoch)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=execution.amp == "fp16")
+        # to be begun before the last backward pass of a step, which then need not be over for gradients to travel
+        self.average = distributed.GradientAverage(net.parameters(), late) if processes > 1 else None
         self.ema = MovingAverage(net, config.ema_decay) if config.ema_decay else None
         uninformed = task.uninformed_loss if uninformed is None else uninformed
         self._watch = Watch([Divergence(uninformed) for _ in range(apart)], late=computes_ahead(self.device))
@@ -174,7 +178,8 @@ class Loop:
         finite, in any process, skips the step in all of them and halves the scale, as long as that is above 1.
         """
         self._watch.look()  # before anything that all processes do together
-        distributed.average_gradients(self.net.parameters())
+        if self.average:
+            self.average.finish()
         self._scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.net, self._config)
         scale = self._scaler.get_scale()  # 1 but in fp16

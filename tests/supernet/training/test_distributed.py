@@ -7,12 +7,14 @@ import sys
 import time
 from contextlib import ExitStack
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from supernet.artifacts.runs import Job, run_job
 from supernet.families import FAMILIES
+from supernet.families.inverted_residual import Network, Stage, inverted_residual
 from supernet.training import distributed
 from supernet.training.data import DataConfig
 from supernet.training.execution import Execution
@@ -34,9 +36,56 @@ def gradients(rank=0, world_size=1):
     labels = torch.randint(10, (12,), generator=draw)[rank::world_size]
     # the last subnet leaves most parameters without a gradient of its own
     learners = [Learner(family.space.largest), Learner(family.space.smallest, teacher=0, label_weight=0.0)]
-    TrainStep(net, family.task, TrainConfig(), family.build)((images, labels), learners)
-    distributed.average_gradients(net.parameters())
+    average = distributed.GradientAverage(net.parameters()) if world_size > 1 else None
+    TrainStep(net, family.task, TrainConfig(), family.build, average=average)((images, labels), learners)
+    if average:
+        average.finish()
     return {name: parameter.grad for name, parameter in net.named_parameters()}
+
+
+def of_own_images(family, net, learners, average=None):
+    """Gives `net` the gradients of a step on this process's images."""
+    draw = torch.Generator().manual_seed(distributed.rank())
+    batch = torch.randn(8, 3, 32, 32, generator=draw), torch.randint(10, (8,), generator=draw)
+    TrainStep(net, family.task, TrainConfig(accumulation=2), family.build, average=average)(batch, learners)
+
+
+def averages(kernel_transform):
+    """The gradients of a step, averaged in small buckets and all together; what happened in which order; and how many
+    buckets there were, how many of them had been sent when the last backward pass was over, and their copies at most.
+    """
+    stages = (Stage((8,), (1,), (3, 5), (1,)), Stage((16, 32), (1, 3), (3, 5), (3, 4), stride=2, se_ratio=0.25))
+    network = Network(stages, (8,), (64,), (64,), (24, 32), kernel_transform=kernel_transform)
+    family = inverted_residual(network, num_classes=10)
+    middle = family.space.sample(np.random.default_rng(0))
+    learners = [Learner(family.space.largest), Learner(middle), Learner(family.space.smallest, 0, label_weight=0.0)]
+    learners.append(Learner(middle, label_weight=0.0))  # without a gradient
+    events, copies = [], []
+
+    class Recorded(distributed.GradientAverage):
+        def arrived(self, parameter):
+            events.append("arrived")
+            super().arrived(parameter)
+
+        def _send(self):
+            events.append("sent")
+            super()._send()
+            copies.append(len(self._on_their_way))
+
+    nets = [family.supernet(), family.supernet()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "BUCKET_BYTES", 5000)
+        average = Recorded(nets[0].parameters(), nets[0].late_parameters())
+    of_own_images(family, nets[0], learners, average)
+    sent = events.count("sent")
+    average.finish()
+    of_own_images(family, nets[1], learners)
+    held = [parameter for parameter in nets[1].parameters() if parameter.grad is not None]
+    joint = distributed.average(torch.cat([parameter.grad.flatten() for parameter in held]))
+    for parameter, mean in zip(held, joint.split([parameter.numel() for parameter in held])):
+        parameter.grad = mean.view(parameter.shape)
+    found = [{n: p.grad.numpy() for n, p in net.named_parameters() if p.grad is not None} for net in nets]
+    return found, events, (events.count("sent"), sent, max(copies))
 
 
 METHODS = ("sandwich", "worst_up")
@@ -51,7 +100,8 @@ def train_here(method, directory):
 def all_of_this_rank(directory):
     found = gradients(distributed.rank(), distributed.world_size())
     trained = {method: train_here(method, directory) for method in METHODS}
-    return {name: gradient.numpy() for name, gradient in found.items()}, trained
+    averaged = {kernel_transform: averages(kernel_transform) for kernel_transform in (False, True)}
+    return {name: gradient.numpy() for name, gradient in found.items()}, trained, averaged
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +114,32 @@ def processes(in_two_processes, tmp_path_factory):
 def test_two_processes_have_the_gradients_of_one_with_the_joint_batch(processes):
     expected = gradients()
     largest = max(gradient.abs().max() for gradient in expected.values())
-    for found, _ in processes[0]:
+    for found, *_ in processes[0]:
         assert found.keys() == expected.keys()
         for name, gradient in found.items():
             assert (torch.from_numpy(gradient) - expected[name]).abs().max() < 1e-6 * largest, name
 
 
+@pytest.mark.parametrize("kernel_transform", [False, True])
+def test_buckets_are_averaged_while_the_last_backward_pass_runs(processes, kernel_transform):
+    found = [averaged[kernel_transform] for *_, averaged in processes[0]]
+    for (bucketed, together), events, (buckets, sent, copies) in found:
+        assert bucketed.keys() == together.keys()
+        for name, gradient in bucketed.items():
+            assert (gradient == together[name]).all(), name
+        assert buckets > 10
+        assert copies == distributed.IN_FLIGHT
+        assert events[-1] == "sent"
+        assert events.count("arrived") > 20
+        assert events[: events.index("sent")].count("arrived") <= 5
+        assert sent > 10 if kernel_transform else sent == buckets
+    for name, gradient in found[0][0][0].items():
+        assert (gradient == found[1][0][0][name]).all(), name
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_processes_train_the_same_weights_and_one_goes_on_alone(processes, method):
-    first, second = (trained[method] for _, trained in processes[0])
+    first, second = (trained[method] for _, trained, _ in processes[0])
     for name, weights in first.items():
         assert (weights == second[name]).all(), name
     run_dir = processes[1] / method
