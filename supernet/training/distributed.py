@@ -76,13 +76,12 @@ class _Averaged(NamedTuple):
     """A bucket on its way through the other processes."""
 
     parameters: list[nn.Parameter]
-    joint: Tensor  # their gradients one after another
+    joint: Tensor  # their gradients one after another, and, if not alike, of each how many processes have one
     work: dist.Work
 
 
 class GradientAverage:
-    """Replaces the gradients of `parameters` by their means over all processes, which must have gradients for the same
-    parameters::
+    """Replaces the gradients of `parameters` by their means over all processes::
 
         average = GradientAverage(net.parameters())
         for loss in losses:
@@ -95,10 +94,16 @@ class GradientAverage:
     backward pass has their gradients: from the last parameter to the first, and then those of `late`. After `begin`, a
     bucket is sent when those before it are and its own gradients are complete, and travels while the backward pass goes
     on; `finish` sends the others and waits for all.
+
+    With `alike` all processes have gradients for the same parameters. Otherwise no gradient counts as one of zeros, and
+    as none where no process has one; all parameters are then sent.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], late: Iterable[nn.Parameter] = ()) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], late: Iterable[nn.Parameter] = (), *, alike: bool = True
+    ) -> None:
         late = set(late)
+        self._alike = alike
         self._buckets = _buckets(sorted(reversed(list(parameters)), key=late.__contains__))
         self._bucket_of = {parameter: index for index, bucket in enumerate(self._buckets) for parameter in bucket}
         self._awaited: list[set[nn.Parameter]] = []  # by bucket, those whose gradients are not complete
@@ -140,13 +145,18 @@ class GradientAverage:
 
     def _send(self) -> None:
         """The next bucket, if there are gradients in it."""
-        parameters = [parameter for parameter in self._buckets[self._sent] if parameter.grad is not None]
+        bucket = self._buckets[self._sent]
+        parameters = [p for p in bucket if (p.grad is not None if self._alike else p.requires_grad)]
         self._sent += 1
         if not parameters:
             return
         if len(self._on_their_way) == IN_FLIGHT:
             self._receive()
-        joint = torch.cat([parameter.grad.flatten() for parameter in parameters])
+        parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+        if not self._alike:
+            held = torch.tensor([p.grad is not None for p in parameters])
+            parts.append(held.to(parts[0], non_blocking=True))
+        joint = torch.cat(parts)
         with _others():
             work = dist.all_reduce(joint, async_op=True)
         self._on_their_way.append(_Averaged(parameters, joint, work))
@@ -156,9 +166,20 @@ class GradientAverage:
         with _others():
             work.wait()
         joint /= world_size()
-        means = joint.split([parameter.numel() for parameter in parameters])
-        for parameter, mean in zip(parameters, means):
-            parameter.grad.copy_(mean.view(parameter.shape))
+        sizes = [parameter.numel() for parameter in parameters]
+        means = joint[: sum(sizes)].split(sizes)
+        lacking = []
+        for index, (parameter, mean) in enumerate(zip(parameters, means)):
+            if parameter.grad is None:
+                lacking.append(index)
+            else:
+                parameter.grad.copy_(mean.view(parameter.shape))
+        if lacking:  # on a GPU the only values of a step that are waited for
+            held = joint[sum(sizes) :].tolist()
+            for index in lacking:
+                if held[index]:
+                    parameter = parameters[index]
+                    parameter.grad = torch.zeros_like(parameter).copy_(means[index].view(parameter.shape))
 
 
 def _buckets(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:

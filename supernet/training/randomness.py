@@ -18,7 +18,7 @@ import torch
 class Stream(IntEnum):
     ORDER = 0
     AUGMENTATION = 1
-    SUBNETS = 2
+    SUBNETS = 2  # of a step, or of a process in it; NumPy seeds the first process as it does the step
     DROPOUT = 3
     SPLIT = 4
     CALIBRATION = 5

@@ -22,6 +22,9 @@ from supernet.training.execution import DEFAULT, Execution
 from supernet.training.loop.config import LoopConfig
 from supernet.training.methods.sampling import Learner, unscaled
 
+INDEPENDENT = ("sandwich", "spos", "fairnas", "progressive")
+"""Methods by which processes may choose subnets apart from each other."""
+
 
 @dataclass(frozen=True)
 class TrainConfig(LoopConfig):
@@ -33,6 +36,8 @@ class TrainConfig(LoopConfig):
     the best so far (Cream), or ever smaller ones (Once-for-All), which a recipe with phases does."""
     random_subnets: int = 2
     """Random subnets a step, beside the largest and the smallest if the method has these; unused by fairnas."""
+    subnets_per_rank: bool = False
+    """Draw random subnets anew in each process, where there are several; the largest and the smallest are in all."""
     trials: int = 3
     """Subnets of similar MACs that best_up and worst_up pick from."""
     macs_step: float = 25.0
@@ -56,6 +61,11 @@ class TrainConfig(LoopConfig):
         for name in ("accumulation", "calibration_images", "random_subnets", "trials"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
+        if self.subnets_per_rank and self.method not in INDEPENDENT:
+            raise ValueError(
+                f"subnets_per_rank goes with the methods {', '.join(INDEPENDENT)}; {self.method} compares subnets on "
+                "the images of all processes, which therefore have the same ones"
+            )
         if self.macs_step <= 0:
             raise ValueError(f"macs_step is above 0, not {self.macs_step}")
         if self.temperature <= 0 or (self.temperature != 1 and self.distillation != "kl"):

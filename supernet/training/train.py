@@ -71,6 +71,7 @@ def train(
             kept={"method": method},
             parts=config.accumulation,
             late=net.late_parameters(),
+            alike=not config.subnets_per_rank,
             resume=resume,
             on_step=on_step,
             on_begin=on_begin,
@@ -87,12 +88,14 @@ def train(
             progress = number / loop.steps.stop
             if step_of_epoch == 0:
                 method.start_epoch(net, _companions(net, loop.optimizer, loop.ema), progress)
-            draw = generator(config.seed, Stream.SUBNETS, number)
+            own = (distributed.rank(),) if config.subnets_per_rank else ()
+            draw = generator(config.seed, Stream.SUBNETS, number, *own)
             step = Step(number, epoch, progress, draw, net, batch, task, train_step.output, loop.lr, loop.scale)
             learners = method.learners(step)
             with loop.seeded(number):
                 losses, outputs = train_step(batch, learners)
-            loop.update(number, losses, [learner.arch for learner in learners])
+            archs = [learner.arch for learner in learners]
+            loop.update(number, losses, [f"{arch} or its like elsewhere" for arch in archs] if own else archs)
             method.finish(step, learners, outputs)
             loop.finish(number, {"losses": losses})
         return loop.result

@@ -62,11 +62,11 @@ class Loop:
     `evaluate` gives the metrics, by name, to be noted every `execution.eval_epochs`, of the network to use. `kept` is
     what checkpoints hold besides network, optimizer and moving average, by name. `parts` are the equal parts of its
     batch that a process runs one after another, `late` the parameters whose gradients come at the end of a backward
-    pass. `task` says what a batch is, and the loss of a network that knows
-    nothing unless `uninformed` does, which tells a diverged training (`supernet.training.loop.divergence`). `apart` is
-    the number of losses a step where each is of a network by itself, and is watched by itself. Where
-    `distributed.joined` has joined processes, all of them do this, and evaluate, and the first one reads, writes and
-    calls `on_step`.
+    pass, `alike` whether all processes have gradients for the same parameters. `task` says what a batch is, and the
+    loss of a network that knows nothing unless `uninformed` does, which tells a diverged training
+    (`supernet.training.loop.divergence`). `apart` is the number of losses a step where each is of a network by itself,
+    and is watched by itself. Where `distributed.joined` has joined processes, all of them do this, and evaluate, and
+    the first one reads, writes and calls `on_step`.
 
     Writes `run_dir/checkpoints/` and `run_dir/metrics.jsonl`, nothing of it before the first step is done, and calls
     `on_begin` just before. What an earlier training left there is kept beside it, as checkpoints.1 and metrics.jsonl.1,
@@ -91,6 +91,7 @@ class Loop:
         kept: Mapping[str, Stateful] = MappingProxyType({}),
         parts: int = 1,
         late: Iterable[nn.Parameter] = (),
+        alike: bool = True,
         resume: bool = False,
         on_step: Callable[[StepResult], None] = lambda result: None,
         on_begin: Callable[[], None] = lambda: None,
@@ -112,7 +113,7 @@ class Loop:
         self.optimizer, self._scheduler = make_optimizer(net, config, self.steps_per_epoch)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=execution.amp == "fp16")
         # to be begun before the last backward pass of a step, which then need not be over for gradients to travel
-        self.average = distributed.GradientAverage(net.parameters(), late) if processes > 1 else None
+        self.average = distributed.GradientAverage(net.parameters(), late, alike=alike) if processes > 1 else None
         self.ema = MovingAverage(net, config.ema_decay) if config.ema_decay else None
         uninformed = task.uninformed_loss if uninformed is None else uninformed
         self._watch = Watch([Divergence(uninformed) for _ in range(apart)], late=computes_ahead(self.device))

@@ -68,8 +68,9 @@ class Step:
 class Method(Protocol):
     """Chooses the learners of each step, whose gradients are then added up for one update.
 
-    It makes the same choice in every process. A method that keeps something from step to step gives it in `state_dict`,
-    as tensors and plain values, from which `load_state_dict` goes on.
+    It makes the same choice in every process, but for what it draws from a step's generator if that is each process's
+    own (`TrainConfig.subnets_per_rank`); the number of learners is the same even then. A method that keeps something
+    from step to step gives it in `state_dict`, as tensors and plain values, from which `load_state_dict` goes on.
     """
 
     space: SearchSpace  # of the architectures that the method trains

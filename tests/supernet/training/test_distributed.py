@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from supernet.artifacts.runs import Job, run_job
 from supernet.families import FAMILIES
 from supernet.families.inverted_residual import Network, Stage, inverted_residual
 from supernet.training import distributed
-from supernet.training.data import DataConfig
+from supernet.training.data import DataConfig, load_data
 from supernet.training.execution import Execution
 from supernet.training.methods.progressive import Phase
-from supernet.training.methods.sampling import Learner
+from supernet.training.methods.sampling import Learner, Sandwich
+from supernet.training.randomness import Stream, generator
 from supernet.training.step import TrainConfig, TrainStep
+from supernet.training.train import make_method, train
 
 TRAIN = TrainConfig(epochs=1, batch_size=8, random_subnets=1)
 EXECUTION = Execution(workers=0, eval_epochs=0, log_steps=1, checkpoint_steps=2)
@@ -43,9 +46,9 @@ def gradients(rank=0, world_size=1):
     return {name: parameter.grad for name, parameter in net.named_parameters()}
 
 
-def of_own_images(family, net, learners, average=None):
-    """Gives `net` the gradients of a step on this process's images."""
-    draw = torch.Generator().manual_seed(distributed.rank())
+def of_own_images(family, net, learners, average=None, rank=None):
+    """Gives `net` the gradients of a step on this process's images, or on those of another."""
+    draw = torch.Generator().manual_seed(distributed.rank() if rank is None else rank)
     batch = torch.randn(8, 3, 32, 32, generator=draw), torch.randint(10, (8,), generator=draw)
     TrainStep(net, family.task, TrainConfig(accumulation=2), family.build, average=average)(batch, learners)
 
@@ -97,11 +100,52 @@ def train_here(method, directory):
     return {name: tensor.detach().numpy() for name, tensor in run.net.named_parameters()}
 
 
+def joint_gradients(method):
+    """The gradients of a step in which each process has subnets and images of its own: averaged, and of each alone."""
+    family = FAMILIES["mobilenet_v3_micro"]()
+    joint = family.supernet()
+    parameters, late = list(joint.parameters()), joint.late_parameters()
+    average = distributed.GradientAverage(parameters, late, alike=False)
+    of_own_images(family, joint, learners_of(family, method, distributed.rank()), average)
+    average.finish()
+    nets = [joint]
+    for rank in range(2):
+        nets.append(family.supernet())
+        of_own_images(family, nets[-1], learners_of(family, method, rank), rank=rank)
+    return [{n: p.grad.numpy() for n, p in net.named_parameters() if p.grad is not None} for net in nets]
+
+
+def learners_of(family, method, rank):
+    step = SimpleNamespace(generator=generator(0, Stream.SUBNETS, 0, rank))
+    return make_method(family, TrainConfig(method=method, random_subnets=1)).learners(step)
+
+
+class Noted(Sandwich):
+    def learners(self, step):
+        found = super().learners(step)
+        chosen.append([dict(learner.arch) for learner in found])
+        return found
+
+
+chosen = []  # by step, the architectures of its learners
+
+
+def train_apart(directory):
+    """With subnets of this process's own; the weights, and the subnets."""
+    chosen.clear()
+    family = FAMILIES["mobilenet_v3_micro"]()
+    config = dataclasses.replace(TRAIN, subnets_per_rank=True)
+    net = family.supernet()
+    train(family, net, load_data(JOB.data), config, directory / "apart", EXECUTION, method=Noted(family.space, 1))
+    return {name: tensor.detach().numpy() for name, tensor in net.named_parameters()}, list(chosen)
+
+
 def all_of_this_rank(directory):
     found = gradients(distributed.rank(), distributed.world_size())
     trained = {method: train_here(method, directory) for method in METHODS}
     averaged = {kernel_transform: averages(kernel_transform) for kernel_transform in (False, True)}
-    return {name: gradient.numpy() for name, gradient in found.items()}, trained, averaged
+    apart = train_apart(directory), {method: joint_gradients(method) for method in ("spos", "sandwich")}
+    return {name: gradient.numpy() for name, gradient in found.items()}, trained, averaged, apart
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +166,7 @@ def test_two_processes_have_the_gradients_of_one_with_the_joint_batch(processes)
 
 @pytest.mark.parametrize("kernel_transform", [False, True])
 def test_buckets_are_averaged_while_the_last_backward_pass_runs(processes, kernel_transform):
-    found = [averaged[kernel_transform] for *_, averaged in processes[0]]
+    found = [averaged[kernel_transform] for *_, averaged, _ in processes[0]]
     for (bucketed, together), events, (buckets, sent, copies) in found:
         assert bucketed.keys() == together.keys()
         for name, gradient in bucketed.items():
@@ -137,9 +181,40 @@ def test_buckets_are_averaged_while_the_last_backward_pass_runs(processes, kerne
         assert (gradient == found[1][0][0][name]).all(), name
 
 
+@pytest.mark.parametrize("method", ["spos", "sandwich"])
+def test_with_subnets_of_its_own_in_each_process_gradients_are_the_mean_of_both(processes, method):
+    for *_, (_, found) in processes[0]:
+        joint, first, second = found[method]
+        assert joint.keys() == first.keys() | second.keys()
+        assert all((joint[name] == (first[name] + second[name]) / 2).all() for name in first.keys() & second.keys())
+        for one, other in ((first, second), (second, first)):
+            assert all((joint[name] == one[name] / 2).all() for name in one.keys() - other.keys())
+        if method == "spos":  # weights that both, that one, and that none of the subnets have
+            names = {name for name, _ in FAMILIES["mobilenet_v3_micro"]().supernet().named_parameters()}
+            assert first.keys() != second.keys()
+            assert joint.keys() < names
+
+
+def test_processes_with_subnets_of_their_own_train_the_same_weights(processes):
+    (first, own), (second, others) = (apart[0] for *_, apart in processes[0])
+    assert all((first[name] == second[name]).all() for name in first)
+    space = FAMILIES["mobilenet_v3_micro"]().space
+    assert len(own) == len(others) == 5
+    for (largest, random, smallest), theirs in zip(own, others):
+        assert largest == theirs[0] == dict(space.largest)
+        assert smallest == theirs[2] == dict(space.smallest)
+        assert random != theirs[1]
+
+
+@pytest.mark.parametrize("method", ["cream", "best_up", "worst_up"])
+def test_methods_that_compare_subnets_have_the_same_ones_in_all_processes(method):
+    with pytest.raises(ValueError, match=f"subnets_per_rank goes with the methods sandwich, .*; {method} compares"):
+        TrainConfig(method=method, subnets_per_rank=True)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_processes_train_the_same_weights_and_one_goes_on_alone(processes, method):
-    first, second = (trained[method] for _, trained, _ in processes[0])
+    first, second = (trained[method] for _, trained, *_ in processes[0])
     for name, weights in first.items():
         assert (weights == second[name]).all(), name
     run_dir = processes[1] / method
