@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from supernet.own_code import modules_from_files
 from supernet_cli.main import main
 
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets its workers starve beside the other tests
@@ -22,6 +23,17 @@ torch.set_num_threads(1)  # bit for bit: with several, MKL chooses how to split 
 @pytest.fixture
 def numpy_generator():
     return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def own_modules(tmp_path_factory):
+    """What a test imports by name from a folder of its own is not what another test means by the same name."""
+    yield
+    folder = str(tmp_path_factory.getbasetemp())
+    for name, module in list(sys.modules.items()):
+        is_own = str(getattr(module, "__file__", None)).startswith(folder)
+        if is_own and module not in modules_from_files():  # whose names are those of their contents
+            del sys.modules[name]
 
 
 # What takes whole runs, every family, Ray or a browser. `make check` leaves it out; the other tests take less than four

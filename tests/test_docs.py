@@ -22,7 +22,6 @@ from PIL import Image
 
 from search.settings import ACCURACY, SCORES
 from search.strategies import STRATEGIES
-from supernet.own_code import modules_from_files
 from supernet.training.recipes import RECIPES
 from supernet_cli.main import COMMANDS, module
 
@@ -60,14 +59,6 @@ def lines(text):
     return [line for line in joined if line.strip() and not line.strip().startswith("#")]
 
 
-def forget_modules(folder):
-    """What was imported from `folder` by name is not what another test means by the same name."""
-    for name, imported in list(sys.modules.items()):
-        is_there = Path(getattr(imported, "__file__", None) or "nowhere").is_relative_to(folder)
-        if is_there and imported not in modules_from_files():
-            del sys.modules[name]
-
-
 @pytest.fixture(scope="module")
 def follow(command, tmp_path_factory):
     """Run the blocks of a page, unless that was done before; gives the folder that they ran in."""
@@ -93,7 +84,6 @@ def follow(command, tmp_path_factory):
                         for name, arguments in called:
                             result = command(name, *arguments)
                             assert result.returncode == 0, f"{name} {arguments}\n{result.stdout}\n{result.stderr}"
-            forget_modules(folder)
         return folders[page]
 
     return follow

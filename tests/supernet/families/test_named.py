@@ -85,7 +85,6 @@ def test_a_function_is_found_in_a_file_in_a_module_and_among_entry_points(file, 
     assert list(SPACES.installed()) == ["tiny"]
     assert find_family("tiny") is sys.modules["mine"].tiny
     assert SPACES.said_again("tiny", None, "runs/mine") == "tiny"  # installed on purpose
-    del sys.modules["mine"]
 
 
 @pytest.mark.parametrize(
