@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from supernet.artifacts import formats, provenance
 from supernet.artifacts.atomic import write_atomically
@@ -104,10 +105,10 @@ def run_job(
     weights = directory / "supernet.safetensors"
     with owned(directory):
         begin = open_run(job, data, directory, resume)
-        distributed.wait()
-        if weights.exists() and resume and not _has_checkpoints(directory):
+        if distributed.from_first(lambda: resume and weights.exists() and not _has_checkpoints(directory)):
             begin()
-            return load_run(directory, space=job.space, dataset=job.data.dataset)
+            content = distributed.from_first(lambda: (read_config(directory), _read_weights(weights)))
+            return _finished(directory, *content, space=job.space, dataset=job.data.dataset)
         net = _train(job, family, data, directory, resume, on_step, begin)
         net = net.to("cpu", memory_format=torch.contiguous_format).eval()
         if distributed.rank() == 0:
@@ -177,25 +178,42 @@ def load_run(
     dataset's function in the file of such a space need not be said if it is annotated to return a `Data`.
     """
     directory = Path(directory)
+    path = directory / "supernet.safetensors"
     config = read_config(directory)
+    if not path.exists():
+        raise ValueError(f"{path} is missing: the run is not finished; go on with it with --resume")
+    return _finished(directory, config, _read_weights(path), root, test_root, space=space, dataset=dataset)
+
+
+def _finished(
+    directory: Path,
+    config: dict[str, Any],
+    weights: Mapping[str, Tensor],
+    root: str | None = None,
+    test_root: str | None = None,
+    *,
+    space: str | None = None,
+    dataset: str | None = None,
+) -> Run:
+    """The run in `directory`, of whose files the `config` and the `weights` are given; else as `load_run`."""
     job = _finished_job(config, directory, space)
     begun = job_from_dict(config["job"])
     job = replace(job, data=data_said_again(begun.data, begun.space, job.space, dataset, directory))
     DATASETS.warn_if_changed(job.data.dataset, config["dataset_sha256"], directory)
     family = job.family(config["family_arguments"])
     net = family.supernet(pretrained=False)
-    path = directory / "supernet.safetensors"
-    if not path.exists():
-        raise ValueError(f"{path} is missing: the run is not finished; go on with it with --resume")
-    try:
-        weights = safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
-    load_weights(net, weights, str(path))
+    load_weights(net, weights, str(directory / "supernet.safetensors"))
     job = replace(job, data=located(job.data, root, test_root))
     data = open_data(job.data, job.train.seed, job.execution.workers)
     data.check_unchanged(config, directory)
     return Run(family, net.eval(), data, job)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def open_data(config: DataConfig, seed: int, workers: int = 0) -> Data:

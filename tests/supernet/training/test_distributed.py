@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,10 +21,10 @@ from supernet.training import distributed
 from supernet.training.data import DataConfig, load_data
 from supernet.training.execution import Execution
 from supernet.training.methods.progressive import Phase
-from supernet.training.methods.sampling import Learner, Sandwich
+from supernet.training.methods.sampling import Learner, Sandwich, Uniform
 from supernet.training.randomness import Stream, generator
 from supernet.training.step import TrainConfig, TrainStep
-from supernet.training.train import make_method, train
+from supernet.training.train import train
 
 TRAIN = TrainConfig(epochs=1, batch_size=8, random_subnets=1)
 EXECUTION = Execution(workers=0, eval_epochs=0, log_steps=1, checkpoint_steps=2)
@@ -100,24 +101,23 @@ def train_here(method, directory):
     return {name: tensor.detach().numpy() for name, tensor in run.net.named_parameters()}
 
 
-def joint_gradients(method):
+def joint_gradients():
     """The gradients of a step in which each process has subnets and images of its own: averaged, and of each alone."""
     family = FAMILIES["mobilenet_v3_micro"]()
     joint = family.supernet()
     parameters, late = list(joint.parameters()), joint.late_parameters()
     average = distributed.GradientAverage(parameters, late, alike=False)
-    of_own_images(family, joint, learners_of(family, method, distributed.rank()), average)
+    of_own_images(family, joint, learners_of(family, distributed.rank()), average)
     average.finish()
     nets = [joint]
     for rank in range(2):
         nets.append(family.supernet())
-        of_own_images(family, nets[-1], learners_of(family, method, rank), rank=rank)
+        of_own_images(family, nets[-1], learners_of(family, rank), rank=rank)
     return [{n: p.grad.numpy() for n, p in net.named_parameters() if p.grad is not None} for net in nets]
 
 
-def learners_of(family, method, rank):
-    step = SimpleNamespace(generator=generator(0, Stream.SUBNETS, 0, rank))
-    return make_method(family, TrainConfig(method=method, random_subnets=1)).learners(step)
+def learners_of(family, rank):
+    return Uniform(family.space).learners(SimpleNamespace(generator=generator(0, Stream.SUBNETS, 0, rank)))
 
 
 class Noted(Sandwich):
@@ -140,12 +140,26 @@ def train_apart(directory):
     return {name: tensor.detach().numpy() for name, tensor in net.named_parameters()}, list(chosen)
 
 
+def finished_again(directory):
+    """A run of which the first process alone has the files, asked for again when it is finished: the weights of the
+    supernet, and the steps that were done again."""
+    run_job(JOB, directory, resume=True)
+    if distributed.rank() == 0:
+        shutil.rmtree(directory / "checkpoints")
+    assert directory.exists() == (distributed.rank() == 0)
+    steps = []
+    run = run_job(JOB, directory, resume=True, on_step=steps.append)
+    assert not run.net.training
+    return {name: tensor.numpy() for name, tensor in run.net.state_dict().items()}, steps
+
+
 def all_of_this_rank(directory):
     found = gradients(distributed.rank(), distributed.world_size())
     trained = {method: train_here(method, directory) for method in METHODS}
     averaged = {kernel_transform: averages(kernel_transform) for kernel_transform in (False, True)}
-    apart = train_apart(directory), {method: joint_gradients(method) for method in ("spos", "sandwich")}
-    return {name: gradient.numpy() for name, gradient in found.items()}, trained, averaged, apart
+    apart = train_apart(directory), joint_gradients()
+    again = finished_again(directory / f"of {distributed.rank()}")
+    return {name: gradient.numpy() for name, gradient in found.items()}, trained, averaged, apart, again
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +180,7 @@ def test_two_processes_have_the_gradients_of_one_with_the_joint_batch(processes)
 
 @pytest.mark.parametrize("kernel_transform", [False, True])
 def test_buckets_are_averaged_while_the_last_backward_pass_runs(processes, kernel_transform):
-    found = [averaged[kernel_transform] for *_, averaged, _ in processes[0]]
+    found = [averaged[kernel_transform] for *_, averaged, _, _ in processes[0]]
     for (bucketed, together), events, (buckets, sent, copies) in found:
         assert bucketed.keys() == together.keys()
         for name, gradient in bucketed.items():
@@ -181,22 +195,19 @@ def test_buckets_are_averaged_while_the_last_backward_pass_runs(processes, kerne
         assert (gradient == found[1][0][0][name]).all(), name
 
 
-@pytest.mark.parametrize("method", ["spos", "sandwich"])
-def test_with_subnets_of_its_own_in_each_process_gradients_are_the_mean_of_both(processes, method):
-    for *_, (_, found) in processes[0]:
-        joint, first, second = found[method]
+def test_with_subnets_of_its_own_in_each_process_gradients_are_the_mean_of_both(processes):
+    names = {name for name, _ in FAMILIES["mobilenet_v3_micro"]().supernet().named_parameters()}
+    for *_, (_, (joint, first, second)), _ in processes[0]:
         assert joint.keys() == first.keys() | second.keys()
         assert all((joint[name] == (first[name] + second[name]) / 2).all() for name in first.keys() & second.keys())
         for one, other in ((first, second), (second, first)):
             assert all((joint[name] == one[name] / 2).all() for name in one.keys() - other.keys())
-        if method == "spos":  # weights that both, that one, and that none of the subnets have
-            names = {name for name, _ in FAMILIES["mobilenet_v3_micro"]().supernet().named_parameters()}
-            assert first.keys() != second.keys()
-            assert joint.keys() < names
+        assert first.keys() != second.keys()  # there are weights that one subnet alone has
+        assert joint.keys() < names  # and weights that neither has
 
 
 def test_processes_with_subnets_of_their_own_train_the_same_weights(processes):
-    (first, own), (second, others) = (apart[0] for *_, apart in processes[0])
+    (first, own), (second, others) = (apart[0] for *_, apart, _ in processes[0])
     assert all((first[name] == second[name]).all() for name in first)
     space = FAMILIES["mobilenet_v3_micro"]().space
     assert len(own) == len(others) == 5
@@ -228,8 +239,17 @@ def test_processes_train_the_same_weights_and_one_goes_on_alone(processes, metho
     assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 5
 
 
+def test_a_finished_run_is_not_trained_again_where_the_first_process_alone_has_its_files(processes):
+    saved = load_file(processes[1] / "of 0" / "supernet.safetensors")
+    for *_, (weights, steps) in processes[0]:
+        assert not steps
+        assert weights.keys() == saved.keys()
+        assert all((weights[name] == tensor.numpy()).all() for name, tensor in saved.items())
+
+
 def test_a_batch_that_does_not_split_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    monkeypatch.setattr(distributed, "from_first", lambda make: make())
     with pytest.raises(ValueError, match="a batch of 8 does not split into 3 equal parts"):
         run_job(JOB, tmp_path)
 
