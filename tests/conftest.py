@@ -11,11 +11,14 @@ import torch
 
 from supernet.own_code import modules_from_files
 from supernet_cli.main import main
+from tests.elsewhere import NAME, register
 
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets its workers starve beside the other tests
 
 if not os.environ.get("GPU_TESTS"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # results are those of a CPU, whatever the machine has; see tests/gpu
+
+ELSEWHERE = None if os.environ.get("GPU_TESTS") else register()  # before autograd counts the devices
 
 torch.set_num_threads(1)  # bit for bit: with several, MKL chooses how to split a sum by how busy the machine is
 
@@ -36,6 +39,14 @@ def own_modules(tmp_path_factory):
             del sys.modules[name]
 
 
+@pytest.fixture(scope="session")
+def elsewhere():
+    """The name of a device that is not the CPU (see `tests.elsewhere`)."""
+    if ELSEWHERE is None:
+        pytest.skip("there is a GPU instead")
+    return NAME
+
+
 # What takes whole runs, every family, Ray or a browser. `make check` leaves it out; the other tests take less than four
 # minutes of processor time.
 SLOW = (
@@ -53,6 +64,7 @@ SLOW = (
     "supernet/training/test_standalone.py",
     "supernet/training/test_train.py",
     "supernet_cli/test_check_images.py",
+    "supernet_cli/test_device.py",
     "supernet_cli/test_latency.py",
     "supernet_cli/test_own_model.py",
     "supernet_cli/test_own_task.py",

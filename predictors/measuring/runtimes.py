@@ -9,8 +9,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from predictors.device import Device
 from supernet.artifacts.deployment import deployed
 from supernet.artifacts.export import export_onnx, quantise_onnx
 from supernet.imports import require
+from supernet.training.execution import tf32
 
 # B batch, C channels, H height, W width
 
@@ -113,7 +113,7 @@ def _cuda(model: nn.Module, device: Device, inputs: tuple[Tensor, ...]) -> Timer
 
     @torch.inference_mode()
     def run(count: int) -> np.ndarray:
-        with _in_precision(device):
+        with tf32(device.precision == "tf32"):
             return _time_cuda(run_once, count)
 
     return run
@@ -123,7 +123,7 @@ def _cuda_graph(model: nn.Module, device: Device, inputs: tuple[Tensor, ...]) ->
     model = model.cuda()
     run_once = _one_run(model, model, tuple(tensor.cuda() for tensor in inputs))
     graph = torch.cuda.CUDAGraph()
-    with torch.inference_mode(), _in_precision(device):
+    with torch.inference_mode(), tf32(device.precision == "tf32"):
         side_stream = torch.cuda.Stream()
         side_stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side_stream):  # what is set up lazily must be there before the capture
@@ -135,21 +135,6 @@ def _cuda_graph(model: nn.Module, device: Device, inputs: tuple[Tensor, ...]) ->
     kept = graph, run_once  # the graph reads the weights and the inputs, which must live as long as it does
 
     return lambda count: _time_cuda(kept[0].replay, count)
-
-
-@contextmanager
-def _in_precision(device: Device) -> Iterator[None]:
-    """The context in which a GPU computes fp32 as that, which torch's own settings do not for convolutions, or tf32: on
-    tensor cores, with 10 bits of each factor's mantissa."""
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [backend.allow_tf32 for backend in backends]
-    try:
-        for backend in backends:
-            backend.allow_tf32 = device.precision == "tf32"
-        yield
-    finally:
-        for backend, allowed in zip(backends, before):
-            backend.allow_tf32 = allowed
 
 
 RUNTIMES: dict[str, Runtime] = {

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -83,24 +84,49 @@ DEFAULT = Execution()
 
 
 def pick_device(name: str) -> torch.device:
-    """The device `name`, `auto` for a GPU if there is one; ValueError if this machine has no such device."""
+    """The device `name`, `auto` for a GPU if there is one; ValueError if torch cannot compute there on this machine."""
     if name == "auto":
         index = int(os.environ.get("LOCAL_RANK", 0))
         return torch.device("cuda", index) if torch.cuda.is_available() else torch.device("cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    device = named_device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {name!r}: this machine has no GPU that torch can use; say cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device is cpu, cuda, cuda:N or auto, not {name!r}") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {name!r}: this machine has {torch.cuda.device_count()} GPUs")
+    if device.type != "cuda":
+        try:
+            torch.zeros(1, device=device).item()
+        except (RuntimeError, AssertionError):
+            raise ValueError(f"device {name!r}: torch cannot compute there on this machine; say cpu") from None
     return device
+
+
+def named_device(name: str) -> torch.device:
+    """The device `name`, whether this machine has it or not; ValueError for a name that no device has."""
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device is cpu, cuda, cuda:N or auto, not {name!r}") from None
 
 
 def computes_ahead(device: torch.device) -> bool:
     """Whether Python goes on while `device` computes, so that asking for a value is waiting for it."""
     return device.type != "cpu"
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """The context in which a GPU may, or may not, compute convolutions and products of float32 on tensor cores, with 10
+    bits of each factor's mantissa. Torch's own settings allow it for convolutions."""
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = allowed
+        yield
+    finally:
+        for backend, was_allowed in zip(backends, before):
+            backend.allow_tf32 = was_allowed
 
 
 def channels_last(module: nn.Module) -> nn.Module:

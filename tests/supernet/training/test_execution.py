@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from supernet.training.execution import Execution, channels_last, differences
+from supernet.training.execution import Execution, channels_last, differences, named_device, pick_device, tf32
 
 
 def test_kernels_lie_as_torch_puts_them_and_those_of_five_dimensions_stay():
@@ -32,3 +32,33 @@ def test_a_settings_difference_is_named_but_for_execution_and_place():
     begun = {"space": "a", "data": {"root": "x", "hflip": 0.5}, "train": {"lr": 0.1}, "execution": {"device": "cpu"}}
     now = {"space": "a", "data": {"root": "y", "hflip": 0.1}, "train": {"lr": 0.1}, "execution": {"device": "cuda"}}
     assert differences(begun, now) == "data.hflip=0.5"
+
+
+def test_a_device_is_one_that_torch_can_compute_on_here(elsewhere):
+    assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
+    assert pick_device(elsewhere).type == elsewhere
+    assert named_device("cuda:3") == torch.device("cuda", 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tpu", "device is cpu, cuda, cuda:N or auto, not 'tpu'"),
+        ("cuda", "device 'cuda': this machine has no GPU that torch can use; say cpu"),
+        ("cuda:0", "device 'cuda:0': this machine has no GPU that torch can use; say cpu"),
+        ("meta", "device 'meta': torch cannot compute there on this machine; say cpu"),
+        ("mps", "device 'mps': torch cannot compute there on this machine; say cpu"),
+    ],
+)
+def test_another_device_is_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        pick_device(name)
+
+
+def test_tf32_is_allowed_as_before_afterwards():
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
+    for allowed in (True, False):
+        with tf32(allowed):
+            assert [backend.allow_tf32 for backend in backends] == [allowed, allowed]
+    assert [backend.allow_tf32 for backend in backends] == before
