@@ -42,7 +42,7 @@ class History:
     """Appends evaluations to the file at `path`; `past` holds the evaluations that the file already had.
 
     `settings` (JSON) say which search this is. With `resume`, a file of the same settings is continued, but for those
-    in `said_anew`, such as "dna.device"; a last line that a killed process left unfinished is dropped. The file is made
+    in `said_anew`, such as "dna.amp"; a last line that a killed process left unfinished is dropped. The file is made
     with the first evaluation, or when a search without any ends in order; a search that fails before leaves no file.
     Until the history is closed no other process can write to the file.
 

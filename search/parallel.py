@@ -7,10 +7,13 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+import torch
+
 from search.loop import Scored, evaluate_here
-from search.problem import Score
+from search.problem import Score, placed
 from supernet.own_code import modules_from_files
 from supernet.space import Arch, SearchSpace
+from supernet.training.execution import named_device, tf32
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +23,8 @@ CRASHES = 3  # of workers on one and the same architecture before it counts as f
 class RayEvaluator:
     """Evaluates on `workers` Ray actors that each hold `scores`, with the supernet and the images that the scores hold.
 
-    The scores go through Ray's object store once. Each worker has `threads` CPU threads and `gpus` GPUs. A worker that
+    The scores go through Ray's object store once, from the CPU, on which they are from then on. Each worker has
+    `threads` CPU threads, and `gpus`, from 0 to 1, of a GPU, where it puts the scores. A worker that
     dies is replaced, and what it was evaluating is evaluated again; `retried` says so, a line for each time. An
     architecture that kills `CRASHES` workers on its own has failed.
 
@@ -42,6 +46,7 @@ class RayEvaluator:
     ) -> None:
         if workers < 1 or threads < 1:
             raise ValueError(f"there is at least 1 worker of 1 thread, not {workers} of {threads}")
+        device = worker_device("auto", gpus)
         import ray
 
         self.retried: list[str] = []
@@ -51,12 +56,12 @@ class RayEvaluator:
             local = {} if address else {"num_cpus": workers * threads, "include_dashboard": False}
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
         try:
-            _check_resources(ray.cluster_resources(), workers, threads, gpus)
+            check_resources(ray.cluster_resources(), workers, threads, gpus)
             for module in modules_from_files():  # workers, which may lack the files, get the code itself
                 ray.cloudpickle.register_pickle_by_value(module)
-            self._scores = ray.put(dict(scores))
+            self._scores = ray.put({name: placed(score, "cpu") for name, score in scores.items()})
             self._worker = ray.remote(_Worker).options(num_cpus=threads, num_gpus=gpus)
-            self._threads = threads
+            self._threads, self._device = threads, device
             self._idle = [self._start() for _ in range(workers)]
             ray.get([worker.ready.remote() for worker in self._idle])
         except BaseException:
@@ -105,7 +110,7 @@ class RayEvaluator:
         self.close()
 
     def _start(self):
-        return self._worker.remote(self._scores, self._threads)
+        return self._worker.remote(self._scores, self._threads, self._device)
 
     def _parts(self, archs: Sequence[Arch]) -> list[list[int]]:
         """Indices of `archs` in parts: long ones first, which share more, short ones last, which end together."""
@@ -132,23 +137,47 @@ class RayEvaluator:
 
 
 class _Worker:
-    def __init__(self, scores: Mapping[str, Score], threads: int) -> None:
-        import torch
-
+    def __init__(self, scores: Mapping[str, Score], threads: int, device: torch.device) -> None:
         torch.set_num_threads(threads)
-        self._evaluate = evaluate_here(scores)
+        self._evaluate = evaluate_here({name: placed(score, device) for name, score in scores.items()})
 
     def ready(self) -> None:
         """Returns when the worker holds its scores."""
 
     def evaluate(self, archs: Sequence[Arch]) -> list[Scored]:
-        return list(self._evaluate(archs))
+        with tf32(False):
+            return list(self._evaluate(archs))
 
 
-def _check_resources(available: Mapping[str, float], workers: int, threads: int, gpus: float) -> None:
-    for name, needed in (("CPU", workers * threads), ("GPU", workers * gpus)):
-        if needed > available.get(name, 0):
+def worker_device(device: str, gpus: float) -> torch.device:
+    """Where a Ray worker with the part `gpus` of a GPU, from 0 to 1, puts what it runs: there if it has one.
+
+    ValueError for another `gpus`, and if `device`, which was asked for, is not auto and is another kind or a certain
+    GPU: which one a worker has is Ray's choice.
+    """
+    if not 0 <= gpus <= 1:
+        raise ValueError(f"a worker has a GPU or a part of one, from 0 to 1, not {gpus}")
+    found = torch.device("cuda" if gpus else "cpu")
+    if device != "auto" and named_device(device) != found:
+        parts = f"{gpus:g} of a GPU" if gpus else "none"
+        raise ValueError(
+            f"device {device!r}: Ray workers run on the part of a GPU that they are given, here {parts}, or else on "
+            "CPUs; say auto, and with --gpus-per-worker how much"
+        )
+    return found
+
+
+def check_resources(available: Mapping[str, float], workers: int, threads: int, gpus: float) -> None:
+    """ValueError unless a cluster with so many CPUs and GPUs has room for the workers."""
+    if workers * threads > available.get("CPU", 0):
+        raise ValueError(
+            f"{workers} workers need {workers * threads} CPUs, but the Ray cluster has {available.get('CPU', 0):g}; "
+            "use fewer workers or fewer threads"
+        )
+    if gpus:
+        needed = math.ceil(workers / math.floor(1 / gpus + 1e-6))  # a worker's part is of a single GPU
+        if needed > available.get("GPU", 0):
             raise ValueError(
-                f"{workers} workers need {needed:g} {name}s, but the Ray cluster has {available.get(name, 0):g}; "
-                "use fewer workers or fewer threads"
+                f"{workers} workers with {gpus:g} of a GPU each need {needed} GPUs, but the Ray cluster has "
+                f"{available.get('GPU', 0):g}; use fewer workers or smaller parts"
             )

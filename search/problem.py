@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
+import torch
 
 from search import pareto
 from supernet.space import Arch, SearchSpace
@@ -13,6 +15,13 @@ from supernet.space import Arch, SearchSpace
 
 Score = Callable[[Sequence[Arch]], Sequence[float] | np.ndarray]  # higher is better
 Cost = Callable[[Sequence[Arch]], Sequence[float] | np.ndarray]  # lower is better
+Placed = TypeVar("Placed")
+
+
+def placed(score: Placed, device: torch.device | str) -> Placed:
+    """`score`, or another thing that computes, with all that it computes with on `device`: what its method `to(device)`
+    gives, as that of a module does, or itself if it has none."""
+    return score.to(device) if hasattr(score, "to") else score
 
 
 class Problem:

@@ -15,8 +15,8 @@ from predictors.activation_memory import peak_activation
 from search.history import Evaluation, History
 from search.limits import reachable
 from search.loop import Evaluator, Generation, Result, Strategy, ask_and_tell, evaluate_here
-from search.parallel import RayEvaluator
-from search.problem import Cost, Problem
+from search.parallel import RayEvaluator, worker_device
+from search.problem import Cost, Problem, placed
 from search.scores.judges import make_judge
 from search.settings import ACCURACY, SAID_ANEW, SearchJob
 from search.strategies import make_strategy
@@ -24,6 +24,7 @@ from search.strategies.given_order import GivenOrder
 from supernet.artifacts.runs import Run
 from supernet.families import Family
 from supernet.training import randomness
+from supernet.training.execution import pick_device, tf32
 
 ACTIVATION_BYTES = "activation_bytes"
 
@@ -41,8 +42,10 @@ def run_search(
     history: Path | None = None,
     *,
     resume: bool = False,
+    device: str = "auto",
     workers: int = 0,
     threads: int = 1,
+    gpus_per_worker: float = 0,
     address: str | None = None,
     on_evaluation: Callable[[Evaluation, int], None] | None = None,
     on_generation: Callable[[Generation], None] | None = None,
@@ -50,14 +53,28 @@ def run_search(
     """Search a finished training run, with latency predictors by the names of their devices. Scores that need no
     training see the run's data and space alone.
 
+    Networks run on `device` (`supernet.training.execution.pick_device`), in single precision, where a search may go on
+    that was begun on another: what they give is the same up to rounding. Afterwards the run's supernet is on the CPU.
+
     With `workers`, on so many Ray workers of `threads` threads each, in the cluster at `address` or on this machine;
-    the result is the same. Evaluations are recorded in the file `history`, from which `resume` goes on.
+    the result is the same. With `gpus_per_worker`, from 0 to 1, each has that part of a GPU, and networks run there.
+    Evaluations are recorded in the file `history`, from which `resume` goes on.
+
+    ValueError for a device that is not here, and as `search.parallel.worker_device` raises it.
     """
+    here = pick_device(device)
+    if workers:
+        worker_device(device, gpus_per_worker)
+    elif gpus_per_worker:
+        raise ValueError(f"there are {gpus_per_worker:g} GPUs for each worker, but no workers: say how many")
     judge = make_judge(job, trained, history and history.parent)
     problem = make_problem(job, trained.family, predictors, judge.worst, judge.name)
     reachable(problem, np.random.default_rng(0))  # before anything that takes long
     with ExitStack() as stack:
         record = stack.enter_context(History(history, describe(job, problem), resume, SAID_ANEW)) if history else None
+        stack.enter_context(tf32(False))
+        stack.callback(placed, judge.score, "cpu")
+        placed(judge.score, here)
         judge.prepare()
         archs = judge.best_first(problem) if job.searches_by is None else None
         if archs is not None:
@@ -67,7 +84,9 @@ def run_search(
         scores = {judge.name: judge.score}
         evaluate: Evaluator = evaluate_here(scores)
         if workers:
-            evaluate = stack.enter_context(RayEvaluator(problem.space, scores, workers, threads, address=address))
+            evaluate = stack.enter_context(
+                RayEvaluator(problem.space, scores, workers, threads, gpus_per_worker, address)
+            )
         result = ask_and_tell(
             problem,
             strategy,

@@ -15,7 +15,8 @@ SCORES = (ACCURACY, "te_nas", "zero_cost", "rdm", "dna")
 WITH_SEARCH = ("te_nas", "dna")
 """Scores that come with a search of their own: pruning, and the traversal of blocks."""
 SAID_ANEW = ("batch_size", "dna.workers", "dna.device", "dna.amp", "rdm.device")
-"""Settings of a search that its result does not follow from: the search goes on under others."""
+"""Settings of a search that its result does not follow from: the search goes on under others. The devices are in
+histories of former versions alone."""
 
 
 @dataclass(frozen=True)

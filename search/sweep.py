@@ -21,6 +21,7 @@ import numpy as np
 from search import pareto
 from search.history import Evaluation, read_history, write_history
 from search.loop import Generation
+from search.parallel import check_resources
 from search.table import write_csv
 from supernet.artifacts.atomic import set_aside, write_atomically
 from supernet.artifacts.ownership import owned
@@ -58,13 +59,15 @@ def run_sweep(
     *,
     resume: bool = False,
     threads: int = 1,
+    gpus: float = 0,
     address: str | None = None,
     workers: int | None = None,
     grace_evaluations: int | None = None,
     max_failures: int = 3,
     on_generation: Callable[[TrialSettings, Mapping[str, float]], None] | None = None,
 ) -> Sweep:
-    """Run a search for each of `trials`, as many at a time as there are CPUs for `threads` each, or `workers`.
+    """Run a search for each of `trials`, as many at a time as there are CPUs for `threads` each, and GPUs for the part
+    `gpus` of one each, or `workers`.
 
     `storage` is a folder or an address that Ray writes to (s3://, ...); everything lies beneath `storage`/`name`. Each
     trial keeps its history there, written after every evaluation in a folder, after every generation elsewhere: a trial
@@ -74,9 +77,9 @@ def run_sweep(
     With `grace_evaluations`, ASHA (arXiv 1810.05934) stops trials of low hypervolume after so many evaluations, and
     again after every fourfold; otherwise all run to the end. Hypervolumes should then be comparable between trials.
 
-    Uses the running Ray, or joins the cluster at `address`, or starts a local one. ValueError if there is nothing to
-    resume or, without `resume`, a sweep of this name already, or if another process runs it. A sweep that failed before
-    it evaluated anything is put aside.
+    Uses the running Ray, or joins the cluster at `address`, or starts a local one. ValueError if this machine has no
+    room for a trial, if there is nothing to resume or, without `resume`, a sweep of this name already, or if another
+    process runs it. A sweep that failed before it evaluated anything is put aside.
     """
     storage = storage if "://" in storage else str(Path(storage).absolute())
     with ExitStack() as stack:
@@ -104,9 +107,11 @@ def run_sweep(
             )
             ray.init(address=address, log_to_driver=False, **local)
         try:
+            if not address:  # where nobody adds a machine
+                check_resources(ray.cluster_resources(), 1, threads, gpus)
             histories = None if "://" in storage else Path(path) / "histories"
             trial = tune.with_parameters(_trial, search=search, histories=histories)
-            trainable = tune.with_resources(trial, {"cpu": threads})
+            trainable = tune.with_resources(trial, {"cpu": threads, "gpu": gpus})
             watcher = _watcher(on_generation)
             _ACTIVE.set(watcher)
             param_space = {"settings": tune.grid_search([dict(settings) for settings in trials])}

@@ -7,9 +7,10 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Annotated, NoReturn, TypeVar
 
 import torch
+import tyro
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -25,6 +26,14 @@ from supernet.training.recipes import RECIPES
 
 console = Console()
 Begun = TypeVar("Begun")
+DeviceFlag = Annotated[
+    str,
+    tyro.conf.arg(help="Where networks run for what they are judged by: cpu, cuda or cuda:N; auto takes a GPU if any."),
+]
+GpusFlag = Annotated[
+    float,
+    tyro.conf.arg(help="Part of a GPU, from 0 to 1, that each Ray worker has, and networks run on; 0 for CPUs alone."),
+]
 
 
 def run_and_exit(main: Callable[[], None]) -> NoReturn:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
 import tyro
 from rich.table import Table
 
@@ -37,8 +38,8 @@ from supernet.artifacts.subnet import Subnet, check_classes, load_network, load_
 from supernet.evaluation import evaluate, quality
 from supernet.tasks import Classification
 from supernet.training.data import Data, DataConfig, ImageData
-from supernet.training.execution import Execution, pick_device
-from supernet_cli.command_line import console
+from supernet.training.execution import Execution, pick_device, tf32
+from supernet_cli.command_line import DeviceFlag, console
 from supernet_cli.model_training import job_of
 
 
@@ -65,8 +66,7 @@ class Arguments:
     """Threads of the runtime."""
     workers: int = Execution.workers
     """Processes that load images; 0 loads in this one."""
-    device: str = "auto"
-    """Where accuracy is computed: cpu, cuda, cuda:N or auto."""
+    device: DeviceFlag = Execution.device
     seed: int = 0
     """Seed of the training run, which the split into parts follows from."""
     json: Path | None = None
@@ -85,9 +85,11 @@ def main() -> None:
     arguments = tyro.cli(Arguments, default=default, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     if not arguments.networks:
         raise ValueError("say which networks to evaluate: folders of subnets, or names of timm models")
+    where = pick_device(arguments.device)
     data = open_data(arguments.data, arguments.seed, arguments.workers)
     subnets = {name: opened(name, data, arguments.input_size, arguments.space) for name in arguments.networks}
-    rows = [{"network": name, **figures(subnet, data, arguments.device)} for name, subnet in subnets.items()]
+    with tf32(False):
+        rows = [{"network": name, **figures(subnet, data, where)} for name, subnet in subnets.items()]
     device = None
     if arguments.latency:
         device = this_device(arguments.runtime, arguments.precision, arguments.threads)
@@ -130,11 +132,11 @@ def opened(name: str, data: Data, input_size: int | None, space: str | None = No
     return subnet
 
 
-def figures(subnet: Subnet, data: Data, device: str) -> dict[str, float]:
+def figures(subnet: Subnet, data: Data, device: torch.device) -> dict[str, float]:
     """What the network is worth on the test examples, and its costs."""
     model, config = subnet
     costs = {name: config.facts[name] for name in ("macs", "parameters")}
-    family, model = config.family(), model.to(pick_device(device))
+    family, model = config.family(), model.to(device)
     if not (isinstance(data, ImageData) and isinstance(family.task, Classification)):
         arch = family.space.validate(config.arch)
         found = evaluate(model, family.task, data.evaluation_batches(data.test, family.resolution(arch)), arch)

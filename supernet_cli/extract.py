@@ -30,7 +30,8 @@ from supernet.evaluation import evaluate
 from supernet.space import Arch, SearchSpace
 from supernet.tasks import Classification
 from supernet.training.data.batch import joined
-from supernet_cli.command_line import console
+from supernet.training.execution import Execution, pick_device, tf32
+from supernet_cli.command_line import DeviceFlag, console
 
 CALIBRATION_IMAGES = 256  # of int8
 
@@ -53,6 +54,7 @@ class Arguments:
     """Take the smallest architecture."""
     calibration_images: int | None = None
     """Training images for BatchNorm; by default as in training."""
+    device: DeviceFlag = Execution.device
     onnx: bool = True
     """Write model.onnx, model.int8.onnx and model.pt2 too."""
     root: str | None = None
@@ -70,15 +72,20 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     if (arguments.output / "config.json").exists():
         raise ValueError(f"{arguments.output} holds a subnet already; name another folder")
+    device = pick_device(arguments.device)
     trained = load_run(
         arguments.run, arguments.root, arguments.test_root, space=arguments.space, dataset=arguments.dataset
     )
     arch = chosen_arch(arguments, trained.net.space)
     for line in latency_lines(arguments.history, arch) if arguments.history else ():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    subnet = take_out(trained, arch, arguments.calibration_images)
     data, task, resolution = trained.data, trained.family.task, trained.family.resolution(arch)
-    subnet.config.facts.update(evaluate(subnet.model, task, data.evaluation_batches(data.test, resolution), arch))
+    trained.net.to(device)
+    with tf32(False):
+        subnet = take_out(trained, arch, arguments.calibration_images)
+        batches = data.evaluation_batches(data.test, resolution)
+        subnet.config.facts.update(evaluate(subnet.model.to(device), task, batches, arch))
+    subnet.model.cpu()
     with write_folder(arguments.output, last="config.json") as folder:
         save_subnet(folder, subnet, onnx=arguments.onnx)
         for name, value in subnet.config.facts.items():

@@ -57,7 +57,7 @@ from supernet.artifacts.runs import Run, load_run
 from supernet.space import Arch
 from supernet.training.data import DataConfig
 from supernet.training.execution import Execution
-from supernet_cli.command_line import console, one_of, progress_bar, report
+from supernet_cli.command_line import DeviceFlag, GpusFlag, console, one_of, progress_bar, report
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,12 @@ class Arguments:
     dna: DnaConfig = field(default_factory=DnaConfig)
     seed: int = SearchJob.seed
     """All that is random follows from it."""
+    device: DeviceFlag = Execution.device
     workers: int = 0
     """Ray workers; 0 evaluates in this process, without Ray."""
     threads: int = 1
     """CPU threads of each Ray worker."""
+    gpus_per_worker: GpusFlag = 0.0
     address: str | None = None
     """Ray cluster to join, such as auto; by default one is started on this machine."""
     resume: bool = False
@@ -167,8 +169,10 @@ def main() -> None:
             predictors,
             output / "search.jsonl",
             resume=arguments.resume,
+            device=arguments.device,
             workers=arguments.workers,
             threads=arguments.threads,
+            gpus_per_worker=arguments.gpus_per_worker,
             address=arguments.address,
             on_evaluation=lambda evaluation, count: progress.update(task, completed=count),
             on_generation=on_generation,

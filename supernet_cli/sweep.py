@@ -31,6 +31,7 @@ from predictors import LatencyPredictor
 from search.limits import reachable
 from search.loop import Generation
 from search.margin import beyond_measurements, limit_notes, probability_within
+from search.parallel import worker_device
 from search.report.sources import write_origin
 from search.run import load_predictors, make_problem, run_search
 from search.settings import SearchJob
@@ -40,8 +41,8 @@ from supernet.artifacts.runs import Run, load_run, read_family
 from supernet.own_code import absolute
 from supernet.space import Arch
 from supernet.training.data import DataConfig
-from supernet.training.execution import located
-from supernet_cli.command_line import console, fail, progress_bar, report
+from supernet.training.execution import Execution, located
+from supernet_cli.command_line import DeviceFlag, GpusFlag, console, fail, progress_bar, report
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,12 @@ class Arguments:
     """Folder for the tables; by default RUN/NAME."""
     asha: bool = False
     """Stop searches of low hypervolume early, after two generations first."""
+    device: DeviceFlag = Execution.device
     threads: int = 1
     """CPU threads of a trial."""
+    gpus_per_worker: GpusFlag = 0.0
     workers: int | None = None
-    """Trials at a time; by default as many as the CPUs allow."""
+    """Trials at a time; by default as many as the CPUs and GPUs allow."""
     address: str | None = None
     """Ray cluster to join, such as auto; by default one is started on this machine."""
     resume: bool = False
@@ -111,6 +114,7 @@ def main() -> None:
             arguments.name,
             resume=arguments.resume,
             threads=arguments.threads,
+            gpus=arguments.gpus_per_worker,
             address=arguments.address,
             workers=arguments.workers,
             grace_evaluations=2 * arguments.population if arguments.asha else None,
@@ -135,6 +139,7 @@ def main() -> None:
 
 def plan(arguments: Arguments) -> list[TrialSettings]:
     """The settings of every trial, after checking that each can run: strategies, devices, and limits within reach."""
+    worker_device(arguments.device, arguments.gpus_per_worker)
     for strategy in arguments.strategies:
         check_strategy(strategy)
     family = opened(arguments).family
@@ -206,4 +211,5 @@ def search(
         calibration_images=arguments.calibration_images,
         seed=settings["seed"],
     )
-    run_search(job, trained, predictors, history, resume=True, on_generation=on_generation)
+    where = str(worker_device(arguments.device, arguments.gpus_per_worker))
+    run_search(job, trained, predictors, history, resume=True, device=where, on_generation=on_generation)

@@ -17,22 +17,20 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import torch
 import tyro
 from rich.table import Table
 
 from search.scores.judges import training_batch
-from search.scores.untrained import ENSEMBLES, LabelledImages, check_names, score_architecture
+from search.scores.untrained import ENSEMBLES, check_names, score_architecture
 from search.untrained.ensemble import mean_rank
 from search.untrained.proxies import PROXIES
 from search.untrained.te_nas import TeNasConfig
 from supernet.artifacts.atomic import write_atomically
-from supernet.families import Family
 from supernet.families.named import make_family
-from supernet.training.data import DataConfig, ImageData, load_data
+from supernet.training.data import DataConfig, load_data
 from supernet.training.data.named import only_images
-from supernet.training.execution import Execution
-from supernet_cli.command_line import console, progress_bar
+from supernet.training.execution import Execution, pick_device, tf32
+from supernet_cli.command_line import DeviceFlag, console, progress_bar
 
 
 @dataclass(frozen=True)
@@ -51,8 +49,7 @@ class Arguments:
     data: DataConfig = field(default_factory=DataConfig)
     workers: Annotated[int, tyro.conf.arg(name="data.workers")] = Execution.workers
     """Processes that load images; 0 loads in this one."""
-    device: str = "cpu"
-    """Where networks run, such as cpu or cuda."""
+    device: DeviceFlag = Execution.device
     seed: int = 0
     """Architectures, weights and images follow from it."""
     output: Path | None = None
@@ -64,17 +61,19 @@ def main() -> None:
     for name in ("archs", "batch_size"):
         if getattr(arguments, name) < 2:
             raise ValueError(f"{name} is at least 2, not {getattr(arguments, name)}")
+    device = pick_device(arguments.device)
     data = load_data(arguments.data, workers=arguments.workers)
     data = only_images(data, "a score without training", "train a supernet of this task, and search it")
     family = make_family(arguments.space, arguments.space_options, data.family_arguments)
     proxies = PROXIES[arguments.space](data.num_classes, family.in_chans) if arguments.space in PROXIES else None
     combine, names = ENSEMBLES.get(arguments.scores, (mean_rank, tuple(arguments.scores.split(","))))
     check_names(names, proxies)
-    batch = read_batch(data, family, arguments)
+    resolution = family.resolution(family.space.largest)
+    batch = training_batch(data, resolution, arguments.batch_size, arguments.seed).to(device)
     generator = np.random.default_rng(arguments.seed)
     archs = [family.space.sample(generator) for _ in range(arguments.archs)]
     rows = []
-    with progress_bar() as progress:
+    with progress_bar() as progress, tf32(False):
         task = progress.add_task("Scoring", total=len(archs), note="")
         for arch in archs:
             scores = score_architecture(family, names, arch, batch, arguments.seed, proxies, arguments.te_nas)
@@ -92,11 +91,3 @@ def main() -> None:
         with write_atomically(arguments.output) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
         console.print(f"All scores are in {arguments.output}.")
-
-
-def read_batch(data: ImageData, family: Family, arguments: Arguments) -> LabelledImages:
-    """Random training images at the space's largest resolution, on the device."""
-    resolution = family.resolution(family.space.largest)
-    batch = training_batch(data, resolution, arguments.batch_size, arguments.seed)
-    device = torch.device(arguments.device)
-    return LabelledImages(batch.images.to(device), batch.labels.to(device), batch.size)

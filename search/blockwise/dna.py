@@ -32,7 +32,7 @@ from supernet.artifacts.ownership import owned
 from supernet.families import Family
 from supernet.space import Arch, SearchSpace
 from supernet.training.data import ImageData
-from supernet.training.execution import Execution, channels_last, pick_device
+from supernet.training.execution import Execution, channels_last
 from supernet.training.loop import StepResult
 from supernet.training.loop.checkpoint import has_checkpoints
 
@@ -41,7 +41,7 @@ from supernet.training.loop.checkpoint import has_checkpoints
 logger = logging.getLogger(__name__)
 
 TRAINING = "training.json"  # what was begun in a folder: the settings, and which blocks train together
-EXECUTION = ("workers", "device", "amp")  # settings that may be said anew
+EXECUTION = ("workers", "amp")  # settings that may be said anew
 CHUNK = 500  # paths whose pieces are in memory at a time, where they have none in common
 
 
@@ -56,18 +56,10 @@ class DnaConfig(BlockwiseConfig):
     max_paths: int = 20000
     """Paths of a block beyond which there are too many to rate."""
     workers: int = 0
-    """Ray workers, on CPUs, that share the blocks; 0 trains all of them in this process. Each runs the teacher and
-    prepares all images by itself."""
-    device: str = "auto"
-    """Where teacher and blocks run: cpu, cuda or cuda:N; auto takes a GPU if there is one and no Ray workers."""
+    """Ray workers, on CPUs, that share the training of the blocks; 0 trains all of them in this process. Each runs the
+    teacher and prepares all images by itself."""
     amp: Literal["none", "bf16", "fp16"] = "none"
     """Precision of the forward passes while blocks are trained."""
-
-    def torch_device(self) -> torch.device:
-        """The device that `device` names; ValueError if there is none, or if Ray workers cannot use it."""
-        if self.workers and self.device.startswith("cuda"):
-            raise ValueError(f"device {self.device!r}: Ray workers train on CPUs")
-        return pick_device("cpu" if self.workers and self.device == "auto" else self.device)
 
 
 class BlockRating:
@@ -103,8 +95,7 @@ class BlockRating:
         self.resolution = family.resolution(self.space.largest)
         self._data, self._images, self._config, self._seed = data, images, config, seed
         self._directory, self._batch_size, self._on_step = directory, batch_size, on_step
-        self._device = next(teacher.model.parameters()).device
-        few = images(self.resolution).images[:2].to(self._device)
+        few = images(self.resolution).images[:2].to(next(teacher.model.parameters()).device)
         if config.cuts:
             cuts = given_cuts(family, self.space, maps_of(teacher, few), config.cuts)
         else:
@@ -123,9 +114,18 @@ class BlockRating:
         unrated = [name for name in self.space.choices if name not in rated]
         if len(unrated) > len(rated):
             logger.warning("no block depends on %s: these choices make no difference", ", ".join(unrated))
+        self._device = few.device
+        self.to(self._device)
         for block in self.blocks:
-            channels_last(block.net.to(self._device))
+            channels_last(block.net)
         self.losses: list[dict[Arch, float]] = []  # of each block's paths, once they are rated
+
+    def to(self, device: torch.device | str) -> BlockRating:
+        """Puts teacher and blocks on `device`, where they are then trained and rated, in place."""
+        self._device = torch.device(device)
+        for net in (self._teacher.model, *(block.net for block in self.blocks)):
+            net.to(device)
+        return self
 
     def __call__(self, archs: Sequence[Arch]) -> list[float]:
         """The ratings, higher is better."""
@@ -178,6 +178,9 @@ class BlockRating:
                 "not read: name another output, or remove that folder to train them again"
             )
         steps_per_epoch = self._data.steps_per_epoch(self._config.batch_size)
+        device = self._device
+        if self._config.workers:
+            self.to("cpu")
         execution = Execution(
             str(self._device), self._config.amp, eval_epochs=0, checkpoint_steps=steps_per_epoch, keep_checkpoints=1
         )
@@ -203,6 +206,7 @@ class BlockRating:
                 trained = on_workers(trainings, self._config.workers)
             else:
                 trained = [training(on_step=self._on_step) for training in trainings]
+        self.to(device)
         for weights in trained:
             for index, state in weights.items():
                 self.blocks[index].net.load_state_dict(state)

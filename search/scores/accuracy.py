@@ -88,6 +88,12 @@ class SupernetScore:
         self._remembered = trie.Remembered(memory_bytes)
         self._version = -1
 
+    def to(self, device: torch.device | str) -> SupernetScore:
+        """Puts the supernet on `device`, where its subnets then run, in place; what was remembered is forgotten."""
+        self.net.to(device)
+        self._remembered.clear()
+        return self
+
     def __call__(self, archs: Sequence[Arch]) -> list[float]:
         """The values in the order of `archs`; raises what evaluating one of them raises."""
         values = dict(self.each(archs))

@@ -66,7 +66,8 @@ class Judge(NamedTuple):
 
 
 def make_judge(job: SearchJob, run: Run, directory: Path | None = None) -> Judge:
-    """The judge that `job` asks for. What it learns is kept in `directory`, if given, and found there again.
+    """The judge that `job` asks for, its score on the CPU (`search.problem.placed` puts it elsewhere). What it learns
+    is kept in `directory`, if given, and found there again.
 
     ValueError for what the run or the job lacks.
     """
@@ -142,14 +143,13 @@ def _zero_cost(job: SearchJob, run: Run, directory: Path | None) -> Judge:
 def _te_nas(job: SearchJob, run: Run, directory: Path | None) -> Judge:
     """TE-NAS's own search, by pruning, knows no limits; under limits, and where operations cannot be mixed, evolution
     goes by the combined rank."""
-    batch = _batch(job, run)
-    score = _training_free(job, run, ("te_nas",), batch)
+    score = _training_free(job, run, ("te_nas",), _batch(job, run))
 
     def best_first(problem: Problem) -> Iterator[Arch] | None:
         proxies = _proxies(run)
         if problem.limits or not prunable(problem.space, proxies):
             return None
-        return iter([search_by_pruning(problem.space, proxies, batch.images, job.te_nas, job.seed)])
+        return iter([search_by_pruning(problem.space, proxies, score.batch.images, job.te_nas, job.seed)])
 
     return Judge(score, score.prepare, best_first)
 
@@ -161,17 +161,17 @@ def _rdm(job: SearchJob, run: Run, directory: Path | None) -> Judge:
     if config.epochs:
         if directory is None:
             raise ValueError("candidates that train by themselves need a folder to train in: record a history")
-        training, execution = brief_training(config, job.seed), Execution(config.device, eval_epochs=0)
+        training, execution = brief_training(config, job.seed), Execution(eval_epochs=0)
         candidate: MakeCandidate = TrainedBriefly(family, run.data, training, directory / "candidates", execution)
     else:
         candidate = FromSupernet(channels_last(run.net))
     images = run_batches(job, run).images
     score = TeacherGuided(candidate, images, family.resolution, teacher, resolution, config, job.batch_size)
-    return Judge(score)
+    return Judge(score, score.prepare)
 
 
 def _dna(job: SearchJob, run: Run, directory: Path | None) -> Judge:
-    teacher = Teacher(_teacher(job, run).to(job.dna.torch_device()), job.dna.points)
+    teacher = Teacher(_teacher(job, run), job.dna.points)
     folder = directory and directory / "dna"
     score = BlockRating(
         run.family,

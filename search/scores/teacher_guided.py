@@ -17,6 +17,7 @@ from distill.blockwise import Teacher
 from distill.rdm import dissimilarity, teacher_guidance
 from distill.untouched import untouched
 from search.prefix.pieces import cut
+from search.problem import placed
 from search.scores.accuracy import EvaluationImages, first_metric
 from supernet.evaluation import calibrated
 from supernet.families import Family
@@ -52,8 +53,6 @@ class GuidanceConfig:
     """Learning rate of that training, for 256 images a step."""
     batch_size: int = 128
     """Images a step of that training."""
-    device: str = "auto"
-    """Where candidates train by themselves: cpu, cuda or cuda:N; auto takes a GPU if there is one."""
 
     def __post_init__(self):
         if self.images < 3 or self.epochs < 0 or self.batch_size < 1 or not self.lr > 0:
@@ -66,7 +65,7 @@ class TeacherGuided:
     The candidate's layers are all places in it that carry everything on (`search.prefix.pieces`); the teacher's are its
     points. `candidate(arch, batches)` gives the network, its BatchNorm calibrated on these batches of images,
     `images(resolution)` gives the images to calibrate by and those to judge by, of which the first `config.images` are
-    told apart; the teacher sees them at `teacher_resolution`.
+    told apart; the teacher sees them at `teacher_resolution`, once, in `prepare` or when it is first needed.
     """
 
     def __init__(
@@ -81,9 +80,24 @@ class TeacherGuided:
     ) -> None:
         self._candidate, self._images, self._resolution = candidate, images, resolution
         self._config, self._batch_size = config, batch_size
-        device = next(teacher.model.parameters()).device
-        seen = images(teacher_resolution).images[: config.images].to(device)
-        self._matrices = [dissimilarity(features).cpu() for features in teacher(seen)]
+        self._teacher: Teacher | None = teacher  # until it has seen the images
+        self._teacher_resolution = teacher_resolution
+        self._matrices: list[Tensor] = []
+
+    def to(self, device: torch.device | str) -> TeacherGuided:
+        """Puts what gives the candidates, and the teacher if it is still needed, on `device`, in place."""
+        self._candidate = placed(self._candidate, device)
+        if self._teacher:
+            self._teacher.model.to(device)
+        return self
+
+    def prepare(self) -> None:
+        """Have the teacher see the images, unless it has."""
+        if self._teacher:
+            seen = self._images(self._teacher_resolution).images[: self._config.images]
+            features = self._teacher(seen.to(_device(self._teacher.model)))
+            self._matrices = [dissimilarity(own).cpu() for own in features]
+            self._teacher = None
 
     def __call__(self, archs: Sequence[Arch]) -> list[float]:
         return [self._score(arch) for arch in archs]
@@ -110,6 +124,7 @@ class TeacherGuided:
 
     def guidance(self, model: nn.Module, arch: Arch) -> float:
         """TG of a calibrated candidate."""
+        self.prepare()
         images = self._images(self._resolution(arch)).images[: self._config.images]
         return guidance_of(model, images.to(_device(model)), self._matrices, self._config.method)
 
@@ -150,6 +165,10 @@ class FromSupernet:
     def __init__(self, net: Supernet) -> None:
         self._net = net
 
+    def to(self, device: torch.device | str) -> FromSupernet:
+        self._net.to(device)
+        return self
+
     def __call__(self, arch: Arch, batches: Iterable[Tensor]) -> nn.Module:
         return calibrated(self._net, arch, _on(self._net, batches))
 
@@ -165,6 +184,10 @@ class TrainedBriefly:
     ) -> None:
         self._family, self._data, self._config, self._directory = family, data, config, directory
         self._execution = execution
+
+    def to(self, device: torch.device | str) -> TrainedBriefly:
+        self._execution = dataclasses.replace(self._execution, device=str(device))
+        return self
 
     def __call__(self, arch: Arch, batches: Iterable[Tensor]) -> nn.Module:
         alone = self._family.space.restrict({name: [value] for name, value in arch.items()})

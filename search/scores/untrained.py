@@ -9,10 +9,10 @@ score has to beat.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -44,6 +44,10 @@ class LabelledImages:
     size: int = 64
     """So many of the images, the first ones, are the batch of the zero-cost scores; `ntk` and `regions` draw from
     all."""
+
+    def to(self, device: torch.device | str) -> LabelledImages:
+        """The same on `device`, where the architectures then run."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 
 def score_architecture(
@@ -102,11 +106,16 @@ class TrainingFreeScore:
         ensemble = ENSEMBLES.get(names[0]) if len(names) == 1 else None
         self._combine, self._members = ensemble or (mean_rank, tuple(names))
         check_names(self._members, proxies)
-        self._space = family.space
-        self._rows = partial(_rows, family, self._members, batch, seed, proxies, settings)
+        self.batch = batch
+        self._family, self._proxies, self._settings = family, proxies, settings
         self._seed = seed
         self._reference = reference
         self._reference_rows: np.ndarray | None = None  # once they are scored
+
+    def to(self, device: torch.device | str) -> TrainingFreeScore:
+        """Puts the images on `device`, where the architectures then run, in place."""
+        self.batch = self.batch.to(device)
+        return self
 
     def __call__(self, archs: Sequence[Arch]) -> list[float]:
         if not archs:
@@ -127,21 +136,15 @@ class TrainingFreeScore:
         """Score the reference, if there is one and it is not known."""
         if len(self._members) > 1 and self._reference_rows is None:
             generator = np.random.default_rng(self._seed)
-            self._reference_rows = self._rows([self._space.sample(generator) for _ in range(self._reference)])
+            self._reference_rows = self._rows([self._family.space.sample(generator) for _ in range(self._reference)])
 
-
-def _rows(
-    family: Family,
-    names: Sequence[str],
-    batch: LabelledImages,
-    seed: int,
-    proxies: te_nas.Proxies | None,
-    settings: te_nas.TeNasConfig,
-    archs: Sequence[Arch],
-) -> np.ndarray:
-    """The scores [s, n] of architectures."""
-    scored = [score_architecture(family, names, arch, batch, seed, proxies, settings) for arch in archs]
-    return np.array([[scores[name] for scores in scored] for name in names])
+    def _rows(self, archs: Sequence[Arch]) -> np.ndarray:
+        """The scores [s, n] of architectures."""
+        scored = [
+            score_architecture(self._family, self._members, arch, self.batch, self._seed, self._proxies, self._settings)
+            for arch in archs
+        ]
+        return np.array([[scores[name] for scores in scored] for name in self._members])
 
 
 def build_untrained(family: Family, arch: Arch, seed: int) -> nn.Module:

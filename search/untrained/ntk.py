@@ -65,7 +65,7 @@ def condition_number(model: nn.Module, images: Tensor, batch_norm: BatchNormMode
     """
     kernel = tangent_kernel(model, images, batch_norm)
     if kernel.isfinite().all():
-        smallest, largest = torch.linalg.eigvalsh(kernel)[[0, -1]].tolist()
+        smallest, *_, largest = torch.linalg.eigvalsh(kernel).tolist()
         if smallest > len(kernel) * torch.finfo(kernel.dtype).eps * largest:
             return largest / smallest
         reason = "singular"

@@ -13,7 +13,7 @@ import torch
 
 from search.history import History
 from search.loop import ask_and_tell, evaluate_here
-from search.parallel import RayEvaluator
+from search.parallel import RayEvaluator, check_resources, worker_device
 from search.problem import Problem
 from search.scores.accuracy import SupernetAccuracy, resized
 from search.strategies.evolution import Evolution, EvolutionConfig
@@ -71,7 +71,9 @@ def fails_on_threes(archs):
 def local_ray():
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "0")  # one GPU, whether it is there or not
+        ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -84,12 +86,15 @@ def test_results_do_not_depend_on_the_number_of_workers():
             assert evaluate.retried == []
 
 
+def images():
+    generator = torch.Generator().manual_seed(0)
+    both = torch.randn(80, 3, 32, 32, generator=generator)
+    return resized(both[:40], both[40:], torch.randint(10, (40,), generator=generator))
+
+
 def test_supernet_accuracies_are_those_of_one_process():
     family = FAMILIES["mobilenet_v3_micro"](num_classes=10)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(80, 3, 32, 32, generator=generator)
-    labels = torch.randint(10, (40,), generator=generator)
-    score = SupernetAccuracy(family.supernet(), resized(images[:40], images[40:], labels), family.resolution, 20)
+    score = SupernetAccuracy(family.supernet(), images(), family.resolution, 20)
     archs = [family.space.sample(np.random.default_rng(seed)) for seed in range(6)]
     expected = score(archs)
     with RayEvaluator(family.space, {"accuracy": score}, 2) as evaluate:
@@ -128,6 +133,68 @@ def test_failures_are_recorded_and_do_not_stop_the_search(tmp_path):
         expected = "x: RuntimeError: three" if a == 3 else "x is nan" if b == 4 else None
         assert evaluation.error == expected
         assert evaluation.scores == ({} if expected else {"x": float(a)})
+
+
+class Place:
+    """A score that is 1 on a GPU and 0 on a CPU, and cannot be sent from anywhere but the CPU."""
+
+    device = "somewhere"
+
+    def to(self, device):
+        self.device = torch.device(device).type
+        return self
+
+    def __getstate__(self):
+        assert self.device == "cpu"
+        return {}
+
+    def __call__(self, archs):
+        return [float(self.device == "cuda")] * len(archs)
+
+
+def test_scores_run_on_a_workers_part_of_a_gpu():
+    with RayEvaluator(SPACE, {"place": Place()}, 1, gpus=0.5) as evaluate:
+        assert [outcome.scores for outcome in evaluate([SPACE.smallest])] == [{"place": 1.0}]
+
+
+def test_scores_are_sent_from_the_cpu_and_run_there_on_workers_without_a_gpu(elsewhere):
+    family = FAMILIES["mobilenet_v3_micro"](num_classes=10)
+    score = SupernetAccuracy(family.supernet(), images(), family.resolution, 20)
+    (expected,) = score([family.space.smallest])
+    scores = {"accuracy": score.to(elsewhere), "place": Place()}
+    with RayEvaluator(family.space, scores, 1) as evaluate:
+        outcomes = [outcome.scores for outcome in evaluate([family.space.smallest])]
+    assert outcomes == [{"accuracy": expected, "place": 0.0}]
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "found"), [("auto", 0, "cpu"), ("auto", 0.3, "cuda"), ("cuda", 1, "cuda"), ("cpu", 0, "cpu")]
+)
+def test_a_worker_runs_where_it_has_its_part(device, gpus, found):
+    assert worker_device(device, gpus) == torch.device(found)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "message"),
+    [
+        ("cuda", 0, "device 'cuda': Ray workers run on the part of a GPU that they are given, here none, or else on"),
+        ("cuda:1", 0.5, "device 'cuda:1': .* that they are given, here 0.5 of a GPU, .* say auto, and with --gpus-per"),
+        ("cpu", 0.5, "device 'cpu': Ray workers run on the part of a GPU"),
+        ("tpu", 0, "device is cpu, cuda, cuda:N or auto, not 'tpu'"),
+        ("auto", -1, "a worker has a GPU or a part of one, from 0 to 1, not -1"),
+    ],
+)
+def test_a_place_that_a_worker_cannot_have_is_refused(device, gpus, message):
+    with pytest.raises(ValueError, match=message):
+        worker_device(device, gpus)
+
+
+def test_parts_are_of_one_gpu_each():
+    check_resources({"CPU": 8, "GPU": 2}, 6, 1, 0.33)
+    check_resources({"CPU": 8, "GPU": 1}, 8, 1, 0.125)
+    message = "3 workers with 0.6 of a GPU each need 3 GPUs, but the Ray cluster has 2; use fewer workers or smaller"
+    with pytest.raises(ValueError, match=message):  # which together are less than two
+        check_resources({"CPU": 8, "GPU": 2}, 3, 1, 0.6)
 
 
 def test_too_few_cpus_are_an_error():

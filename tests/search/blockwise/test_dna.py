@@ -14,7 +14,7 @@ from distill.blockwise import Teacher, relative_deviation
 from search.blockwise.assembly import assemble
 from search.blockwise.blocks import cut_blocks
 from search.blockwise.cuts import given_cuts, matching_cuts
-from search.blockwise.dna import BlockRating, DnaConfig
+from search.blockwise.dna import BlockRating, DnaConfig, rate_paths
 from search.blockwise.maps import Feature
 from search.prefix.dependence import Dependence
 from search.problem import Problem
@@ -176,14 +176,6 @@ def test_features_without_positions_are_refused(data, images):
     flat = Teacher(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), ("1",))
     with pytest.raises(ValueError, match=r"imitate maps .*, and the teacher's features at '1' are none"):
         BlockRating(FAMILY, data, images, flat, DnaConfig())
-
-
-def test_devices_are_checked():
-    assert DnaConfig(device="cpu").torch_device() == torch.device("cpu")
-    with pytest.raises(ValueError, match="device is cpu, cuda, cuda:N or auto, not 'tpu'"):
-        DnaConfig(device="tpu").torch_device()
-    with pytest.raises(ValueError, match="device 'cuda': Ray workers train on CPUs"):
-        DnaConfig(device="cuda", workers=1).torch_device()
 
 
 def test_a_block_of_too_many_paths_is_cut_once_more():
@@ -371,9 +363,19 @@ def test_a_limit_that_no_rated_architecture_meets_is_named(rating):
         next(assemble(SPACE, rating.blocks, rating.losses, problem))
 
 
-def test_ray_workers_train_the_same_blocks(data, images, rating, tmp_path):
+def test_ray_workers_train_the_same_blocks_which_are_rated_where_they_are(
+    data, images, rating, tmp_path, elsewhere, monkeypatch
+):
     config = DnaConfig(epochs=2, batch_size=16, workers=2)
-    shared = BlockRating(FAMILY, data, images, teacher(), config, directory=tmp_path)
+    shared = BlockRating(FAMILY, data, images, teacher(), config, directory=tmp_path).to(elsewhere)
+    places = []
+
+    def rated(block, batches, target):
+        places.append(target.device.type)
+        return rate_paths(block, batches, target)
+
+    monkeypatch.setattr("search.blockwise.dna.rate_paths", rated)
     shared.prepare()
+    assert places == [elsewhere, elsewhere]
     assert shared.losses == rating.losses
     assert {path.name for path in tmp_path.glob("blocks_*")} == {"blocks_0", "blocks_1"}

@@ -1,0 +1,51 @@
+"""Whole searches: where they run."""
+
+import pytest
+
+from search.history import read_history
+from search.run import run_search
+from search.scores.judges import untrained_run
+from search.settings import SearchJob
+from supernet.training.data import DataConfig
+
+JOB = SearchJob("random", evaluations=3, population=3, images=20, calibration_images=20)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return untrained_run("mobilenet_v3_micro", "{}", DataConfig())
+
+
+def test_a_search_begun_on_one_device_goes_on_on_another(trained, elsewhere, tmp_path):
+    path = tmp_path / "search.jsonl"
+    whole = run_search(JOB, trained, {}, device="cpu").result.evaluations
+    for count, device in ((2, "cpu"), (3, elsewhere)):
+        job = SearchJob(**{**vars(JOB), "evaluations": count})
+        run_search(job, trained, {}, path, resume=True, device=device)
+    assert read_history(path)[1] == whole
+    assert next(trained.net.parameters()).device.type == "cpu"
+
+
+def test_what_fails_brings_the_supernet_back_too(trained, elsewhere):
+    def fail(evaluation, count):
+        assert next(trained.net.parameters()).device.type == elsewhere
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        run_search(JOB, trained, {}, device=elsewhere, on_evaluation=fail)
+    assert next(trained.net.parameters()).device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ({"device": "tpu"}, "device is cpu, cuda, cuda:N or auto, not 'tpu'"),
+        ({"gpus_per_worker": 0.5}, "there are 0.5 GPUs for each worker, but no workers: say how many"),
+        ({"workers": 2, "gpus_per_worker": 2.0}, "a worker has a GPU or a part of one, from 0 to 1, not 2.0"),
+        ({"workers": 2, "gpus_per_worker": 0.5, "device": "cpu"}, "device 'cpu': Ray workers run on the part of a GPU"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused_before_anything_is_written(trained, tmp_path, where, message):
+    with pytest.raises(ValueError, match=message):
+        run_search(JOB, trained, {}, tmp_path / "search.jsonl", **where)
+    assert not list(tmp_path.iterdir())
