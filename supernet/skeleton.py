@@ -142,17 +142,30 @@ class Assembler:
         if any(view.source for view in self._views(arch).values()):
             return build_skeleton(self._build, arch)
         wanted = self._pieces_of(arch)
-        if self._frame and self._pieces.keys() >= wanted.items() and self._frame_names >= wanted.keys():
-            return self._put_together(self._frame, "", {name: self._pieces[name, key] for name, key in wanted.items()})
-        module = build_skeleton(self._build, arch)
-        ties = tied_names(module.state_dict(keep_vars=True))
-        if any(_piece(wanted, alias) != _piece(wanted, name) for alias, name in ties.items()):
-            return module
-        if self._frame is None:
-            self._frame, self._frame_names = module, set(wanted)
-        for name, key in wanted.items():
-            self._pieces.setdefault((name, key), module.get_submodule(name))
-        return module
+        if not self._knows(wanted):
+            module = build_skeleton(self._build, arch)
+            ties = tied_names(module.state_dict(keep_vars=True))
+            if any(_piece(wanted, alias) != _piece(wanted, name) for alias, name in ties.items()):
+                return module
+            if self._frame is None:
+                self._frame, self._frame_names = module, set(wanted)
+            for name, key in wanted.items():
+                self._pieces.setdefault((name, key), module.get_submodule(name))
+            if not self._knows(wanted):
+                return module
+        return self._put_together(self._frame, "", {name: self._pieces[name, key] for name, key in wanted.items()})
+
+    def with_stand_ins(self, arch: Arch, stand_in: Callable[[str, nn.Module], nn.Module]) -> nn.Module | None:
+        """A skeleton of `arch` with `stand_in(name, piece)` for each of its pieces; None where it is built whole."""
+        wanted = self._pieces_of(arch)
+        if not self._knows(wanted):
+            return None
+        pieces = {name: stand_in(name, self._pieces[name, key]) for name, key in wanted.items()}
+        return self._put_together(self._frame, "", pieces)
+
+    def _knows(self, wanted: Mapping[str, Hashable]) -> bool:
+        known = self._pieces.keys() >= wanted.items() and self._frame_names >= wanted.keys()
+        return self._frame is not None and known
 
     def _put_together(self, frame: nn.Module, prefix: str, pieces: Mapping[str, nn.Module]) -> nn.Module:
         module = copy.copy(frame)

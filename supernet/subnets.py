@@ -7,7 +7,7 @@ subnet costs little more than its kernels.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -120,6 +120,18 @@ def _arrive(slot: Slot, source: Tensor, arrived: Arrived, piece: Tensor) -> None
     arrived(source)
 
 
+class Leaf(NamedTuple):
+    """A tensor that a gradient is asked of: a piece of a shared one, or itself one that has weights."""
+
+    tensor: Tensor
+    source: Tensor
+    slot: Slot | None  # None where it is the whole of the source
+
+    def part_of(self, gradient: Tensor) -> Tensor:
+        """The part of the source's gradient that is this one's."""
+        return gradient if self.slot is None else self.slot.cut(gradient)
+
+
 class Alias(NamedTuple):
     """A further place of a plain module for a tensor that it has under another name."""
 
@@ -209,6 +221,47 @@ class LentSubnet:
             for slot, place, piece in zip(slots, places, _Lent.apply(slots, *sources)):
                 found[place] = slot.transformed(piece)
         return found
+
+    def leaves(self) -> tuple[list[Tensor], list[Leaf]]:
+        """The tensors to run on, as `lent` gives them, and what they are differentiable by, for `torch.autograd.grad`.
+
+        Shared tensors that a part is not merely indexed of, and the weights of the rules by which it is made, are
+        leaves themselves, each of them once.
+        """
+        found, leaves = [], {}
+        for slot in self._slots:
+            source = slot.shared[slot.shared_key]
+            if not slot.is_indexed:
+                rule = slot.part.rule
+                for whole in (source, *(rule.parameters() if isinstance(rule, nn.Module) else ())):
+                    if whole.requires_grad:
+                        leaves[id(whole)] = Leaf(whole, whole, None)
+                found.append(take(source, slot.part.shape, rule, slot.part.transform))
+                continue
+            piece = slot.piece(source)
+            if source.requires_grad:
+                piece = piece.detach().requires_grad_()
+                leaves[id(piece)] = Leaf(piece, source, slot)
+            found.append(slot.transformed(piece))
+        return found, list(leaves.values())
+
+    def learning(self) -> list[Tensor]:
+        """The shared tensors that `leaves` may be of."""
+        _, leaves = self.leaves()
+        return [leaf.source for leaf in leaves]
+
+    def state(self) -> tuple[Hashable, ...]:
+        """Where the shared tensors lie and whether they learn; another one once they have been replaced."""
+        sources = (slot.shared[slot.shared_key] for slot in self._slots)
+        return tuple((source.data_ptr(), source.requires_grad) for source in sources)
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether a module has hooks, which have to be called."""
+        return any(
+            child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks
+            for child in self._modules
+        )
 
     def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         """What `lent` gave by name."""

@@ -6,7 +6,6 @@ import copy
 import functools
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from functools import partial
 from itertools import islice
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from distill.untouched import untouched
 from supernet.nesting import check_shape, check_structure, check_unit, covering_archs, is_kernel
@@ -27,8 +26,7 @@ from supernet.subnets import Alias, Arrived, LentSubnet, Part, Plan, Slot, Tenso
 from supernet.views import PLAIN, View, Views, no_views, tie_names, tied_builder, tied_names
 
 Builder = Callable[[Arch], nn.Module]
-# as torch.func.functional_call
-FunctionalCall = Callable[[nn.Module, Mapping[str, Tensor], tuple, Mapping[str, Any]], Any]
+StandIn = Callable[[str, LentSubnet], nn.Module]  # for a piece of a subnet, by its name: what runs in its place
 
 _CACHES = ("_known_subnet", "_plans", "_tree")  # what a copy of a supernet begins anew
 _cached = functools.lru_cache(maxsize=64)  # subnets without weights, some 2 MB each
@@ -107,7 +105,7 @@ class Supernet(nn.Module):
         build: Builder | None = None,
         accumulate: bool = False,
         arrived: Arrived | None = None,
-        call: FunctionalCall | None = None,
+        stand_in: StandIn | None = None,
         **keywords: Any,
     ) -> Any:
         """The output of the subnet `arch`, which may also be the last of the positional arguments: `net(images, arch)`,
@@ -119,24 +117,26 @@ class Supernet(nn.Module):
         `build` may name another builder of modules with the same tensors, such as one with dropout. `accumulate` is
         for training with `backward()`: gradients are added to the shared tensors' `.grad` by the way, which takes less
         time, but `torch.autograd.grad` and hooks do not see them; `arrived` is then called, in the backward pass, with
-        shared tensors as soon as all of their gradient is there, as `LentSubnet.lent` says. `call` runs the plain
-        module on its tensors where it is not merely to be called, such as `torch.compile(functional_call)` for a subnet
-        that recurs.
+        shared tensors as soon as all of their gradient is there, as `LentSubnet.lent` says. `stand_in` gives what runs
+        in the place of the pieces that subnets have in common, or of a whole subnet where they have none, and adds to
+        gradients as `accumulate` does, without `arrived`; it is for train mode, and asked where no other gradients are
+        wanted.
         ValueError if `arch` is not of this space, or if an input is of another floating point type than the weights,
         or of integers where the example was not.
         """
         if arch is None:
             *inputs, arch = inputs
         self._check_types((inputs, keywords))
-        subnet = self._subnet(self.space.validate(arch), build or self.build)
+        stands_in = self.training and (accumulate or not torch.is_grad_enabled())
+        subnet = self._subnet(self.space.validate(arch), build or self.build, stand_in if stands_in else None)
         if self.training:
             self.statistics_of = None
         subnet.set_mode(self.training)
         tensors = subnet.lent(accumulate, arrived)
-        if call is not None:
-            return untouched(partial(call, subnet.module, subnet.named(tensors)), tuple(inputs), keywords)
         with subnet.holding(tensors) as module:
-            return untouched(lambda inputs, keywords: module(*inputs, **keywords), tuple(inputs), keywords)
+            output = untouched(lambda inputs, keywords: module(*inputs, **keywords), tuple(inputs), keywords)
+        # what stands in may use its memory again for the next subnet
+        return tree_map_only(Tensor, Tensor.clone, output) if stands_in and stand_in is not None else output
 
     def _check_types(self, inputs: tuple) -> None:
         dtype = floating_dtype(self)
@@ -237,19 +237,30 @@ class Supernet(nn.Module):
         self._plans: WeakKeyDictionary[nn.Module, Plan] = WeakKeyDictionary()
         self._tree: list[tuple[dict[str, nn.Module | None], str, nn.Module | None]] = []
 
-    def _subnet(self, arch: Arch, build: Builder) -> LentSubnet:
-        """The subnet `arch`; what is known of subnets is forgotten where a module of the shared tensors is another."""
+    def _subnet(self, arch: Arch, build: Builder, stand_in: StandIn | None = None) -> LentSubnet:
+        """The subnet `arch`, with `stand_in` for its pieces; what is known of subnets is forgotten where a module of
+        the shared tensors is another."""
         if not all(modules.get(name) is module for modules, name, module in self._tree):
             self._known_subnet.cache_clear()
             self._plans.clear()
             self._tree.clear()
         if not self._tree:
             self._tree += [(owner._modules, *item) for owner in self.modules() for item in owner._modules.items()]
-        return self._known_subnet(arch, build)
+        return self._known_subnet(arch, build, stand_in)
 
-    def _make_subnet(self, arch: Arch, build: Builder) -> LentSubnet:
+    def _make_subnet(self, arch: Arch, build: Builder, stand_in: StandIn | None) -> LentSubnet:
         assemble = self._assemble if build is self.build else None
-        return self._subnet_of(assemble(arch) if assemble else build_skeleton(build, arch), arch)
+        if stand_in is None:
+            return self._subnet_of(assemble(arch) if assemble else build_skeleton(build, arch), arch)
+        whole = self._known_subnet(arch, build, None)
+        module = None
+        if assemble and not self.views(arch):  # by which a piece may be of this subnet alone
+            module = assemble.with_stand_ins(
+                arch, lambda name, piece: stand_in(name, LentSubnet(piece, self._plans[piece]))
+            )
+        if module is None:
+            return LentSubnet(stand_in("", whole), Plan("", (), (), (), {}))
+        return self._subnet_of(module, arch)
 
     def _subnet_of(self, module: nn.Module, arch: Arch) -> LentSubnet:
         views = self.views(arch)

@@ -82,6 +82,14 @@ def _arguments_of_the_family(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _step_by_name(config: dict[str, Any]) -> dict[str, Any]:
+    """Format 3 of a run said whether steps were compiled."""
+    execution = dict(config["job"].get("execution", {}))
+    if execution.pop("compile", False):
+        execution["step"] = "compile"
+    return config | {"job": config["job"] | {"execution": execution}}
+
+
 def _code_of_the_space(subnet: dict[str, Any]) -> dict[str, Any]:
     """Format 1 of a subnet knew the spaces of this package alone."""
     return subnet | {"space_sha256": None}
@@ -123,7 +131,7 @@ def _blocks_by_the_loop(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | {"dna": settings["dna"] | {"clip": None, "clip_mode": "norm", "ema_decay": None}}
 
 
-RUN = Format("training run", (_execution_apart, _arguments_of_the_family))
+RUN = Format("training run", (_execution_apart, _arguments_of_the_family, _step_by_name))
 SUBNET = Format("subnet", (_code_of_the_space, _family_of_the_subnet))
 PREDICTOR = Format("latency predictor", (_several_methods,))
 HISTORY = Format("search history", (_score_apart, _blocks_by_the_loop), prefix="supernet search history ")

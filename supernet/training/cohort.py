@@ -75,7 +75,7 @@ def train_models(
         )
         if teacher is not None:
             loop.place(teacher).eval()
-        students = [torch.compile(model, dynamic=False) for model in models] if execution.compile else models
+        students = [torch.compile(model, dynamic=False) for model in models] if execution.step == "compile" else models
         largest = max((resolution for resolution in resolutions if resolution is not None), default=None)
         for step, batch in loop.batches(largest):
             with loop.seeded(step), execution.autocast(loop.device):

@@ -37,9 +37,10 @@ class Execution:
     the scale halved if gradients overflow."""
     channels_last: bool = True
     """Keep images and kernels in the channels-last memory format."""
-    compile: bool = False
-    """Compile what recurs: the largest and the smallest subnet of a sandwich, or a single model; takes minutes, pays in
-    long trainings."""
+    step: Literal["auto", "eager", "graphs", "compile"] = "auto"
+    """How subnets run in a training step: eager, as they are; graphs, their pieces as CUDA graphs, where launching
+    kernels takes longer than they do; compile, their pieces, or a single model, compiled, which takes minutes; auto,
+    eager or graphs on a GPU, whichever the first steps show to be faster, elsewhere eager."""
     workers: int = 4
     """Processes that load images; 0 loads in the training process."""
     eval_epochs: int = 10

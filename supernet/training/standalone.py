@@ -80,10 +80,10 @@ class ModelJob:
                 "the loss mutual needs peers, and peers need a weight of it: the peers are "
                 f"{', '.join(self.peers) or 'none'}, the weight is {self.objective.mutual}"
             )
-        if self.execution.compile and self.objective.feature_losses:
+        if self.execution.step == "compile" and self.objective.feature_losses:
             raise ValueError(
                 f"a compiled model does not show its features to {', '.join(self.objective.feature_losses)}: leave out "
-                "compile, or these losses"
+                "step=compile, or these losses"
             )
 
 

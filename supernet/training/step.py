@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from distill.untouched import untouched
 from supernet.families import Family
 from supernet.space import Arch
 from supernet.subnets import Arrived
-from supernet.supernet import Builder, FunctionalCall, Supernet
+from supernet.supernet import Builder, StandIn, Supernet
 from supernet.tasks import Classification, Task
 from supernet.tasks.task import Output, in_float32
 from supernet.training.data.batch import Batch, chunk, joined
@@ -88,9 +88,9 @@ class TrainStep:
     """Gives `net` the gradients of a step: `train_step(batch, learners)`.
 
     `task` says what is learnt, `regularised` builds the modules of learners with dropout, `teacher` is the frozen
-    network of learners whose teacher is "external". `calls` say how architectures are run otherwise than by
-    `functional_call`, `execution` in which precision, and `scale` what is differentiated in a loss's place. `average`
-    takes the gradients to the other processes, if there are any, from the last backward pass on.
+    network of learners whose teacher is "external". `execution` says in which precision subnets run, `stand_in` what
+    runs in the place of their pieces, and `scale` gives what is differentiated in a loss's place. `average` takes the
+    gradients to the other processes, if there are any, from the last backward pass on.
     """
 
     net: Supernet
@@ -98,10 +98,10 @@ class TrainStep:
     config: TrainConfig
     regularised: Builder
     teacher: nn.Module | None = None
-    calls: Mapping[Arch, FunctionalCall] = field(default_factory=dict)
     execution: Execution = DEFAULT
     scale: Callable[[Tensor], Tensor] = unscaled
     average: GradientAverage | None = None
+    stand_in: StandIn | None = None
 
     def __call__(self, batch: Batch, learners: Sequence[Learner]) -> StepOutputs:
         """Accumulate the gradients of `learners` on a batch: the mean over `config.accumulation` equal parts of it."""
@@ -156,12 +156,11 @@ class TrainStep:
     ) -> Output:
         """That of the subnet `arch` on a batch, floating point in float32."""
         build = self.regularised if regularised else self.net.build
-        call = self.calls.get(arch)
-        if call is not None:
-            arrived = None  # the gradients of what is compiled come all at once
         with self.execution.autocast(self._device):
             inputs = self.task.inputs(batch, arch)
-            output = self.net(*inputs, arch=arch, build=build, accumulate=accumulate, arrived=arrived, call=call)
+            output = self.net(
+                *inputs, arch=arch, build=build, accumulate=accumulate, arrived=arrived, stand_in=self.stand_in
+            )
         return in_float32(output)
 
     @property

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from supernet.artifacts.ownership import owned
 from supernet.evaluation import calibrated, evaluate
@@ -25,6 +24,7 @@ from supernet.training.loop import Loop, StepResult
 from supernet.training.loop.average import MovingAverage
 from supernet.training.methods.prioritized import PrioritizedPaths
 from supernet.training.methods.sampling import Attentive, Fair, Method, Sandwich, Step, Uniform
+from supernet.training.pieces import ways_of
 from supernet.training.randomness import Stream, generator
 from supernet.training.step import TrainConfig, TrainStep, task_of
 
@@ -78,10 +78,9 @@ def train(
         )
         if teacher is not None:
             loop.place(teacher).eval()
-        recurring = (method.space.largest, method.space.smallest) if execution.compile else ()
-        calls = {arch: torch.compile(functional_call, dynamic=False) for arch in recurring}
+        ways = ways_of(execution, loop.device)
         regularised = _regularised(family, config)
-        train_step = TrainStep(net, task, config, regularised, teacher, calls, execution, loop.scale, loop.average)
+        as_it_is = TrainStep(net, task, config, regularised, teacher, execution, loop.scale, loop.average)
 
         for number, batch in loop.batches(resolution):
             epoch, step_of_epoch = divmod(number, loop.steps_per_epoch)
@@ -90,10 +89,12 @@ def train(
                 method.start_epoch(net, _companions(net, loop.optimizer, loop.ema), progress)
             own = (distributed.rank(),) if config.subnets_per_rank else ()
             draw = generator(config.seed, Stream.SUBNETS, number, *own)
-            step = Step(number, epoch, progress, draw, net, batch, task, train_step.output, loop.lr, loop.scale)
-            learners = method.learners(step)
-            with loop.seeded(number):
-                losses, outputs = train_step(batch, learners)
+            with ways.step() as stand_in:
+                train_step = replace(as_it_is, stand_in=stand_in)
+                step = Step(number, epoch, progress, draw, net, batch, task, train_step.output, loop.lr, loop.scale)
+                learners = method.learners(step)
+                with loop.seeded(number):
+                    losses, outputs = train_step(batch, learners)
             archs = [learner.arch for learner in learners]
             loop.update(number, losses, [f"{arch} or its like elsewhere" for arch in archs] if own else archs)
             method.finish(step, learners, outputs)

@@ -52,7 +52,7 @@ def test_a_former_run_is_read_and_goes_on_to_the_same_weights(tmp_path):
     for name in ("supernet.safetensors", "metrics.jsonl"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     written = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert written["format"] == RUN.number == 3
+    assert written["format"] == RUN.number == 4
     assert written == read_config(tmp_path / "run")
     former = json.loads((FORMER / "run.json").read_text())
     same = ("classes", "images", "files", "streams", "command", "date", "versions", "hardware")
@@ -173,7 +173,7 @@ def test_what_is_no_number_of_a_format_is_refused(label, tmp_path):
         assert HISTORY.number_of("supernet search history 1", tmp_path) == 1
         assert HISTORY.label == "supernet search history 3"
     else:
-        with pytest.raises(ValueError, match="and this version of the package reads 1 to 3"):
+        with pytest.raises(ValueError, match="and this version of the package reads 1 to 4"):
             RUN.number_of(label, tmp_path)
 
 

@@ -392,7 +392,7 @@ def test_a_compiled_model_trains_to_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", trace_only)
     data, config = load_data(DATA, CONFIG.seed), dataclasses.replace(CONFIG, epochs=1, ema_decay=0.5)
     (plain,) = train_models([network()], [16], data, config, tmp_path / "plain", execution=SILENT)
-    fast = dataclasses.replace(SILENT, compile=True)
+    fast = dataclasses.replace(SILENT, step="compile")
     (found,) = train_models([network()], [16], data, config, tmp_path / "fast", execution=fast)
     assert len(compiled) == 1
     for name, tensor in plain.state_dict().items():
@@ -401,4 +401,4 @@ def test_a_compiled_model_trains_to_the_same_weights(tmp_path, monkeypatch):
 
 def test_a_compiled_model_shows_no_features():
     with pytest.raises(ValueError, match="a compiled model does not show its features to attention"):
-        ModelJob(teacher="resnet18", objective=Objective(attention=1.0), execution=Execution(compile=True))
+        ModelJob(teacher="resnet18", objective=Objective(attention=1.0), execution=Execution(step="compile"))

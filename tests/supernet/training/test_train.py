@@ -367,21 +367,19 @@ def test_compiled_subnets_train_to_the_same_weights(family, tmp_path, monkeypatc
     compiled = []
 
     def trace_only(function, **options):
-        run = torch_compile(function, backend="eager", **options)
+        def traced(graph, inputs):
+            compiled.append(graph)
+            return graph
 
-        def call(module, *arguments):
-            compiled.append(module)
-            return run(module, *arguments)
-
-        return call
+        return torch_compile(function, backend=traced, **options)
 
     torch_compile = torch.compile
     monkeypatch.setattr(torch, "compile", trace_only)
     data = load_data(DATA)
     config = dataclasses.replace(CONFIG, epochs=1)
     plain = train(family, family.supernet(), data, config, tmp_path / "plain", EXECUTION)
-    execution = dataclasses.replace(EXECUTION, compile=True)
+    execution = dataclasses.replace(EXECUTION, step="compile")
     fast = train(family, family.supernet(), data, config, tmp_path / "compiled", execution)
-    assert len(compiled) == 10  # the largest and the smallest in each of 5 steps
+    assert 10 < len(compiled) < 40  # of a dozen kinds of pieces in some 50 sizes
     for name, tensor in fast.state_dict().items():
         assert torch.equal(tensor, plain.state_dict()[name]), name

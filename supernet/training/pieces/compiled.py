@@ -1,0 +1,53 @@
+"""Pieces of subnets, compiled: fewer kernels, each of which does more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from supernet.subnets import LentSubnet
+
+# Sizes of weights and settings of modules are no constants of the compiled code, so that its variants saturate at some
+# dozens, where each piece would otherwise be compiled by itself.
+_SETTINGS = {
+    "force_parameter_static_shapes": False,
+    "force_nn_module_property_static_shapes": False,
+    "allow_unspec_int_on_nn_module": True,
+    "recompile_limit": 1024,
+    "accumulated_recompile_limit": 8192,
+}
+
+
+class CompiledPieces:
+    """Stands compiled code in for the pieces of subnets, by `torch.compile` with `options`."""
+
+    def __init__(self, **options: Any) -> None:
+        self._call = torch.compile(_call, **options)
+
+    def __call__(self, name: str, lent: LentSubnet) -> nn.Module:
+        """What stands in for the piece `name` of subnets, the module of `lent`."""
+        return _Compiled(self._call, lent)
+
+
+class _Compiled(nn.Module):
+    def __init__(self, call: Any, lent: LentSubnet) -> None:
+        super().__init__()
+        self._call, self._lent = call, lent
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._lent.module, name)
+
+    def forward(self, *inputs: Any, **keywords: Any) -> Any:
+        self._lent.set_mode(True)
+        tensors = self._lent.lent(accumulate=True)
+        with self._lent.holding(tensors) as module, torch._dynamo.config.patch(_SETTINGS):
+            return self._call(module, inputs, keywords)
+
+
+def _call(module: nn.Module, inputs: tuple, keywords: dict[str, Any]) -> Any:
+    return module(*inputs, **keywords)
