@@ -27,7 +27,7 @@ from supernet.training.data.batch import device_of
 
 Inputs = Any  # a tensor, or a tuple of all that a module is called with
 
-BYTES_IN_CACHE = 2**20  # of the images whose moments are taken at a time
+BYTES_IN_CACHE = 2**20  # of the images whose moments a CPU takes at a time
 
 
 class _Moments(NamedTuple):
@@ -202,7 +202,8 @@ def _moments(layer: _BatchNorm, x: Tensor) -> _Moments:
     So they do not depend on the number of threads, are exact to 1e-7, and cost an eighth of `torch.var_mean`.
     """
     means, variances = [], []
-    for images in x.reshape(*x.shape[:2], -1).split(max(1, BYTES_IN_CACHE * len(x) // max(1, x.nbytes))):
+    together = max(1, BYTES_IN_CACHE * len(x) // max(1, x.nbytes)) if x.device.type == "cpu" else len(x)
+    for images in x.reshape(*x.shape[:2], -1).split(together):
         images = images.float()
         mean = images.mean(dim=2, keepdim=True)
         means.append(mean.squeeze(2))

@@ -53,18 +53,27 @@ def search(settings, history, on_generation, before=None):
         ask_and_tell(problem, strategy, evaluate, 24, history=record, on_generation=on_generation)
 
 
+def search_on_a_gpu(settings, history, on_generation):
+    import ray
+
+    assert ray.get_runtime_context().get_accelerator_ids()["GPU"] == ["0"]
+    search(settings, history, on_generation)
+
+
 @pytest.fixture(scope="module")
 def local_ray():
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "0")  # one GPU, whether it is there or not
+        ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
 
 @pytest.fixture(scope="module")
 def undisturbed(local_ray, tmp_path_factory):
-    return run_sweep(search, TRIALS, str(tmp_path_factory.mktemp("sweep")), "undisturbed")
+    return run_sweep(search_on_a_gpu, TRIALS, str(tmp_path_factory.mktemp("sweep")), "undisturbed", gpus=0.25)
 
 
 def outcome(sweep):
@@ -88,6 +97,11 @@ def test_every_trial_is_a_whole_search(undisturbed, tmp_path):
     assert latencies == sorted(latencies)
     assert totals == sorted(totals)
     assert {row["device"] for row in front} == {"phone"}
+
+
+def test_a_trial_that_there_is_no_room_for_is_refused(local_ray, tmp_path):
+    with pytest.raises(ValueError, match="1 workers need 3 CPUs, but the Ray cluster has 2"):
+        run_sweep(search, TRIALS, str(tmp_path), "large", threads=3)
 
 
 class KillOnce:

@@ -7,6 +7,7 @@ from torch import nn
 
 from supernet.calibration import Reference, calibrate, corrected, references
 from supernet.families import FAMILIES
+from tests.elsewhere import RAN
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,22 @@ def test_statistics_are_those_of_one_big_batch_however_it_is_split(family, image
         if name.endswith("running_var"):  # a mean is as exact as the values that it averages
             error = (mean[1] - expected[mean[0]]).abs() / deviation
             assert error.max() < 1e-5, mean[0]
+
+
+def test_a_gpu_takes_the_moments_of_all_images_at_a_time(family, images, elsewhere, monkeypatch):
+    net = family.supernet()
+    expected = net.extract(family.space.largest).eval()
+    calibrate(expected, images.split(20))
+    operations = []
+    for size in (1, 2**30):
+        monkeypatch.setattr("supernet.calibration.BYTES_IN_CACHE", size)
+        model = net.extract(family.space.largest).eval().to(elsewhere)
+        RAN.clear()
+        calibrate(model, [batch.to(elsewhere) for batch in images.split(20)])
+        operations.append(RAN["aten::mean.dim"])
+        for name, tensor in model.cpu().state_dict().items():
+            torch.testing.assert_close(tensor, expected.state_dict()[name])
+    assert operations[0] == operations[1]
 
 
 def test_in_double_precision_the_statistics_are_equal_to_rounding(family, images):
