@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -17,9 +18,11 @@ from supernet.tasks import Classification
 from supernet.training.execution import Execution
 from supernet.training.methods import sampling
 from supernet.training.methods.sampling import Learner, Sandwich
+from supernet.training.pieces import ways_of
 from supernet.training.step import TrainConfig, TrainStep
 
 Precision = Literal["fp32", "bf16"]
+Way = Literal["eager", "graphs", "compile"]
 
 
 class Step:
@@ -33,6 +36,7 @@ class Step:
         random_subnets: int = 2,
         device: str = "cpu",
         precision: Precision = "fp32",
+        way: Way = "eager",
         **options: float,
     ) -> None:
         self.family: Family = FAMILIES[space](**options)
@@ -45,6 +49,10 @@ class Step:
         images = torch.randn(batch_size, 3, resolution, resolution, generator=draw)
         images = images.to(self.device, memory_format=torch.channels_last)
         self.batch = images, torch.randint(self.family.num_classes, (batch_size,), generator=draw).to(self.device)
+        self.stand_in = None
+        if way != "eager":
+            with ways_of(Execution(step=way), self.device).step() as self.stand_in:
+                pass
         small = torch.zeros(2, 3, 32, 32, device=self.device)
         with torch.no_grad():  # what the first dozens of steps of a training do: the pieces of subnets get known
             for index in range(100):
@@ -56,7 +64,14 @@ class Step:
 
     def shared(self, learners: list[Learner]) -> None:
         self.net.zero_grad()
-        step = TrainStep(self.net, self.task, TrainConfig(), self.family.build, execution=self.execution)
+        step = TrainStep(
+            self.net,
+            self.task,
+            TrainConfig(),
+            self.family.build,
+            execution=self.execution,
+            stand_in=self.stand_in,
+        )
         step(self.batch, learners)
 
     def plain_models(self, learners: list[Learner]) -> list[torch.nn.Module]:
@@ -72,6 +87,50 @@ class Step:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+
+
+class GraphFloor:
+    """The plain models' step as CUDA graphs, one a model: what remains where launching kernels costs nothing."""
+
+    def __init__(
+        self, models: list[torch.nn.Module], images: torch.Tensor, labels: torch.Tensor, precision: Precision
+    ) -> None:
+        with torch.no_grad():
+            logits = torch.randn_like(models[0](images))  # as if they were the first one's
+        self._graphs = []
+        for index, model in enumerate(models):
+            run = partial(self._train, model, images, labels, None if index == 0 else logits, precision)
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    run()
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                run()
+            self._graphs.append(graph)
+
+    def __call__(self) -> None:
+        for graph in self._graphs:
+            graph.replay()
+
+    @staticmethod
+    def _train(
+        model: torch.nn.Module,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        logits: torch.Tensor | None,
+        precision: Precision,
+    ) -> None:
+        model.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+            output = model(images)
+        output = output.float()
+        if logits is None:
+            F.cross_entropy(output, labels, label_smoothing=0.1).backward()
+        else:
+            kl_divergence(output, logits).backward()
 
 
 def train_plain(

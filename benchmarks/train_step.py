@@ -8,6 +8,10 @@ with the same losses, nothing shared. Both are timed in turn, in one process, th
 are the ratio of each pair of steps (median and quartiles), and the peak memory of a step over that of the largest
 plain model's own: `peak_memory_ratio` of what is in use, `peak_process_ratio` of what the process takes, with what
 glibc's heap keeps between tensors of ever new sizes. Ten minutes on 2 cores; --quick takes one.
+
+On a GPU the same four models are also CUDA graphs, the floor where launches cost nothing (`graph_floor_ratio`), and
+`gpu_busy` is the part of a step in which kernels run. A new shape costs far more the first time than ever after:
+`--known 3` runs the subnets of each step three times before they are timed, of which graphs need two.
 """
 
 from __future__ import annotations
@@ -25,8 +29,10 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
-from compared_steps import Precision, Step, train_plain
+from compared_steps import GraphFloor, Precision, Step, Way, train_plain
 from report import report
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from supernet.families import FAMILIES
 
@@ -43,6 +49,10 @@ class Arguments:
     """Images a step, one for each resolution."""
     steps: int = 15
     """Pairs of steps that are timed."""
+    known: int = 0
+    """Runs of each step's subnets before they are timed."""
+    way: Way = "eager"
+    """How the supernet's steps are executed: eager, graphs or compile."""
     growth: bool = True
     """Also time a step by the number of random subnets."""
     device: str = "cpu"
@@ -68,13 +78,19 @@ def main() -> None:
     rows, summary = [], {}
     for resolution, batch_size in settings:
         row = compare(arguments, resolution, batch_size, 7 if arguments.quick else arguments.steps)
-        row["peak_memory_ratio"] = memory_ratio(arguments, resolution, batch_size, heap=False)
-        row["peak_process_ratio"] = memory_ratio(arguments, resolution, batch_size, heap=True)
+        if arguments.device == "cpu":
+            row["peak_memory_ratio"] = memory_ratio(arguments, resolution, batch_size, heap=False)
+            row["peak_process_ratio"] = memory_ratio(arguments, resolution, batch_size, heap=True)
         rows.append(row)
         suffix = resolution if arguments.device == "cpu" else f"{resolution}_{batch_size}_{arguments.precision}"
         summary[f"overhead_ratio_{suffix}"] = row["ratio"]
+        if arguments.device == "cuda":
+            summary[f"images_per_second_{suffix}"] = batch_size / row["supernet_ms"] * 1e3
+            summary[f"graph_floor_ratio_{suffix}"] = row["graph_floor_ratio"]
+            summary[f"gpu_busy_{suffix}"] = row["gpu_busy"]
     summary["peak_memory_ratio"] = max(row["peak_memory_ratio"] for row in rows)
     details = {"space": arguments.space, "threads": torch.get_num_threads(), "precision": arguments.precision}
+    details["way"] = arguments.way
     if arguments.device == "cuda":
         details["gpu"] = torch.cuda.get_device_name()
     if arguments.growth and not arguments.quick:
@@ -85,14 +101,20 @@ def main() -> None:
 
 def _step(arguments: Arguments, resolution: int, batch_size: int, **options: float) -> Step:
     return Step(
-        arguments.space, resolution, batch_size, device=arguments.device, precision=arguments.precision, **options
+        arguments.space,
+        resolution,
+        batch_size,
+        device=arguments.device,
+        precision=arguments.precision,
+        way=arguments.way,
+        **options,
     )
 
 
 def compare(arguments: Arguments, resolution: int, batch_size: int, steps: int) -> dict[str, float]:
     """Shared and plain steps in turn, the order swapped every time."""
     step = _step(arguments, resolution, batch_size)
-    ratios, shared, plain = [], [], []
+    ratios, shared, plain, floor = [], [], [], []
     for index in range(-2, steps):  # two to warm up
         learners = step.learners(index % 1000)
         models = step.plain_models(learners)
@@ -101,6 +123,8 @@ def compare(arguments: Arguments, resolution: int, batch_size: int, steps: int) 
         runs = [partial(step.shared, learners), plain_step]
         if index % 2:
             runs.reverse()
+        for run in arguments.known * runs:
+            run()
         times = [step.seconds(run) for run in runs]
         if index % 2:
             times.reverse()
@@ -108,7 +132,18 @@ def compare(arguments: Arguments, resolution: int, batch_size: int, steps: int) 
             shared.append(times[0])
             plain.append(times[1])
             ratios.append(times[0] / times[1])
+        if index >= 0 and step.device.type == "cuda":
+            graphs = GraphFloor(models, *step.batch, arguments.precision)
+            graphs()
+            floor.append(step.seconds(graphs))
     quartiles = np.quantile(ratios, [0.25, 0.5, 0.75])
+    on_gpu = {}
+    if floor:
+        on_gpu["graph_floor_ms"] = float(np.median(floor)) * 1e3
+        on_gpu["graph_floor_ratio"] = float(np.median(np.divide(shared, floor)))
+        on_gpu["peak_memory_ratio"] = gpu_memory_ratio(step, steps, arguments.precision)
+        kernel_ms = kernel_seconds(step, steps) * 1e3
+        on_gpu |= {"kernel_ms": kernel_ms, "gpu_busy": kernel_ms / (float(np.median(shared)) * 1e3)}
     return {
         "resolution": resolution,
         "batch_size": batch_size,
@@ -118,7 +153,37 @@ def compare(arguments: Arguments, resolution: int, batch_size: int, steps: int) 
         "ratio_quartile_1": float(quartiles[0]),
         "ratio_quartile_3": float(quartiles[2]),
         "steps": steps,
+        **on_gpu,
     }
+
+
+def kernel_seconds(step: Step, steps: int) -> float:
+    """Seconds that kernels take of a step whose shapes are known, on average."""
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        for index in range(steps):
+            step.shared(step.learners(index))
+        torch.cuda.synchronize()
+    kernels = [event for event in found.events() if event.device_type == DeviceType.CUDA]
+    return sum(event.time_range.elapsed_us() for event in kernels) / steps / 1e6
+
+
+def gpu_memory_ratio(step: Step, steps: int, precision: Precision) -> float:
+    """Peak memory of steps whose shapes are known over that of the largest plain model's, each with its own weights and
+    gradients, but for what both have in common."""
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    for index in range(steps):
+        step.shared(step.learners(index))
+    weights = sum(tensor.nbytes for tensor in step.net.state_dict().values())
+    shared = torch.cuda.max_memory_allocated() - held + weights
+    step.net.zero_grad()
+    model = step.net.extract(step.net.space.largest)
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(3):
+        train_plain([model], *step.batch, precision)
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    return shared / (torch.cuda.max_memory_allocated() - held + weights)
 
 
 def memory_ratio(arguments: Arguments, resolution: int, batch_size: int, heap: bool) -> float:
@@ -132,7 +197,7 @@ def memory_ratio(arguments: Arguments, resolution: int, batch_size: int, heap: b
     for what in ("supernet", "plain"):
         command = [sys.executable, __file__, "--memory-of", what, "--space", arguments.space]
         command += ["--resolutions", str(resolution), "--batch-sizes", str(batch_size)]
-        command += ["--device", arguments.device, "--precision", arguments.precision, "--steps", str(arguments.steps)]
+        command += ["--precision", arguments.precision, "--steps", str(arguments.steps), "--way", arguments.way]
         done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
         peaks.append(float(done.stdout.split()[-1]))
     return peaks[0] / peaks[1]
@@ -142,22 +207,19 @@ def peak_memory_here(arguments: Arguments) -> float:
     """Peak memory in MiB that steps take, weights and gradients included, beyond what the process had before there was
     a network."""
     (resolution,), (batch_size,) = arguments.resolutions, arguments.batch_sizes
-    images = torch.randn(batch_size, 3, resolution, resolution, device=arguments.device)
-    images = images.to(memory_format=torch.channels_last)
-    labels = torch.zeros(batch_size, dtype=torch.int64, device=arguments.device)
+    images = torch.randn(batch_size, 3, resolution, resolution).to(memory_format=torch.channels_last)
+    labels = torch.zeros(batch_size, dtype=torch.int64)
     gc.collect()
     before = _peak_mib()
     if arguments.memory_of == "plain":
         family = FAMILIES[arguments.space]()
-        model = family.build(family.space.largest).train().to(arguments.device, memory_format=torch.channels_last)
+        model = family.build(family.space.largest).train().to(memory_format=torch.channels_last)
         for _ in range(5):
             train_plain([model], images, labels, arguments.precision)
     else:
         step = _step(arguments, resolution, batch_size)
         for index in range(arguments.steps):
             step.shared(step.learners(index))
-    if arguments.device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
     return _peak_mib() - before
 
 

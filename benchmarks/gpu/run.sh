@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Everything that a GPU has to show: its tests, then the benchmarks of it, each into benchmarks/results/NAME_CARD.json.
 #
-#   bash benchmarks/gpu/run.sh [OUT]
+#   bash benchmarks/gpu/run.sh [OUT [PART ...]]
 #
 # In an environment with torch, timm, tyro, rich, scikit-learn and pytest; Ray is not needed. OUT, by default
-# benchmarks/results, gets the results and the log of the tests. Each part prints as it goes and is ended after its own
-# limit, so that what is done is kept. About ten minutes on an H100.
+# benchmarks/results, gets the results and the logs; with PARTs only these run. Each part prints as it goes and is ended
+# after its own limit, so that what is done is kept. About twenty minutes on an H100 altogether.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 out=${1:-benchmarks/results}
+parts=" ${*:2} "
 python=${PYTHON:-python3}
 mkdir -p "$out"
 card=$($python -c 'import re, torch
@@ -21,6 +22,7 @@ echo "card: $card"
 export PYTHONPATH=$PWD
 
 part() {  # NAME LIMIT COMMAND...: one part, its output also in a log
+  [ "$parts" = "  " ] || [[ $parts == *" $1 "* ]] || return 0
   echo "== $1"
   timeout "$2" "${@:3}" 2>&1 | tee "$out/$1_$card.log"
   echo "== $1 ended with ${PIPESTATUS[0]}"
@@ -29,5 +31,13 @@ part() {  # NAME LIMIT COMMAND...: one part, its output also in a log
 GPU_TESTS=1 part gpu_tests 240 $python -m pytest -q -p no:benchmark --tb=line --maxfail=20 tests/gpu
 part step_overhead 60 $python benchmarks/step_overhead.py --quick --json "$out/step_overhead_$card.json"
 part new_shapes 90 $python benchmarks/gpu/new_shapes.py --device $device --json "$out/new_shapes_$card.json"
-part train_step 240 $python benchmarks/train_step.py --device $device --precision $precision --resolutions 224 \
-  --batch-sizes 64 --no-growth --steps 6 --json "$out/train_step_$card.json"
+for batch in 64 256; do
+  for way in eager $([ "$card" = cpu ] || echo graphs); do
+    part train_step_${batch}_$way 200 $python benchmarks/train_step.py --device $device --precision $precision \
+      --resolutions $([ "$card" = cpu ] && echo 32 || echo 224) --batch-sizes $([ "$card" = cpu ] && echo 2 || echo $batch) \
+      --no-growth --steps 6 --known 3 --way $way --json "$out/train_step_${batch}_${way}_$card.json"
+  done
+done
+part train_step_64_compile 240 $python benchmarks/train_step.py --device $device --precision $precision \
+  --resolutions $([ "$card" = cpu ] && echo 32 || echo 224) --batch-sizes $([ "$card" = cpu ] && echo 2 || echo 64) \
+  --no-growth --steps 3 --known 2 --way compile --json "$out/train_step_64_compile_$card.json"

@@ -11,8 +11,10 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 from search.scores.accuracy import SupernetScore, held_out
+from supernet import SearchSpace, Supernet
 from supernet.artifacts.export import export_onnx
 from supernet.evaluation import calibrated
 from supernet.families import FAMILIES
@@ -20,6 +22,7 @@ from supernet.tasks import Classification
 from supernet.training.data import DataConfig, load_data
 from supernet.training.execution import Execution
 from supernet.training.loop.checkpoint import load_checkpoint
+from supernet.training.pieces.graphs import CudaRecorder, GraphedPieces
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 
@@ -124,3 +127,50 @@ def test_a_calibrated_subnet_is_exported_from_where_it_is(family, data, tmp_path
     model = calibrated(net, arch, [(images.to(DEVICE),)])
     export_onnx(model.cpu(), tmp_path / "model.onnx", (3, 32, 32))
     assert (tmp_path / "model.onnx").stat().st_size > 0
+
+
+@pytest.mark.skipif(not IS_GPU, reason="CUDA graphs")
+def test_graphs_train_the_same_weights(family, data, tmp_path):
+    config = dataclasses.replace(CONFIG, drop_rate=0.0, epochs=4)  # 24 steps
+    found = []
+    for step in ("eager", "graphs"):
+        execution = dataclasses.replace(EXECUTION, step=step)
+        found.append(train(family, family.supernet(), data, config, tmp_path / step, execution).state_dict())
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not IS_GPU, reason="CUDA graphs")
+def test_gradients_of_graphs_are_those_of_eager_steps(family):
+    net = family.supernet().to(DEVICE).train()
+    pieces = GraphedPieces(CudaRecorder(torch.device(DEVICE)), 2**33)
+    x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    archs = [family.space.largest, family.space.smallest] * 4
+    found = []
+    for stand_in in (None, pieces):
+        net.zero_grad()
+        for arch in archs:
+            net(x, arch, accumulate=True, stand_in=stand_in).square().mean().backward()
+        found.append({name: parameter.grad.clone() for name, parameter in net.named_parameters()})
+    assert pieces.recorded > 10
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-5)
+
+
+class AsksForAValue(nn.Module):
+    def __init__(self, arch):
+        super().__init__()
+        self.layer = nn.Linear(8, arch["width"])
+
+    def forward(self, x):
+        return self.layer(x) / max(1.0, x.abs().max().item())
+
+
+@pytest.mark.skipif(not IS_GPU, reason="CUDA graphs")
+def test_what_cannot_be_a_graph_runs_as_it_is(caplog):
+    net = Supernet(SearchSpace({"width": (2, 4)}), AsksForAValue).to(DEVICE).train()
+    pieces = GraphedPieces(CudaRecorder(torch.device(DEVICE)), 2**33)
+    x = torch.randn(5, 8, device=DEVICE)
+    outputs = [net(x, {"width": 4}, accumulate=True, stand_in=pieces) for _ in range(4)]
+    assert "cannot be a CUDA graph and runs as it is" in caplog.text
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
