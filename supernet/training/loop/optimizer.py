@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from inspect import signature
+
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_class
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
@@ -12,10 +14,11 @@ from supernet.training.loop.config import LoopConfig
 
 
 def make_optimizer(net: nn.Module, config: LoopConfig, steps_per_epoch: int) -> tuple[torch.optim.Optimizer, Scheduler]:
-    """timm's optimizer and its schedule, which `set_lr` applies every step."""
+    """timm's optimizer and its schedule, which `set_lr` applies every step. On a GPU its update is one kernel for many
+    tensors where torch has such a one."""
     decaying = net.parameters() if config.decay_all else net  # of a network timm leaves BatchNorm and biases out
     optimizer = create_optimizer_v2(
-        decaying, config.opt, config.scaled(config.lr), config.weight_decay, config.momentum
+        decaying, config.opt, config.scaled(config.lr), config.weight_decay, config.momentum, **_fused(net, config.opt)
     )
     scheduler, _ = create_scheduler_v2(
         optimizer,
@@ -30,6 +33,12 @@ def make_optimizer(net: nn.Module, config: LoopConfig, steps_per_epoch: int) -> 
         step_on_epochs=False,
     )
     return optimizer, scheduler
+
+
+def _fused(net: nn.Module, opt: str) -> dict[str, bool]:
+    on_gpu = all(parameter.is_cuda for parameter in net.parameters())
+    kind = get_optimizer_class(opt, bind_defaults=False)
+    return {"fused": True} if on_gpu and "fused" in signature(kind).parameters else {}
 
 
 def set_lr(
