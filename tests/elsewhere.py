@@ -9,8 +9,8 @@ from collections import Counter
 
 import torch
 from torch import Tensor
+from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "elsewhere"
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
@@ -69,7 +69,7 @@ class _Module:
 
 def register():
     """Make the device known to torch, once in a process; it is known as long as what this gives is kept."""
-    _setup_privateuseone_for_python_backend(NAME, _Module())
+    backend_registration._setup_privateuseone_for_python_backend(NAME, _Module())
     library = torch.library.Library("_", "IMPL")
     library.fallback(lambda func, *args, **kwargs: _run(func, args, kwargs), "PrivateUse1")  # what has no tensors yet
     return library

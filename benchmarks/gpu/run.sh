@@ -18,6 +18,7 @@ name = re.sub(r"nvidia|pcie|sxm\d*|\d+gb|hbm\d*e?", "", name.lower())
 print(re.sub(r"[ -]+", "-", name).strip("-"))')
 device=$([ "$card" = cpu ] && echo cpu || echo cuda)
 precision=$([ "$card" = cpu ] && echo fp32 || echo bf16)
+quick=$([ "$card" = cpu ] && echo --quick)
 echo "card: $card"
 export PYTHONPATH=$PWD
 
@@ -41,3 +42,4 @@ done
 part train_step_64_compile 240 $python benchmarks/train_step.py --device $device --precision $precision \
   --resolutions $([ "$card" = cpu ] && echo 32 || echo 224) --batch-sizes $([ "$card" = cpu ] && echo 2 || echo 64) \
   --no-growth --steps 3 --known 2 --way compile --json "$out/train_step_64_compile_$card.json"
+part candidates 240 $python benchmarks/gpu/candidates.py $quick --device $device --json "$out/candidates_$card.json"
