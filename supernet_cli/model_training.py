@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
+import torch
 import tyro
 
 from supernet.artifacts.runs import Job, data_said_again, job_from_dict, open_data, read_config
@@ -20,6 +21,7 @@ from supernet.families.named import SPACES
 from supernet.training import distributed
 from supernet.training.data import ImageData
 from supernet.training.data.named import settings_for
+from supernet.training.execution import pick_device, tf32
 from supernet.training.standalone import ModelJob, model_settings, read_model_job, run_model_job
 from supernet_cli.command_line import console, progress_bar, recipe_of, to_resume
 
@@ -131,21 +133,26 @@ def train(arguments: Arguments, run_job: Callable[..., Subnet] = run_model_job) 
         return
     data = open_data(arguments.job.data, arguments.job.train.seed, arguments.job.execution.workers)
     assert isinstance(data, ImageData)  # or they had not trained a single model
-    found = _on_test_images(subnet, data)
+    device = pick_device(arguments.job.execution.device)
+    found = on_test_images(subnet, data, device)
     subnet.config.facts["accuracy"] = found.top1
     save_subnet(output, subnet, onnx=arguments.onnx)
     space = arguments.job.space
     if arguments.subnet is not None:
-        _say(f"{arguments.subnet}", _on_test_images(load_subnet(arguments.subnet, space=space), data))
+        _say(f"{arguments.subnet}", on_test_images(load_subnet(arguments.subnet, space=space), data, device))
     _say(f"{output}", found)
     for peer in sorted((output / "training" / "peers").glob("*")):
-        _say(f"{peer}", _on_test_images(load_subnet(peer, space=space), data))
+        _say(f"{peer}", on_test_images(load_subnet(peer, space=space), data, device))
 
 
-def _on_test_images(subnet: Subnet, data: ImageData) -> Quality | None:
+def on_test_images(subnet: Subnet, data: ImageData, device: torch.device) -> Quality | None:
+    """What the network is worth on the test images, computed on `device`; None if it tells other classes apart."""
     if subnet.config.classes != data.classes:
         return None
-    return quality(subnet.model, data.evaluation_batches(data.test, subnet.config.input_size[-1]))
+    with tf32(False):
+        found = quality(subnet.model.to(device), data.evaluation_batches(data.test, subnet.config.input_size[-1]))
+    subnet.model.cpu()
+    return found
 
 
 def _say(name: str, found: Quality | None) -> None:

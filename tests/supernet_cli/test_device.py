@@ -3,7 +3,11 @@
 import json
 
 import pytest
+import torch
 
+from supernet import load_subnet
+from supernet.training.data import DataConfig, load_data
+from supernet_cli.model_training import on_test_images
 from tests.elsewhere import RAN
 
 CELLS = ["--space", "nasbench201", "--space-options", '{"channels": 4, "cells": 1}', "--data.workers", "0"]
@@ -49,6 +53,27 @@ def test_a_subnet_is_calibrated_tested_and_evaluated(on_both, folder):
     figures = on_both("evaluate", here, "--no-latency", "--workers", "0", output="--json")
     here, there = (json.loads(path.read_text())["rows"] for path in figures)
     assert here == there
+
+
+def test_a_trained_model_is_tested_where_it_was_trained(command, folder, elsewhere, tmp_path):
+    subnet = [
+        "--smallest",
+        "--no-onnx",
+        "--calibration-images",
+        "40",
+        "--device",
+        "cpu",
+        "--output",
+        tmp_path / "subnet",
+    ]
+    assert command("extract", "--run", folder / "run", *subnet).returncode == 0
+    data = load_data(DataConfig())
+    RAN.clear()
+    found = [
+        on_test_images(load_subnet(tmp_path / "subnet"), data, torch.device(place)) for place in ("cpu", elsewhere)
+    ]
+    assert found[0] == found[1] is not None
+    assert RAN["aten::convolution"] > 0
 
 
 @pytest.mark.parametrize(
