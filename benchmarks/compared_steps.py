@@ -64,14 +64,7 @@ class Step:
 
     def shared(self, learners: list[Learner]) -> None:
         self.net.zero_grad()
-        step = TrainStep(
-            self.net,
-            self.task,
-            TrainConfig(),
-            self.family.build,
-            execution=self.execution,
-            stand_in=self.stand_in,
-        )
+        step = TrainStep(self.net, self.task, TrainConfig(), execution=self.execution, stand_in=self.stand_in)
         step(self.batch, learners)
 
     def plain_models(self, learners: list[Learner]) -> list[torch.nn.Module]:

@@ -370,10 +370,10 @@ def step_times(budget: Budget, augmentation: Augmentation, arguments: Arguments)
     method = NetAug(augmentation.space, [inside.channels for inside in augmentation.inside])
     executed = execution(budget, arguments.device)
     family = augmentation.family
-    train_step = TrainStep(net, task_of(family, config), config, family.build, execution=executed)
+    train_step = TrainStep(net, task_of(family, config), config, execution=executed)
     draw = np.random.default_rng(0)
     for _ in range(10 * budget.timed_steps):  # as in a training, where the layers of most networks have been made
-        net._subnet(augmentation.space.sample(draw), net.build)
+        net._subnet(augmentation.space.sample(draw))
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(budget.batch_size, 3, budget.resolution, budget.resolution, generator=generator)
     images = images.to(device, memory_format=torch.channels_last)

@@ -6,6 +6,7 @@ import copy
 import functools
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from functools import partial
 from itertools import islice
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -25,11 +26,26 @@ from supernet.space import Arch, SearchSpace, Value
 from supernet.subnets import Alias, Arrived, LentSubnet, Part, Plan, Slot, Tensors
 from supernet.views import PLAIN, View, Views, no_views, tie_names, tied_builder, tied_names
 
-Builder = Callable[[Arch], nn.Module]
+Builder = Callable[..., nn.Module]  # of an architecture, with the options of `DropRates`
 StandIn = Callable[[str, LentSubnet], nn.Module]  # for a piece of a subnet, by its name: what runs in its place
 
-_CACHES = ("_known_subnet", "_plans", "_tree")  # what a copy of a supernet begins anew
+_CACHES = ("_known_subnet", "_assemblers", "_plans", "_tree")  # what a copy of a supernet begins anew
 _cached = functools.lru_cache(maxsize=64)  # subnets without weights, some 2 MB each
+
+
+class DropRates(NamedTuple):
+    """How much of what it computes a subnet drops in train mode, from 0 to below 1."""
+
+    drop_rate: float = 0.0  # dropout before the classifier
+    drop_path_rate: float = 0.0  # stochastic depth, of the last block
+
+    @property
+    def options(self) -> dict[str, float]:
+        """Those of a builder, which are said where they are not 0."""
+        return {name: rate for name, rate in self._asdict().items() if rate}
+
+
+NO_DROP = DropRates()
 
 
 class _Whole(NamedTuple):
@@ -43,9 +59,10 @@ class _Whole(NamedTuple):
 class Supernet(nn.Module):
     """A weight-sharing network that holds every architecture of a search space.
 
-    `build` makes the plain module of an architecture. The supernet stores, under each tensor's own name, one tensor of
-    its largest shape; a subnet runs on views of these, so that its gradients land in them. State-dict keys, parameter
-    names and weights are therefore those of the plain modules: `net.load_state_dict` takes the weights of the largest.
+    `build` makes the plain module of an architecture; with `DropRates`, as options, one that drops in train mode but
+    has the same tensors, if it is asked for. The supernet stores, under each tensor's own name, one tensor of its
+    largest shape; a subnet runs on views of these, so that its gradients land in them. State-dict keys, parameter names
+    and weights are therefore those of the plain modules: `net.load_state_dict` takes the weights of the largest.
 
     `rules` maps patterns of tensor names (as in `fnmatch`; the first match counts) to slicing rules other than those of
     `slicing.layer_rule`. A rule that is a module has weights of its own: every tensor it matches gets a copy, under
@@ -95,14 +112,14 @@ class Supernet(nn.Module):
         _check_new(covering[space.largest], build_uninitialised(build, space.largest))
         self._share(covering)
         self._parts: dict[tuple[str, torch.Size, View | None], Part] = {}
-        self._assemble = Assembler(build, pieces, space.largest, views) if pieces else None
-        check_structure(space, lambda arch: self._subnet(arch, build).module, example, self._leads)
+        self._pieces = pieces
+        check_structure(space, lambda arch: self._subnet(arch).module, example, self._leads)
 
     def forward(
         self,
         *inputs: Any,
         arch: Mapping[str, Value] | None = None,
-        build: Builder | None = None,
+        rates: DropRates = NO_DROP,
         accumulate: bool = False,
         arrived: Arrived | None = None,
         stand_in: StandIn | None = None,
@@ -114,13 +131,12 @@ class Supernet(nn.Module):
         The plain module is called with `inputs` and `keywords`, trees of tensors and anything else, which are used as
         they are, not resized, and stay as they are, even if the module works on its input in place.
 
-        `build` may name another builder of modules with the same tensors, such as one with dropout. `accumulate` is
-        for training with `backward()`: gradients are added to the shared tensors' `.grad` by the way, which takes less
-        time, but `torch.autograd.grad` and hooks do not see them; `arrived` is then called, in the backward pass, with
-        shared tensors as soon as all of their gradient is there, as `LentSubnet.lent` says. `stand_in` gives what runs
-        in the place of the pieces that subnets have in common, or of a whole subnet where they have none, and adds to
-        gradients as `accumulate` does, without `arrived`; it is for train mode, and asked where no other gradients are
-        wanted.
+        `rates` are those of dropout and stochastic depth in train mode. `accumulate` is for training with `backward()`:
+        gradients are added to the shared tensors' `.grad` by the way, which takes less time, but `torch.autograd.grad`
+        and hooks do not see them; `arrived` is then called, in the backward pass, with shared tensors as soon as all of
+        their gradient is there, as `LentSubnet.lent` says. `stand_in` gives what runs in the place of the pieces that
+        subnets have in common, or of a whole subnet where they have none, and adds to gradients as `accumulate` does,
+        without `arrived`; it is for train mode, and asked where no other gradients are wanted.
         ValueError if `arch` is not of this space, or if an input is of another floating point type than the weights,
         or of integers where the example was not.
         """
@@ -128,7 +144,7 @@ class Supernet(nn.Module):
             *inputs, arch = inputs
         self._check_types((inputs, keywords))
         stands_in = self.training and (accumulate or not torch.is_grad_enabled())
-        subnet = self._subnet(self.space.validate(arch), build or self.build, stand_in if stands_in else None)
+        subnet = self._subnet(self.space.validate(arch), rates, stand_in if stands_in else None)
         if self.training:
             self.statistics_of = None
         subnet.set_mode(self.training)
@@ -176,7 +192,7 @@ class Supernet(nn.Module):
         To be looked at, not to be changed: it has modules in common with other skeletons, and is returned again.
         `tensor_of` gives the values of its tensors.
         """
-        return self._subnet(self.space.validate(arch), self.build).module.eval()
+        return self._subnet(self.space.validate(arch)).module.eval()
 
     def tensor_of(self, name: str, shape: torch.Size, view: View | None = None) -> Tensor:
         """A copy of what a subnet has as the tensor `name`, if it is of this shape there and of that `view`, if any.
@@ -191,19 +207,19 @@ class Supernet(nn.Module):
 
     def sources(self, arch: Mapping[str, Value]) -> dict[str, str]:
         """For every tensor of the subnet `arch`, the name of the shared tensor that it is of."""
-        subnet = self._subnet(self.space.validate(arch), self.build)
+        subnet = self._subnet(self.space.validate(arch))
         sources = {name: part.source for name, part in subnet.parts.items()}
         return sources | {alias: sources[name] for alias, name in subnet.ties.items()}
 
     def without(self, arch: Mapping[str, Value]) -> list[nn.Parameter]:
         """The shared parameters that the subnet `arch` has no part of."""
-        sources = self._subnet(self.space.validate(arch), self.build).sources
+        sources = self._subnet(self.space.validate(arch)).sources
         return [p for name, p in self.named_parameters() if name in self._wholes and name not in sources]
 
     def late_parameters(self) -> list[nn.Parameter]:
         """Those whose gradients come at the end of a backward pass: slicing rules' own, and of the shared ones those
         that the largest or the smallest subnet has several parts of, or a part that is no mere slice."""
-        subnets = [self._subnet(arch, self.build) for arch in (self.space.largest, self.space.smallest)]
+        subnets = [self._subnet(arch) for arch in (self.space.largest, self.space.smallest)]
         late = set().union(*(subnet.sources - subnet.early for subnet in subnets))
         return [p for name, p in self.named_parameters() if name in late or name not in self._wholes]
 
@@ -221,7 +237,7 @@ class Supernet(nn.Module):
 
     def _stored(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`weights` without those that the largest subnet has of shared tensors of other names."""
-        largest = self._subnet(self.space.largest, self.build)
+        largest = self._subnet(self.space.largest)
         parts = largest.parts | {alias: largest.parts[name] for alias, name in largest.ties.items()}
         stored = dict(weights)
         for name, part in parts.items():
@@ -234,10 +250,11 @@ class Supernet(nn.Module):
 
     def _begin_caches(self) -> None:
         self._known_subnet = _cached(self._make_subnet)
+        self._assemblers: dict[DropRates, Assembler] = {}
         self._plans: WeakKeyDictionary[nn.Module, Plan] = WeakKeyDictionary()
         self._tree: list[tuple[dict[str, nn.Module | None], str, nn.Module | None]] = []
 
-    def _subnet(self, arch: Arch, build: Builder, stand_in: StandIn | None = None) -> LentSubnet:
+    def _subnet(self, arch: Arch, rates: DropRates = NO_DROP, stand_in: StandIn | None = None) -> LentSubnet:
         """The subnet `arch`, with `stand_in` for its pieces; what is known of subnets is forgotten where a module of
         the shared tensors is another."""
         if not all(modules.get(name) is module for modules, name, module in self._tree):
@@ -246,13 +263,14 @@ class Supernet(nn.Module):
             self._tree.clear()
         if not self._tree:
             self._tree += [(owner._modules, *item) for owner in self.modules() for item in owner._modules.items()]
-        return self._known_subnet(arch, build, stand_in)
+        return self._known_subnet(arch, rates, stand_in)
 
-    def _make_subnet(self, arch: Arch, build: Builder, stand_in: StandIn | None) -> LentSubnet:
-        assemble = self._assemble if build is self.build else None
+    def _make_subnet(self, arch: Arch, rates: DropRates, stand_in: StandIn | None) -> LentSubnet:
+        assemble = self._assembler(rates)
         if stand_in is None:
-            return self._subnet_of(assemble(arch) if assemble else build_skeleton(build, arch), arch)
-        whole = self._known_subnet(arch, build, None)
+            module = assemble(arch) if assemble else build_skeleton(partial(self.build, **rates.options), arch)
+            return self._subnet_of(module, arch)
+        whole = self._known_subnet(arch, rates, None)
         module = None
         if assemble and not self.views(arch):  # by which a piece may be of this subnet alone
             module = assemble.with_stand_ins(
@@ -261,6 +279,16 @@ class Supernet(nn.Module):
         if module is None:
             return LentSubnet(stand_in("", whole), Plan("", (), (), (), {}))
         return self._subnet_of(module, arch)
+
+    def _assembler(self, rates: DropRates) -> Assembler | None:
+        """What puts subnets together; None without pieces, and with stochastic depth, where the rate of a piece follows
+        from its place among all of the subnet's."""
+        if self._pieces is None or rates.drop_path_rate:
+            return None
+        if rates not in self._assemblers:
+            build = partial(self.build, **rates.options)
+            self._assemblers[rates] = Assembler(build, self._pieces, self.space.largest, self.views)
+        return self._assemblers[rates]
 
     def _subnet_of(self, module: nn.Module, arch: Arch) -> LentSubnet:
         views = self.views(arch)
@@ -355,7 +383,7 @@ class Supernet(nn.Module):
 
     def _leads(self, arch: Arch, name: str) -> bool:
         """Whether the tensor `name` of the subnet `arch` is of the leading rows of a shared one."""
-        part = self._subnet(arch, self.build).parts.get(name)  # none of a constant, which is not sliced
+        part = self._subnet(arch).parts.get(name)  # none of a constant, which is not sliced
         return part is not None and self._matching(part.source) is None and part.rule in (leading, centred)
 
     def _matching(self, source: str) -> str | None:
@@ -417,8 +445,8 @@ class Supernet(nn.Module):
 
     def _apply(self, fn, recurse: bool = True):
         self._known_subnet.cache_clear()  # their buffers are of the former type and on the former device
+        self._assemblers.clear()
         self._plans.clear()
-        self._assemble = copy.copy(self._assemble)  # from new pieces
         return super()._apply(fn, recurse)
 
     def __getstate__(self):

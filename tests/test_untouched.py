@@ -82,7 +82,7 @@ def evaluation_images(images, labels):
 
 def train_step(in_place, images, labels):
     net = supernet(in_place).train()
-    step = TrainStep(net, Classification(), TrainConfig(), net.build, network(in_place))
+    step = TrainStep(net, Classification(), TrainConfig(), network(in_place))
     losses, _ = step((images, labels), [Learner(LARGEST, "external"), Learner(SMALLEST, 0), Learner(LARGEST, 1)])
     return [losses, *(parameter.grad for parameter in net.parameters())]
 
@@ -90,7 +90,7 @@ def train_step(in_place, images, labels):
 def step_of(in_place, images, labels):
     net = supernet(in_place).train()
     task = Squared()
-    own = TrainStep(net, task, TrainConfig(), net.build)
+    own = TrainStep(net, task, TrainConfig())
     return Step(0, 0, 0.0, np.random.default_rng(0), net, (images, labels), task, own.output, 0.1)
 
 

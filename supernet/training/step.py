@@ -13,7 +13,7 @@ from distill.untouched import untouched
 from supernet.families import Family
 from supernet.space import Arch
 from supernet.subnets import Arrived
-from supernet.supernet import Builder, StandIn, Supernet
+from supernet.supernet import NO_DROP, DropRates, StandIn, Supernet
 from supernet.tasks import Classification, Task
 from supernet.tasks.task import Output, in_float32
 from supernet.training.data.batch import Batch, chunk, joined
@@ -87,16 +87,15 @@ class StepOutputs(NamedTuple):
 class TrainStep:
     """Gives `net` the gradients of a step: `train_step(batch, learners)`.
 
-    `task` says what is learnt, `regularised` builds the modules of learners with dropout, `teacher` is the frozen
-    network of learners whose teacher is "external". `execution` says in which precision subnets run, `stand_in` what
-    runs in the place of their pieces, and `scale` gives what is differentiated in a loss's place. `average` takes the
-    gradients to the other processes, if there are any, from the last backward pass on.
+    `task` says what is learnt, `config` the rates of learners that are regularised, `teacher` is the frozen network of
+    learners whose teacher is "external". `execution` says in which precision subnets run, `stand_in` what runs in the
+    place of their pieces, and `scale` gives what is differentiated in a loss's place. `average` takes the gradients to
+    the other processes, if there are any, from the last backward pass on.
     """
 
     net: Supernet
     task: Task
     config: TrainConfig
-    regularised: Builder
     teacher: nn.Module | None = None
     execution: Execution = DEFAULT
     scale: Callable[[Tensor], Tensor] = unscaled
@@ -155,11 +154,11 @@ class TrainStep:
         arrived: Arrived | None = None,
     ) -> Output:
         """That of the subnet `arch` on a batch, floating point in float32."""
-        build = self.regularised if regularised else self.net.build
+        rates = DropRates(self.config.drop_rate, self.config.drop_path_rate) if regularised else NO_DROP
         with self.execution.autocast(self._device):
             inputs = self.task.inputs(batch, arch)
             output = self.net(
-                *inputs, arch=arch, build=build, accumulate=accumulate, arrived=arrived, stand_in=self.stand_in
+                *inputs, arch=arch, rates=rates, accumulate=accumulate, arrived=arrived, stand_in=self.stand_in
             )
         return in_float32(output)
 

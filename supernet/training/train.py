@@ -14,7 +14,7 @@ from supernet.artifacts.ownership import owned
 from supernet.evaluation import calibrated, evaluate
 from supernet.families import Family
 from supernet.space import Arch, SearchSpace
-from supernet.supernet import Builder, Supernet
+from supernet.supernet import Supernet
 from supernet.tasks import Classification, Task
 from supernet.training import distributed
 from supernet.training.data import Data
@@ -79,8 +79,7 @@ def train(
         if teacher is not None:
             loop.place(teacher).eval()
         ways = ways_of(execution, loop.device)
-        regularised = _regularised(family, config)
-        as_it_is = TrainStep(net, task, config, regularised, teacher, execution, loop.scale, loop.average)
+        as_it_is = TrainStep(net, task, config, teacher, execution, loop.scale, loop.average)
 
         for number, batch in loop.batches(resolution):
             epoch, step_of_epoch = divmod(number, loop.steps_per_epoch)
@@ -174,9 +173,3 @@ def _companions(net: Supernet, optimizer: torch.optim.Optimizer, ema: MovingAver
                 found.setdefault(key, {})[name] = value
     average = [dict([*ema.module.named_parameters(), *ema.module.named_buffers()])] if ema else []
     return [*found.values(), *average]
-
-
-def _regularised(family: Family, config: TrainConfig) -> Builder:
-    if not (config.drop_rate or config.drop_path_rate):
-        return family.build
-    return partial(family.build, drop_rate=config.drop_rate, drop_path_rate=config.drop_path_rate)

@@ -1,5 +1,6 @@
 import copy
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from supernet import Choice, SearchSpace, Supernet
 from supernet.families import FAMILIES
 from supernet.slicing import layer_rule, take
+from supernet.supernet import NO_DROP, DropRates
 
 SPACE = SearchSpace({"depth": (1, 2), "width": (4, 8), "kernel_size.1": Choice((3, 5), when={"depth": (2,)})})
 
@@ -171,19 +173,44 @@ def test_training_updates_the_running_statistics_of_the_part_in_use():
     assert (mean[4:] == 0).all()
 
 
-def test_another_builder_may_run_on_the_same_tensors():
-    net = Supernet(SPACE, build).eval()
+@pytest.mark.parametrize("rates", [DropRates(0.5), DropRates(0.5, 0.3)])
+def test_subnets_drop_as_modules_that_are_built_with_the_rates(family, numpy_generator, rates):
+    net, x = family.supernet().train(), images(size=24)
+    dropped = []
+    for arch in [family.space.sample(numpy_generator) for _ in range(8)]:
+        plain = family.build(arch, **rates._asdict()).train()
+        plain.load_state_dict(net.extract(arch).state_dict())
+        outputs = []
+        for run in (plain, partial(net, arch=arch, rates=rates), partial(net, arch=arch)):
+            torch.manual_seed(0)
+            outputs.append(run(x))
+        assert torch.equal(outputs[0], outputs[1])
+        dropped.append(not torch.equal(outputs[1], outputs[2]))
+        assert torch.equal(net.eval()(x, arch, rates=rates), net(x, arch))
+        net.train()
+    assert all(dropped)
 
-    def with_gelu(arch):
-        model = build(arch)
-        model.stem[2] = nn.GELU()
-        return model
 
-    x, plain = images(), net.extract(SPACE.smallest)
-    expected = plain(x)
-    plain.stem[2] = nn.GELU()
-    assert torch.equal(net(x, SPACE.smallest, build=with_gelu), plain(x))
-    assert torch.equal(net(x, SPACE.smallest), expected)
+def test_subnets_that_drop_are_put_together_from_pieces_in_a_copy_too(family, numpy_generator):
+    built = []
+
+    def build(family, arch, **options):
+        built.append(arch)
+        return family.build(arch, **options)
+
+    choices = family.space.choices.items()
+    kinds = ("depth", "resolution")
+    space = family.space.restrict({n: c.values[-1:] for n, c in choices if not n.endswith(kinds)})
+    net = Supernet(space, partial(build, family), pieces=family.pieces)
+    archs = [space.sample(numpy_generator) for _ in range(30)]
+    counts = []
+    for copied in (net, copy.deepcopy(net)):  # as a moving average is
+        for rates in (NO_DROP, DropRates(0.1)):
+            built.clear()
+            for arch in archs:
+                copied._subnet(arch, rates)
+            counts.append(len(built))
+    assert counts[0] <= counts[1] == counts[2] == counts[3] < len(archs) / 3
 
 
 def test_copies_and_pickles_compute_the_same():

@@ -66,7 +66,7 @@ def test_subnets_and_their_gradients_equal_the_plain_models_bit_for_bit(family, 
         assert torch.equal(output, expected)
         output.square().sum().backward()
         expected.square().sum().backward()
-        rules = {name: part.rule for name, part in net._subnet(arch, net.build).parts.items()}
+        rules = {name: part.rule for name, part in net._subnet(arch).parts.items()}
         shared = dict(net.named_parameters())
         for name, parameter in plain.named_parameters():
             whole = shared.pop(name)
@@ -91,7 +91,7 @@ def test_every_subnets_tensors_nest_in_the_shared_ones_and_use_them_all(net, mod
 
 
 def test_what_a_module_does_does_not_follow_the_sizes(family, net):
-    check_structure(family.space, lambda arch: net._subnet(arch, net.build).module, images(family))
+    check_structure(family.space, lambda arch: net._subnet(arch).module, images(family))
 
 
 def test_macs_and_parameters_are_what_a_forward_pass_counts(family, models):

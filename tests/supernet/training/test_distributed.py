@@ -41,7 +41,7 @@ def gradients(rank=0, world_size=1):
     # the last subnet leaves most parameters without a gradient of its own
     learners = [Learner(family.space.largest), Learner(family.space.smallest, teacher=0, label_weight=0.0)]
     average = distributed.GradientAverage(net.parameters()) if world_size > 1 else None
-    TrainStep(net, family.task, TrainConfig(), family.build, average=average)((images, labels), learners)
+    TrainStep(net, family.task, TrainConfig(), average=average)((images, labels), learners)
     if average:
         average.finish()
     return {name: parameter.grad for name, parameter in net.named_parameters()}
@@ -51,7 +51,7 @@ def of_own_images(family, net, learners, average=None, rank=None):
     """Gives `net` the gradients of a step on this process's images, or on those of another."""
     draw = torch.Generator().manual_seed(distributed.rank() if rank is None else rank)
     batch = torch.randn(8, 3, 32, 32, generator=draw), torch.randint(10, (8,), generator=draw)
-    TrainStep(net, family.task, TrainConfig(accumulation=2), family.build, average=average)(batch, learners)
+    TrainStep(net, family.task, TrainConfig(accumulation=2), average=average)(batch, learners)
 
 
 def averages(kernel_transform):

@@ -17,6 +17,7 @@ from distill.losses import kl_divergence
 from supernet.artifacts.runs import Job, load_run, run_job
 from supernet.evaluation import accuracy, calibrated_subnet
 from supernet.families import FAMILIES
+from supernet.supernet import DropRates
 from supernet.tasks import Classification
 from supernet.training.data import DataConfig, load_data, resize
 from supernet.training.execution import Execution
@@ -59,8 +60,8 @@ def batch():
 def test_a_step_adds_the_gradients_of_its_paths_and_teaches_by_the_logits_of_the_same_pass(family, batch):
     images, labels = batch
     net, reference = family.supernet().train(), family.supernet().train()
-    regularised = partial(family.build, drop_rate=0.5, drop_path_rate=0.5)
-    train_step = TrainStep(net, Classification(label_smoothing=0.1), TrainConfig(), regularised)
+    config = TrainConfig(drop_rate=0.5, drop_path_rate=0.5)
+    train_step = TrainStep(net, Classification(label_smoothing=0.1), config)
     largest, smallest = family.space.largest, family.space.restrict({"resolution": [32]}).smallest
     learners = [
         Learner(largest, regularised=True),
@@ -72,7 +73,7 @@ def test_a_step_adds_the_gradients_of_its_paths_and_teaches_by_the_logits_of_the
     losses, _ = train_step((images, labels), learners)
 
     torch.manual_seed(0)
-    logits = reference(images, largest, build=regularised)
+    logits = reference(images, largest, rates=DropRates(0.5, 0.5))
     first = F.cross_entropy(logits, labels, label_smoothing=0.1)
     first.backward()
     second = kl_divergence(reference(images, smallest), logits.detach())
@@ -91,7 +92,7 @@ def test_every_subnet_sees_the_images_in_its_own_resolution(family, batch):
     net.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     archs = [family.space.validate({**family.space.smallest, "resolution": size}) for size in (24, 32)]
     learners = [Learner(arch, label_weight=0.5) for arch in archs]
-    TrainStep(net, family.task, TrainConfig(accumulation=2), family.build)(batch, learners)
+    TrainStep(net, family.task, TrainConfig(accumulation=2))(batch, learners)
     for part, own in zip(batch[0].chunk(2), (seen[:2], seen[2:])):
         assert torch.equal(own[0], resize(part, 24))
         assert torch.equal(own[1], part)
@@ -99,12 +100,11 @@ def test_every_subnet_sees_the_images_in_its_own_resolution(family, batch):
 
 def test_dropout_is_on_in_the_largest_subnet_alone(family, batch):
     images, labels = batch
-    regularised = partial(family.build, drop_rate=0.9)
 
     def losses(seed, learners):
         torch.manual_seed(seed)
         net = family.supernet().train()
-        return TrainStep(net, family.task, TrainConfig(), regularised)((images, labels), learners).losses
+        return TrainStep(net, family.task, TrainConfig(drop_rate=0.9))((images, labels), learners).losses
 
     largest = family.space.largest
     assert losses(0, [Learner(largest)]) == losses(1, [Learner(largest)])
@@ -320,9 +320,9 @@ def test_parts_of_a_batch_one_after_another_give_the_mean_of_their_gradients(fam
     images, labels = torch.randn(8, 3, 32, 32, generator=draw), torch.randint(10, (8,), generator=draw)
     learners = [Learner(family.space.largest), Learner(family.space.smallest, teacher=0, label_weight=0.0)]
     net, reference = family.supernet().double().train(), family.supernet().double().train()
-    TrainStep(net, family.task, TrainConfig(accumulation=2), family.build)((images.double(), labels), learners)
+    TrainStep(net, family.task, TrainConfig(accumulation=2))((images.double(), labels), learners)
     for part in (slice(0, 4), slice(4, 8)):
-        whole = TrainStep(reference, family.task, TrainConfig(), family.build)
+        whole = TrainStep(reference, family.task, TrainConfig())
         whole((images[part].double(), labels[part]), learners)
     for (name, parameter), whole in zip(net.named_parameters(), reference.parameters()):
         torch.testing.assert_close(parameter.grad, whole.grad / 2, rtol=1e-12, atol=1e-15, msg=name)

@@ -104,7 +104,7 @@ def trained(family, stand_in=None, amp="none", steps=4):
     method, had = Sandwich(net.space, 1), []
     optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
     pieces = stand_in and stand_in(net)
-    train_step = TrainStep(net, task, CONFIG, family.build, execution=Execution(amp=amp), stand_in=pieces)
+    train_step = TrainStep(net, task, CONFIG, execution=Execution(amp=amp), stand_in=pieces)
     torch.manual_seed(0)
     for number in range(steps):
         batch, draw = batch_of(number % 2, family), np.random.default_rng(number % 2)
