@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
 
 from search import pareto
 from search.history import Evaluation, History
@@ -127,6 +128,9 @@ def evaluate_here(scores: Mapping[str, Score]) -> Evaluator:
     A score may have a method `each(archs)` that yields the index and the value of an architecture, or the exception
     that evaluating it raised, as soon as it is known. Of several scores the last one's values then come one by one.
     Another score is called with the whole list; if that raises, it is called for each architecture by itself.
+
+    What a score raises is the evaluation's error, but for a GPU's memory being too small, which is raised: with smaller
+    batches there is a value.
     """
 
     def evaluate(archs: Sequence[Arch]) -> Iterator[Scored]:
@@ -134,7 +138,11 @@ def evaluate_here(scores: Mapping[str, Score]) -> Evaluator:
         columns = {name: dict(_each(scores[name], archs)) for name in first}
         for index, value in _each(scores[last], archs):
             row = {name: column[index] for name, column in columns.items()} | {last: value}
-            errors = [f"{name}: {_reason(value)}" for name, value in row.items() if isinstance(value, Exception)]
+            failed = {name: value for name, value in row.items() if isinstance(value, Exception)}
+            for value in failed.values():
+                if isinstance(value, torch.OutOfMemoryError):
+                    raise value
+            errors = [f"{name}: {_reason(value)}" for name, value in failed.items()]
             yield Scored(index, {} if errors else row, "; ".join(errors) or None)
 
     return evaluate

@@ -86,6 +86,9 @@ class RayEvaluator:
                 except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
                     self._idle.append(self._start())
                     yield from self._retry(part, crashes, waiting, str(error).strip().splitlines()[0])
+                except ray.exceptions.RayTaskError as error:
+                    self._idle.append(worker)
+                    raise error.cause from None
                 else:
                     self._idle.append(worker)
                     yield from (outcome._replace(index=part[outcome.index]) for outcome in outcomes)

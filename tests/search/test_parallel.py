@@ -136,7 +136,8 @@ def test_failures_are_recorded_and_do_not_stop_the_search(tmp_path):
 
 
 class Place:
-    """A score that is 1 on a GPU and 0 on a CPU, and cannot be sent from anywhere but the CPU."""
+    """A score that is 1 on a GPU, where there is no memory for the largest, and 0 on a CPU, from which alone it can be
+    sent."""
 
     device = "somewhere"
 
@@ -149,12 +150,16 @@ class Place:
         return {}
 
     def __call__(self, archs):
+        if self.device == "cuda" and SPACE.largest in archs:
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return [float(self.device == "cuda")] * len(archs)
 
 
 def test_scores_run_on_a_workers_part_of_a_gpu():
     with RayEvaluator(SPACE, {"place": Place()}, 1, gpus=0.5) as evaluate:
         assert [outcome.scores for outcome in evaluate([SPACE.smallest])] == [{"place": 1.0}]
+        with pytest.raises(torch.OutOfMemoryError, match=r"^CUDA out of memory$"):
+            list(evaluate([SPACE.largest]))
 
 
 def test_scores_are_sent_from_the_cpu_and_run_there_on_workers_without_a_gpu(elsewhere):

@@ -1,6 +1,9 @@
 """Whole searches: where they run."""
 
+import json
+
 import pytest
+import torch
 
 from search.history import read_history
 from search.run import run_search
@@ -34,6 +37,30 @@ def test_what_fails_brings_the_supernet_back_too(trained, elsewhere):
     with pytest.raises(KeyError):
         run_search(JOB, trained, {}, device=elsewhere, on_evaluation=fail)
     assert next(trained.net.parameters()).device.type == "cpu"
+
+
+def test_a_history_that_has_devices_of_its_own_goes_on(trained, tmp_path):
+    """As those of former versions, where the scores by a teacher had theirs."""
+    path = tmp_path / "search.jsonl"
+    begun = run_search(JOB, trained, {}, path).result.evaluations
+    settings, *evaluations = path.read_text().splitlines()
+    settings = json.loads(settings)
+    for name in ("dna", "rdm"):
+        settings[name]["device"] = "cuda:1"
+    path.write_text("\n".join([json.dumps(settings), *evaluations[:2]]) + "\n")
+    assert run_search(JOB, trained, {}, path, resume=True).result.evaluations == begun
+
+
+def test_memory_that_is_too_small_ends_the_search_and_is_no_failed_evaluation(trained, tmp_path, monkeypatch):
+    def outputs(net, archs, *_):
+        yield 0, torch.zeros(20, 10)
+        yield 1, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr("search.prefix.trie.outputs", outputs)
+    with pytest.raises(torch.OutOfMemoryError, match="2 GiB"):
+        run_search(JOB, trained, {}, tmp_path / "search.jsonl")
+    (evaluation,) = read_history(tmp_path / "search.jsonl")[1]
+    assert not evaluation.error
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,21 @@ def test_a_search_is_told(command, folder, monkeypatch):
     assert command("search", "--run", folder / "run").stderr == "error: told: auto 0 0.0\n"
 
 
+def test_a_sweep_and_its_searches_are_told(command, folder, monkeypatch):
+    told = []
+
+    def run_sweep(search, trials, *_, gpus, **others):
+        search(trials[0], folder / "search.jsonl", None)
+        raise ValueError(f"told: {gpus}")
+
+    monkeypatch.setattr("supernet_cli.sweep.run_sweep", run_sweep)
+    monkeypatch.setattr("supernet_cli.sweep.run_search", lambda *_, device, **others: told.append(device))
+    sweep = ["sweep", "--run", folder / "run", "--predictors", folder / "phone"]
+    assert command(*sweep, "--gpus-per-worker", "0.5").stderr == "error: told: 0.5\n"
+    assert command(*sweep).stderr == "error: told: 0.0\n"
+    assert told == ["cuda", "cpu"]
+
+
 def test_scores_without_training(on_both):
     here, there = on_both("zero-cost", *CELLS, "--archs", "2", "--batch-size", "4", "--scores", "synflow,snip")
     expected, found = ([json.loads(line) for line in path.read_text().splitlines()] for path in (here, there))
