@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -197,7 +198,9 @@ def _trial(config: Mapping[str, TrialSettings], search: SearchTrial, histories: 
             reported = json.loads((before / "generations.json").read_text())
         history = folder / HISTORY
         if histories:
-            own = histories / tune.get_context().get_trial_id()
+            # by what it is a trial of: Tune's name for it may not have been written when the driver was killed
+            settings = json.dumps(config["settings"], sort_keys=True)
+            own = histories / hashlib.sha256(settings.encode()).hexdigest()[:16]
             past += sorted(own.glob("*.jsonl"))
             history = own / f"{uuid.uuid4().hex}.jsonl"
         _gather(past, history)

@@ -2,14 +2,16 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
+import ray
+from ray import tune
 
 from search.history import History
 from search.loop import ask_and_tell, evaluate_here
@@ -54,26 +56,28 @@ def search(settings, history, on_generation, before=None):
 
 
 def search_on_a_gpu(settings, history, on_generation):
-    import ray
-
     assert ray.get_runtime_context().get_accelerator_ids()["GPU"] == ["0"]
     search(settings, history, on_generation)
 
 
 @pytest.fixture(scope="module")
-def local_ray():
-    import ray
-
+def address():
+    """Of a local Ray."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "0")  # one GPU, whether it is there or not
-        ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
-    yield
+        started = ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    yield started.address_info["address"]
     ray.shutdown()
 
 
 @pytest.fixture(scope="module")
-def undisturbed(local_ray, tmp_path_factory):
-    return run_sweep(search_on_a_gpu, TRIALS, str(tmp_path_factory.mktemp("sweep")), "undisturbed", gpus=0.25)
+def storage(tmp_path_factory):
+    return tmp_path_factory.mktemp("sweep")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(address, storage):
+    return run_sweep(search_on_a_gpu, TRIALS, str(storage), "undisturbed", gpus=0.25)
 
 
 def outcome(sweep):
@@ -131,24 +135,37 @@ def test_a_killed_worker_changes_nothing(undisturbed, tmp_path):
     assert len(list((tmp_path / "seen").iterdir())) == 24 + 1  # only what killed the worker was evaluated again
 
 
-# what Ray has set in this process is not for another cluster's driver
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+class Logged:
+    """A search that notes each evaluation in `folder`, and hangs after 21 of all trials together if it is to."""
+
+    def __init__(self, folder, hangs=False):
+        self.log = Path(folder, "log")
+        self.hangs = hangs
+
+    def __call__(self, settings, history, on_generation):
+        def before(arch):
+            with self.log.open("a") as file:
+                file.write(f"{os.getpid()} {settings} {arch}\n")
+            if self.hangs and len(self.lines()) > 21:
+                time.sleep(10**6)
+
+        search(settings, history, on_generation, before)
+
+    def lines(self):
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+    def workers(self):
+        return {int(line.split()[0]) for line in self.lines()}
+
+
 ROOT = Path(__file__).parents[2]
 DRIVER = """
 import sys
 from tests.search.test_sweep import *
 
-run_sweep(partial(search_slowly, Path(sys.argv[1]) / "log"), TRIALS, sys.argv[1], "killed", workers=2)
+address, folder = sys.argv[1:]
+run_sweep(Logged(folder, hangs=True), TRIALS, folder, "killed", workers=2, address=address)
 """
-
-
-def search_slowly(log, settings, history, on_generation):
-    def before(arch):
-        with log.open("a") as file:
-            file.write(f"{os.getpid()} {settings} {arch}\n")
-        time.sleep(0.15)
-
-    search(settings, history, on_generation, before)
 
 
 def is_running(pid):
@@ -160,42 +177,47 @@ def is_running(pid):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_killed_driver_loses_nothing_evaluated(undisturbed, tmp_path):
-    log = tmp_path / "log"
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, tmp_path], cwd=ROOT, start_new_session=True, env=ENVIRONMENT
-    )
-    while not log.exists() or len(log.read_text().splitlines()) < 21:  # beyond the first generation of six
-        assert driver.poll() is None
-        time.sleep(0.1)
-    driver.kill()
-    driver.wait()
-    workers = {int(line.split()[0]) for line in log.read_text().splitlines()}
-    while any(map(is_running, workers)):
-        time.sleep(0.1)
-    with pytest.raises(ValueError, match="holds a sweep already: resume it, or choose another name"):
-        run_sweep(search, TRIALS, str(tmp_path), "killed")
-    begun = len(log.read_text().splitlines())
-    assert begun < 3 * 24
-    sweep = run_sweep(partial(search_slowly, log), TRIALS, str(tmp_path), "killed", resume=True)
-    assert outcome(sweep) == outcome(undisturbed)
-    # only what each of two workers was busy with is evaluated again
-    evaluated = [line.split(maxsplit=1)[1] for line in log.read_text().splitlines()]
-    assert len(set(evaluated)) == 3 * 24
-    assert len(evaluated) <= 3 * 24 + 2
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_driver_that_is_killed_before_its_first_trial_is_resumed(undisturbed, tmp_path):
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, tmp_path], cwd=ROOT, start_new_session=True, env=ENVIRONMENT
-    )
-    while not (tmp_path / "killed" / "tuner.pkl").exists():
+def test_a_killed_driver_loses_nothing_evaluated(undisturbed, address, tmp_path):
+    logged = Logged(tmp_path)
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, address, tmp_path], cwd=ROOT)
+    while len(logged.lines()) <= 21:  # beyond the first generation of six
         assert driver.poll() is None
         time.sleep(0.01)
     driver.kill()
     driver.wait()
-    assert outcome(run_sweep(search, TRIALS, str(tmp_path), "killed", resume=True)) == outcome(undisturbed)
+    while ray.available_resources().get("CPU", 0) < 2 or any(map(is_running, logged.workers())):
+        time.sleep(0.01)
+    with pytest.raises(ValueError, match="holds a sweep already: resume it, or choose another name"):
+        run_sweep(search, TRIALS, str(tmp_path), "killed")
+    assert len(logged.lines()) <= 23
+    sweep = run_sweep(logged, TRIALS, str(tmp_path), "killed", resume=True)
+    assert outcome(sweep) == outcome(undisturbed)
+    # only what each of two workers was busy with is evaluated again
+    evaluated = [line.split(maxsplit=1)[1] for line in logged.lines()]
+    assert len(set(evaluated)) == 3 * 24
+    assert len(evaluated) <= 3 * 24 + 2
+
+
+class Killed(Exception):
+    pass
+
+
+def is_killed(tuner):
+    raise Killed
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_driver_that_is_killed_before_it_noted_a_trial_is_resumed(undisturbed, storage, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(tune.Tuner, "fit", is_killed)
+        with pytest.raises(Killed):
+            run_sweep(search, TRIALS, str(tmp_path), "killed")
+    assert not list((tmp_path / "killed").glob("experiment_state*"))
+    for folder in sorted((storage / "undisturbed" / "histories").iterdir())[1:]:  # workers may have got further
+        shutil.copytree(folder, tmp_path / "killed" / "histories" / folder.name)
+    logged = Logged(tmp_path)
+    assert outcome(run_sweep(logged, TRIALS, str(tmp_path), "killed", resume=True)) == outcome(undisturbed)
+    assert len(logged.lines()) == 24
 
 
 def die(settings, history, on_generation):
@@ -203,7 +225,7 @@ def die(settings, history, on_generation):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_trial_whose_worker_always_dies_is_a_failed_one(local_ray, tmp_path):
+def test_a_trial_whose_worker_always_dies_is_a_failed_one(address, tmp_path):
     (trial,) = run_sweep(die, TRIALS[:1], str(tmp_path), "dead", max_failures=0).trials
     assert (trial.settings, trial.evaluations) == (TRIALS[0], [])
     assert "died" in trial.error
