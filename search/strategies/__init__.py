@@ -8,13 +8,19 @@ from search.loop import Strategy
 from search.problem import Problem
 from search.strategies.baselines import LocalSearch, RandomSearch
 from search.strategies.evolution import Evolution, EvolutionConfig
-from search.strategies.screening import ScreenedEvolution
 from search.strategies.single_objective import SingleObjectiveEvolution, once_for_all, spos
+
+
+def _screened(problem: Problem, seed: int, size: int) -> Strategy:
+    from search.strategies.screening import ScreenedEvolution  # its predictors take seconds to import
+
+    return ScreenedEvolution(problem, seed, EvolutionConfig(size))
+
 
 # ways to search a space, from a problem, a seed, and how many architectures a generation has, more or less
 STRATEGIES: Mapping[str, Callable[[Problem, int, int], Strategy]] = {
     "evolution": lambda problem, seed, size: Evolution(problem, seed, EvolutionConfig(size)),
-    "screened": lambda problem, seed, size: ScreenedEvolution(problem, seed, EvolutionConfig(size)),
+    "screened": _screened,
     "once_for_all": lambda problem, seed, size: SingleObjectiveEvolution(problem, seed, once_for_all(size)),
     "spos": lambda problem, seed, size: SingleObjectiveEvolution(problem, seed, spos()),
     "random": RandomSearch,

@@ -9,28 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from search.history import History
 from search.loop import ask_and_tell, evaluate_here
 from search.parallel import RayEvaluator, check_resources, worker_device
 from search.problem import Problem
-from search.scores.accuracy import SupernetAccuracy, resized
 from search.strategies.evolution import Evolution, EvolutionConfig
 from supernet import SearchSpace
-from supernet.families import FAMILIES
 
 SPACE = SearchSpace({"a": tuple(range(10)), "b": tuple(range(10))})
 
 
 def sums(archs):
-    time.sleep(0.02 * len(archs))
     return [float(arch["a"] + arch["b"]) for arch in archs]
-
-
-def slow_sums(archs):
-    time.sleep(0.5 * len(archs))
-    return sums(archs)
 
 
 def problem():
@@ -42,23 +35,18 @@ def search(evaluate, **options):
     return ask_and_tell(p, Evolution(p, 0, EvolutionConfig(8)), evaluate, 24, **options)
 
 
-class KillsItsWorkerOnce:
-    """A score that ends its process with SIGKILL the first time it sees an architecture with a = 3."""
+class SumsOrDies:
+    """Sums. As often as there are files in `folder`, it ends its process with SIGKILL instead when a is 3."""
 
-    def __init__(self, marker):
-        self.marker = marker
+    def __init__(self, folder):
+        self.folder = folder
 
     def __call__(self, archs):
-        if any(arch["a"] == 3 for arch in archs) and not self.marker.exists():
-            self.marker.touch()
+        deaths = list(self.folder.iterdir())
+        if deaths and any(arch["a"] == 3 for arch in archs):
+            deaths[0].unlink()
             os.kill(os.getpid(), signal.SIGKILL)
         return sums(archs)
-
-
-def always_kills(archs):
-    if any(arch["a"] == 3 for arch in archs):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return sums(archs)
 
 
 def fails_on_threes(archs):
@@ -68,71 +56,99 @@ def fails_on_threes(archs):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def local_ray():
-    import ray
-
+def address():
+    """Of a local Ray, with room for two workers beside `two_workers`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "0")  # one GPU, whether it is there or not
-        ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
-    yield
+        started = ray.init(num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    yield started.address_info["address"]
     ray.shutdown()
 
 
-def test_results_do_not_depend_on_the_number_of_workers():
-    here = search(evaluate_here({"sum": sums}))
-    for workers in (1, 2):
-        with RayEvaluator(SPACE, {"sum": sums}, workers) as evaluate:
-            assert search(evaluate).evaluations == here.evaluations
-            assert evaluate.retried == []
+@pytest.fixture(scope="module")
+def here():
+    return search(evaluate_here({"sum": sums})).evaluations
 
 
-def images():
-    generator = torch.Generator().manual_seed(0)
-    both = torch.randn(80, 3, 32, 32, generator=generator)
-    return resized(both[:40], both[40:], torch.randint(10, (40,), generator=generator))
+@pytest.fixture(scope="module")
+def deaths(tmp_path_factory):
+    """The folder of `SumsOrDies`."""
+    return tmp_path_factory.mktemp("deaths")
 
 
-def test_supernet_accuracies_are_those_of_one_process():
-    family = FAMILIES["mobilenet_v3_micro"](num_classes=10)
-    score = SupernetAccuracy(family.supernet(), images(), family.resolution, 20)
-    archs = [family.space.sample(np.random.default_rng(seed)) for seed in range(6)]
-    expected = score(archs)
-    with RayEvaluator(family.space, {"accuracy": score}, 2) as evaluate:
-        outcomes = {outcome.index: outcome for outcome in evaluate(archs)}
-    assert [outcomes[index].scores["accuracy"] for index in range(6)] == expected
+@pytest.fixture(scope="module")
+def two_workers(deaths):
+    with RayEvaluator(SPACE, {"sum": SumsOrDies(deaths)}, 2) as evaluate:
+        yield evaluate
 
 
-def test_a_killed_worker_changes_nothing(tmp_path):
-    here = search(evaluate_here({"sum": sums}))
-    with RayEvaluator(SPACE, {"sum": KillsItsWorkerOnce(tmp_path / "killed")}, 2) as evaluate:
-        result = search(evaluate)
-        assert result.evaluations == here.evaluations
-        assert len(evaluate.retried) == 1
-        assert "retried" in evaluate.retried[0]
+@pytest.fixture
+def retried(two_workers):
+    """What the two workers note in this test."""
+    two_workers.retried.clear()
+    return two_workers.retried
 
 
-def test_an_architecture_that_always_kills_its_worker_fails_alone():
-    with RayEvaluator(SPACE, {"sum": always_kills}, 2) as evaluate:
-        archs = SPACE.decode([[a, 0] for a in range(6)])
-        outcomes = {outcome.index: outcome for outcome in evaluate(archs)}
-    assert sorted(outcomes) == list(range(6))
+def test_results_do_not_depend_on_the_number_of_workers(two_workers, retried, here):
+    assert search(two_workers).evaluations == here
+    assert retried == []
+
+
+def test_a_killed_worker_changes_nothing(two_workers, retried, deaths, here):
+    (deaths / "only").touch()
+    assert search(two_workers).evaluations == here
+    assert len(retried) == 1
+    assert "retried" in retried[0]
+
+
+def test_an_architecture_that_always_kills_its_worker_fails_alone(two_workers, retried, deaths):
+    for number in range(10):
+        (deaths / str(number)).touch()
+    archs = SPACE.decode([[a, 0] for a in range(7)])
+    outcomes = {outcome.index: outcome for outcome in two_workers(archs)}
+    assert sorted(outcomes) == list(range(7))
     assert {index for index, outcome in outcomes.items() if outcome.error} == {3}
     assert "killed its worker 3 times" in outcomes[3].error
+    assert len(retried) == 10 - len(list(deaths.iterdir())) == 4  # with a neighbour first
 
 
 def test_failures_are_recorded_and_do_not_stop_the_search(tmp_path):
     p = Problem(SPACE, ["x"])
     with (
-        RayEvaluator(SPACE, {"x": fails_on_threes}, 2) as evaluate,
+        RayEvaluator(SPACE, {"x": fails_on_threes}, 1) as evaluate,
         History(tmp_path / "history.jsonl", p.describe()) as history,
     ):
         result = ask_and_tell(p, Evolution(p, 0, EvolutionConfig(50)), evaluate, 100, history=history)
     assert len(result.evaluations) == 100  # the whole space
+    alone = ask_and_tell(p, Evolution(p, 0, EvolutionConfig(50)), evaluate_here({"x": fails_on_threes}), 100)
+    assert result.evaluations == alone.evaluations
     for evaluation in result.evaluations:
         a, b = evaluation.arch["a"], evaluation.arch["b"]
         expected = "x: RuntimeError: three" if a == 3 else "x is nan" if b == 4 else None
         assert evaluation.error == expected
         assert evaluation.scores == ({} if expected else {"x": float(a)})
+
+
+def of_a_supernet():
+    """A space of networks, and a score by their accuracy."""
+    # here, because the workers of most tests import this module and need no family
+    from search.scores.accuracy import SupernetAccuracy, resized
+    from supernet.families import FAMILIES
+
+    family = FAMILIES["mobilenet_v3_micro"](num_classes=10)
+    generator = torch.Generator().manual_seed(0)
+    both = torch.randn(80, 3, 32, 32, generator=generator)
+    images = resized(both[:40], both[40:], torch.randint(10, (40,), generator=generator))
+    return family.space, SupernetAccuracy(family.supernet(), images, family.resolution, 20)
+
+
+def test_supernet_accuracies_are_those_of_one_process():
+    space, score = of_a_supernet()
+    archs = [space.sample(np.random.default_rng(seed)) for seed in range(6)]
+    expected = score(archs)
+    with RayEvaluator(space, {"accuracy": score}, 2) as evaluate:
+        outcomes = {outcome.index: outcome for outcome in evaluate(archs)}
+    assert [outcomes[index].scores["accuracy"] for index in range(6)] == expected
 
 
 class Place:
@@ -163,12 +179,11 @@ def test_scores_run_on_a_workers_part_of_a_gpu():
 
 
 def test_scores_are_sent_from_the_cpu_and_run_there_on_workers_without_a_gpu(elsewhere):
-    family = FAMILIES["mobilenet_v3_micro"](num_classes=10)
-    score = SupernetAccuracy(family.supernet(), images(), family.resolution, 20)
-    (expected,) = score([family.space.smallest])
+    space, score = of_a_supernet()
+    (expected,) = score([space.smallest])
     scores = {"accuracy": score.to(elsewhere), "place": Place()}
-    with RayEvaluator(family.space, scores, 1) as evaluate:
-        outcomes = [outcome.scores for outcome in evaluate([family.space.smallest])]
+    with RayEvaluator(space, scores, 1) as evaluate:
+        outcomes = [outcome.scores for outcome in evaluate([space.smallest])]
     assert outcomes == [{"accuracy": expected, "place": 0.0}]
 
 
@@ -203,25 +218,41 @@ def test_parts_are_of_one_gpu_each():
 
 
 def test_too_few_cpus_are_an_error():
-    with pytest.raises(ValueError, match="5 workers need 5 CPUs, but the Ray cluster has 2"):
+    with pytest.raises(ValueError, match="5 workers need 5 CPUs, but the Ray cluster has 4"):
         RayEvaluator(SPACE, {"sum": sums}, 5)
 
 
-# what Ray has set in this process is not for another cluster's driver
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+class SumsOrHangs:
+    """Sums, until 12 architectures have been seen by all workers together."""
+
+    def __init__(self, folder):
+        self.seen = Path(folder, "seen")
+
+    def __call__(self, archs):
+        with self.seen.open("a") as file:
+            file.write("\n" * len(archs))
+        if self.seen.stat().st_size > 12:
+            time.sleep(10**6)
+        return sums(archs)
+
+
 ROOT = Path(__file__).parents[2]
 DRIVER = """
 import sys
 from tests.search.test_parallel import *
 
-with RayEvaluator(SPACE, {"sum": slow_sums}, 2) as evaluate, History(sys.argv[1], problem().describe()) as history:
+address, folder = sys.argv[1:]
+with (
+    RayEvaluator(SPACE, {"sum": SumsOrHangs(folder)}, 2, address=address) as evaluate,
+    History(Path(folder, "history.jsonl"), problem().describe()) as history,
+):
     search(evaluate, history=history)
 """
 
 
-def test_a_killed_driver_loses_nothing_that_was_evaluated(tmp_path):
+def test_a_killed_driver_loses_nothing_that_was_evaluated(address, here, tmp_path):
     path = tmp_path / "history.jsonl"
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, path], cwd=ROOT, start_new_session=True, env=ENVIRONMENT)
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, address, tmp_path], cwd=ROOT)
     while not path.exists() or path.read_bytes().count(b"\n") < 10:  # a header and 9 evaluations, of 24
         assert driver.poll() is None
         time.sleep(0.01)
@@ -236,6 +267,6 @@ def test_a_killed_driver_loses_nothing_that_was_evaluated(tmp_path):
     with History(path, problem().describe(), resume=True) as history:
         kept = set(history.past)
         resumed = search(evaluate, history=history)
-    assert len(kept) >= 9
+    assert 9 <= len(kept) <= 12
     assert kept.isdisjoint(again)
-    assert resumed.evaluations == search(evaluate_here({"sum": sums})).evaluations
+    assert resumed.evaluations == here
