@@ -103,7 +103,7 @@ def test_every_trial_is_a_whole_search(undisturbed, tmp_path):
     assert {row["device"] for row in front} == {"phone"}
 
 
-def test_a_trial_that_there_is_no_room_for_is_refused(local_ray, tmp_path):
+def test_a_trial_that_there_is_no_room_for_is_refused(address, tmp_path):
     with pytest.raises(ValueError, match="1 workers need 3 CPUs, but the Ray cluster has 2"):
         run_sweep(search, TRIALS, str(tmp_path), "large", threads=3)
 
