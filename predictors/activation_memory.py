@@ -1,37 +1,16 @@
-"""Peak activation memory of a subnet, without weights and without computing anything."""
+"""Peak activation memory as a cost of architectures, without weights and without computing anything."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
-from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
-from supernet.plain import inputs_like
+from supernet.activation_memory import peak_activation_bytes
 from supernet.skeleton import build_skeleton
 from supernet.space import Arch
 
-
-def peak_activation_bytes(model: nn.Module, example: Sequence[int] | tuple) -> int:
-    """The largest number of bytes of activations that are alive at the same time as `model` runs on one example.
-
-    That is an image of the size [C, H, W], or inputs like those in `example` (`supernet.plain.inputs_like`). It is
-    alive throughout. Weights and buffers do not count, nor does scratch space
-    within an operation. It is that of PyTorch's eager mode in single precision: an activation in place needs no memory,
-    and what is used no more is freed. `model` is on the meta device and in eval mode.
-    """
-    if isinstance(example[0], int):
-        example = (torch.empty(1, *example, device="meta"),)
-    inputs = inputs_like(example, model, torch.device("meta"))
-    with torch.no_grad(), _Alive([*model.parameters(), *model.buffers()]) as alive:
-        for tensor in tree_leaves(inputs):
-            if isinstance(tensor, Tensor):
-                alive.note(tensor)
-        model(*inputs)
-    return alive.peak
+__all__ = ["peak_activation", "peak_activation_bytes"]
 
 
 def peak_activation(
@@ -46,27 +25,3 @@ def peak_activation(
         return [peak_activation_bytes(build_skeleton(build, arch).to("meta").eval(), example(arch)) for arch in archs]
 
     return cost
-
-
-class _Alive(TorchDispatchMode):
-    """Follows the storages that operations make."""
-
-    def __init__(self, weights: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.peak = 0
-        self._weights = {StorageWeakRef(tensor.untyped_storage()) for tensor in weights}
-        self._sizes: dict[StorageWeakRef, int] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, Tensor):
-                self.note(value)
-        return result
-
-    def note(self, tensor: Tensor) -> None:
-        storage = StorageWeakRef(tensor.untyped_storage())
-        if storage not in self._weights:
-            self._sizes[storage] = tensor.untyped_storage().nbytes()
-        self._sizes = {storage: size for storage, size in self._sizes.items() if not storage.expired()}
-        self.peak = max(self.peak, sum(self._sizes.values()))

@@ -41,6 +41,23 @@ class _Moments(NamedTuple):
     image_variances: Tensor
 
 
+class Statistics(NamedTuple):
+    """What a BatchNorm layer got from some images: the number of values a channel, and their mean and biased variance,
+    both in double precision; or, if they are `corrected` by a reference, its mean and variance."""
+
+    count: int
+    mean: Tensor  # [C]
+    variance: Tensor  # [C]
+    corrected: bool = False
+
+
+class Calibrated(NamedTuple):
+    """What `calibrate` found: the output for each batch, and the statistics of each BatchNorm layer."""
+
+    outputs: list[Any]
+    statistics: dict[_BatchNorm, Statistics]
+
+
 class Reference(NamedTuple):
     """A BatchNorm layer of a network whose running statistics are right: these statistics, and those that the
     calibration images have in the same layer, in double precision."""
@@ -53,12 +70,12 @@ class Reference(NamedTuple):
 
 def calibrate(
     model: nn.Module, batches: Iterable[Inputs], references: Mapping[nn.Module, Reference] = MappingProxyType({})
-) -> list[Any]:
+) -> Calibrated:
     """Replace the running statistics of every BatchNorm layer of the plain `model` by the statistics of the given
     images, or of whatever the batches hold: each batch is the input of `model`, or a tuple of several inputs.
 
-    Returns the outputs for the batches: the same layers, normalised by their biased variance, as in train mode, so
-    that `model` may be a first part of a network and the outputs may calibrate the rest. They are empty if there is
+    The outputs for the batches are those of the same layers, normalised by their biased variance, as in train mode, so
+    that `model` may be a first part of a network and the outputs may calibrate the rest. There are none if there is
     nothing to calibrate.
 
     The result is what one forward pass in train mode over all images in a single batch would leave with momentum 1:
@@ -70,7 +87,7 @@ def calibrate(
     All batches go through the model together, layer by layer: one thread a batch, all waiting for each other at every
     BatchNorm. On a CPU as many batches run at a time as torch has threads, each on its share; elsewhere a single batch.
     The activations of all images at one depth are in memory at once (one image of 224 pixels in a MobileNetV3 takes
-    about 10 MB, of 64 pixels 1 MB).
+    about 10 MB, of 64 pixels 1 MB); `Pooled` is for more images than there is room for.
 
     BatchNorm layers without running statistics are left alone, and those that no image reaches keep what they have.
 
@@ -79,7 +96,7 @@ def calibrate(
     """
     layers = {layer: name for name, layer in model.named_modules() if keeps_statistics(layer)}
     if not layers:
-        return []
+        return Calibrated([], {})
     batches = list(batches)
     if not batches:
         raise ValueError("BatchNorm recalibration needs at least one batch of images")
@@ -93,14 +110,43 @@ def calibrate(
         errors = [error for result in results if (error := result.exception())]
         if errors:
             raise next((e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0])
-        for layer, count in calibration.counts.items():
-            layer.running_var.mul_(count / (count - 1))
-        return [result.result() for result in results]
+        for layer, found in calibration.found.items():
+            _unbias(layer, found)
+        return Calibrated([result.result() for result in results], calibration.found)
     finally:
         for hook in hooks:
             hook.remove()
         for module, training in modes.items():
             module.training = training
+
+
+class Pooled:
+    """Statistics of BatchNorm layers by chunks of images, for more images than there is memory for.
+
+    Each chunk calibrates the network by itself, exactly (`calibrate`), and what a layer got from the chunks is pooled:
+    the mean of the means, and the mean of the variances plus the variance of the means, each chunk counting by its
+    values. Memory is that of one chunk, and time that of all images at once.
+
+    So the first layer gets exactly what all images have. Behind it, a layer's input is normalised by statistics of the
+    chunk in the place of those of all images, whose error falls as one over the images in a chunk, where the sampling
+    error falls as the square root of one over all images. `benchmarks/calibration.py` measures how far off that is.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[_BatchNorm, Statistics] = {}
+
+    def add(self, statistics: Mapping[_BatchNorm, Statistics]) -> None:
+        """Take in what the layers got from another chunk."""
+        for layer, found in statistics.items():
+            if layer in self._found:
+                found = _pooled([self._found[layer], found])._replace(corrected=found.corrected)
+            self._found[layer] = found
+
+    def put(self) -> None:
+        """Give the layers what all chunks have together."""
+        for layer, found in self._found.items():
+            _set(layer, found)
+            _unbias(layer, found)
 
 
 def corrected(image_means: Tensor, image_variances: Tensor, there: Reference, eps: float) -> tuple[Tensor, Tensor]:
@@ -214,14 +260,24 @@ def _moments(layer: _BatchNorm, x: Tensor) -> _Moments:
     return _Moments(layer, x.numel() // x.shape[1], mean, variance, image_means, image_variances)
 
 
-def _pooled(batches: Sequence[_Moments]) -> tuple[Tensor, Tensor, int]:
-    """Mean, biased variance and count of all: sum n_i mean_i / n and sum n_i (variance_i + (mean_i - mean)^2) / n."""
-    counts = torch.tensor([moments.count for moments in batches], dtype=torch.float64)
-    weights = (counts / counts.sum()).to(batches[0].mean.device)
-    means = torch.stack([moments.mean for moments in batches])
-    variances = torch.stack([moments.variance for moments in batches])
+def _pooled(parts: Sequence[_Moments | Statistics]) -> Statistics:
+    """Those of all: mean sum n_i mean_i / n and biased variance sum n_i (variance_i + (mean_i - mean)^2) / n."""
+    counts = torch.tensor([part.count for part in parts], dtype=torch.float64)
+    weights = (counts / counts.sum()).to(parts[0].mean.device)
+    means = torch.stack([part.mean for part in parts])
+    variances = torch.stack([part.variance for part in parts])
     mean = weights @ means
-    return mean, weights @ (variances + (means - mean).square()), int(counts.sum())
+    return Statistics(int(counts.sum()), mean, weights @ (variances + (means - mean).square()))
+
+
+def _set(layer: _BatchNorm, found: Statistics) -> None:
+    layer.running_mean.copy_(found.mean)
+    layer.running_var.copy_(found.variance)
+
+
+def _unbias(layer: _BatchNorm, found: Statistics) -> None:
+    if not found.corrected:
+        layer.running_var.mul_(found.count / (found.count - 1))
 
 
 class _Calibration:
@@ -230,7 +286,7 @@ class _Calibration:
     def __init__(
         self, names: Mapping[_BatchNorm, str], references: Mapping[nn.Module, Reference], batches: int, at_a_time: int
     ):
-        self.counts: dict[_BatchNorm, int] = {}  # of values a channel, where their variance is the biased one
+        self.found: dict[_BatchNorm, Statistics] = {}
         self._names = names
         self._references = references
         self._moments: list[_Moments | None] = [None] * batches  # None at the end of the network
@@ -272,15 +328,14 @@ class _Calibration:
         (layer,) = reached
         if layer is None:
             return
-        mean, variance, count = _pooled(self._moments)
-        if count < 2:
+        found = _pooled(self._moments)
+        if found.count < 2:
             raise ValueError("BatchNorm recalibration needs more than one image: a layer saw one value a channel")
         reference = self._references.get(layer)
         image_means = torch.cat([moments.image_means for moments in self._moments])
         if reference and image_means.shape == reference.image_means.shape:
             image_variances = torch.cat([moments.image_variances for moments in self._moments])
             mean, variance = corrected(image_means, image_variances, reference, layer.eps)
-        else:
-            self.counts[layer] = count
-        layer.running_mean.copy_(mean)
-        layer.running_var.copy_(variance)
+            found = Statistics(found.count, mean, variance, corrected=True)
+        self.found[layer] = found
+        _set(layer, found)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from distill.untouched import untouched
-from supernet.calibration import Inputs, Reference, calibrate, references
+from supernet.activation_memory import examples_within
+from supernet.calibration import Inputs, Pooled, Reference, calibrate, keeps_statistics, references
 from supernet.space import Arch
 from supernet.supernet import Supernet
 from supernet.tasks import Classification, Task
 from supernet.training.data import resize
-from supernet.training.data.batch import Batch, on
+from supernet.training.data.batch import Batch, in_chunks, on
 
 # N images, C channels, R resolution in pixels
+
+CALIBRATION_BYTES = 2**33
+"""What the activations of the images that BatchNorm is recalibrated on may take at once, if nothing is said: 8 GiB."""
+FEWEST = 64
+"""Images that BatchNorm is recalibrated on at once, at least, whatever they take."""
 
 
 class Quality(NamedTuple):
@@ -47,15 +53,26 @@ def evaluate(model: nn.Module, task: Task, batches: Iterable[Batch], arch: Arch 
 
 
 def calibrated_subnet(
-    net: Supernet, arch: Mapping[str, Any], resolution: int, calibration_images: Tensor, batch_size: int = 256
+    net: Supernet,
+    arch: Mapping[str, Any],
+    resolution: int,
+    calibration_images: Tensor,
+    batch_size: int = 256,
+    calibration_bytes: int = CALIBRATION_BYTES,
 ) -> nn.Module:
     """The subnet `arch` as a plain module in eval mode, with BatchNorm statistics of its own (see `calibrated`): those
     of the calibration images, resized to `resolution`."""
     device = next(net.parameters()).device
-    return calibrated(net, arch, (resize(part.to(device), resolution) for part in calibration_images.split(batch_size)))
+    batches = (resize(part.to(device), resolution) for part in calibration_images.split(batch_size))
+    return calibrated(net, arch, batches, calibration_bytes)
 
 
-def calibrated(net: Supernet, arch: Mapping[str, Any], batches: Iterable[Inputs]) -> nn.Module:
+def calibrated(
+    net: Supernet,
+    arch: Mapping[str, Any],
+    batches: Iterable[Inputs],
+    calibration_bytes: int = CALIBRATION_BYTES,
+) -> nn.Module:
     """The subnet `arch` as a plain module in eval mode, its BatchNorm recalibrated on batches of images [N, C, R, R],
     or of whatever inputs it takes, a tuple for several.
 
@@ -65,12 +82,32 @@ def calibrated(net: Supernet, arch: Mapping[str, Any], batches: Iterable[Inputs]
     are corrected by their statistics in that subnet (`supernet.calibration.corrected`). After training the supernet's
     statistics are right for no subnet, and `arch` gets the images' statistics as they are. `benchmarks/calibration.py`
     compares these and other ways.
+
+    The result is exact if the activations of all images in the largest subnet are within `calibration_bytes`. If not,
+    the images go through in chunks of as many as are, and at least `FEWEST`, and the statistics of the chunks are
+    pooled (`supernet.calibration.Pooled`): memory is that of two chunks' images and of one chunk's activations, however
+    many images there are, and values are a little other ones.
     """
-    model, batches = net.extract(arch).eval(), list(batches)
-    if net.statistics_of != net.space.validate(arch):
+    model = net.extract(arch).eval()
+    if net.statistics_of != net.space.validate(arch) and any(map(keeps_statistics, model.modules())):
         names = {layer: name for name, layer in model.named_modules()}
-        calibrate(model, batches, references_of(net, known_references(net, batches), names))
+        pooled = Pooled()
+        for chunk in calibration_chunks(net, batches, calibration_bytes):
+            known = references_of(net, known_references(net, chunk), names)
+            pooled.add(calibrate(model, chunk, known).statistics)
+        pooled.put()
     return model
+
+
+def calibration_chunks(
+    net: Supernet, batches: Iterable[Inputs], calibration_bytes: int = CALIBRATION_BYTES
+) -> Iterator[list[Inputs]]:
+    """`batches` in the chunks in which `calibrated` takes them: all in one if their activations are within
+    `calibration_bytes`."""
+    batches = iter(batches)
+    first = list(itertools.islice(batches, 1))
+    most = examples_within(net, first[0], calibration_bytes) if first else None
+    return in_chunks(itertools.chain(first, batches), None if most is None else max(most, FEWEST))
 
 
 def known_references(net: Supernet, batches: Sequence[Inputs]) -> dict[str, Reference]:

@@ -3,13 +3,16 @@
 The subnets are cut into pieces (`pieces.cut`). Chains of pieces that begin alike share a path in a trie, whose root is
 the images at one resolution. The trie is run depth first, so that activations of one path are in memory. Beyond that,
 `Remembered` keeps activations where paths parted, up to a number of bytes, for populations to come.
+
+Where even one depth of all images is too much, the trie is run several times, each time on some of the images: first on
+those to calibrate by, then, with the statistics that were found, on those that judge.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -19,21 +22,30 @@ from torch import Tensor, nn
 
 from distill.untouched import untouched
 from search.prefix.pieces import Piece, cut, weights_in
-from supernet.calibration import Reference, calibrate, keeps_statistics
+from supernet.activation_memory import examples_within
+from supernet.calibration import Pooled, Reference, calibrate, keeps_statistics
 from supernet.concurrency import at_a_time, side_by_side
-from supernet.evaluation import calibrated, known_references, references_of
+from supernet.evaluation import CALIBRATION_BYTES, calibrated, calibration_chunks, known_references, references_of
 from supernet.space import Arch
 from supernet.supernet import Supernet
-from supernet.training.data.batch import joined
+from supernet.training.data.batch import examples_in, joined, whole_batches
 from supernet.views import View
 
 # N images, B batch, K classes
 
 MOST_PREFIXES = 20_000  # whose keys are kept, some 5 kB each
+GROUP = 16  # architectures whose outputs for all images are kept at a time, if the images do not fit in memory at once
 
 
 class Batches(NamedTuple):
-    """Images, or what a first part of a network makes of them, in batches."""
+    """Images, or what a first part of a network makes of them, in batches, which can be gone through repeatedly."""
+
+    calibration: Iterable[Tensor]
+    evaluation: Iterable[Tensor]
+
+
+class Share(NamedTuple):
+    """The part of the images that runs at a time, or what a first part of a network makes of it."""
 
     calibration: list[Tensor]
     evaluation: list[Tensor]
@@ -54,7 +66,7 @@ class Remembered:
         self.fingerprints: WeakKeyDictionary[nn.Module, Hashable] = WeakKeyDictionary()  # see `pieces.cut`
         self.references: dict[int, dict[str, Reference]] = {}  # by resolution, see `evaluation.known_references`
         self._prefixes: dict[tuple[int, Hashable], int] = {}
-        self._batches: OrderedDict[int, Batches] = OrderedDict()
+        self._shares: OrderedDict[int, Share] = OrderedDict()
         self._bytes = 0
 
     def begin(self) -> None:
@@ -68,25 +80,25 @@ class Remembered:
             self._prefixes[before, key] = next(self._numbers)
         return self._prefixes[before, key]
 
-    def get(self, prefix: int) -> Batches | None:
-        if prefix in self._batches:
-            self._batches.move_to_end(prefix)
-        return self._batches.get(prefix)
+    def get(self, prefix: int) -> Share | None:
+        if prefix in self._shares:
+            self._shares.move_to_end(prefix)
+        return self._shares.get(prefix)
 
-    def put(self, prefix: int, batches: Batches) -> None:
-        if prefix in self._batches or _size(batches) > self.limit_bytes:
+    def put(self, prefix: int, share: Share) -> None:
+        if prefix in self._shares or _size(share) > self.limit_bytes:
             return
-        self._batches[prefix] = batches
-        self._bytes += _size(batches)
+        self._shares[prefix] = share
+        self._bytes += _size(share)
         while self._bytes > self.limit_bytes:
-            self._bytes -= _size(self._batches.popitem(last=False)[1])
+            self._bytes -= _size(self._shares.popitem(last=False)[1])
 
     def __reduce__(self):
         return Remembered, (self.limit_bytes,)
 
 
-def _size(batches: Batches) -> int:
-    return sum(batch.nbytes for part in batches for batch in part)
+def _size(share: Share) -> int:
+    return sum(batch.nbytes for part in share for batch in part)
 
 
 @dataclass
@@ -109,6 +121,7 @@ def outputs(
     resolution: Callable[[Arch], int],
     remembered: Remembered | None = None,
     pieces: Callable[[Arch], Sequence[Piece]] | None = None,
+    calibration_bytes: int = CALIBRATION_BYTES,
 ) -> Iterator[tuple[int, Tensor | Exception]]:
     """For each architecture its index and its output for all evaluation images, in the order of the trie.
 
@@ -120,10 +133,16 @@ def outputs(
 
     `batches(resolution)` gives the images at a resolution in pixels, which, like the weights, are the same that
     `remembered` saw before. `pieces(arch)` gives what a subnet is cut into, where that is known without building it.
+
+    If the activations of all images in the largest subnet are not within `calibration_bytes`, the images that calibrate
+    and those that judge run apart, each in as many shares as it takes. Memory is then that of a share, at every depth
+    where paths part, and of the outputs of `GROUP` architectures, which come all at once; nothing is remembered. Images
+    that judge run in whole batches, whose outputs are the same; what a subnet is calibrated by follows from the images
+    that calibrate and from `calibration_bytes` alone, as in `calibrated`.
     """
     remembered = remembered or Remembered(0)
     remembered.begin()
-    roots: dict[int, Node] = {}
+    chains: dict[int, list[tuple[int, Sequence[Piece]]]] = {}
     for index, arch in enumerate(archs):
         alone = arch == net.statistics_of
         try:
@@ -131,24 +150,98 @@ def outputs(
                 chain = pieces(arch) if pieces else cut(net.skeleton(arch), remembered.fingerprints, net.views(arch))
                 alone = _repeats_batch_norm(chain)
             if alone:
-                images = batches(resolution(arch))
-                output = joined(_outputs(calibrated(net, arch, images.calibration), images.evaluation))
+                output = _output_alone(net, arch, batches(resolution(arch)), calibration_bytes)
         except Exception as error:
             yield index, error
             continue
         if alone:
             yield index, output
         else:
-            _insert(roots.setdefault(resolution(arch), Node()), chain, index, resolution(arch), remembered)
-    for size, root in roots.items():
+            chains.setdefault(resolution(arch), []).append((index, chain))
+    for size, own in chains.items():
         images = batches(size)
-        try:
-            if size not in remembered.references:
-                remembered.references[size] = known_references(net, images.calibration)
-        except Exception as error:
-            yield from ((index, error) for index in _all_ends(root))
+        most = _most(net, images, calibration_bytes)
+        share = _within(images, most)
+        if share is not None:
+            yield from _at_once(net, _trie(own, size, remembered), share, size, remembered)
             continue
-        yield from _run(net, root, images, remembered, remembered.references[size])
+        codes = net.space.encode([archs[index] for index, _ in own]).tolist()
+        order = [own[position] for position in sorted(range(len(own)), key=codes.__getitem__)]  # like beside like
+        for start in range(0, len(order), GROUP):
+            root = _trie(order[start : start + GROUP], size, remembered)
+            yield from _in_shares(net, root, images, most, calibration_bytes)
+
+
+def _output_alone(net: Supernet, arch: Arch, images: Batches, calibration_bytes: int) -> Tensor:
+    model = calibrated(net, arch, images.calibration, calibration_bytes)
+    shares = whole_batches(images.evaluation, _most(net, images, calibration_bytes))
+    return joined([output for share in shares for output in _outputs(model, share)])
+
+
+def _most(net: Supernet, images: Batches, calibration_bytes: int) -> int | None:
+    """How many images may run at once."""
+    return examples_within(net, next(iter(images.evaluation)), calibration_bytes)
+
+
+def _within(images: Batches, most: int | None) -> Share | None:
+    """All images, if they are no more than `most`."""
+    share, count = Share([], []), 0
+    for kept, batches in zip(share, images):
+        for batch in batches:
+            count += examples_in(batch)
+            if most is not None and count > most:
+                return None
+            kept.append(batch)
+    return share
+
+
+def _at_once(
+    net: Supernet, root: Node, share: Share, size: int, remembered: Remembered
+) -> Iterator[tuple[int, Tensor | Exception]]:
+    """The outputs of all architectures below `root`, or what running them raised."""
+    try:
+        if size not in remembered.references:
+            remembered.references[size] = known_references(net, share.calibration)
+    except Exception as error:
+        yield from ((index, error) for index in _all_ends(root))
+        return
+    for index, found in _run(net, root, share, remembered, remembered.references[size], {}):
+        yield index, found if isinstance(found, Exception) else joined(found.evaluation)
+
+
+def _in_shares(
+    net: Supernet, root: Node, images: Batches, most: int | None, calibration_bytes: int
+) -> Iterator[tuple[int, Tensor | Exception]]:
+    """The same, for images that do not fit in memory at once."""
+    nothing, statistics = Remembered(0), defaultdict(Pooled)
+    outputs: dict[int, list[Tensor]] = {index: [] for index in _all_ends(root)}
+    errors: dict[int, Exception] = {}
+
+    def run(share: Share) -> None:
+        try:
+            references = known_references(net, share.calibration) if share.calibration else {}
+        except Exception as error:
+            errors.update(dict.fromkeys(outputs, error))
+            return
+        for index, found in _run(net, root, share, nothing, references, statistics):
+            if isinstance(found, Exception):
+                errors.setdefault(index, found)
+            else:
+                outputs[index] += found.evaluation
+
+    for chunk in calibration_chunks(net, images.calibration, calibration_bytes):
+        run(Share(chunk, []))
+    for part in whole_batches(images.evaluation, most):
+        run(Share([], part))
+    yield from ((index, errors[index] if index in errors else joined(found)) for index, found in outputs.items())
+
+
+def _trie(chains: Sequence[tuple[int, Sequence[Piece]]], size: int, remembered: Remembered) -> Node:
+    """The root of the trie of architectures, each with its index, at one resolution."""
+    root = Node()
+    for index, chain in chains:
+        _insert(root, chain, index, size, remembered)
+    return root
 
 
 def _insert(root: Node, pieces: Sequence[Piece], index: int, size: int, remembered: Remembered) -> None:
@@ -161,23 +254,25 @@ def _insert(root: Node, pieces: Sequence[Piece], index: int, size: int, remember
 
 
 def _run(
-    net: Supernet, root: Node, batches: Batches, remembered: Remembered, references: Mapping[str, Reference]
-) -> Iterator[tuple[int, Tensor | Exception]]:
-    """The outputs of all architectures below `root`, or what running them raised."""
-    waiting = [(root, batches)]
+    net: Supernet,
+    root: Node,
+    share: Share,
+    remembered: Remembered,
+    references: Mapping[str, Reference],
+    statistics: MutableMapping[int, Pooled],
+) -> Iterator[tuple[int, Share | Exception]]:
+    """What all architectures below `root` make of a share, or what running them raised."""
+    waiting = [(root, share)]
     while waiting:
-        node, batches = waiting.pop()
+        node, share = waiting.pop()
         node = _joined(node)
         try:
-            batches = _forward(net, node, batches, remembered, references)
+            share = _forward(net, node, share, remembered, references, statistics)
         except Exception as error:
             yield from ((index, error) for index in _all_ends(node))
             continue
-        if node.ends:
-            output = joined(batches.evaluation)
-            yield from ((index, output) for index in node.ends)
-        waiting += [(child, batches) for child in reversed(node.children.values())]
-        node.children.clear()
+        yield from ((index, share) for index in node.ends)
+        waiting += [(child, share) for child in reversed(node.children.values())]
 
 
 def _joined(node: Node) -> Node:
@@ -191,17 +286,26 @@ def _joined(node: Node) -> Node:
 
 
 def _forward(
-    net: Supernet, node: Node, batches: Batches, remembered: Remembered, references: Mapping[str, Reference]
-) -> Batches:
-    """What the node's pieces make of its input; their BatchNorm is calibrated on the way."""
+    net: Supernet,
+    node: Node,
+    share: Share,
+    remembered: Remembered,
+    references: Mapping[str, Reference],
+    statistics: MutableMapping[int, Pooled],
+) -> Share:
+    """What the node's pieces make of its input.
+
+    Their BatchNorm is calibrated on the way. If the share has no images that judge, what was found is added to the
+    node's `statistics`, and if it has none that calibrate, these are what is taken.
+    """
     pieces = list(node.pieces)
     for count in range(len(pieces), 0, -1):
         known = remembered.get(node.prefixes[count - 1])
         if known and (known.calibration or not any(map(_has_batch_norm, [*pieces[count:], *_below(node)]))):
-            pieces, batches = pieces[count:], known
+            pieces, share = pieces[count:], known
             break
     if not pieces:
-        return batches
+        return share
     names: dict[int, str] = {}  # of the weights that the pieces are lent
 
     def weight(name: str, shape: torch.Size, view: View | None) -> Tensor:
@@ -211,13 +315,18 @@ def _forward(
 
     with weights_in(pieces, weight) as model:
         calibration: list[Tensor] = []
-        if _has_batch_norm(model):
+        if not share.calibration:
+            if _has_batch_norm(model):
+                statistics[node.prefixes[-1]].put()
+        elif _has_batch_norm(model):
             layers = filter(keeps_statistics, model.modules())
             named = {layer: names.get(id(layer.running_mean), "").removesuffix(".running_mean") for layer in layers}
-            calibration = calibrate(model, batches.calibration, references_of(net, references, named))
+            calibration, found = calibrate(model, share.calibration, references_of(net, references, named))
+            if not share.evaluation:
+                statistics[node.prefixes[-1]].add(found)
         elif any(_has_batch_norm(piece) for piece in _below(node)):
-            calibration = _outputs(model, batches.calibration)
-        result = Batches(calibration, _outputs(model, batches.evaluation))
+            calibration = _outputs(model, share.calibration)
+        result = Share(calibration, _outputs(model, share.evaluation))
     if node.children:
         remembered.put(node.prefixes[-1], result)
     return result
@@ -228,6 +337,8 @@ def _outputs(model: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
 
     Other paths, and later populations, may start from the same batches.
     """
+    if not batches:
+        return []
 
     @torch.inference_mode()
     def run(batch: Tensor) -> Tensor:

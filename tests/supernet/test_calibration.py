@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from supernet.calibration import Reference, calibrate, corrected, references
+from supernet.calibration import Pooled, Reference, calibrate, corrected, references
 from supernet.families import FAMILIES
 from tests.elsewhere import RAN
 
@@ -130,7 +130,7 @@ def test_layers_without_running_statistics_are_left_alone(images):
     normalised = (images - images.mean((0, 2, 3), keepdim=True)) / images.std((0, 2, 3), keepdim=True)
     torch.testing.assert_close(counted.running_mean, torch.zeros(3), rtol=0, atol=1e-5)
     torch.testing.assert_close(counted.running_var, normalised.var((0, 2, 3)), rtol=1e-3, atol=0)
-    assert calibrate(nn.BatchNorm2d(3, track_running_stats=False), []) == []
+    assert calibrate(nn.BatchNorm2d(3, track_running_stats=False), []).outputs == []
 
 
 class Branches(nn.Module):
@@ -178,6 +178,48 @@ def test_all_kinds_of_batch_norm(layer, shape):
     dims = [0, *range(2, x.dim())]
     torch.testing.assert_close(layer.running_mean, x.mean(dims), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(layer.running_var, x.var(dims), rtol=1e-5, atol=0)
+
+
+# More images than there is memory for
+
+
+def test_chunks_of_one_layer_are_pooled_exactly():
+    layer, pooled = nn.BatchNorm1d(1), Pooled()
+    for chunk in ([[1.0], [2.0]], [[6.0], [3.0], [8.0]]):
+        pooled.add(calibrate(layer, [torch.tensor(chunk)]).statistics)
+    pooled.put()
+    assert layer.running_mean.item() == pytest.approx(4.0)
+    assert layer.running_var.item() == pytest.approx(8.5)  # (9 + 4 + 4 + 1 + 16) / (5 - 1)
+
+
+def test_a_single_chunk_is_exact_bit_for_bit(family, images):
+    models = [family.supernet().extract(family.space.smallest).eval() for _ in range(2)]
+    calibrate(models[0], images.split(9))
+    found = calibrate(models[1], images.split(9))
+    for layer in found.statistics:
+        layer.reset_running_stats()
+    pooled = Pooled()
+    pooled.add(found.statistics)
+    pooled.put()
+    for ours, others in zip(models[0].buffers(), models[1].buffers()):
+        assert torch.equal(ours, others)
+
+
+def test_larger_chunks_are_nearer_to_all_images_and_the_first_layer_has_theirs(family):
+    images = torch.rand(64, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    exact = family.supernet().extract(family.space.smallest).eval()
+    layers = list(calibrate(exact, [images]).statistics)
+    errors = []
+    for size in (4, 16, 32):
+        model, pooled = family.supernet().extract(family.space.smallest).eval(), Pooled()
+        for chunk in images.split(size):
+            pooled.add(calibrate(model, [chunk]).statistics)
+        pooled.put()
+        own = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+        torch.testing.assert_close(own[0].running_var, layers[0].running_var, rtol=1e-5, atol=0)
+        logs = [(ours.running_var / layer.running_var).log() for ours, layer in zip(own, layers)]
+        errors.append(torch.cat(logs).square().mean().sqrt())
+    assert errors[0] > 2 * errors[1] > 2 * errors[2] > 0
 
 
 # Corrected by what is known of another network
@@ -236,7 +278,7 @@ def test_the_network_that_the_references_are_of_gets_its_own_statistics_back(fam
     assert found.keys() == {name for name, layer in layers.items() if isinstance(layer, nn.BatchNorm2d)}
     first = next(iter(found.values()))
     assert (first.mean - first.image_means.mean(0)).abs().max() > 0.05
-    outputs = calibrate(model, some, {layers[name]: reference for name, reference in found.items()})
+    outputs, _ = calibrate(model, some, {layers[name]: reference for name, reference in found.items()})
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, before[name], rtol=1e-4, atol=1e-5)
     with torch.no_grad():

@@ -7,10 +7,13 @@ from torch import nn
 
 from search.scores.accuracy import SupernetAccuracy, first_metric, resized
 from search.scores.teacher_guided import FromSupernet
+from supernet.activation_memory import examples_within
 from supernet.artifacts import runs
 from supernet.calibration import calibrate
-from supernet.evaluation import calibrated_subnet, expected_calibration_error, quality
+from supernet.evaluation import calibrated, calibrated_subnet, expected_calibration_error, quality
 from supernet.families import from_model
+from supernet.space import SearchSpace
+from supernet.supernet import Supernet
 from supernet.tasks import Classification
 from supernet.training.data import DataConfig, load_data
 from supernet.training.execution import Execution
@@ -200,3 +203,60 @@ def test_a_run_says_how_many_images_its_subnets_are_calibrated_on(tmp_path, monk
     begun = runs.Job(data=job.data, train=TrainConfig(calibration_images=1000))
     runs.run_job(begun, tmp_path, resume=True)  # a run that was begun when 1000 was the default goes on
     runs.run_job(job, tmp_path, resume=True)
+
+
+EACH = 4 * (16 * (3 + 4 + 4) + 2 * 4)  # bytes: an image of 4 pixels, both layers' outputs, what torch normalises by
+
+
+@pytest.fixture(scope="module")
+def normalised():
+    """A network of one convolution and one BatchNorm layer."""
+    return Supernet(
+        SearchSpace({"width": (2, 4)}),
+        lambda arch: nn.Sequential(nn.Conv2d(3, arch["width"], 1), nn.BatchNorm2d(arch["width"])),
+    )
+
+
+def test_a_budget_counts_what_is_alive_at_once(normalised):
+    image = torch.empty(7, 3, 4, 4)
+    assert examples_within(normalised, image, 100 * EACH) == 100
+    assert examples_within(normalised, image, 100 * EACH - 1) == 99
+
+
+def test_recalibration_holds_no_more_images_than_the_budget_allows(normalised, monkeypatch):
+    held, sizes = [0], []
+
+    def batches():
+        for _ in range(30):
+            held[0] += 10
+            yield torch.randn(10, 3, 4, 4)
+
+    def watched(model, some, *rest):
+        sizes.append((sum(map(len, some)), held[0] - sum(size for size, _ in sizes)))
+        return calibrate(model, some, *rest)
+
+    monkeypatch.setattr("supernet.evaluation.calibrate", watched)
+    budget = 75 * EACH
+    calibrated(normalised, normalised.space.largest, batches(), budget)
+    assert [size for size, _ in sizes] == [75, 75, 75, 75]
+    assert max(ahead for _, ahead in sizes) <= 2 * 75 + 10
+    sizes.clear()
+    held[0] = 0
+    calibrated(normalised, normalised.space.largest, batches(), budget // 75)  # too little for statistics
+    assert [size for size, _ in sizes] == [64, 64, 64, 54, 54]
+
+
+def test_a_network_that_does_not_run_on_zeros_is_calibrated_at_once(caplog):
+    class Picky(nn.BatchNorm2d):
+        def forward(self, x):
+            if not x.any():
+                raise RuntimeError("nothing to see")
+            return super().forward(x)
+
+    net = Supernet(
+        SearchSpace({"width": (2, 4)}),
+        lambda arch: nn.Sequential(nn.Conv2d(3, arch["width"], 1, bias=False), Picky(arch["width"])),
+    )
+    model = calibrated(net, net.space.largest, torch.randn(200, 3, 4, 4).split(50), 1)
+    assert model[1].running_var.min() > 0
+    assert "not limited" in caplog.text

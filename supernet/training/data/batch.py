@@ -58,6 +58,50 @@ def take(batches: Iterable[Batch], count: int | None) -> Iterator[Batch]:
             return
 
 
+def in_chunks(batches: Iterable[Batch], most: int | None) -> Iterator[list[Batch]]:
+    """`batches` in lists of at most `most` examples, whose batches are cut where a list is full; all in one list if
+    they are no more, or if `most` is None.
+
+    The last two lists are equally long. No more than two lists and a batch are held at a time.
+    """
+    held, count = [], 0
+    for batch in batches:
+        held.append(batch)
+        count += examples_in(batch)
+        while most is not None and count > 2 * most:
+            chunk, held = _divided(held, most)
+            count -= most
+            yield chunk
+    if most is None or count <= most:
+        yield held
+    else:
+        yield from _divided(held, -(-count // 2))
+
+
+def _divided(batches: Sequence[Batch], first: int) -> tuple[list[Batch], list[Batch]]:
+    """The `first` examples of `batches`, and the others."""
+    whole, others, left = [], list(batches), first
+    while others and examples_in(others[0]) <= left:
+        left -= examples_in(others[0])
+        whole.append(others.pop(0))
+    if left:
+        cut, *rest = split(others[0], left)
+        whole.append(cut)
+        others[0] = joined(rest)
+    return whole, others
+
+
+def whole_batches(batches: Iterable[Batch], most: int | None) -> Iterator[list[Batch]]:
+    """`batches` in lists of at most `most` examples, or of a single batch that is larger; all in one if None."""
+    held: list[Batch] = []
+    for batch in batches:
+        if held and most is not None and sum(map(examples_in, [*held, batch])) > most:
+            yield held
+            held = []
+        held.append(batch)
+    yield held
+
+
 def on(device: torch.device, batch: Batch, memory_format: torch.memory_format = torch.preserve_format) -> Batch:
     """The batch on `device`; what looks like images, floating point in four dimensions, in `memory_format`."""
 

@@ -12,6 +12,7 @@ from search.prefix import trie
 from search.prefix.pieces import cut
 from search.scores.accuracy import SupernetAccuracy, first_metric, resized
 from supernet import SearchSpace, Supernet
+from supernet.activation_memory import examples_within
 from supernet.calibration import calibrate
 from supernet.evaluation import calibrated
 from supernet.families import FAMILIES, from_model
@@ -78,12 +79,13 @@ def test_other_families_share_and_agree(name):
 
 
 def count_calls(monkeypatch):
-    """The shape of a convolution's weight whenever one runs."""
+    """The shape of a convolution's weight whenever one runs on images."""
     calls = []
     forward = nn.Conv2d.forward
 
     def counted(self, x):
-        calls.append(tuple(self.weight.shape))
+        if not x.is_meta:
+            calls.append(tuple(self.weight.shape))
         return forward(self, x)
 
     monkeypatch.setattr(nn.Conv2d, "forward", counted)
@@ -257,6 +259,53 @@ def test_subnets_of_a_pretrained_network_are_corrected_as_in_extraction(memory_b
             with torch.inference_mode():
                 assert torch.equal(logits[index], torch.cat([model(batch) for batch in batches.evaluation]))
     assert not torch.equal(logits[0], naive(net, archs[0], batches))  # it is something that was done
+
+
+def normalised(arch):
+    first, second = arch["first"], arch["second"]
+    return nn.Sequential(
+        *(nn.Conv2d(3, first, 3), nn.BatchNorm2d(first), nn.ReLU()),
+        *(nn.Conv2d(first, second, 3), nn.BatchNorm2d(second), nn.ReLU()),
+        *(nn.Conv2d(second, 5, 3), nn.Flatten()),
+    )
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+@pytest.mark.parametrize("count", [5, 14])  # 14 hold the images that calibrate, or those that judge, but not both
+def test_images_that_do_not_fit_in_memory_run_in_shares(count, pretrained, monkeypatch):
+    monkeypatch.setattr("supernet.evaluation.FEWEST", 2)
+    monkeypatch.setattr(trie, "GROUP", 3)
+    net = Supernet(SearchSpace({"first": (2, 3), "second": (2, 3, 4)}), normalised)
+    if pretrained:  # as far as what is done follows from it
+        net.statistics_of = net.space.largest
+    batches = images(9)
+    each = 10**9 / examples_within(net, batches.evaluation[0], 10**9)
+    budget = round(count * each) + 1
+    archs = list(net.space)
+    together = []
+    run = trie._outputs
+    monkeypatch.setattr(trie, "_outputs", lambda model, some: together.append(sum(map(len, some))) or run(model, some))
+    found = dict(trie.outputs(net, archs, lambda _: batches, lambda arch: 9, calibration_bytes=budget))
+    assert sorted(found) == list(range(6))
+    assert max(together) <= count
+    for index, arch in enumerate(archs):
+        model = calibrated(net, arch, batches.calibration, budget)
+        with torch.inference_mode():
+            assert torch.equal(found[index], torch.cat([model(batch) for batch in batches.evaluation]))
+    exact = calibrated(net, archs[0], batches.calibration).state_dict()
+    pooled = calibrated(net, archs[0], batches.calibration, budget).state_dict()
+    assert all(torch.equal(exact[name], pooled[name]) for name in exact) == (count == 14)
+
+
+def test_in_shares_a_subnet_that_fails_fails_alone(monkeypatch):
+    space = SearchSpace({"width": (1, 2, 3)})
+    net = Supernet(space, lambda arch: FailsWide(arch["width"]))
+    found = dict(
+        trie.outputs(net, space.decode(np.array([[0], [1], [2]])), images, lambda arch: 8, calibration_bytes=1)
+    )
+    assert isinstance(found[1], RuntimeError)
+    assert found[0].shape == (12, 1)
+    assert found[2].shape == (12, 3)
 
 
 class TwoOutputs(nn.Module):

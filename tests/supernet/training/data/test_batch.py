@@ -1,6 +1,6 @@
 import torch
 
-from supernet.training.data.batch import chunk, examples_in, joined, split, take
+from supernet.training.data.batch import chunk, examples_in, in_chunks, joined, split, take, whole_batches
 
 BATCH = {"tokens": torch.arange(10).view(5, 2), "more": (torch.arange(5.0), "plain")}
 
@@ -30,3 +30,26 @@ def test_only_the_first_examples_are_taken():
     assert [examples_in(part) for part in take(batches(), 10)] == [5, 5]
     assert [examples_in(part) for part in take(split(BATCH, 2), None)] == [2, 2, 1]
     assert next(take(batches(), 7)) is BATCH
+
+
+def sizes(chunks):
+    return [[len(batch) for batch in part] for part in chunks]
+
+
+def test_chunks_are_full_but_for_the_last_two_which_are_alike():
+    numbers = torch.arange(23)
+    for split_into in ([10, 10, 3], [23], [1] * 23):
+        found = list(in_chunks(numbers.split(split_into), 6))
+        assert [sum(part) for part in sizes(found)] == [6, 6, 6, 5]
+        assert torch.equal(torch.cat([torch.cat(part) for part in found]), numbers)
+    assert sizes(in_chunks(numbers.split(10), 6)) == [[6], [4, 2], [6], [2, 3]]
+    assert sizes(in_chunks(numbers.split(10), 20)) == [[10, 2], [8, 3]]
+    assert sizes(in_chunks(numbers.split(10), 23)) == sizes(in_chunks(numbers.split(10), None)) == [[10, 10, 3]]
+    assert list(in_chunks([], 5)) == [[]]
+
+
+def test_chunks_of_whole_batches():
+    numbers = torch.arange(23)
+    assert sizes(whole_batches(numbers.split(5), 11)) == [[5, 5], [5, 5], [3]]
+    assert sizes(whole_batches(numbers.split(10), 6)) == [[10], [10], [3]]
+    assert sizes(whole_batches(numbers.split(10), None)) == [[10, 10, 3]]
