@@ -9,14 +9,15 @@ from search.blockwise.dna import DnaConfig
 from search.scores.teacher_guided import GuidanceConfig
 from search.strategies import check_strategy
 from search.untrained.te_nas import PUBLISHED, TeNasConfig
+from supernet.evaluation import CALIBRATION_BYTES
 
 ACCURACY = "accuracy"
 SCORES = (ACCURACY, "te_nas", "zero_cost", "rdm", "dna")
 WITH_SEARCH = ("te_nas", "dna")
 """Scores that come with a search of their own: pruning, and the traversal of blocks."""
-SAID_ANEW = ("batch_size", "dna.workers", "dna.device", "dna.amp", "rdm.device")
-"""Settings of a search that its result does not follow from: the search goes on under others. The devices are in
-histories of former versions alone."""
+SAID_ANEW = ("batch_size", "calibration_bytes", "dna.workers", "dna.device", "dna.amp", "rdm.device")
+"""Settings of a search that its result does not follow from, but for little: the search goes on under others. The
+devices are in histories of former versions alone."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class SearchJob:
     """Training images for BatchNorm; as in training if None."""
     batch_size: int = 500
     """Images that a subnet runs on at a time."""
+    calibration_bytes: int = CALIBRATION_BYTES
+    """Bytes that the activations of images may take at once, at one depth of the largest subnet. BatchNorm is
+    recalibrated exactly where all calibration images are within them, and in chunks where they are not, which changes
+    values by much less than other images would (docs/methods/calibration.md)."""
     zero_cost: tuple[str, ...] = ("synflow", "jacob_cov", "snip")
     """Scores of search.scores.untrained.NAMES whose mean rank is the score zero_cost, or vote."""
     zero_cost_images: int = 64
@@ -63,7 +68,7 @@ class SearchJob:
             check_strategy(self.strategy)
         if self.score not in SCORES:
             raise ValueError(f"there is no score {self.score!r}; the scores are {', '.join(SCORES)}")
-        for name in ("evaluations", "population", "batch_size", "zero_cost_images"):
+        for name in ("evaluations", "population", "batch_size", "calibration_bytes", "zero_cost_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
 

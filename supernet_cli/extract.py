@@ -26,7 +26,7 @@ from search.report.sources import HISTORY, TRIALS, read_sources
 from supernet.artifacts.atomic import write_folder
 from supernet.artifacts.runs import load_run
 from supernet.artifacts.subnet import export_subnet, save_subnet, take_out
-from supernet.evaluation import evaluate
+from supernet.evaluation import CALIBRATION_BYTES, evaluate
 from supernet.space import Arch, SearchSpace
 from supernet.tasks import Classification
 from supernet.training.data.batch import joined
@@ -54,6 +54,9 @@ class Arguments:
     """Take the smallest architecture."""
     calibration_images: int | None = None
     """Training images for BatchNorm; by default as in training."""
+    calibration_bytes: int = CALIBRATION_BYTES
+    """Bytes that the activations of these images may take at once; where those of all take more, BatchNorm is
+    recalibrated in chunks of them."""
     device: DeviceFlag = Execution.device
     onnx: bool = True
     """Write model.onnx, model.int8.onnx and model.pt2 too."""
@@ -82,7 +85,7 @@ def main() -> None:
     data, task, resolution = trained.data, trained.family.task, trained.family.resolution(arch)
     trained.net.to(device)
     with tf32(False):
-        subnet = take_out(trained, arch, arguments.calibration_images)
+        subnet = take_out(trained, arch, arguments.calibration_images, arguments.calibration_bytes)
         batches = data.evaluation_batches(data.test, resolution)
         subnet.config.facts.update(evaluate(subnet.model.to(device), task, batches, arch))
     subnet.model.cpu()

@@ -103,6 +103,9 @@ class Arguments:
     """Held-out images that judge an architecture; by default all."""
     calibration_images: int | None = SearchJob.calibration_images
     """Training images for BatchNorm; by default as in training."""
+    calibration_bytes: int = SearchJob.calibration_bytes
+    """Bytes that the activations of images may take at once, in each worker; where those of all calibration images take
+    more, BatchNorm is recalibrated in chunks of them, which changes values a little."""
     batch_size: int = SearchJob.batch_size
     """Images that a subnet runs on at a time."""
     zero_cost: tuple[str, ...] = SearchJob.zero_cost

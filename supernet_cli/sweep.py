@@ -66,6 +66,9 @@ class Arguments:
     """Held-out images that judge an architecture; by default all."""
     calibration_images: int | None = SearchJob.calibration_images
     """Training images for BatchNorm; by default as in training."""
+    calibration_bytes: int = SearchJob.calibration_bytes
+    """Bytes that the activations of images may take at once, in each trial; where those of all calibration images take
+    more, BatchNorm is recalibrated in chunks of them, which changes values a little."""
     name: str = "sweep"
     """Name of the sweep, a folder in the storage."""
     storage: str | None = None
@@ -209,6 +212,7 @@ def search(
         population=arguments.population,
         images=arguments.images,
         calibration_images=arguments.calibration_images,
+        calibration_bytes=arguments.calibration_bytes,
         seed=settings["seed"],
     )
     where = str(worker_device(arguments.device, arguments.gpus_per_worker))

@@ -29,6 +29,7 @@ from search.problem import Problem
 from search.scores.accuracy import EvaluationImages
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.ownership import owned
+from supernet.evaluation import CALIBRATION_BYTES
 from supernet.families import Family
 from supernet.space import Arch, SearchSpace
 from supernet.training.data import ImageData
@@ -90,11 +91,13 @@ class BlockRating:
         directory: Path | None = None,
         batch_size: int = 250,
         on_step: Callable[[StepResult], None] = lambda result: None,
+        calibration_bytes: int = CALIBRATION_BYTES,
     ) -> None:
         self.space = rated_space(family)
         self.resolution = family.resolution(self.space.largest)
         self._data, self._images, self._config, self._seed = data, images, config, seed
         self._directory, self._batch_size, self._on_step = directory, batch_size, on_step
+        self._calibration_bytes = calibration_bytes
         few = images(self.resolution).images[:2].to(next(teacher.model.parameters()).device)
         if config.cuts:
             cuts = given_cuts(family, self.space, maps_of(teacher, few), config.cuts)
@@ -221,7 +224,7 @@ class BlockRating:
             logger.info("rating the %d paths of the block that ends with %s", block.net.space.size, block.name)
             batches = trie.Batches(*([features[index] for features in part] for part in known))
             target = torch.cat([features[index + 1] for features in known[1]])
-            found.append(rate_paths(block, batches, target))
+            found.append(rate_paths(block, batches, target, self._calibration_bytes))
         return found
 
     def _shares(self) -> list[list[int]]:
@@ -269,7 +272,9 @@ def rated_space(family: Family) -> SearchSpace:
     return space.restrict({"resolution": [space.largest["resolution"]]}) if "resolution" in space.choices else space
 
 
-def rate_paths(block: Block, batches: trie.Batches, target: Tensor) -> dict[Arch, float]:
+def rate_paths(
+    block: Block, batches: trie.Batches, target: Tensor, calibration_bytes: int = CALIBRATION_BYTES
+) -> dict[Arch, float]:
     """The loss of every path of a block.
 
     `batches` are the teacher's features before the block, of images to calibrate by and of those that judge, `target`
@@ -279,7 +284,8 @@ def rate_paths(block: Block, batches: trie.Batches, target: Tensor) -> dict[Arch
     pieces_of, paths, remembered = chains(net), list(net.space), trie.Remembered(2**30)
     for start in range(0, len(paths), CHUNK):
         some = paths[start : start + CHUNK]
-        for index, output in trie.outputs(net, some, lambda size: batches, lambda path: 0, remembered, pieces_of):
+        found = trie.outputs(net, some, lambda size: batches, lambda path: 0, remembered, pieces_of, calibration_bytes)
+        for index, output in found:
             if isinstance(output, Exception):
                 raise output
             losses[some[index]] = relative_deviation(output, target).item()

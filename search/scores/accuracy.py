@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from distill.untouched import untouched
 from search.prefix import trie
-from supernet.evaluation import calibrated
+from supernet.evaluation import CALIBRATION_BYTES, calibrated
 from supernet.space import Arch
 from supernet.supernet import Supernet
 from supernet.tasks import Classification, Task
@@ -67,6 +69,9 @@ class SupernetScore:
     architecture. The value of an architecture does not depend on which others it is evaluated with; on `batch_size` it
     may, by rounding. Memory format and device are those of `net`.
 
+    Within `calibration_bytes`, calibration is exact and all examples run together; beyond it, examples run in shares
+    (`supernet.evaluation.calibrated`, `search.prefix.trie.outputs`).
+
     Subnets that are called with a single tensor share what their first layers make of it, which is kept for later
     calls, in up to `memory_bytes`, until the weights change. Others run one by one.
     """
@@ -79,12 +84,14 @@ class SupernetScore:
         resolution: Callable[[Arch], int | None],
         batch_size: int = 500,
         memory_bytes: int = 2**31,
+        calibration_bytes: int = CALIBRATION_BYTES,
     ) -> None:
         self.net = net
         self.task = task
         self.batches = batches
         self.resolution = resolution
         self.batch_size = batch_size
+        self.calibration_bytes = calibration_bytes
         self._remembered = trie.Remembered(memory_bytes)
         self._version = -1
 
@@ -115,10 +122,13 @@ class SupernetScore:
             return
 
         def batches(resolution: int | None) -> trie.Batches:
-            parts = (self._calls(batch, arch_of[resolution]) for batch in self.batches(resolution))
-            return trie.Batches(*([tensor for (tensor,) in part] for part in parts))
+            inputs = (self._calls(batch, arch_of[resolution]) for batch in self.batches(resolution))
+            return trie.Batches(*(_Mapped(itemgetter(0), calls) for calls in inputs))
 
-        for index, output in trie.outputs(self.net, archs, batches, self.resolution, self._remembered):
+        found = trie.outputs(
+            self.net, archs, batches, self.resolution, self._remembered, calibration_bytes=self.calibration_bytes
+        )
+        for index, output in found:
             if isinstance(output, Exception):
                 yield index, output
             else:
@@ -128,18 +138,18 @@ class SupernetScore:
         for index, arch in enumerate(archs):
             batches = self.batches(self.resolution(arch))
             try:
-                calibration, evaluation = ([*self._calls(batch, arch)] for batch in batches)
-                model = calibrated(self.net, arch, calibration)
+                calibration, evaluation = (self._calls(batch, arch) for batch in batches)
+                model = calibrated(self.net, arch, calibration, self.calibration_bytes)
                 with torch.inference_mode():
                     output = joined([untouched(model, *inputs) for inputs in evaluation])
                 yield index, first_metric(self.task, output, batches.evaluation)
             except Exception as error:
                 yield index, error
 
-    def _calls(self, batch: Batch, arch: Arch) -> Iterator[tuple]:
+    def _calls(self, batch: Batch, arch: Arch) -> Iterable[tuple]:
         """What `arch` is called with, of parts of a batch."""
         device = next(self.net.parameters()).device
-        return (self.task.inputs(on(device, part), arch) for part in split(batch, self.batch_size))
+        return _Mapped(lambda part: self.task.inputs(on(device, part), arch), split(batch, self.batch_size))
 
 
 class SupernetAccuracy(SupernetScore):
@@ -156,9 +166,20 @@ class SupernetAccuracy(SupernetScore):
         super().__init__(net, Classification(), partial(_labelled, images), resolution, batch_size, memory_bytes)
 
 
-def _is_single(calls: Iterator[tuple]) -> bool:
+@dataclass(frozen=True)
+class _Mapped:
+    """What `make` makes of each of `parts`, whenever they are gone through; it is not kept."""
+
+    make: Callable[[Any], Any]
+    parts: Iterable
+
+    def __iter__(self) -> Iterator:
+        return map(self.make, self.parts)
+
+
+def _is_single(calls: Iterable[tuple]) -> bool:
     """Whether the first of them is with a single tensor."""
-    inputs = next(calls)
+    inputs = next(iter(calls))
     return len(inputs) == 1 and isinstance(inputs[0], Tensor)
 
 

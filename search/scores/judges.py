@@ -87,7 +87,14 @@ def untrained_run(space: str, options: str, config: DataConfig, workers: int = 0
 def supernet_score(job: SearchJob, trained: Run) -> SupernetScore:
     """The first metric of a run's subnets on its held-out examples."""
     net, family = channels_last(trained.net), trained.family
-    return SupernetScore(net, family.task, run_batches(job, trained), family.resolution, job.batch_size)
+    return SupernetScore(
+        net,
+        family.task,
+        run_batches(job, trained),
+        family.resolution,
+        job.batch_size,
+        calibration_bytes=job.calibration_bytes,
+    )
 
 
 def run_batches(job: SearchJob, trained: Run) -> RunBatches:
@@ -161,10 +168,11 @@ def _rdm(job: SearchJob, run: Run, directory: Path | None) -> Judge:
     if config.epochs:
         if directory is None:
             raise ValueError("candidates that train by themselves need a folder to train in: record a history")
-        training, execution = brief_training(config, job.seed), Execution(eval_epochs=0)
+        training = brief_training(config, job.seed)
+        execution = Execution(calibration_bytes=job.calibration_bytes, eval_epochs=0)
         candidate: MakeCandidate = TrainedBriefly(family, run.data, training, directory / "candidates", execution)
     else:
-        candidate = FromSupernet(channels_last(run.net))
+        candidate = FromSupernet(channels_last(run.net), job.calibration_bytes)
     images = run_batches(job, run).images
     score = TeacherGuided(candidate, images, family.resolution, teacher, resolution, config, job.batch_size)
     return Judge(score, score.prepare)
@@ -183,6 +191,7 @@ def _dna(job: SearchJob, run: Run, directory: Path | None) -> Judge:
         folder,
         job.batch_size,
         _log_blocks,
+        job.calibration_bytes,
     )
     return Judge(score, score.prepare, score.best_first, worst=-float(len(score.blocks)))
 

@@ -19,7 +19,7 @@ from distill.untouched import untouched
 from search.prefix.pieces import cut
 from search.problem import placed
 from search.scores.accuracy import EvaluationImages, first_metric
-from supernet.evaluation import calibrated
+from supernet.evaluation import CALIBRATION_BYTES, calibrated
 from supernet.families import Family
 from supernet.space import Arch
 from supernet.supernet import Supernet
@@ -162,15 +162,15 @@ def _on(net: Supernet, batches: Iterable[Tensor]) -> Iterator[Tensor]:
 class FromSupernet:
     """Candidates that are subnets of a trained supernet."""
 
-    def __init__(self, net: Supernet) -> None:
-        self._net = net
+    def __init__(self, net: Supernet, calibration_bytes: int = CALIBRATION_BYTES) -> None:
+        self._net, self._calibration_bytes = net, calibration_bytes
 
     def to(self, device: torch.device | str) -> FromSupernet:
         self._net.to(device)
         return self
 
     def __call__(self, arch: Arch, batches: Iterable[Tensor]) -> nn.Module:
-        return calibrated(self._net, arch, _on(self._net, batches))
+        return calibrated(self._net, arch, _on(self._net, batches), self._calibration_bytes)
 
 
 class TrainedBriefly:
@@ -195,7 +195,7 @@ class TrainedBriefly:
         name = "-".join(map(str, self._family.space.encode([arch])[0]))
         start = family.supernet(self._config.seed, classes=self._data.classes)
         net = train(family, start, self._data, self._config, self._directory / name, self._execution, resume=True)
-        return calibrated(net, arch, _on(net, batches))
+        return calibrated(net, arch, _on(net, batches), self._execution.calibration_bytes)
 
 
 def brief_training(config: GuidanceConfig, seed: int) -> TrainConfig:

@@ -42,7 +42,7 @@ from supernet.artifacts.weights import load_weights, read_safetensors
 from supernet.calibration import Inputs
 from supernet.costs import count_macs, count_parameters
 from supernet.errors import first_line
-from supernet.evaluation import calibrated
+from supernet.evaluation import CALIBRATION_BYTES, calibrated
 from supernet.families.named import SPACES
 from supernet.families.timm_models import TimmModel, self_contained, timm_model
 from supernet.space import Arch
@@ -58,11 +58,16 @@ class Subnet(NamedTuple):
     config: SubnetConfig
 
 
-def take_out(run: Run, arch: Mapping[str, Any], calibration_images: int | None = None) -> Subnet:
+def take_out(
+    run: Run,
+    arch: Mapping[str, Any],
+    calibration_images: int | None = None,
+    calibration_bytes: int = CALIBRATION_BYTES,
+) -> Subnet:
     """The subnet `arch` of a finished run, its BatchNorm recalibrated on training examples.
 
-    `calibration_images` is their number, by default that of the run's settings. ValueError if `arch` is not of the
-    run's space.
+    `calibration_images` is their number, by default that of the run's settings, and `calibration_bytes` what their
+    activations may take at once (`supernet.evaluation.calibrated`). ValueError if `arch` is not of the run's space.
     """
     arch = run.net.space.validate(arch)
     resolution = run.family.resolution(arch)
@@ -71,10 +76,13 @@ def take_out(run: Run, arch: Mapping[str, Any], calibration_images: int | None =
         count = calibration_images
     if count < 1:
         raise ValueError(f"BatchNorm is recalibrated on at least 1 example, not {count}")
+    if calibration_bytes < 1:
+        raise ValueError(f"calibration_bytes is at least 1, not {calibration_bytes}")
     batches = run.data.calibration_batches(resolution, count, run.job.train.seed)
     config = SubnetConfig.of(run.job.space, run.job.space_options, arch, run.data)
     device = next(run.net.parameters()).device
-    model = calibrated(run.net, arch, (run.family.task.inputs(on(device, batch), arch) for batch in batches))
+    inputs = (run.family.task.inputs(on(device, batch), arch) for batch in batches)
+    model = calibrated(run.net, arch, inputs, calibration_bytes)
     return Subnet(model.to("cpu", memory_format=torch.contiguous_format), config)
 
 

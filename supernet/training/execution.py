@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from supernet.evaluation import CALIBRATION_BYTES
 from supernet.training.data import DataConfig
 
 LOCATION = frozenset({"data.root", "data.test_root"})
@@ -48,6 +49,10 @@ class Execution:
     for no evaluation."""
     eval_images: int = 2000
     """Held-out images in an evaluation, at most."""
+    calibration_bytes: int = CALIBRATION_BYTES
+    """Bytes that the activations of calibration images may take at once, at one depth of the largest subnet, in an
+    evaluation of a supernet. BatchNorm is recalibrated exactly where all images are within them, and in chunks where
+    they are not, which changes values by much less than other images would (docs/methods/calibration.md)."""
     eval_random: int = 2
     """Random subnets in an evaluation of a supernet, always the same ones."""
     log_steps: int = 10
@@ -62,7 +67,7 @@ class Execution:
     """Number of the newest checkpoints kept."""
 
     def __post_init__(self):
-        for name in ("log_steps", "checkpoint_steps", "keep_checkpoints"):
+        for name in ("calibration_bytes", "log_steps", "checkpoint_steps", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
         if self.checkpoint_minutes <= 0:

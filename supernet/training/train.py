@@ -135,7 +135,8 @@ class _Evaluation:
 
     def _metrics(self, net: Supernet, arch: Arch) -> dict[str, float]:
         device = next(net.parameters()).device
-        model = calibrated(net, arch, (self.task.inputs(on(device, b), arch) for b in self.calibration_batches))
+        calibration = (self.task.inputs(on(device, batch), arch) for batch in self.calibration_batches)
+        model = calibrated(net, arch, calibration, self.execution.calibration_bytes)
         return evaluate(model, self.task, self.holdout, arch)
 
 
