@@ -4,10 +4,12 @@
 
 Memory: peak resident memory of a process that calibrates ofa_mobilenet_v3's largest subnet on random images of 128
 pixels, beyond what it needs for a few of them, at once and within a budget, under MALLOC_ARENA_MAX=1. Without that
-variable glibc keeps for each thread what was freed there, which is up to twice as much again. Error: subnets of a supernet trained on the digits, calibrated on 1,024
-images at once, in chunks, and on other images of the same number. Statistics' errors are root mean squares over all
-channels: of means in standard deviations of the layer's input, of variances in their logarithm. `other predictions` is
-the part of 539 images, those held out and those for testing, that are told another class than by all images at once.
+variable glibc keeps for each thread what was freed there, which is up to twice as much again.
+
+Error: subnets of a supernet trained on the digits, calibrated on 1,024 images at once, in chunks, and on other images
+of the same number. Statistics' errors are root mean squares over all channels: of means in standard deviations of the
+layer's input, of variances in their logarithm. `other predictions` is the part of 539 images, those held out and those
+for testing, that are told another class than by all images at once.
 
 passes      exact as well, and flat in memory: one pass over the images a BatchNorm layer, each ending at that layer
 other       all at once, but other training images: what the choice of images alone makes of it
@@ -68,7 +70,7 @@ class Arguments:
     """File for the result."""
 
 
-QUICK = {"epochs": 2, "subnets": 2, "chunks": (64, 256), "images": (128, 512), "at_once": (128,)}
+QUICK = {"epochs": 1, "subnets": 2, "chunks": (64, 256), "budget_mb": 200, "images": (64, 256), "at_once": (64,)}
 
 
 Way = Callable[[nn.Module, Tensor, Tensor], object]  # calibrates a model on the first images, or on others
