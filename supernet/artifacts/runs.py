@@ -111,8 +111,8 @@ def run_job(
             return _finished(directory, *content, space=job.space, dataset=job.data.dataset)
         net = _train(job, family, data, directory, resume, on_step, begin)
         net = net.to("cpu", memory_format=torch.contiguous_format).eval()
+        begin()  # where all steps were done before, too
         if distributed.rank() == 0:
-            begin()  # where all steps were done before, too
             with write_atomically(weights) as temporary:
                 temporary.write_bytes(safetensors.torch.save({n: t.contiguous() for n, t in net.state_dict().items()}))
     return Run(family, net, data, job)
@@ -279,11 +279,22 @@ def open_run(job: object, data: Data, directory: Path, resume: bool) -> Callable
     """Check that a run of `job`, a dataclass, may begin or go on in `directory`, and give what writes its config.json.
 
     The writing is to be called when the first step is done, so that a start that fails leaves nothing which its
-    repetition with better settings would be measured by. ValueError as `run_job` says.
+    repetition with better settings would be measured by. Of several processes the first one looks and writes.
+    ValueError, in all of them, as `run_job` says.
     """
-    if distributed.rank():
-        return lambda: None
     path = directory / "config.json"
+    content = distributed.from_first(lambda: _content(job, data, directory, path, resume))
+
+    def write() -> None:
+        if distributed.rank() == 0 and (not path.exists() or json.loads(path.read_text()) != content):
+            with write_atomically(path) as temporary:
+                temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+    return write
+
+
+def _content(job: object, data: Data, directory: Path, path: Path, resume: bool) -> dict[str, Any]:
+    """Of config.json, which lies at `path`, as JSON gives it back."""
     own = json.loads(json.dumps(dataclasses.asdict(job)))
     before = {
         "format": formats.RUN.label,
@@ -326,13 +337,7 @@ def open_run(job: object, data: Data, directory: Path, resume: bool) -> Callable
         content = {**begun, "job": own}
     elif path.exists() and resume:
         logger.warning("nothing is left of the training in %s but its settings: it begins anew", directory)
-
-    def write() -> None:
-        if not path.exists() or json.loads(path.read_text()) != json.loads(json.dumps(content)):
-            with write_atomically(path) as temporary:
-                temporary.write_text(json.dumps(content, indent=2) + "\n")
-
-    return write
+    return json.loads(json.dumps(content))
 
 
 def _description(data: Data, dataset: str) -> dict[str, Any]:

@@ -56,11 +56,13 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def wait() -> None:
-    """Go on when all processes have come here."""
-    if dist.is_initialized():
-        with _others():
-            dist.barrier()
+def check_split(batch_size: int, processes: int, parts: int) -> None:
+    """ValueError unless a batch splits into equal parts, `parts` for each process."""
+    if batch_size % (processes * parts):
+        raise ValueError(
+            f"a batch of {batch_size} does not split into {processes * parts} equal parts, for {processes} processes "
+            f"that do {parts} one after another"
+        )
 
 
 def average(values: Tensor) -> Tensor:

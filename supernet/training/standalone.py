@@ -168,7 +168,6 @@ def prepare_job(job: ModelJob, directory: Path, resume: bool) -> Prepared:
             dataset=job.data.dataset,
         )
     begin = open_run(job, data, directory, resume)
-    distributed.wait()
     return Prepared(data, [own, *peers], teacher, begin)
 
 

@@ -37,8 +37,9 @@ class StepResult(NamedTuple):
 
     step: int  # counted from 1
     steps: int  # in the whole training
-    losses: list[float] | None  # those in metrics.jsonl, every `execution.log_steps` steps
+    losses: list[float] | None  # those in metrics.jsonl, every `execution.log_steps` steps, in the first process
     lr: float
+    is_kept: bool  # whether there is a checkpoint because of the number of steps: the same in all processes
 
 
 class Stateful(Protocol):
@@ -65,8 +66,8 @@ class Loop:
     pass, `alike` whether all processes have gradients for the same parameters. `task` says what a batch is, and the
     loss of a network that knows nothing unless `uninformed` does, which tells a diverged training
     (`supernet.training.loop.divergence`). `apart` is the number of losses a step where each is of a network by itself,
-    and is watched by itself. Where `distributed.joined` has joined processes, all of them do this, and evaluate, and
-    the first one reads, writes and calls `on_step`.
+    and is watched by itself. Where `distributed.joined` has joined processes, all of them do this, and evaluate and
+    call `on_step`, and the first one reads and writes.
 
     Writes `run_dir/checkpoints/` and `run_dir/metrics.jsonl`, nothing of it before the first step is done, and calls
     `on_begin` just before. What an earlier training left there is kept beside it, as checkpoints.1 and metrics.jsonl.1,
@@ -100,11 +101,7 @@ class Loop:
     ) -> None:
         self.device = pick_device(execution.device)
         processes = distributed.world_size()
-        if config.batch_size % (processes * parts):
-            raise ValueError(
-                f"a batch of {config.batch_size} does not split into {processes * parts} equal parts, for {processes} "
-                f"processes that do {parts} one after another"
-            )
+        distributed.check_split(config.batch_size, processes, parts)
         self.execution = execution
         self.net = self.place(net).train()
         self._data, self._task, self._config, self._kept = data, task, config, kept
@@ -197,9 +194,12 @@ class Loop:
         is_last = done == self.steps.stop
         every = execution.eval_epochs * self.steps_per_epoch
         is_evaluated = every and (is_last or done % every == 0)
+        is_kept = done % execution.checkpoint_steps == 0 or is_last
+        result = StepResult(done, self.steps.stop, None, self.lr, is_kept)
         if not self._metrics:
             if is_evaluated:
                 self._metrics_of_result()
+            self._on_step(result)
             return
         logged = None
         if step == self.steps.start:
@@ -207,8 +207,8 @@ class Loop:
             if not step and (aside := set_aside(self._checkpoints)):
                 logger.warning("the checkpoints of an earlier training are now in %s", aside)
         is_logged = done % execution.log_steps == 0 or is_last
-        is_kept = done % execution.checkpoint_steps == 0 or is_last or self._interval.due
-        if is_logged or is_kept:
+        is_due = is_kept or self._interval.due
+        if is_logged or is_due:
             self._watch.look()
         if is_logged:
             values = _numbers(losses)
@@ -219,7 +219,7 @@ class Loop:
             self._metrics.append(line)
             if is_last:
                 self._look_at(line)
-        if is_kept:
+        if is_due:
             state = {
                 "net": self.net.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -230,7 +230,7 @@ class Loop:
             }
             save_checkpoint(self._checkpoints, done, state, execution.keep_checkpoints)
             self._interval.restart()
-        self._on_step(StepResult(done, self.steps.stop, logged, self.lr))
+        self._on_step(result._replace(losses=logged))
 
     def _metrics_of_result(self) -> Mapping[str, Any]:
         """What `evaluate` gives of the network to use, to which all processes may contribute."""

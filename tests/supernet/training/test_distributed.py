@@ -147,6 +147,8 @@ def finished_again(directory):
     if distributed.rank() == 0:
         shutil.rmtree(directory / "checkpoints")
     assert directory.exists() == (distributed.rank() == 0)
+    with pytest.raises(ValueError, match="of 0 holds a run already"):  # where the second process has nothing
+        run_job(JOB, directory)
     steps = []
     run = run_job(JOB, directory, resume=True, on_step=steps.append)
     assert not run.net.training
