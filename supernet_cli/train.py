@@ -5,6 +5,7 @@
     supernet train --output runs/mine --resume
     supernet train --space mine.py:family --dataset mine.py:points --output runs/points
     torchrun --nproc-per-node 8 -m supernet_cli train --recipe alphanet --root imagenet/ --output runs/alphanet
+    supernet train --recipe alphanet --root /imagenet --cluster auto --cluster-workers 16 --gpus-per-worker 1
     supernet train --list-spaces
 
 A recipe sets everything, any flag overrides it; `--help` shows each flag with its unit and the recipe's value. Writes
@@ -12,12 +13,15 @@ the output folder (see supernet/artifacts/runs.py). With --resume it goes on wit
 settings; where its images lie (--root, --test-root) and how it is executed (--device, --workers, --log-steps, ...) may
 be said anew. A training that was stopped before its first step was done is started without --resume. A dataset that is
 code of your own has none of the recipe's settings of images.
+
+With --cluster the workers of a Ray cluster train, and the output folder is written at the end. A training goes on by
+itself when a worker was lost; when this command was lost, give it again, with all its flags and --resume.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -30,6 +34,7 @@ from supernet.artifacts.runs import Job, read_job, run_job
 from supernet.families import FAMILIES, describe
 from supernet.families.named import SPACES, find_family
 from supernet.training import distributed
+from supernet.training.cluster import Cluster, run_on_cluster
 from supernet.training.data.named import DATASETS
 from supernet.training.methods.progressive import Phase
 from supernet_cli.command_line import console, progress_bar, recipe_of, to_resume
@@ -45,6 +50,7 @@ class Flags(Job):
 @dataclass(frozen=True)
 class Arguments:
     job: Annotated[Flags, tyro.conf.arg(name="")]
+    ray: Annotated[Cluster, tyro.conf.arg(name="")] = field(default_factory=Cluster)
     recipe: str = "digits"
     """Recipe that sets what the other flags do not."""
     output: Path | None = None
@@ -62,16 +68,17 @@ def main() -> None:
     first.add_argument("--resume", action="store_true")
     first.add_argument("--space")
     first.add_argument("--dataset")
+    first.add_argument("--cluster")
     known = first.parse_known_args()[0]
     recipe = known.recipe
-    if known.resume:
+    if known.resume and known.cluster is None:
         read = partial(read_job, space=known.space, dataset=known.dataset)
         job = to_resume(known.output or Path("runs") / recipe, read)
     else:
         job = recipe_of(recipe, known.dataset)
     arguments = tyro.cli(
         Arguments,
-        default=Arguments(Flags(**vars(job)), recipe),
+        default=Arguments(Flags(**vars(job)), recipe=recipe),
         description=__doc__,
         config=(tyro.conf.OmitArgPrefixes,),
     )
@@ -79,6 +86,12 @@ def main() -> None:
         list_spaces()
         return
     output = arguments.output or Path("runs") / recipe
+    if arguments.ray.cluster is not None:
+        run_on_cluster(Job(**vars(arguments.job)), output, arguments.ray, resume=arguments.resume)
+        again = said_again(read_job(output, space=arguments.job.space, dataset=arguments.job.data.dataset))
+        console.print(f"The supernet is in {output}.")
+        console.print(f"Next: supernet search --run {output}{again}", soft_wrap=True)
+        return
     with (
         distributed.joined(arguments.job.execution.device),
         progress_bar(disable=distributed.rank() != 0) as progress,
