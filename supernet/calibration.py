@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.untouched import untouched
 from supernet.concurrency import at_a_time, side_by_side
-from supernet.training.data.batch import device_of
+from supernet.training.data.batch import device_of, joined
 
 # B batch, C channels
 
@@ -84,10 +84,10 @@ def calibrate(
     the model stay as they are, and dropout is off. A layer with a reference gets the reference's statistics instead,
     `corrected` by what the images have in this layer and in the reference's.
 
-    All batches go through the model together, layer by layer: one thread a batch, all waiting for each other at every
-    BatchNorm. On a CPU as many batches run at a time as torch has threads, each on its share; elsewhere a single batch.
-    The activations of all images at one depth are in memory at once (one image of 224 pixels in a MobileNetV3 takes
-    about 10 MB, of 64 pixels 1 MB); `Pooled` is for more images than there is room for.
+    All batches go through the model together, layer by layer: on a CPU one thread a batch, all waiting for each other
+    at every BatchNorm, where as many run at a time as torch has threads, each on its share; elsewhere as one batch, of
+    which there is one output. The activations of all images at one depth are in memory at once (one image of 224 pixels
+    in a MobileNetV3 takes about 10 MB, of 64 pixels 1 MB); `Pooled` is for more images than there is room for.
 
     BatchNorm layers without running statistics are left alone, and those that no image reaches keep what they have.
 
@@ -100,6 +100,8 @@ def calibrate(
     batches = list(batches)
     if not batches:
         raise ValueError("BatchNorm recalibration needs at least one batch of images")
+    if device_of(batches[0]).type != "cpu":
+        batches = [joined(batches)]  # which a single thread runs, see `supernet.concurrency`
     modes = {module: module.training for module in model.modules()}
     calibration = _Calibration(layers, references, len(batches), at_a_time(device_of(batches[0])))
     hooks = [layer.register_forward_pre_hook(calibration.meet) for layer in layers]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -14,13 +15,33 @@ def at_a_time(device: torch.device) -> int:
     return torch.get_num_threads() if device.type == "cpu" else 1
 
 
+class Here(Executor):
+    """Runs in the thread that submits, at once.
+
+    A GPU is to be given its work by one and the same thread: what cuDNN sets up for a convolution, which takes up to
+    seconds, torch keeps for each thread by itself, and for a new one it is set up again.
+    """
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        future: Future = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
 @contextmanager
-def side_by_side(count: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of `count` threads, among which torch's cores are shared out, to each at least one.
+def side_by_side(count: int) -> Iterator[Executor]:
+    """A pool of `count` threads, among which torch's cores are shared out, to each at least one; `Here` for a single
+    one.
 
     Running the batches of a small network side by side takes less time than sharing out every operation among the
     cores.
     """
+    if count == 1:
+        yield Here()
+        return
     cores = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(max(1, cores // count),)) as pool:

@@ -36,7 +36,7 @@ FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_
 class Arguments:
     device: str = "cuda"
     """cuda, or cpu to try the script out."""
-    candidates: int = 4
+    candidates: int = 3
     """Subnets that are scored, in one population."""
     images: int = 2000
     """Images to recalibrate by, and as many to judge by."""

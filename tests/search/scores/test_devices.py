@@ -1,11 +1,13 @@
 """Every score on a device that is not the CPU is that of the CPU, and comes back."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
 import torch
 
+import tests.elsewhere
 from distill.blockwise import Teacher
 from search.problem import placed
 from search.scores.accuracy import SupernetAccuracy, resized
@@ -41,6 +43,23 @@ def test_the_accuracy_in_the_supernet(elsewhere):
     assert here == there == again
     score.to(elsewhere)
     assert all(tensor.device.type == elsewhere for tensor in score.net.state_dict().values())
+
+
+def test_a_gpu_gets_its_work_from_one_thread(elsewhere, monkeypatch):
+    """Or cuDNN sets up its convolutions again for every new one."""
+    threads, run = set(), tests.elsewhere._run
+
+    def noted(*arguments):
+        threads.add(threading.current_thread())
+        return run(*arguments)
+
+    monkeypatch.setattr("tests.elsewhere._run", noted)
+    family = FAMILIES["mobilenet_v3_micro"]()
+    score = SupernetAccuracy(family.supernet(), images(32), family.resolution, 6).to(elsewhere)
+    score([family.space.smallest])
+    score.net.statistics_of = family.space.largest  # by which others are corrected
+    score([family.space.smallest])
+    assert threads == {threading.main_thread()}
 
 
 def test_the_likeness_to_a_teacher(elsewhere):
