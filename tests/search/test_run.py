@@ -52,7 +52,7 @@ def test_a_history_that_has_devices_of_its_own_goes_on(trained, tmp_path):
 
 
 def test_memory_that_is_too_small_ends_the_search_and_is_no_failed_evaluation(trained, tmp_path, monkeypatch):
-    def outputs(net, archs, *_):
+    def outputs(net, archs, *_, **options):
         yield 0, torch.zeros(20, 10)
         yield 1, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 

@@ -370,9 +370,9 @@ def test_ray_workers_train_the_same_blocks_which_are_rated_where_they_are(
     shared = BlockRating(FAMILY, data, images, teacher(), config, directory=tmp_path).to(elsewhere)
     places = []
 
-    def rated(block, batches, target):
+    def rated(block, batches, target, *rest):
         places.append(target.device.type)
-        return rate_paths(block, batches, target)
+        return rate_paths(block, batches, target, *rest)
 
     monkeypatch.setattr("search.blockwise.dna.rate_paths", rated)
     shared.prepare()

@@ -95,7 +95,7 @@ def test_candidates_that_train_by_themselves_train_there(monkeypatch, tmp_path):
         return family.supernet()
 
     monkeypatch.setattr("search.scores.teacher_guided.train", train)
-    monkeypatch.setattr("search.scores.teacher_guided.calibrated", lambda net, arch, batches: net.extract(arch))
+    monkeypatch.setattr("search.scores.teacher_guided.calibrated", lambda net, arch, *_: net.extract(arch))
     data = type("", (), {"classes": tuple("0123456789")})
     candidate = TrainedBriefly(family, data, brief_training(GuidanceConfig(epochs=1), 0), tmp_path)
     assert candidate.to(torch.device("cuda", 1)) is candidate
