@@ -121,7 +121,8 @@ class TrainStep:
         losses = []
         for index, learner in enumerate(learners):
             arch, has_gradient = learner.arch, learner.has_gradient
-            average = self.average if is_last and index == last else None
+            # what stands in for a piece does not say when its gradients are complete
+            average = self.average if is_last and index == last and self.stand_in is None else None
             with torch.set_grad_enabled(has_gradient):
                 output = self.output(
                     arch,

@@ -13,7 +13,7 @@ from supernet.families import FAMILIES, Family
 from supernet.families.inverted_residual import Network, Stage, inverted_residual
 from supernet.tasks import Classification
 from supernet.training.execution import Execution
-from supernet.training.methods.sampling import Sandwich, Step
+from supernet.training.methods.sampling import Learner, Sandwich, Step
 from supernet.training.pieces.graphs import GraphedPieces
 from supernet.training.step import TrainConfig, TrainStep
 
@@ -114,6 +114,28 @@ def trained(family, stand_in=None, amp="none", steps=4):
         had.append({name for name, parameter in net.named_parameters() if parameter.grad is not None})
         optimizer.step()
     return net, had, pieces
+
+
+class Begun:
+    """Counts how often gradients began to travel before all were there."""
+
+    times = 0
+
+    def begin(self, complete):
+        self.times += 1
+
+    def arrived(self, parameter):
+        """Nothing is sent."""
+
+
+def test_gradients_of_graphs_do_not_travel_before_all_are_there():
+    family = FAMILIES["mobilenet_v3_micro"]()
+    net, average = family.supernet().train(), Begun()
+    learners = [Learner(family.space.smallest)]
+    for stand_in, expected in ((graphed(net), 0), (None, 1)):
+        step = TrainStep(net, family.task, TrainConfig(), stand_in=stand_in, average=average)
+        step((torch.zeros(2, 3, 24, 24), torch.zeros(2, dtype=torch.long)), learners)
+        assert average.times == expected
 
 
 def assert_equal(net, expected):
