@@ -48,6 +48,7 @@ from supernet.families import FAMILIES, Family
 from supernet.space import Arch
 from supernet.training.cohort import train_models
 from supernet.training.data import DataConfig, ImageData, open_images
+from supernet.training.data.batch import on
 from supernet.training.execution import Execution, pick_device
 from supernet.training.loop.config import LoopConfig
 from supernet.training.loop.optimizer import make_optimizer
@@ -404,7 +405,7 @@ def step_times(budget: Budget, augmentation: Augmentation, arguments: Arguments)
     times: dict[str, list[float]] = {}
     for _ in range(budget.timed_steps + 1):
         turns = {
-            "loading": lambda: next(batches),
+            "loading": lambda: on(torch.device("cpu"), next(batches)),
             "plain": alone(Objective(), None),
             "kd": alone(KD, teacher),
             "tiny_in_supernet": in_supernet(method.tiny),

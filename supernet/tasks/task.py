@@ -64,7 +64,8 @@ class Task(Protocol):
         return in_float32(tree_map_only(Tensor, Tensor.detach, output))
 
     def check_batch(self, batch: Batch) -> None:
-        """ValueError if a network cannot learn from this batch; called with each one before it is used."""
+        """ValueError if a network cannot learn from this batch; called with each one before it is used, where the data
+        gave it, but with images on the training's device if they had to be normalised."""
 
     def check_output(self, output: Output) -> None:
         """ValueError if the task does not understand this output, which a network in train mode gives for two

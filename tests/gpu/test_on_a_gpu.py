@@ -20,7 +20,9 @@ from supernet.evaluation import calibrated
 from supernet.families import FAMILIES
 from supernet.tasks import Classification
 from supernet.training.data import DataConfig, load_data
+from supernet.training.data.batch import on
 from supernet.training.execution import Execution
+from supernet.training.loop import Loop
 from supernet.training.loop.checkpoint import load_checkpoint
 from supernet.training.pieces.graphs import CudaRecorder, GraphedPieces
 from supernet.training.step import TrainConfig
@@ -79,6 +81,19 @@ def test_a_training_goes_on_from_a_checkpoint(method, family, data, tmp_path):
     again = train(family, family.supernet(), data, config_of(method), tmp_path, EXECUTION, resume=True)
     for name, tensor in whole.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_batches_are_those_of_the_cpu_bit_for_bit_while_steps_run(data, tmp_path):
+    net, busy, found = nn.Linear(1, 1), torch.randn(2000, 2000, device=DEVICE), []
+    loop = Loop(net, data, dataclasses.replace(CONFIG, epochs=4), tmp_path, lambda net: {}, EXECUTION)
+    for _, (images, labels) in loop.batches(16):
+        for _ in range(20):  # the next batch arrives meanwhile
+            busy = (busy @ busy).tanh()
+        found.append((images.clone(), labels.clone()))
+    expected = [on(torch.device("cpu"), batch) for batch in data.training_batches(16, 32, CONFIG.seed, range(24))]
+    for (images, labels), (own_images, own_labels) in zip(expected, found, strict=True):
+        assert torch.equal(own_images.cpu(), images)
+        assert torch.equal(own_labels.cpu(), labels)
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"] if IS_GPU else ["bf16"])

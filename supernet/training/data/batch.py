@@ -1,7 +1,7 @@
 """A batch: a tree of tensors whose first dimension are the examples, such as (images, labels).
 
 Trees are those of `torch.utils._pytree`: tuples, lists and dicts, of tensors and of plain values, which belong to every
-example.
+example. Images may be `Pixels`, which `on` makes tensors that a network takes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from supernet.training.data.pixels import Pixels
 
 Batch = Any
 
@@ -103,12 +105,27 @@ def whole_batches(batches: Iterable[Batch], most: int | None) -> Iterator[list[B
 
 
 def on(device: torch.device, batch: Batch, memory_format: torch.memory_format = torch.preserve_format) -> Batch:
-    """The batch on `device`; what looks like images, floating point in four dimensions, in `memory_format`."""
+    """The batch on `device`, where its `Pixels` are normalised; what looks like images, floating point in four
+    dimensions, in `memory_format`."""
 
-    def move(tensor: Tensor) -> Tensor:
-        is_images = tensor.dim() == 4 and tensor.is_floating_point()
+    def move(leaf: Any) -> Any:
+        if isinstance(leaf, Pixels):
+            return Pixels(move(leaf.values), leaf.mean, leaf.std).normalised(memory_format)
+        if not isinstance(leaf, Tensor):
+            return leaf
+        is_images = leaf.dim() == 4 and leaf.is_floating_point()
         # a copy to the CPU that did not block would be read before it is done
         own = memory_format if is_images else torch.preserve_format
-        return tensor.to(device, memory_format=own, non_blocking=device.type != "cpu")
+        return leaf.to(device, memory_format=own, non_blocking=device.type != "cpu")
 
-    return tree_map_only(Tensor, move, batch)
+    return tree_map(move, batch, is_leaf=is_pixels)
+
+
+def with_normalised(batch: Batch, moved: Batch) -> Batch:
+    """The batch with those of its images normalised that still are `Pixels`, which are taken from the same batch
+    `moved` by `on`; all else is where it was."""
+    return tree_map(lambda own, other: other if is_pixels(own) else own, batch, moved, is_leaf=is_pixels)
+
+
+def is_pixels(leaf: Any) -> bool:
+    return isinstance(leaf, Pixels)

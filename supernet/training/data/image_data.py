@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from supernet.training.data.config import DataConfig
 from supernet.training.data.datasets import Digits, open_dataset
 from supernet.training.data.images import evaluation_transform
 from supernet.training.data.loading import Augmented, Loader, Order, StreamedImages, Transformed, collate, skip
+from supernet.training.data.pixels import Pixels
 from supernet.training.data.protocol import Data
 from supernet.training.data.splits import hold_out, warn_of_small_classes
 from supernet.training.randomness import Stream, generator
@@ -42,7 +43,8 @@ __all__ = ["DataConfig", "Digits", "ImageData", "open_images", "resize"]
 @dataclass(frozen=True)
 class ImageData(Data):
     """The three parts of a dataset, as pairs of a PIL image and a label; batches are (images [N, C, R, R], labels [N]),
-    at a resolution R in pixels."""
+    at a resolution R in pixels. Images to train on are `Pixels`, which `supernet.training.data.batch.on` normalises,
+    unless parts of them are erased, which comes after that."""
 
     train: Dataset
     holdout: Dataset
@@ -68,7 +70,7 @@ class ImageData(Data):
 
     def training_batches(
         self, resolution: int, batch_size: int, seed: int, steps: range, rank: int = 0, world_size: int = 1
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Tensor | Pixels, Tensor]]:
         """Augmented images [N, C, R, R] and labels [N] of each step in `steps`.
 
         What a step gets depends on the seed and the step alone: every epoch is a new permutation, every image is
@@ -80,9 +82,10 @@ class ImageData(Data):
                 raise ValueError(f"dataset {self.config.dataset!r} is a stream, which trains in one process only")
             stream = StreamedImages(self.train, transform, seed)
             loader = self._loader(stream, batch_size=batch_size, drop_last=True)
-            return skip(iter(loader), steps.start, len(steps))
+            batches = skip(iter(loader), steps.start, len(steps))
+            return self._to_normalise(batches)
         order = Order(len(self.train), batch_size, self.steps_per_epoch(batch_size), seed, steps, rank, world_size)
-        return iter(self._loader(Augmented(self.train, transform, seed), batch_sampler=order))
+        return self._to_normalise(self._loader(Augmented(self.train, transform, seed), batch_sampler=order))
 
     def calibration_batches(self, resolution: int, count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """`count` training images, prepared as for evaluation, always the same for one seed."""
@@ -147,6 +150,11 @@ class ImageData(Data):
         if root:
             names = [name.removeprefix(os.path.abspath(root)) for name in names]
         return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+    def _to_normalise(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor | Pixels, Tensor]]:
+        mean, std = tuple(self.config.mean), tuple(self.config.std)
+        for images, labels in batches:
+            yield (images if images.is_floating_point() else Pixels(images, mean, std)), labels
 
     def _loader(self, dataset: Dataset, **options) -> DataLoader:
         return Loader(
@@ -218,6 +226,7 @@ def resize(images: Tensor, resolution: int) -> Tensor:
 
 
 def _training_transform(config: DataConfig, resolution: int) -> Callable[[Image.Image], Tensor]:
+    """What makes of a PIL image values of 8 bits, or, where parts of it may be erased, a network's input [C, R, R]."""
     return create_transform(
         resolution,
         is_training=True,
@@ -230,6 +239,7 @@ def _training_transform(config: DataConfig, resolution: int) -> Callable[[Image.
         interpolation=config.interpolation,
         mean=config.mean,
         std=config.std,
+        normalize=config.re_prob > 0,
     )
 
 

@@ -37,7 +37,9 @@ class Data(Protocol):
         self, resolution: int | None, batch_size: int, seed: int, steps: range, rank: int = 0, world_size: int = 1
     ) -> Iterator[Batch]:
         """What each step in `steps`, counted from 0, trains on, which follows from the seed and the step alone. Of its
-        `batch_size` examples, each of `world_size` processes gets an equal part, that of its `rank`."""
+        `batch_size` examples, each of `world_size` processes gets an equal part, that of its `rank`. What reaches the
+        task is what `supernet.training.data.batch.on` makes of it on the training's device. A GPU's next batch is asked
+        for before a step is run, so that none may be made in the memory of another."""
 
     def calibration_batches(self, resolution: int | None, count: int, seed: int) -> Iterable[Batch]:
         """`count` training examples, or all if there are fewer, prepared as for evaluation; always the same for one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,8 +18,9 @@ from supernet.artifacts.atomic import set_aside
 from supernet.tasks import Classification, Task
 from supernet.training import distributed
 from supernet.training.data import Data
-from supernet.training.data.batch import Batch, on
+from supernet.training.data.batch import Batch, on, with_normalised
 from supernet.training.execution import Execution, channels_last, computes_ahead, pick_device
+from supernet.training.loop.ahead import ahead, lane_of
 from supernet.training.loop.average import MovingAverage
 from supernet.training.loop.checkpoint import Interval, load_checkpoint, save_checkpoint
 from supernet.training.loop.config import LoopConfig
@@ -149,18 +151,19 @@ class Loop:
     def batches(self, resolution: int | None) -> Iterator[tuple[int, Batch]]:
         """Each step still to do, counted from 0, with this process's part of its batch.
 
-        It is on the device, the learning rate is set, and there are no gradients. ValueError for a batch that the task
-        does not take.
+        It is on the device, the learning rate is set, and there are no gradients. On a GPU the batch of the step after
+        it is on its way already. ValueError for a batch that the task does not take.
         """
         config = self._config
         batches = self._data.training_batches(
             resolution, config.batch_size, config.seed, self.steps, distributed.rank(), distributed.world_size()
         )
-        for step, batch in zip(self.steps, batches):
-            self._task.check_batch(batch)
+        moved = map(self._moved, itertools.islice(batches, len(self.steps)))
+        lane = lane_of(self.device)
+        for step, batch in zip(self.steps, ahead(moved, lane) if lane else moved):
             set_lr(self.optimizer, self._scheduler, config, step, self.steps_per_epoch)
             self.optimizer.zero_grad()
-            yield step, on(self.device, batch, self.execution.memory_format)
+            yield step, batch
         if self._metrics:
             self._metrics.close()
         distributed.share(  # those that were saved are those of the first process
@@ -231,6 +234,12 @@ class Loop:
             save_checkpoint(self._checkpoints, done, state, execution.keep_checkpoints)
             self._interval.restart()
         self._on_step(result._replace(losses=logged))
+
+    def _moved(self, batch: Batch) -> Batch:
+        """The batch on the device; ValueError if the task does not take it, told where asking for labels is no wait."""
+        moved = on(self.device, batch, self.execution.memory_format)
+        self._task.check_batch(with_normalised(batch, moved))
+        return moved
 
     def _metrics_of_result(self) -> Mapping[str, Any]:
         """What `evaluate` gives of the network to use, to which all processes may contribute."""

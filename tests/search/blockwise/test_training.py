@@ -19,6 +19,7 @@ from search.blockwise.maps import Feature
 from search.blockwise.training import BlockwiseConfig, on_workers, train_blocks
 from supernet import SearchSpace, Supernet
 from supernet.training.data import DataConfig, load_data
+from supernet.training.data.batch import on
 from supernet.training.execution import Execution
 from supernet.training.loop.checkpoint import load_checkpoint
 from supernet.training.loop.divergence import TrainingError
@@ -94,8 +95,8 @@ def test_steps_are_those_written_out(data, teacher, tmp_path, ema_decay):
         net = block.net.train().to(memory_format=torch.channels_last)
         average = {name: tensor.clone() for name, tensor in net.state_dict().items()}
         optimizer = torch.optim.Adam(net.parameters(), 0.01, weight_decay=0.1)
-        for step, (images, _) in enumerate(data.training_batches(8, BATCH, SEED, range(STEPS))):
-            images = images.to(memory_format=torch.channels_last)
+        for step, batch in enumerate(data.training_batches(8, BATCH, SEED, range(STEPS))):
+            images, _ = on(torch.device("cpu"), batch, torch.channels_last)
             features = [images, *teacher(images)]
             path = SPACE.sample(np.random.default_rng([draws, index, step]))
             for group in optimizer.param_groups:

@@ -15,6 +15,7 @@ from supernet.families import FAMILIES
 from supernet.training import distributed
 from supernet.training.cohort import train_models
 from supernet.training.data import DataConfig, load_data
+from supernet.training.data.batch import on
 from supernet.training.execution import Execution
 from supernet.training.loop.checkpoint import load_checkpoint
 from supernet.training.loop.config import LoopConfig
@@ -68,7 +69,8 @@ def test_the_steps_are_those_written_out_with_torchs_scaler(scaled, tmp_path):
     optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     skipped = []
-    for line, (images, labels) in zip(lines, data.training_batches(16, 8, CONFIG.seed, range(10)), strict=True):
+    for line, batch in zip(lines, data.training_batches(16, 8, CONFIG.seed, range(10)), strict=True):
+        images, labels = on(torch.device("cpu"), batch)
         for group in optimizer.param_groups:
             group["lr"] = line["lr"]
         with torch.autocast("cpu", torch.float16):

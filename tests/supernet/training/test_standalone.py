@@ -16,6 +16,7 @@ from supernet.evaluation import accuracy
 from supernet.families.named import make_family
 from supernet.training.cohort import Cohort, train_models
 from supernet.training.data import DataConfig, ImageData, load_data, resize
+from supernet.training.data.batch import on
 from supernet.training.execution import Execution
 from supernet.training.loop.checkpoint import load_checkpoint
 from supernet.training.loop.config import LoopConfig
@@ -62,7 +63,8 @@ def test_the_loop_is_nesterovs_on_the_weighted_losses(tmp_path):
     optimizer = torch.optim.SGD(reference.parameters(), momentum=0.9, nesterov=True)
     lines = metrics(tmp_path)
     batches = data.training_batches(16, 8, config.seed, range(5))
-    for line, (images, labels) in zip(lines, batches):
+    for line, batch in zip(lines, batches):
+        images, labels = on(torch.device("cpu"), batch)
         logits = reference(images)
         parts = [nn.functional.cross_entropy(logits, labels), kl_divergence(logits, teacher(images), 3.0)]
         loss = 0.5 * parts[0] + 2 * parts[1]
@@ -280,7 +282,8 @@ def test_a_cohort_takes_the_steps_that_each_network_would_by_itself(tmp_path):
 
     optimizers = [torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True) for model in references]
     norms = [[], []]
-    for line, (images, labels) in zip(metrics(tmp_path), data.training_batches(16, 8, config.seed, range(5))):
+    for line, batch in zip(metrics(tmp_path), data.training_batches(16, 8, config.seed, range(5))):
+        images, labels = on(torch.device("cpu"), batch)
         logits = [references[0](images), references[1](resize(images, 12))]
         parts = [nn.functional.cross_entropy(own, labels) for own in logits]
         mutual = [

@@ -11,11 +11,13 @@ import torch
 from PIL import ExifTags, Image
 
 from supernet.training.data import load_data
+from supernet.training.data.batch import on
 from supernet.training.data.config import DataConfig
 from supernet.training.data.image_data import Digits, resize
 from supernet.training.data.loading import Order
 
 DIGITS = DataConfig()
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def folder(tmp_path):
 
 
 def batches(data, steps, **options):
-    return list(data.training_batches(16, 32, seed=3, steps=steps, **options))
+    return [on(CPU, batch) for batch in data.training_batches(16, 32, seed=3, steps=steps, **options)]
 
 
 def test_digits_are_split_three_ways_without_overlap(digits):
@@ -118,7 +120,7 @@ def test_folders_are_read_and_split(folder):
     images, labels = data.images(data.test, 16)
     assert images.shape == (4, 3, 16, 16)
     assert labels.tolist() == [0, 0, 1, 1]
-    images, labels = next(data.training_batches(16, 4, seed=0, steps=range(1)))
+    images, labels = on(CPU, next(data.training_batches(16, 4, seed=0, steps=range(1))))
     assert images.shape == (4, 3, 16, 16)
 
 
@@ -184,7 +186,7 @@ def test_images_are_prepared_alike_for_training_and_evaluation(folder):
     assert torch.equal(images[2], images[4])
     assert torch.equal(images[3], images[4])
     train = dataclasses.replace(data, train=torch.utils.data.Subset(data.train.dataset, [3, 4, 5]))
-    images, _ = next(train.training_batches(16, 3, seed=0, steps=range(1)))
+    images, _ = on(CPU, next(train.training_batches(16, 3, seed=0, steps=range(1))))
     assert torch.equal(images[0], images[1])
     assert torch.equal(images[0], images[2])
 
@@ -240,7 +242,7 @@ def test_a_stream_is_read_and_resumed(tmp_path, workers):
     config = DataConfig("wds/name", str(tmp_path), holdout_split="judges", num_classes=2)
 
     def steps(start):
-        return list(load_data(config).training_batches(16, 8, seed=0, steps=range(start, 9)))
+        return [on(CPU, b) for b in load_data(config).training_batches(16, 8, seed=0, steps=range(start, 9))]
 
     whole = steps(0)
     assert [len(labels) for _, labels in whole] == [8] * 9

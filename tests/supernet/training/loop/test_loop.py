@@ -16,6 +16,7 @@ from supernet import SearchSpace
 from supernet.families import Family
 from supernet.training.cohort import train_models
 from supernet.training.data import DataConfig, load_data
+from supernet.training.data.batch import on
 from supernet.training.execution import Execution
 from supernet.training.loop import Loop
 from supernet.training.loop.checkpoint import load_checkpoint
@@ -170,8 +171,9 @@ def written_out(name, before, factors):
     losses = []
     for step, of_step in enumerate(zip(*batches)):
         norms = []
-        for model, optimizer, (images, labels) in zip(models, optimizers, of_step):
+        for model, optimizer, batch in zip(models, optimizers, of_step):
             optimizer.zero_grad()
+            images, labels = on(torch.device("cpu"), batch)
             if execution.channels_last:
                 images = images.to(memory_format=torch.channels_last)
             with torch.autocast("cpu", torch.bfloat16, enabled=execution.amp == "bf16"):
