@@ -6,6 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -29,7 +30,8 @@ class RayEvaluator:
     architecture that kills `CRASHES` workers on its own has failed.
 
     A worker gets architectures that are next to each other in the order of `space.encode`, so that they share leading
-    layers. Values do not depend on which worker evaluates what, if they depend on the architecture alone.
+    layers, but no more than `together` at a time. Values do not depend on which worker evaluates what, if they depend
+    on the architecture alone.
 
     Uses the running Ray, or joins the cluster at `address`, or starts a local one. Use as a context manager: at the end
     the workers stop, and a Ray that was started here. ValueError if the cluster has too few CPUs or GPUs.
@@ -43,6 +45,7 @@ class RayEvaluator:
         threads: int = 1,
         gpus: float = 0,
         address: str | None = None,
+        together: int | None = None,
     ) -> None:
         if workers < 1 or threads < 1:
             raise ValueError(f"there is at least 1 worker of 1 thread, not {workers} of {threads}")
@@ -51,10 +54,9 @@ class RayEvaluator:
 
         self.retried: list[str] = []
         self._space = space
-        self._started_ray = not ray.is_initialized()
-        if self._started_ray:
-            local = {} if address else {"num_cpus": workers * threads, "include_dashboard": False}
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        self._together = together
+        self._ray = ExitStack()
+        self._ray.enter_context(ray_running(address, workers * threads))
         try:
             check_resources(ray.cluster_resources(), workers, threads, gpus)
             for module in modules_from_files():  # workers, which may lack the files, get the code itself
@@ -103,8 +105,7 @@ class RayEvaluator:
         for worker in getattr(self, "_idle", []):
             ray.kill(worker)
         self._idle = []
-        if self._started_ray:
-            ray.shutdown()
+        self._ray.close()
 
     def __enter__(self) -> RayEvaluator:
         return self
@@ -120,7 +121,7 @@ class RayEvaluator:
         order = sorted(range(len(archs)), key=self._space.encode(archs).tolist().__getitem__)
         parts = []
         while order:
-            size = math.ceil(len(order) / (2 * len(self._idle)))
+            size = min(math.ceil(len(order) / (2 * len(self._idle))), self._together or len(order))
             parts.append(order[:size])
             order = order[size:]
         return parts
@@ -152,6 +153,23 @@ class _Worker:
             return list(self._evaluate(archs))
 
 
+@contextmanager
+def ray_running(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
+    """Ray for as long as the block lasts: the one that runs, or the cluster at `address`, or else one that is started
+    on this machine with so many `cpus`, by default all of its own."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    local = {} if address else {"num_cpus": cpus, "include_dashboard": False}
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
 def worker_device(device: str, gpus: float) -> torch.device:
     """Where a Ray worker with the part `gpus` of a GPU, from 0 to 1, puts what it runs: there if it has one.
 
@@ -170,6 +188,17 @@ def worker_device(device: str, gpus: float) -> torch.device:
     return found
 
 
+def room(available: Mapping[str, float], threads: int, gpus: float) -> int:
+    """How many workers a cluster with so many CPUs and GPUs has room for."""
+    count = int(available.get("CPU", 0) // threads)
+    return min(count, int(available.get("GPU", 0)) * _sharing(gpus)) if gpus else count
+
+
+def _sharing(gpus: float) -> int:
+    """How many workers with the part `gpus` of one share a GPU."""
+    return math.floor(1 / gpus + 1e-6)
+
+
 def check_resources(available: Mapping[str, float], workers: int, threads: int, gpus: float) -> None:
     """ValueError unless a cluster with so many CPUs and GPUs has room for the workers."""
     if workers * threads > available.get("CPU", 0):
@@ -178,7 +207,7 @@ def check_resources(available: Mapping[str, float], workers: int, threads: int, 
             "use fewer workers or fewer threads"
         )
     if gpus:
-        needed = math.ceil(workers / math.floor(1 / gpus + 1e-6))  # a worker's part is of a single GPU
+        needed = math.ceil(workers / _sharing(gpus))  # a worker's part is of a single GPU
         if needed > available.get("GPU", 0):
             raise ValueError(
                 f"{workers} workers with {gpus:g} of a GPU each need {needed} GPUs, but the Ray cluster has "

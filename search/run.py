@@ -17,7 +17,7 @@ from search.limits import reachable
 from search.loop import Evaluator, Generation, Result, Strategy, ask_and_tell, evaluate_here
 from search.parallel import RayEvaluator, worker_device
 from search.problem import Cost, Problem, placed
-from search.scores.judges import make_judge
+from search.scores.judges import Judge, make_judge
 from search.settings import ACCURACY, SAID_ANEW, SearchJob
 from search.strategies import make_strategy
 from search.strategies.given_order import GivenOrder
@@ -41,6 +41,7 @@ def run_search(
     predictors: Mapping[str, LatencyPredictor],
     history: Path | None = None,
     *,
+    judge: Judge | None = None,
     resume: bool = False,
     device: str = "auto",
     workers: int = 0,
@@ -52,6 +53,9 @@ def run_search(
 ) -> SearchOutcome:
     """Search a finished training run, with latency predictors by the names of their devices. Scores that need no
     training see the run's data and space alone.
+
+    `judge` is what the job's score makes of the run, if that is prepared already; by default it is made here and learns
+    beside the history.
 
     Networks run on `device` (`supernet.training.execution.pick_device`), in single precision, where a search may go on
     that was begun on another: what they give is the same up to rounding. Afterwards the run's supernet is on the CPU.
@@ -67,7 +71,7 @@ def run_search(
         worker_device(device, gpus_per_worker)
     elif gpus_per_worker:
         raise ValueError(f"there are {gpus_per_worker:g} GPUs for each worker, but no workers: say how many")
-    judge = make_judge(job, trained, history and history.parent)
+    judge = judge or make_judge(job, trained, history and history.parent)
     problem = make_problem(job, trained.family, predictors, judge.worst, judge.name)
     reachable(problem, np.random.default_rng(0))  # before anything that takes long
     with ExitStack() as stack:
@@ -97,6 +101,17 @@ def run_search(
             on_generation=on_generation,
         )
         return SearchOutcome(result, strategy, evaluate.retried if workers else [])
+
+
+def prepared_judge(job: SearchJob, trained: Run, directory: Path, device: str = "auto") -> Judge:
+    """The judge of a search, which has learnt on `device` what it is to learn, kept in `directory`; on the CPU, from
+    where it may go to many searches."""
+    judge = make_judge(job, trained, directory)
+    with tf32(False):
+        placed(judge.score, pick_device(device))
+        judge.prepare()
+        placed(judge.score, "cpu")
+    return judge
 
 
 def describe(job: SearchJob, problem: Problem) -> dict[str, object]:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -22,18 +23,19 @@ import numpy as np
 from search import pareto
 from search.history import Evaluation, read_history, write_history
 from search.loop import Generation
-from search.parallel import check_resources
+from search.parallel import check_resources, ray_running
 from search.table import write_csv
 from supernet.artifacts.atomic import set_aside, write_atomically
 from supernet.artifacts.ownership import owned
+from supernet.own_code import modules_from_files
 
 logger = logging.getLogger(__name__)
 
 TrialSettings = Mapping[str, str | float]  # what tells a trial from others, such as strategy, device, limit, seed
 
 # runs the search that the settings ask for, recording it in the history (which it resumes if it exists), and calls the
-# function after every generation
-SearchTrial = Callable[[TrialSettings, Path, Callable[[Generation], None]], None]
+# function after every generation; what trials share comes by name
+SearchTrial = Callable[..., None]  # (TrialSettings, Path, Callable[[Generation], None], **shared)
 
 HISTORY = "search.jsonl"
 _ACTIVE: ContextVar = ContextVar("the watcher of the sweep that runs")
@@ -45,6 +47,11 @@ class Trial(NamedTuple):
     evaluations: list[Evaluation]
     error: str | None
     search: Mapping[str, object] = MappingProxyType({})  # what the trial's history says of the search
+    seconds: float = math.nan  # that it ran, with those of earlier attempts up to their last generation
+
+
+def _nothing_shared() -> Mapping[str, object]:
+    return {}
 
 
 class Sweep(NamedTuple):
@@ -65,6 +72,7 @@ def run_sweep(
     workers: int | None = None,
     grace_evaluations: int | None = None,
     max_failures: int = 3,
+    prepare: Callable[[], Mapping[str, object]] = _nothing_shared,
     on_generation: Callable[[TrialSettings, Mapping[str, float]], None] | None = None,
 ) -> Sweep:
     """Run a search for each of `trials`, as many at a time as there are CPUs for `threads` each, and GPUs for the part
@@ -74,6 +82,9 @@ def run_sweep(
     trial keeps its history there, written after every evaluation in a folder, after every generation elsewhere: a trial
     whose worker dies goes on from its history, up to `max_failures` times, and so does a sweep that was killed, with
     `resume`.
+
+    What trials share, and takes long to make, is what `prepare` gives, by name. It is called once, when nothing speaks
+    against the sweep, and goes through Ray's object store to every `search`.
 
     With `grace_evaluations`, ASHA (arXiv 1810.05934) stops trials of low hypervolume after so many evaluations, and
     again after every fourfold; otherwise all run to the end. Hypervolumes should then be comparable between trials.
@@ -101,17 +112,14 @@ def run_sweep(
             raise ValueError(f"{path} holds a sweep already: resume it, or choose another name")
         if resume and not begun:
             raise ValueError(f"{path} holds no sweep to resume")
-        started = not ray.is_initialized()
-        if started:
-            local = (
-                {} if address else {"include_dashboard": False} | ({"num_cpus": workers * threads} if workers else {})
-            )
-            ray.init(address=address, log_to_driver=False, **local)
-        try:
+        shared = prepare()
+        for module in modules_from_files():  # workers, which may lack the files, get the code itself
+            ray.cloudpickle.register_pickle_by_value(module)
+        with ray_running(address, workers and workers * threads):
             if not address:  # where nobody adds a machine
                 check_resources(ray.cluster_resources(), 1, threads, gpus)
             histories = None if "://" in storage else Path(path) / "histories"
-            trial = tune.with_parameters(_trial, search=search, histories=histories)
+            trial = tune.with_parameters(_trial, search=search, histories=histories, shared=shared)
             trainable = tune.with_resources(trial, {"cpu": threads, "gpu": gpus})
             watcher = _watcher(on_generation)
             _ACTIVE.set(watcher)
@@ -147,45 +155,45 @@ def run_sweep(
             os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "0")
             results = tuner.fit()
             return Sweep([_finished(*found) for found in zip(watcher.settings, results, strict=True)], watcher.retried)
-        finally:
-            if started:
-                ray.shutdown()
 
 
-def write_sweep(sweep: Sweep, directory: Path, costs: Mapping[str, str]) -> None:
+def write_sweep(sweep: Sweep, directory: Path, costs: Mapping[str, str], score: str) -> None:
     """Write `trials.csv`, a row for each trial, its history as `trials/NUMBER.jsonl`, and for each device
-    `front_DEVICE.csv`, the front over all its trials.
+    `front_DEVICE.csv`, the front over all its trials of the evaluations that have the `score`.
 
-    `costs` gives, for each device that trials have in their settings, the cost that is traded off against the scores.
+    `costs` gives, for each device that trials have in their settings, the cost that is traded off against it.
     """
-    rows = [{**t.settings, **t.metrics, "failed_because": t.error or ""} for t in sweep.trials]
+    rows = [{**t.settings, **t.metrics, "seconds": t.seconds, "failed_because": t.error or ""} for t in sweep.trials]
     write_csv(directory / "trials.csv", rows)
     for number, trial in enumerate(sweep.trials):
         settings = {**trial.search, "trial": dict(trial.settings)}
         write_history(directory / "trials" / f"{number:04}.jsonl", settings, trial.evaluations)
     for device, cost in costs.items():
-        write_csv(directory / f"front_{device}.csv", combined_front(sweep.trials, device, cost))
+        write_csv(directory / f"front_{device}.csv", combined_front(sweep.trials, device, cost, score))
 
 
-def combined_front(trials: Sequence[Trial], device: str, cost: str) -> list[dict[str, object]]:
-    """The front of all trials on `device`, by increasing cost: a row with scores, costs, architecture and settings."""
+def combined_front(trials: Sequence[Trial], device: str, cost: str, score: str) -> list[dict[str, object]]:
+    """The front of all trials on `device` by `score`, by increasing cost: a row with scores, costs, architecture and
+    settings. Evaluations that lack the score are in no front."""
     found: dict[object, tuple[Evaluation, TrialSettings]] = {}
     for trial in trials:
         if trial.settings.get("device") == device:
             for evaluation in trial.evaluations:
-                if not evaluation.error:
+                if score in evaluation.scores:
                     found.setdefault(evaluation.arch, (evaluation, trial.settings))
     members = list(found.values())
     if not members:
         return []
-    values = np.array([[e.costs[cost], *(-score for score in e.scores.values())] for e, _ in members])
+    values = np.array([[e.costs[cost], -e.scores[score]] for e, _ in members])
     return [
         {**e.scores, **e.costs, "arch": e.arch.to_json(), **settings}
         for e, settings in (members[index] for index in pareto.front(values))
     ]
 
 
-def _trial(config: Mapping[str, TrialSettings], search: SearchTrial, histories: Path | None) -> None:
+def _trial(
+    config: Mapping[str, TrialSettings], search: SearchTrial, histories: Path | None, shared: Mapping[str, object]
+) -> None:
     from ray import tune
 
     with ExitStack() as stack:
@@ -220,7 +228,7 @@ def _trial(config: Mapping[str, TrialSettings], search: SearchTrial, histories: 
                 {"generation": metrics.pop("index"), **best, **notes, **metrics}, checkpoint=tune.Checkpoint(folder)
             )
 
-        search(config["settings"], history, report)
+        search(config["settings"], history, report, **shared)
 
 
 def _gather(past: Sequence[Path], history: Path) -> None:
@@ -277,4 +285,5 @@ def _finished(settings: TrialSettings, result) -> Trial:
         with result.checkpoint.as_directory() as folder:
             search, evaluations = read_history(Path(folder) / HISTORY)
     error = str(result.error).strip().splitlines()[-1] if result.error else None
-    return Trial(settings, _metrics(result.metrics or {}), evaluations, error, search)
+    metrics = result.metrics or {}
+    return Trial(settings, _metrics(metrics), evaluations, error, search, metrics.get("time_total_s", math.nan))

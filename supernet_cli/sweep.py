@@ -1,7 +1,9 @@
-"""Search a trained supernet many times: strategies x devices x latency limits x seeds, with Ray Tune.
+"""Search a trained supernet many times: strategies x devices x latency limits x seeds, with Ray Tune; and compare them.
 
     supernet sweep --run runs/digits --predictors runs/latency/* --limits-ms 0.2 0.3 --seeds 0 1 2
     supernet sweep --run runs/digits --predictors runs/latency/* --strategies evolution random --asha
+    supernet sweep --run runs/digits --predictors runs/latency/* --seeds 0 1 2 --teacher models/teacher \
+        --strategies evolution dna rdm zero_cost ntk macs random --judge standalone --judge-epochs 20
     supernet sweep --run runs/digits --predictors runs/latency/* --resume
     supernet sweep --run runs/digits --predictors runs/latency/* --address auto --storage s3://bucket/sweeps
 
@@ -9,6 +11,13 @@ Every trial is a whole search. Without `--address`, Ray starts on this machine, 
 A trial whose worker dies is retried, and a sweep that was killed goes on with `--resume`. Writes OUTPUT/trials.csv, one
 row a trial, OUTPUT/trials/ (every evaluation), OUTPUT/front_DEVICE.csv, the best of all trials on a device, and
 OUTPUT/report.html to look at.
+
+Every strategy searches by its own score and hands in its front: what it would choose, and up to `--hand-in`
+architectures in all. When all searches have ended, one yardstick (`--judge`) judges what was handed in, each
+architecture once, on Ray as well. OUTPUT/strategies.csv says how strategies stand on each device under each limit,
+OUTPUT/handed_in.csv what each search handed in. OUTPUT/judged_JUDGE.jsonl keeps what was judged, so that `--resume`
+goes on from there, or judges a finished sweep by another yardstick. A teacher sees the images, and blocks are trained
+(in OUTPUT/dna), once, before the searches begin.
 
 The last line is for a cluster, typed on one of its machines. Every machine needs this package installed, the same files
 at RUN and at the predictors' folders (a network file system, or copies), and a `--storage` that all can write to.
@@ -20,29 +29,50 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 import tyro
+from rich.table import Table
 
 from predictors import LatencyPredictor
+from search.blockwise.dna import DnaConfig
+from search.comparison import (
+    HandedIn,
+    Yardstick,
+    by_supernet,
+    by_table,
+    entry_settings,
+    handed_in,
+    judged,
+    on_workers,
+    standings,
+    trained_alone,
+    with_values,
+    write_comparison,
+)
 from search.limits import reachable
-from search.loop import Generation
+from search.loop import Generation, evaluate_here
 from search.margin import beyond_measurements, limit_notes, probability_within
 from search.parallel import worker_device
 from search.report.sources import write_origin
-from search.run import load_predictors, make_problem, run_search
+from search.run import load_predictors, make_problem, prepared_judge, run_search
+from search.scores.judges import BY_TEACHER, Judge, make_judge
+from search.scores.teacher_guided import GuidanceConfig
 from search.settings import SearchJob
-from search.strategies import check_strategy
 from search.sweep import Sweep, TrialSettings, combined_front, run_sweep, write_sweep
-from supernet.artifacts.runs import Run, load_run, read_family
+from search.untrained.te_nas import TeNasConfig
+from supernet.artifacts.runs import Run, load_run
 from supernet.own_code import absolute
 from supernet.space import Arch
 from supernet.training.data import DataConfig
 from supernet.training.execution import Execution, located
 from supernet_cli.command_line import DeviceFlag, GpusFlag, console, fail, progress_bar, report
+from supernet_cli.search import measure_front
 
 
 @dataclass(frozen=True)
@@ -52,8 +82,9 @@ class Arguments:
     predictors: tuple[Path, ...]
     """Folders of latency predictors, one a device."""
     strategies: tuple[str, ...] = ("evolution",)
-    """Some of search.strategies.STRATEGIES, all of which go by accuracy in the supernet, or the first metric of another
-    task."""
+    """What to compare: a strategy of search.strategies.STRATEGIES, which goes by accuracy in the supernet, or the first
+    metric of another task; a score (te_nas, zero_cost, rdm, dna, or one that zero_cost combines, such as ntk, synflow
+    or macs), searched as `supernet search --score` does; or both, as evolution:dna."""
     limits_ms: tuple[float, ...] = ()
     """Latency limits, each of which is a search on every device; none gives searches without a limit."""
     seeds: tuple[int, ...] = (0,)
@@ -69,6 +100,29 @@ class Arguments:
     calibration_bytes: int = SearchJob.calibration_bytes
     """Bytes that the activations of images may take at once, in each trial; where those of all calibration images take
     more, BatchNorm is recalibrated in chunks of them, which changes values a little."""
+    batch_size: int = SearchJob.batch_size
+    """Images that a subnet runs on at a time."""
+    zero_cost: tuple[str, ...] = SearchJob.zero_cost
+    """Scores of search.scores.untrained.NAMES whose mean rank is the score zero_cost, or vote."""
+    zero_cost_images: int = SearchJob.zero_cost_images
+    """Images that the scores without training see at a time; te_nas draws from eight times as many."""
+    te_nas: TeNasConfig = SearchJob.te_nas
+    teacher: str | None = SearchJob.teacher
+    """Whom rdm and dna follow: a pretrained model of timm's, or the folder of an extracted subnet or a training run."""
+    rdm: GuidanceConfig = field(default_factory=GuidanceConfig)
+    dna: DnaConfig = field(default_factory=DnaConfig)
+    judge: Literal["supernet", "standalone", "table"] = "supernet"
+    """What judges all that was handed in: the supernet's accuracy (or first metric) on the held-out images, the same of
+    architectures that are trained alone, or a table of what was published."""
+    judge_epochs: int | None = None
+    """Epochs that standalone trains each architecture, otherwise as the run was trained."""
+    table: Path | None = None
+    """CSV file for the judge table, with the columns arch (JSON, or the name in NAS-Bench-201 or -Macro) and
+    accuracy."""
+    hand_in: int = 5
+    """Architectures of its front, at most, that a search hands in: the best by its own score, the choice among them."""
+    measure: bool = True
+    """Measure the latency of what was handed in where a predictor's device is this machine."""
     name: str = "sweep"
     """Name of the sweep, a folder in the storage."""
     storage: str | None = None
@@ -97,11 +151,24 @@ class Arguments:
     """The run's dataset, said again if it is code of your own in another file than its space, or not annotated to
     return a supernet.training.data.Data."""
 
+    def job(self, settings: TrialSettings) -> SearchJob:
+        """The search of one trial."""
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(SearchJob) if f.name in vars(self)}
+        device, limit_ms = str(settings["device"]), float(settings["limit_ms"])
+        return SearchJob(
+            **shared | entry_settings(str(settings["strategy"])),
+            limits={device: limit_ms} if limit_ms != float("inf") else {},
+            objectives=(device,),
+            seed=int(settings["seed"]),
+        )
+
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
-    trials = plan(arguments)
+    trained = opened(arguments)
+    trials = plan(arguments, trained)
     output = arguments.output or arguments.run / arguments.name
+    yardstick = make_yardstick(arguments, trained, output)
     with progress_bar() as progress:
         task = progress.add_task(f"{len(trials)} searches", total=len(trials) * arguments.evaluations, note="")
         evaluated: dict[str, float] = {}
@@ -121,6 +188,7 @@ def main() -> None:
             address=arguments.address,
             workers=arguments.workers,
             grace_evaluations=2 * arguments.population if arguments.asha else None,
+            prepare=partial(prepare, arguments, trained, output),
             on_generation=on_generation,
         )
     for line in sweep.retried:
@@ -130,44 +198,162 @@ def main() -> None:
             console.print(f"failed: {trial.settings}: {trial.error}", highlight=False, markup=False)
     if all(trial.error for trial in sweep.trials):
         fail("all searches failed", 1)
-    devices = list(dict.fromkeys(str(settings["device"]) for settings in trials))
-    write_sweep(sweep, output, {device: device for device in devices})
+    predictors = load_predictors(arguments.predictors, trained.family)
+    found = [handed_in(trial, str(trial.settings["device"]), arguments.hand_in) for trial in sweep.trials]
+    values = judge(arguments, yardstick, sweep, found, trained, predictors, output)
+    sweep = with_values(sweep, found, yardstick.name, values)
+    measured = measure_members(found, trained, predictors, output / "measured") if arguments.measure else {}
+    latency_ms = {name: dict(zip(values, p.cost(list(values)))) for name, p in predictors.items()} if values else {}
+    rows = standings(found, values, latency_ms, measured)
+    write_sweep(sweep, output, {device: device for device in predictors}, yardstick.name)
+    write_comparison(output, rows, yardstick.name, found, values, measured)
     write_origin(output, arguments.run, arguments.predictors)
-    family = read_family(arguments.run, space=arguments.space)
-    for line in notes_on_limits(sweep, devices, load_predictors(arguments.predictors, family)):
+    console.print(standings_table(rows, yardstick.name))
+    for line in notes_on_limits(sweep, yardstick.name, predictors):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{len(sweep.trials)} searches; the tables are in {output}.")
     report(output)
 
 
-def plan(arguments: Arguments) -> list[TrialSettings]:
-    """The settings of every trial, after checking that each can run: strategies, devices, and limits within reach."""
+def plan(arguments: Arguments, trained: Run) -> list[TrialSettings]:
+    """The settings of every trial, after checking that each can run: strategies, scores, devices, and limits within
+    reach."""
     worker_device(arguments.device, arguments.gpus_per_worker)
-    for strategy in arguments.strategies:
-        check_strategy(strategy)
-    family = opened(arguments).family
-    devices = load_predictors(arguments.predictors, family)
+    if arguments.hand_in < 1:
+        raise ValueError(f"hand_in is at least 1, not {arguments.hand_in}")
+    if (arguments.judge == "standalone") != (arguments.judge_epochs is not None):
+        raise ValueError("--judge standalone and --judge-epochs, how long it trains, go together")
+    if (arguments.judge == "table") != (arguments.table is not None):
+        raise ValueError("--judge table and --table, the file, go together")
+    devices = load_predictors(arguments.predictors, trained.family)
     if not devices:
         raise ValueError("a sweep needs at least one latency predictor")
     limits = arguments.limits_ms or (float("inf"),)
     for device, limit in itertools.product(devices, limits):
-        reachable(make_problem(SearchJob(limits={device: limit}), family, devices), np.random.default_rng(0))
+        reachable(make_problem(SearchJob(limits={device: limit}), trained.family, devices), np.random.default_rng(0))
     names = ("strategy", "device", "limit_ms", "seed")
-    return [
+    trials = [
         dict(zip(names, values)) for values in itertools.product(arguments.strategies, devices, limits, arguments.seeds)
     ]
+    jobs = {str(trial["strategy"]): arguments.job(trial) for trial in trials}
+    for job in jobs.values():
+        if job.score not in BY_TEACHER:
+            make_judge(job, trained)
+        elif job.teacher is None:
+            raise ValueError(f"the score {job.score} needs a teacher: name a model of timm's, or a folder: --teacher")
+        elif job.score == "rdm" and job.rdm.epochs:
+            raise ValueError("in a sweep, candidates of rdm come from the supernet: leave out --rdm.epochs")
+    if arguments.asha and len({(job.score, job.zero_cost) for job in jobs.values()}) > 1:
+        raise ValueError(
+            f"--asha compares hypervolumes, and those of {', '.join(jobs)} are of different scores: leave it out"
+        )
+    return trials
 
 
-def notes_on_limits(sweep: Sweep, devices: Sequence[str], predictors: Mapping[str, LatencyPredictor]) -> Iterator[str]:
+def make_yardstick(arguments: Arguments, trained: Run, output: Path) -> Yardstick:
+    """What `--judge` names."""
+    if arguments.table:
+        return by_table(arguments.table, trained)
+    if arguments.judge_epochs is not None:
+        execution = Execution(workers=0, eval_epochs=0, keep_checkpoints=1)
+        return trained_alone(trained, arguments.judge_epochs, (output / "standalone").absolute(), execution)
+    job = SearchJob(
+        images=arguments.images, calibration_images=arguments.calibration_images, batch_size=arguments.batch_size
+    )
+    return by_supernet(job, trained)
+
+
+def prepare(arguments: Arguments, trained: Run, output: Path) -> dict[str, object]:
+    """What trials share: for each score by a teacher, the judge, which has learnt what it is to learn."""
+    jobs = {}
+    for entry in arguments.strategies:
+        job = arguments.job({"strategy": entry, "device": "", "limit_ms": float("inf"), "seed": arguments.seeds[0]})
+        if job.score in BY_TEACHER:
+            jobs[job.score] = job
+    return {"judges": {score: prepared_judge(job, trained, output, arguments.device) for score, job in jobs.items()}}
+
+
+def judge(
+    arguments: Arguments,
+    yardstick: Yardstick,
+    sweep: Sweep,
+    found: Sequence[HandedIn],
+    trained: Run,
+    predictors: Mapping[str, LatencyPredictor],
+    output: Path,
+) -> dict[Arch, float]:
+    """The values of all that was handed in, and of whatever else is known by the yardstick: what searches that went by
+    it have evaluated, or a whole table."""
+    name, space = yardstick.name, trained.family.space
+    evaluations = [e for trial in sweep.trials for e in trial.evaluations]
+    known = {**yardstick.known, **{e.arch: e.scores[name] for e in evaluations if name in e.scores}}
+    archs = list(dict.fromkeys(evaluation.arch for entry in found for evaluation in entry.front))
+    missing = [arch for arch in archs if arch not in known]
+    evaluate = evaluate_here({name: yardstick.score})
+    if not arguments.table:
+        threads, gpus = arguments.threads, arguments.gpus_per_worker
+        evaluate = on_workers(yardstick, space, arguments.workers, threads, gpus, arguments.address)
+    with progress_bar() as progress:
+        task = progress.add_task("Judging", total=len(missing), note="")
+        values, failed = judged(
+            archs,
+            yardstick._replace(known=known),
+            space,
+            {device: predictor.cost for device, predictor in predictors.items()},
+            evaluate,
+            output / f"judged_{arguments.judge}.jsonl",
+            on_evaluation=lambda evaluation, count: progress.update(task, completed=count),
+        )
+    for evaluation in failed:
+        line = f"not judged: {evaluation.arch.to_json()}: {evaluation.error}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return values
+
+
+def measure_members(
+    found: Sequence[HandedIn], trained: Run, predictors: Mapping[str, LatencyPredictor], folder: Path
+) -> dict[str, dict[Arch, float]]:
+    """Milliseconds of what was handed in for each device that is this machine."""
+    measured: dict[str, dict[Arch, float]] = {}
+    for name, predictor in predictors.items():
+        members = {e.arch: e for entry in found if entry.trial.settings["device"] == name for e in entry.front}
+        if members:
+            measured |= measure_front(list(members.values()), trained, {name: predictor}, folder)
+    return measured
+
+
+def standings_table(rows: Sequence[Mapping[str, object]], yardstick: str) -> Table:
+    columns = {
+        "device": "device",
+        "limit_ms": "limit (ms)",
+        "strategy": "strategy",
+        "seeds": "seeds",
+        "value": yardstick,
+        "standard_error": "standard error",
+        "regret": "regret",
+        "evaluations": "evaluations",
+        "seconds": "seconds",
+        "told_apart": "worse than the first",
+    }
+    table = Table(*columns.values(), title="Strategies")
+    for row in rows:
+        shown = (row[name] for name in columns)
+        table.add_row(
+            *("" if value != value else f"{value:.4g}" if isinstance(value, float) else str(value) for value in shown)
+        )
+    return table
+
+
+def notes_on_limits(sweep: Sweep, score: str, predictors: Mapping[str, LatencyPredictor]) -> Iterator[str]:
     """How surely the best of all trials with one limit on one device keep within it."""
-    for device in devices:
+    for device, predictor in predictors.items():
         limited = [trial for trial in sweep.trials if trial.settings["device"] == device and not trial.error]
         for limit_ms in sorted({float(trial.settings["limit_ms"]) for trial in limited} - {float("inf")}):
-            if warning := beyond_measurements(device, predictors[device], limit_ms):
+            if warning := beyond_measurements(device, predictor, limit_ms):
                 yield f"warning: {warning}"
             trials = [trial for trial in limited if trial.settings["limit_ms"] == limit_ms]
-            archs = [Arch.from_json(str(row["arch"])) for row in combined_front(trials, device, device)]
-            yield from limit_notes(device, limit_ms, probability_within(predictors[device], archs, limit_ms))
+            archs = [Arch.from_json(str(row["arch"])) for row in combined_front(trials, device, device, score)]
+            yield from limit_notes(device, limit_ms, probability_within(predictor, archs, limit_ms))
 
 
 def elsewhere(arguments: Arguments) -> Arguments:
@@ -197,23 +383,23 @@ def search(
     on_generation: Callable[[Generation], None],
     arguments: Arguments,
     directory: Path,
+    judges: Mapping[str, Judge] = MappingProxyType({}),
 ) -> None:
-    """One trial, in the directory that the sweep was started in, if there is one here: images may be relative to it."""
+    """One trial, in the directory that the sweep was started in, if there is one here: images may be relative to it.
+    `judges` are those that trials share, by score."""
     if directory.is_dir():
         os.chdir(directory)
-    trained = opened(arguments)
-    device = settings["device"]
+    trained, job = opened(arguments), arguments.job(settings)
+    device = str(settings["device"])
     predictors = {device: load_predictors(arguments.predictors, trained.family)[device]}
-    job = SearchJob(
-        strategy=settings["strategy"],
-        limits={device: settings["limit_ms"]} if settings["limit_ms"] != float("inf") else {},
-        objectives=(device,),
-        evaluations=arguments.evaluations,
-        population=arguments.population,
-        images=arguments.images,
-        calibration_images=arguments.calibration_images,
-        calibration_bytes=arguments.calibration_bytes,
-        seed=settings["seed"],
-    )
     where = str(worker_device(arguments.device, arguments.gpus_per_worker))
-    run_search(job, trained, predictors, history, resume=True, device=where, on_generation=on_generation)
+    run_search(
+        job,
+        trained,
+        predictors,
+        history,
+        judge=judges.get(job.score),
+        resume=True,
+        device=where,
+        on_generation=on_generation,
+    )

@@ -36,7 +36,7 @@ def search_content(searches: Sequence[Search], index: int, group: int, score: st
         "objectives": list(reference),
         "limits": {name: _finite(value) for name, value in search.settings.get("limits", {}).items()},
         "evaluated": len(search.evaluations),
-        "failed": sum(score not in evaluation.scores for evaluation in search.evaluations),
+        "failed": sum(bool(evaluation.error) for evaluation in search.evaluations),
         "generations": [(evaluated, rounded(volume)) for evaluated, volume in volumes],
         "command": [
             f"supernet extract --run {run} --history {shlex.quote(str(search.history))} --line ",

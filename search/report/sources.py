@@ -45,8 +45,10 @@ class Search:
     @property
     def strategy(self) -> str:
         """What the search went by: the strategy, or the score that comes with a search of its own; both if the score is
-        not accuracy."""
-        strategy = self.trial.get("strategy") or self.settings.get("strategy", "search")
+        not accuracy. In a sweep, what it is compared as."""
+        if "strategy" in self.trial:
+            return str(self.trial["strategy"])
+        strategy = self.settings.get("strategy", "search")
         score = self.settings.get("score") or "accuracy"
         return str(strategy) if score == "accuracy" else f"{strategy}, {score}" if strategy else str(score)
 

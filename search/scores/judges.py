@@ -39,6 +39,7 @@ from supernet.training.randomness import Stream, generator
 logger = logging.getLogger(__name__)
 
 TRAINING_FREE = ("te_nas", "zero_cost")  # what needs images and a space, but no trained supernet
+BY_TEACHER = ("rdm", "dna")  # what learns from a teacher before it judges, and may be learnt once for many searches
 POOL = 8  # times the batch of the zero-cost scores: images that TE-NAS draws from
 
 

@@ -91,7 +91,7 @@ def test_every_trial_is_a_whole_search(undisturbed, tmp_path):
         assert trial.error is None
         assert len(trial.evaluations) == trial.metrics["evaluated"] == 24
     assert undisturbed.retried == []
-    write_sweep(undisturbed, tmp_path, {"phone": "ms", "watch": "ms"})
+    write_sweep(undisturbed, tmp_path, {"phone": "ms", "watch": "ms"}, "total")
     with (tmp_path / "trials.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(TRIALS)
     with (tmp_path / "front_phone.csv").open() as file:

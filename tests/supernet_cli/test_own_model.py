@@ -80,7 +80,7 @@ def test_a_search_is_the_same_by_a_ray_worker_that_has_no_such_file(command, tmp
 
 def test_a_sweep_has_the_space_where_its_workers_find_it(tmp_path):
     arguments = sweep.Arguments(Path("run"), (Path("here"),), evaluations=4, population=4, images=40, space=SPACE[1])
-    (trial,) = sweep.plan(arguments)
+    (trial,) = sweep.plan(arguments, sweep.opened(arguments))
     here, elsewhere = Path.cwd(), sweep.elsewhere(arguments)
     assert elsewhere.space == f"{here / 'mine.py'}:tiny"
     try:

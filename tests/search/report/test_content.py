@@ -164,7 +164,7 @@ def test_a_sweeps_strategies_stand_side_by_side(tmp_path):
         )
         for strategy, seed, best in results
     ]
-    write_sweep(Sweep(trials, []), tmp_path, {"macs": "macs"})
+    write_sweep(Sweep(trials, []), tmp_path, {"macs": "macs"}, "accuracy")
     content = make_content(read_sources([tmp_path]))
     assert content["groups"] == ["evolution", "random"]
     assert [search["group"] for search in content["searches"]] == [0, 0, 1]

@@ -1,0 +1,165 @@
+"""What all searches are judged by, whatever they went by themselves.
+
+supernet     the first metric of the supernet's subnet, recalibrated, on held-out examples
+standalone   the same metric of the architecture after a training of its own
+table        what was published of it
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import gzip
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+
+from search.problem import Score
+from search.scores.judges import supernet_score
+from search.settings import SearchJob
+from supernet.artifacts.runs import Run
+from supernet.evaluation import evaluate
+from supernet.families import Family
+from supernet.families.nas_bench_201 import from_string as nasbench201_arch
+from supernet.families.nas_bench_macro import from_string as nasbench_macro_arch
+from supernet.space import Arch
+from supernet.training.cohort import train_models
+from supernet.training.data import Data, ImageData
+from supernet.training.execution import Execution
+from supernet.training.loop.config import LoopConfig
+from supernet.training.standalone import model_settings
+
+PUBLISHED_AS: Mapping[str, Callable[[str], Arch]] = {
+    "nasbench201": nasbench201_arch,
+    "nasbench_macro": nasbench_macro_arch,
+}
+"""By the family's name, how an architecture is read that is not written as JSON."""
+
+
+class Yardstick(NamedTuple):
+    """A score that all searches are judged by, and what has to be known of it."""
+
+    name: str  # of its values, in tables and histories
+    score: Score
+    settings: Mapping[str, object]  # what values follow from, given the run
+    known: Mapping[Arch, float] = MappingProxyType({})  # values that need no evaluation
+    together: int | None = None  # architectures that a worker gets at a time
+
+
+def by_supernet(job: SearchJob, run: Run) -> Yardstick:
+    """The first metric of the run's task, of its recalibrated subnets on held-out examples: what a search by accuracy
+    goes by."""
+    settings = {"yardstick": "supernet", "images": job.images, "calibration_images": job.calibration_images}
+    return Yardstick(run.family.task.metric, supernet_score(job, run), settings)
+
+
+def trained_alone(run: Run, epochs: int, directory: Path, execution: Execution) -> Yardstick:
+    """The same metric on the same held-out examples, of the architecture trained alone from scratch for so many
+    `epochs`, otherwise as the supernet was. ValueError unless there is at least one epoch.
+
+    Each has a folder in `directory`, where its training goes on if it was stopped.
+    """
+    if epochs < 1:
+        raise ValueError(f"an architecture that is trained alone takes at least 1 epoch, not {epochs}")
+    config = model_settings(run.job.train)
+    config = dataclasses.replace(config, epochs=epochs, warmup_epochs=min(config.warmup_epochs, epochs / 4))
+    data = run.data
+    if isinstance(data, ImageData):
+        data = dataclasses.replace(data, workers=0)  # a worker has its CPUs for all
+    score = TrainedAlone(run.family, data, config, directory, execution)
+    settings = {"yardstick": "standalone", "train": dataclasses.asdict(config)}
+    return Yardstick(f"{run.family.task.metric}_alone", score, settings, together=1)
+
+
+def by_table(path: Path, run: Run) -> Yardstick:
+    """What the CSV file at `path`, which may be compressed by gzip, publishes of the architectures: higher is better.
+
+    The column `arch` holds JSON objects, or for NAS-Bench-201 and NAS-Bench-Macro their own names of architectures;
+    `accuracy` holds the value, or else those that begin with accuracy, such as `accuracy_1`, have the mean of it.
+    ValueError if the file is no such table, or of another space.
+    """
+    known = read_table(path, run.family, PUBLISHED_AS.get(run.job.space, Arch.from_json))
+    return Yardstick("published", _unpublished(path), {"yardstick": "table", "table": path.name}, known)
+
+
+def read_table(path: Path, family: Family, parse: Callable[[str], Arch]) -> dict[Arch, float]:
+    """The value of every architecture of the table at `path`; see `by_table`."""
+    if not path.is_file():
+        raise ValueError(f"there is no table {path}")
+    found: dict[Arch, float] = {}
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+        reader = csv.DictReader(file)
+        columns = [name for name in reader.fieldnames or () if name and name.startswith("accuracy")]
+        columns = ["accuracy"] if "accuracy" in columns else columns
+        if "arch" not in (reader.fieldnames or ()) or not columns:
+            raise ValueError(
+                f"{path} needs the columns arch and accuracy, and has {', '.join(reader.fieldnames or ())}"
+            )
+        for line, row in enumerate(reader, start=2):
+            try:
+                arch = Arch.from_json(row["arch"]) if row["arch"].startswith("{") else parse(row["arch"])
+                value = sum(float(row[name]) for name in columns) / len(columns)
+                family.space.validate(arch)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{path}, line {line}: {error}") from None
+            if not math.isfinite(value):
+                raise ValueError(f"{path}, line {line}: the accuracy is {value}")
+            found[arch] = value
+    if not found:
+        raise ValueError(f"{path} has no architecture")
+    return found
+
+
+def _unpublished(path: Path) -> Score:
+    def missing(archs: Sequence[Arch]) -> list[float]:
+        raise ValueError(f"{path.name} has no such architecture")
+
+    return missing
+
+
+class TrainedAlone:
+    """The score "the first metric on held-out examples after a training alone", from fresh weights of the seed of
+    `config`; higher is better, NaN if an output is not finite."""
+
+    def __init__(self, family: Family, data: Data, config: LoopConfig, directory: Path, execution: Execution) -> None:
+        self._family, self._data, self._config = family, data, config
+        self._directory, self._execution = directory, execution
+
+    def to(self, device: torch.device | str) -> TrainedAlone:
+        """Has networks train on `device`, in place."""
+        self._execution = dataclasses.replace(self._execution, device=str(device))
+        return self
+
+    def __call__(self, archs: Sequence[Arch]) -> list[float]:
+        return [self._value(arch) for arch in archs]
+
+    def each(self, archs: Sequence[Arch]) -> Iterator[tuple[int, float | Exception]]:
+        """The index and the value of each architecture, or what its training raised, as soon as it is known."""
+        for index, arch in enumerate(archs):
+            try:
+                yield index, self._value(arch)
+            except Exception as error:
+                yield index, error
+
+    def _value(self, arch: Arch) -> float:
+        family, config = self._family, self._config
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(config.seed)
+            model = family.build(arch, drop_rate=config.drop_rate, drop_path_rate=config.drop_path_rate)
+        resolution = family.resolution(arch)
+        (trained,) = train_models(
+            [model],
+            [resolution],
+            self._data,
+            config,
+            self._directory / "-".join(map(str, family.space.encode([arch])[0])),
+            task=family.task,
+            execution=self._execution,
+            resume=True,
+        )
+        metrics = evaluate(trained, family.task, self._data.evaluation_batches(self._data.holdout, resolution), arch)
+        return next(iter(metrics.values()))
