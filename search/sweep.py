@@ -112,13 +112,13 @@ def run_sweep(
             raise ValueError(f"{path} holds a sweep already: resume it, or choose another name")
         if resume and not begun:
             raise ValueError(f"{path} holds no sweep to resume")
-        shared = prepare()
-        for module in modules_from_files():  # workers, which may lack the files, get the code itself
-            ray.cloudpickle.register_pickle_by_value(module)
         with ray_running(address, workers and workers * threads):
             if not address:  # where nobody adds a machine
                 check_resources(ray.cluster_resources(), 1, threads, gpus)
             histories = None if "://" in storage else Path(path) / "histories"
+            shared = prepare()
+            for module in modules_from_files():  # workers, which may lack the files, get the code itself
+                ray.cloudpickle.register_pickle_by_value(module)
             trial = tune.with_parameters(_trial, search=search, histories=histories, shared=shared)
             trainable = tune.with_resources(trial, {"cpu": threads, "gpu": gpus})
             watcher = _watcher(on_generation)

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -208,7 +209,8 @@ def main() -> None:
     write_sweep(sweep, output, {device: device for device in predictors}, yardstick.name)
     write_comparison(output, rows, yardstick.name, found, values, measured)
     write_origin(output, arguments.run, arguments.predictors)
-    console.print(standings_table(rows, yardstick.name))
+    for table in standings_tables(rows, yardstick.name):
+        console.print(table)
     for line in notes_on_limits(sweep, yardstick.name, predictors):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{len(sweep.trials)} searches; the tables are in {output}.")
@@ -322,10 +324,9 @@ def measure_members(
     return measured
 
 
-def standings_table(rows: Sequence[Mapping[str, object]], yardstick: str) -> Table:
+def standings_tables(rows: Sequence[Mapping[str, object]], yardstick: str) -> Iterator[Table]:
+    """A table for each device and limit."""
     columns = {
-        "device": "device",
-        "limit_ms": "limit (ms)",
         "strategy": "strategy",
         "seeds": "seeds",
         "value": yardstick,
@@ -333,15 +334,20 @@ def standings_table(rows: Sequence[Mapping[str, object]], yardstick: str) -> Tab
         "regret": "regret",
         "evaluations": "evaluations",
         "seconds": "seconds",
-        "told_apart": "worse than the first",
+        "told_apart": "told apart",
     }
-    table = Table(*columns.values(), title="Strategies")
-    for row in rows:
-        shown = (row[name] for name in columns)
-        table.add_row(
-            *("" if value != value else f"{value:.4g}" if isinstance(value, float) else str(value) for value in shown)
-        )
-    return table
+    for (device, limit_ms), group in itertools.groupby(rows, lambda row: (row["device"], row["limit_ms"])):
+        within = "" if limit_ms == float("inf") else f" within {limit_ms:g} ms"
+        table = Table(*columns.values(), title=f"{device}{within}")
+        for row in group:
+            table.add_row(*(_cell(row[name]) for name in columns))
+        yield table
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.4g}"
+    return str(value)
 
 
 def notes_on_limits(sweep: Sweep, score: str, predictors: Mapping[str, LatencyPredictor]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from distill.blockwise import Teacher, relative_error
 from search.blockwise.blocks import Block
+from search.parallel import ray_running
 from supernet.artifacts.ownership import owned
 from supernet.errors import first_line
 from supernet.own_code import modules_from_files
@@ -140,28 +141,23 @@ def on_workers(trainings: Sequence[Callable[[], Weights]], workers: int) -> list
     """
     import ray
 
-    started_here = not ray.is_initialized()
-    if started_here:
-        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     references: list[ray.ObjectRef] = []
-    try:
-        for module in modules_from_files():  # workers, which may lack the files, get the code itself
-            ray.cloudpickle.register_pickle_by_value(module)
-        task = ray.remote(_call).options(num_cpus=1, max_retries=RETRIES)
-        references += [task.remote(ray.put(training)) for training in trainings]
-        return ray.get(references)
-    except ray.exceptions.RayError as error:
-        for reference in references:
-            ray.cancel(reference, force=True)
-        if isinstance(error, ray.exceptions.RayTaskError):
-            raise error.cause from None
-        raise ChildProcessError(
-            f"a worker that trains blocks died {RETRIES + 1} times ({first_line(error)}); start the search again, "
-            "which goes on from the last checkpoints"
-        ) from error
-    finally:
-        if started_here:
-            ray.shutdown()
+    with ray_running(cpus=workers):
+        try:
+            for module in modules_from_files():  # workers, which may lack the files, get the code itself
+                ray.cloudpickle.register_pickle_by_value(module)
+            task = ray.remote(_call).options(num_cpus=1, max_retries=RETRIES)
+            references += [task.remote(ray.put(training)) for training in trainings]
+            return ray.get(references)
+        except ray.exceptions.RayError as error:
+            for reference in references:
+                ray.cancel(reference, force=True)
+            if isinstance(error, ray.exceptions.RayTaskError):
+                raise error.cause from None
+            raise ChildProcessError(
+                f"a worker that trains blocks died {RETRIES + 1} times ({first_line(error)}); start the search again, "
+                "which goes on from the last checkpoints"
+            ) from error
 
 
 def _call(training: Callable[[], Weights]) -> Weights:

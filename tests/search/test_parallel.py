@@ -14,7 +14,7 @@ import torch
 
 from search.history import History
 from search.loop import ask_and_tell, evaluate_here
-from search.parallel import RayEvaluator, check_resources, worker_device
+from search.parallel import RayEvaluator, check_resources, room, worker_device
 from search.problem import Problem
 from search.strategies.evolution import Evolution, EvolutionConfig
 from supernet import SearchSpace
@@ -127,6 +127,22 @@ def test_failures_are_recorded_and_do_not_stop_the_search(tmp_path):
         expected = "x: RuntimeError: three" if a == 3 else "x is nan" if b == 4 else None
         assert evaluation.error == expected
         assert evaluation.scores == ({} if expected else {"x": float(a)})
+
+
+def how_many(archs):
+    return [float(len(archs))] * len(archs)
+
+
+def test_no_more_architectures_go_together_than_may(address):
+    with RayEvaluator(SPACE, {"count": how_many}, 1, together=2) as evaluate:
+        outcomes = list(evaluate(SPACE.decode([[a, 0] for a in range(9)])))
+    assert sorted(outcome.scores["count"] for outcome in outcomes) == [1.0] + [2.0] * 8
+
+
+def test_a_cluster_has_room_for_what_its_cpus_and_gpus_allow():
+    assert room({"CPU": 7}, 2, 0) == 3
+    assert room({"CPU": 7, "GPU": 1}, 2, 0.5) == 2
+    assert room({"CPU": 7}, 1, 1) == 0
 
 
 def of_a_supernet():

@@ -55,7 +55,8 @@ def search(settings, history, on_generation, before=None):
         ask_and_tell(problem, strategy, evaluate, 24, history=record, on_generation=on_generation)
 
 
-def search_on_a_gpu(settings, history, on_generation):
+def search_on_a_gpu(settings, history, on_generation, learnt):
+    assert learnt == "for all"
     assert ray.get_runtime_context().get_accelerator_ids()["GPU"] == ["0"]
     search(settings, history, on_generation)
 
@@ -77,7 +78,15 @@ def storage(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(address, storage):
-    return run_sweep(search_on_a_gpu, TRIALS, str(storage), "undisturbed", gpus=0.25)
+    calls = []
+
+    def prepare():
+        calls.append(storage)
+        return {"learnt": "for all"}
+
+    sweep = run_sweep(search_on_a_gpu, TRIALS, str(storage), "undisturbed", gpus=0.25, prepare=prepare)
+    assert len(calls) == 1
+    return sweep
 
 
 def outcome(sweep):
@@ -89,6 +98,7 @@ def test_every_trial_is_a_whole_search(undisturbed, tmp_path):
     assert len(undisturbed.trials) == len(TRIALS)
     for trial in undisturbed.trials:
         assert trial.error is None
+        assert trial.seconds > 0
         assert len(trial.evaluations) == trial.metrics["evaluated"] == 24
     assert undisturbed.retried == []
     write_sweep(undisturbed, tmp_path, {"phone": "ms", "watch": "ms"}, "total")
@@ -105,7 +115,7 @@ def test_every_trial_is_a_whole_search(undisturbed, tmp_path):
 
 def test_a_trial_that_there_is_no_room_for_is_refused(address, tmp_path):
     with pytest.raises(ValueError, match="1 workers need 3 CPUs, but the Ray cluster has 2"):
-        run_sweep(search, TRIALS, str(tmp_path), "large", threads=3)
+        run_sweep(search, TRIALS, str(tmp_path), "large", threads=3, prepare=pytest.fail)
 
 
 class KillOnce:
