@@ -154,14 +154,17 @@ class Arguments:
 
     def job(self, settings: TrialSettings) -> SearchJob:
         """The search of one trial."""
-        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(SearchJob) if f.name in vars(self)}
         device, limit_ms = str(settings["device"]), float(settings["limit_ms"])
         return SearchJob(
-            **shared | entry_settings(str(settings["strategy"])),
+            **self.of_all_trials() | entry_settings(str(settings["strategy"])),
             limits={device: limit_ms} if limit_ms != float("inf") else {},
             objectives=(device,),
             seed=int(settings["seed"]),
         )
+
+    def of_all_trials(self) -> dict[str, object]:
+        """What the searches of all trials have in common."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(SearchJob) if f.name in vars(self)}
 
 
 def main() -> None:
@@ -259,10 +262,7 @@ def make_yardstick(arguments: Arguments, trained: Run, output: Path) -> Yardstic
     if arguments.judge_epochs is not None:
         execution = Execution(workers=0, eval_epochs=0, keep_checkpoints=1)
         return trained_alone(trained, arguments.judge_epochs, (output / "standalone").absolute(), execution)
-    job = SearchJob(
-        images=arguments.images, calibration_images=arguments.calibration_images, batch_size=arguments.batch_size
-    )
-    return by_supernet(job, trained)
+    return by_supernet(SearchJob(**arguments.of_all_trials()), trained)
 
 
 def prepare(arguments: Arguments, trained: Run, output: Path) -> dict[str, object]:

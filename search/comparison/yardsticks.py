@@ -53,7 +53,8 @@ class Yardstick(NamedTuple):
 def by_supernet(job: SearchJob, run: Run) -> Yardstick:
     """The first metric of the run's task, of its recalibrated subnets on held-out examples: what a search by accuracy
     goes by."""
-    settings = {"yardstick": "supernet", "images": job.images, "calibration_images": job.calibration_images}
+    settings = {"yardstick": "supernet"}
+    settings |= {name: getattr(job, name) for name in ("images", "calibration_images", "calibration_bytes")}
     return Yardstick(run.family.task.metric, supernet_score(job, run), settings)
 
 

@@ -114,6 +114,3 @@ def test_a_sweep_writes_a_table_and_a_front(search, folder):
     again = search(*options, name="sweep")
     assert again.returncode == 2
     assert again.stderr.strip().endswith("resume it, or choose another name")
-    refused = search("--predictors", folder / "phone", "--strategies", "random", "dna", name="sweep")
-    assert refused.returncode == 2
-    assert "there is no strategy 'dna'; the strategies are evolution, " in refused.stderr
