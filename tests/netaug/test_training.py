@@ -10,12 +10,12 @@ from netaug.augmentation import augment
 from netaug.training import NetAugConfig, NetAugJob, run_netaug_job, train_netaug
 from supernet.artifacts.subnet import load_subnet, save_subnet
 from supernet.calibration import calibrate
-from supernet.families import FAMILIES
 from supernet.training.cohort import train_models
 from supernet.training.data import DataConfig, load_data
 from supernet.training.execution import Execution
 from supernet.training.loop.config import LoopConfig
 from supernet.training.standalone import read_model_job
+from tests.small import SPACE, small
 
 DATA = DataConfig(holdout=0.97, hflip=0.0, color_jitter=0.0)  # 43 images to train on, 5 batches
 CONFIG = LoopConfig(epochs=2, batch_size=8, seed=3)
@@ -23,7 +23,7 @@ EXECUTION = Execution(workers=0, eval_epochs=0, log_steps=1, checkpoint_steps=4)
 NETAUG = NetAugConfig(r=2.0, s=1, calibration_images=40)
 
 
-FAMILY = FAMILIES["mobilenet_v3_micro"](num_classes=10)
+FAMILY = small()
 TINY = FAMILY.space.smallest
 
 
@@ -91,12 +91,12 @@ def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_weights(data, augmen
 
 
 def test_what_comes_out_is_the_stock_timm_model(tmp_path):
-    options = json.dumps({"name": "mobilenetv3_small_050", "input_size": 32})
+    options = json.dumps({"name": "test_efficientnet", "input_size": 32})
     train = dataclasses.replace(CONFIG, epochs=1, batch_size=21)
     job = NetAugJob(space="timm", space_options=options, data=DATA, train=train, execution=EXECUTION, netaug=NETAUG)
     save_subnet(tmp_path, run_netaug_job(job, tmp_path / "training"), onnx=False)
     model = load_subnet(tmp_path).model
-    stock = timm.create_model("mobilenetv3_small_050", num_classes=10).eval()
+    stock = timm.create_model("test_efficientnet", num_classes=10).eval()
     stock.load_state_dict(model.state_dict())
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(stock(images), model(images))
@@ -104,13 +104,13 @@ def test_what_comes_out_is_the_stock_timm_model(tmp_path):
 
 def test_a_teacher_composes_with_it(tmp_path):
     train = dataclasses.replace(CONFIG, epochs=1)
-    job = NetAugJob(arch=TINY.to_json(), data=DATA, train=train, execution=EXECUTION, netaug=NETAUG)
+    job = NetAugJob(space=SPACE, arch=TINY.to_json(), data=DATA, train=train, execution=EXECUTION, netaug=NETAUG)
     alone = run_netaug_job(job, tmp_path / "alone" / "training")
     save_subnet(tmp_path / "alone", alone, onnx=False)
     taught = dataclasses.replace(job, teacher=str(tmp_path / "alone"), objective=Objective(kl=2.0))
     model = run_netaug_job(taught, tmp_path / "taught").model
     assert not torch.allclose(model.conv_stem.weight, alone.model.conv_stem.weight)
-    assert read_model_job(tmp_path / "taught", NetAugJob) == taught
+    assert read_model_job(tmp_path / "taught", NetAugJob, space=SPACE) == taught
 
 
 def test_losses_on_features_are_refused():

@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from supernet.artifacts.runs import Job, run_job
-from supernet.families import FAMILIES
 from supernet.training import distributed
 from supernet.training.cohort import train_models
 from supernet.training.data import DataConfig, load_data
@@ -23,6 +22,7 @@ from supernet.training.loop.divergence import TrainingError
 from supernet.training.loop.optimizer import clip_gradients
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
+from tests.small import SPACE, small
 
 DATA = DataConfig(holdout=0.97, hflip=0.0, color_jitter=0.0)  # 43 images to train on, 5 batches
 CONFIG = LoopConfig(epochs=2, batch_size=8, clip=1.0, seed=3)
@@ -98,12 +98,12 @@ class Stopped(Exception):
 
 
 def test_a_supernet_of_several_paths_and_parts_goes_on_where_it_was_stopped(scaled, tmp_path):
-    scaled(2.0**18)
+    scaled(TOO_MUCH)
     config = TrainConfig(epochs=2, batch_size=8, random_subnets=1, accumulation=2, ema_decay=0.5, calibration_images=20)
-    job = Job(data=DATA, train=config, execution=EXECUTION)
+    job = Job(space=SPACE, data=DATA, train=config, execution=EXECUTION)
     family = run_job(job, tmp_path / "whole").family
     found = scales(tmp_path / "whole")
-    assert found[0] == 2.0**17  # the first step is skipped
+    assert found[0] == TOO_MUCH / 2  # the first step is skipped
     assert len(set(found)) < len(found)  # and others are not
     first = load_checkpoint_of(tmp_path / "whole", 1)
     for name, tensor in family.supernet(config.seed).named_parameters():
@@ -190,7 +190,7 @@ def test_a_run_goes_on_in_another_precision(tmp_path):
 
 @pytest.mark.slow
 def test_cream_learns_to_match_at_the_scale_of_the_training(tmp_path):
-    family = FAMILIES["mobilenet_v3_micro"]()
+    family = small()
     config = TrainConfig(epochs=1, batch_size=8, method="cream", board_epoch=0, matching_steps=1, seed=3)
     train(family, family.supernet(), load_data(DATA), config, tmp_path, EXECUTION)
     weight = load_checkpoint(tmp_path / "checkpoints")["method"]["weight"]
