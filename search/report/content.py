@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from search import pareto
+from search.certainty import NORMAL_95, wilson
 from search.report.candidate import Candidate
 from search.report.limits import notes, within
 from search.report.progress import COUNTS, Content, comparison, rounded, search_content
@@ -19,8 +20,6 @@ from supernet.artifacts import provenance
 from supernet.space import Arch, Value
 
 # n candidates, a axes, c choices
-
-NORMAL_95 = 1.96  # standard errors on either side that hold 95 % of a normal distribution
 
 
 def make_content(sources: Sources, title: str = "") -> Content:
@@ -97,17 +96,6 @@ def make_content(sources: Sources, title: str = "") -> Content:
         "trainings": [_training(training) for training in sources.trainings if training.metrics],
         "comparison": comparison(sources.searches, searches, groups, judge),
     }
-
-
-def wilson(rate: float, count: int) -> tuple[float, float]:
-    """The interval that holds the probability of success with 95 %, for a `rate` of success in `count` trials.
-
-    (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n) with z = 1.96; Wilson 1927.
-    """
-    z = NORMAL_95
-    centre, scale = rate + z**2 / (2 * count), 1 + z**2 / count
-    half = z * math.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2))
-    return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
 
 
 def _groups(searches: Sequence[Search]) -> tuple[list[str], list[int]]:

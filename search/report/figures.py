@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from search.report.content import NORMAL_95, Content
+from search.certainty import NORMAL_95
+from search.report.content import Content
 from search.settings import ACCURACY
 from supernet.artifacts.atomic import write_atomically
 

@@ -8,8 +8,9 @@ import pytest
 from scipy.stats import norm
 
 from predictors import Device, LatencyPredictor
+from search.certainty import wilson
 from search.history import Evaluation, read_history, write_history
-from search.report.content import make_content, wilson
+from search.report.content import make_content
 from search.report.figures import write_figures
 from search.report.sources import read_sources, write_origin
 from search.sweep import Sweep, Trial, write_sweep
@@ -68,11 +69,6 @@ def json_cell(arch):
 def arch_of(content, index):
     codes = content["candidates"]["codes"][index]
     return {name: values[code] for (name, values), code in zip(content["choices"].items(), codes) if code >= 0}
-
-
-def test_wilsons_interval():
-    assert wilson(0.5, 100) == pytest.approx((0.40383, 0.59617), abs=1e-5)
-    assert wilson(1.0, 10) == pytest.approx((0.72246, 1.0), abs=1e-5)
 
 
 def test_what_is_shown_of_a_search(folder):
