@@ -130,9 +130,9 @@ def detectable_difference(variance: float, examples: int, tests: int = 1) -> flo
 
 
 def decimals(interval: Interval) -> int:
-    """The decimals of a score that mean something: up to the first digit of half the interval's width."""
-    half = (interval[1] - interval[0]) / 2
-    return max(-math.floor(math.log10(half)), 0) if half > 0 else 6
+    """The decimals of a score that mean something: up to the first digit of its standard error."""
+    error = (interval[1] - interval[0]) / 2 / NORMAL_95
+    return max(-math.floor(math.log10(error)), 0) if error > 0 else 6
 
 
 def _is_binary(values: np.ndarray) -> bool:

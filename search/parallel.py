@@ -31,7 +31,7 @@ class RayEvaluator:
 
     A worker gets architectures that are next to each other in the order of `space.encode`, so that they share leading
     layers, but no more than `together` at a time. Values do not depend on which worker evaluates what, if they depend
-    on the architecture alone.
+    on the architecture alone. `by` has the workers evaluate by other scores from then on.
 
     Uses the running Ray, or joins the cluster at `address`, or starts a local one. Use as a context manager: at the end
     the workers stop, and a Ray that was started here. ValueError if the cluster has too few CPUs or GPUs.
@@ -99,6 +99,14 @@ class RayEvaluator:
                 ray.kill(worker)
                 self._idle.append(self._start())
 
+    def by(self, scores: Mapping[str, Score]) -> RayEvaluator:
+        """The evaluator itself, whose workers hold other `scores` from now on."""
+        import ray
+
+        self._scores = ray.put({name: placed(score, "cpu") for name, score in scores.items()})
+        ray.get([worker.hold.remote(self._scores) for worker in self._idle])
+        return self
+
     def close(self) -> None:
         import ray
 
@@ -143,7 +151,12 @@ class RayEvaluator:
 class _Worker:
     def __init__(self, scores: Mapping[str, Score], threads: int, device: torch.device) -> None:
         torch.set_num_threads(threads)
-        self._evaluate = evaluate_here({name: placed(score, device) for name, score in scores.items()})
+        self._device = device
+        self.hold(scores)
+
+    def hold(self, scores: Mapping[str, Score]) -> None:
+        """Evaluate by `scores` from now on."""
+        self._evaluate = evaluate_here({name: placed(score, self._device) for name, score in scores.items()})
 
     def ready(self) -> None:
         """Returns when the worker holds its scores."""

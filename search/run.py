@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -17,14 +19,18 @@ from search.limits import reachable
 from search.loop import Evaluator, Generation, Result, Strategy, ask_and_tell, evaluate_here
 from search.parallel import RayEvaluator, worker_device
 from search.problem import Cost, Problem, placed
+from search.scores.accuracy import Judged, SupernetScore, WithExamples
 from search.scores.judges import Judge, make_judge
 from search.settings import ACCURACY, SAID_ANEW, SearchJob
 from search.strategies import make_strategy
 from search.strategies.given_order import GivenOrder
 from supernet.artifacts.runs import Run
 from supernet.families import Family
+from supernet.space import Arch
 from supernet.training import randomness
 from supernet.training.execution import pick_device, tf32
+
+logger = logging.getLogger(__name__)
 
 ACTIVATION_BYTES = "activation_bytes"
 
@@ -33,6 +39,8 @@ class SearchOutcome(NamedTuple):
     result: Result
     strategy: Strategy
     retried: list[str]  # what Ray workers that died made necessary
+    judged: Mapping[Arch, Judged] = MappingProxyType({})  # the front, example by example
+    confirmed: Mapping[Arch, Judged] = MappingProxyType({})  # the front, on fresh examples
 
 
 def run_search(
@@ -48,6 +56,8 @@ def run_search(
     threads: int = 1,
     gpus_per_worker: float = 0,
     address: str | None = None,
+    judge_front: bool = False,
+    confirm: bool = False,
     on_evaluation: Callable[[Evaluation, int], None] | None = None,
     on_generation: Callable[[Generation], None] | None = None,
 ) -> SearchOutcome:
@@ -64,7 +74,14 @@ def run_search(
     the result is the same. With `gpus_per_worker`, from 0 to 1, each has that part of a GPU, and networks run there.
     Evaluations are recorded in the file `history`, from which `resume` goes on.
 
-    ValueError for a device that is not here, and as `search.parallel.worker_device` raises it.
+    With `judge_front`, the front at the end is evaluated once more, if the score is by held-out examples, to know what
+    each architecture makes of each example (`search.front` says of these how sure the front is). With `confirm`, it is
+    judged anew by held-out examples that the search did not see: as many again as the job's `images`, or those that are
+    left, and never the test examples. The best of many looks better than it is on the examples it was picked by, and on
+    others does not.
+
+    ValueError for a device that is not here, as `search.parallel.worker_device` raises it, and if there is nothing to
+    confirm by, before anything is evaluated.
     """
     here = pick_device(device)
     if workers:
@@ -72,6 +89,9 @@ def run_search(
     elif gpus_per_worker:
         raise ValueError(f"there are {gpus_per_worker:g} GPUs for each worker, but no workers: say how many")
     judge = judge or make_judge(job, trained, history and history.parent)
+    if confirm and judge.fresh is None:
+        raise ValueError(f"the score {job.score} is not that of held-out examples, which others could confirm")
+    fresh = judge.fresh() if confirm and judge.fresh else None
     problem = make_problem(job, trained.family, predictors, judge.worst, judge.name)
     reachable(problem, np.random.default_rng(0))  # before anything that takes long
     with ExitStack() as stack:
@@ -100,7 +120,27 @@ def run_search(
             on_evaluation=on_evaluation,
             on_generation=on_generation,
         )
-        return SearchOutcome(result, strategy, evaluate.retried if workers else [])
+        front = list(dict.fromkeys(evaluation.arch for evaluation in result.front))
+
+        def judged(score: SupernetScore | None) -> dict[Arch, Judged]:
+            if score is None or not front:
+                return {}
+            by_example = {judge.name: WithExamples(score)}
+            again = evaluate.by(by_example) if workers else evaluate_here(by_example)
+            found = list(again(front))
+            score.to(here)  # which forgets what the subnets had in common
+            if failed := [each for each in found if each.error]:
+                logger.warning("how sure the front is stays unknown: judging it again failed: %s", failed[0].error)
+                return {}
+            return {front[each.index]: each.scores[judge.name] for each in found}
+
+        return SearchOutcome(
+            result,
+            strategy,
+            evaluate.retried if workers else [],
+            judged(judge.examples if judge_front or confirm else None),
+            judged(fresh),
+        )
 
 
 def prepared_judge(job: SearchJob, trained: Run, directory: Path, device: str = "auto") -> Judge:

@@ -43,6 +43,8 @@ from rich.table import Table
 from predictors import LatencyPredictor, is_this_machine, measure, prepare
 from predictors.measuring import runtimes
 from search.blockwise.dna import DnaConfig
+from search.certainty import decimals
+from search.front import HIGH, LOW, FrontCertainty, front_certainty
 from search.history import Evaluation
 from search.loop import Generation
 from search.margin import beyond_measurements, device_limits, limit_notes, probability_within
@@ -129,6 +131,9 @@ class Arguments:
     """Ray cluster to join, such as auto; by default one is started on this machine."""
     resume: bool = False
     """Go on with the search in OUTPUT, with the same settings."""
+    confirm: bool = False
+    """Judge the front anew by held-out images that the search did not see, as many again as --images or those that are
+    left: the best of many looks better than it is on those it was picked by. With --resume, a search that has ended."""
     measure: bool = True
     """Measure the front's latency where a predictor's device is this machine."""
 
@@ -177,6 +182,8 @@ def main() -> None:
             threads=arguments.threads,
             gpus_per_worker=arguments.gpus_per_worker,
             address=arguments.address,
+            judge_front=True,
+            confirm=arguments.confirm,
             on_evaluation=lambda evaluation, count: progress.update(task, completed=count),
             on_generation=on_generation,
         )
@@ -186,13 +193,18 @@ def main() -> None:
         if evaluation.error:
             say(f"failed: {evaluation.arch.to_json()}: {evaluation.error}")
     front = sorted(outcome.result.front, key=lambda evaluation: next(iter(evaluation.scores.values())))
+    score = outcome.result.problem.scores[0]
+    considered = sum(not evaluation.error for evaluation in outcome.result.evaluations)
+    sure = front_certainty(score, front, considered, outcome.judged, outcome.confirmed)
     measured = measure_front(front, trained, predictors, output) if arguments.measure else {}
-    columns = front_rows(front, predictors, limits, measured)
+    columns = front_rows(front, predictors, limits, measured, sure)
     write_csv(output / "front.csv", [{**row, "arch": e.arch.to_json()} for row, e in zip(columns, front)])
     write_csv(output / "generations.csv", [generation_row(generation) for generation in generations])
     if arguments.run:
-        write_origin(output, arguments.run, arguments.predictors)
+        write_origin(output, arguments.run, arguments.predictors, notes=sure.notes() if sure else [])
     console.print(front_table(columns))
+    for note in sure.notes() if sure else ():
+        say(note)
     for name, limit_ms in limits.items():
         probabilities = [row[f"{name}, within limit"] for row in columns]
         for note in limit_notes(name, limit_ms, probabilities, [row.get(f"{name}, measured", nan) for row in columns]):
@@ -258,11 +270,14 @@ def front_rows(
     predictors: Mapping[str, LatencyPredictor],
     limits: Mapping[str, float],
     measured: Mapping[str, Mapping[Arch, float]],
-) -> list[dict[str, float]]:
-    """A row an architecture: scores, costs, and for each device the standard error of its predicted milliseconds, the
-    probability that they keep within the limit, if there is one, and what was measured, if anything was."""
+    sure: FrontCertainty | None = None,
+) -> list[dict[str, object]]:
+    """A row an architecture: scores and how sure they are, costs, and for each device the standard error of its
+    predicted milliseconds, the probability that they keep within the limit, if there is one, and what was measured, if
+    anything was."""
     archs = [evaluation.arch for evaluation in front]
-    rows = [{**evaluation.scores, **evaluation.costs} for evaluation in front]
+    how_sure = sure.columns() if sure else [{}] * len(front)
+    rows = [{**evaluation.scores, **own, **evaluation.costs} for evaluation, own in zip(front, how_sure)]
     for name, predictor in predictors.items():
         columns = {f"{name}, standard error": predictor.predict(archs).standard_error_ms} if archs else {}
         if name in limits:
@@ -275,11 +290,22 @@ def front_rows(
     return rows
 
 
-def front_table(rows: Sequence[Mapping[str, float]]) -> Table:
-    table = Table(*(rows[0] if rows else ()), title="Pareto front")
+def front_table(rows: Sequence[Mapping[str, object]]) -> Table:
+    """The front; a value and its interval are in one column."""
+    names = list(rows[0]) if rows else []
+    ends = {name: (f"{name}, {LOW}", f"{name}, {HIGH}") for name in names if f"{name}, {LOW}" in names}
+    columns = [name for name in names if not any(name in pair for pair in ends.values())]
+    table = Table(*columns, title="Pareto front" + (", intervals of 95 %" if ends else ""))
     for row in rows:
-        table.add_row(*(f"{value:.6g}" for value in row.values()))
+        table.add_row(*(cell(row[name], *(row[end] for end in ends.get(name, ()))) for name in columns))
     return table
+
+
+def cell(value: object, *interval: float) -> str:
+    if interval:
+        digits = decimals(interval)
+        return "{} ({} to {})".format(*(f"{number:.{digits}f}" for number in (value, *interval)))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def say(line: str) -> None:

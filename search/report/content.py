@@ -11,6 +11,7 @@ import numpy as np
 
 from search import pareto
 from search.certainty import NORMAL_95, wilson
+from search.front import AS_GOOD, CONFIRMED, HIGH, LOW
 from search.report.candidate import Candidate
 from search.report.limits import notes, within
 from search.report.progress import COUNTS, Content, comparison, rounded, search_content
@@ -31,10 +32,12 @@ def make_content(sources: Sources, title: str = "") -> Content:
     Candidates are columns, index by index. `axes` are what accuracy is traded off against: the latency on each device
     (of searches and of predictors), then MACs, parameters and other costs. `fronts[axis]` holds the indices of the
     candidates that none beats in score and that cost, by increasing cost; `group_fronts` the same for each strategy (or
-    folder) alone. Uncertainty is that of 95 %: Wilson's interval for an accuracy on so many images (other scores have
-    none, and are not in per cent), and the
-    predictor's standard error of a latency. `notes` are lines on fronts that may not keep, or were measured not to
-    keep, within a search's limit on a latency; `within` is how probable it is that a candidate does.
+    folder) alone. Uncertainty is that of 95 %: of what is on a search's front the interval in its front.csv, else
+    Wilson's for an accuracy on so many images (other scores have none, and are not in per cent), and the predictor's
+    standard error of a latency. `as_good` and `confirmed` are what front.csv says of the front: whether each cannot be
+    told apart from the best, and its score on fresh examples. `notes` are lines on how sure fronts are, and on those
+    that may not keep, or were measured not to keep, within a search's limit on a latency; `within` is how probable it
+    is that a candidate does.
     """
     names = [name for search in sources.searches for e in search.evaluations for name in e.scores]
     if not names:
@@ -49,6 +52,7 @@ def make_content(sources: Sources, title: str = "") -> Content:
         for line, e in enumerate(search.evaluations, start=1)
         if judge in e.scores
     ]
+    rows = [sources.searches[candidate.search].front.get(candidate.arch, {}) for candidate in candidates]
     groups, group_of = _groups(sources.searches)
     choices = _choices(candidate.arch for candidate in candidates)
     score = np.array([candidate.score for candidate in candidates])
@@ -59,7 +63,8 @@ def make_content(sources: Sources, title: str = "") -> Content:
     everyone = np.ones(len(candidates), bool)
     fronts = [_front(candidates, score, column, everyone) for column in costs]
     group_fronts = [[_front(candidates, score, column, member == g) for g in range(len(groups))] for column in costs]
-    lines = []
+    several = len(judged) > 1
+    lines = [f"{search.name}: {note}" if several else note for search in judged for note in search.notes]
     for axis, column, probability, found in zip(axes, costs, probabilities, measured):
         if probability:
             of_search = np.array([candidate.search for candidate in candidates])
@@ -83,7 +88,9 @@ def make_content(sources: Sources, title: str = "") -> Content:
             "line": [candidate.line for candidate in candidates],
             "codes": [_codes(choices, candidate.arch) for candidate in candidates],
             "score": _rounded(score),
-            "interval": _intervals(sources, candidates) if judge == ACCURACY else [None] * len(candidates),
+            "interval": _intervals(sources, candidates, judge),
+            "as_good": [row.get(AS_GOOD) for row in rows],
+            "confirmed": [_confirmed(row, judge) for row in rows],
             "costs": [_rounded(column) for column in costs],
             "errors": [None if column is None else _rounded(column) for column in errors],
             "measured": measured,
@@ -163,16 +170,32 @@ def _front(candidates: Sequence[Candidate], score: np.ndarray, cost: np.ndarray,
     return sorted(first.values(), key=lambda index: cost[index])
 
 
-def _intervals(sources: Sources, candidates: Sequence[Candidate]) -> list[tuple[float, float] | None]:
+def _intervals(sources: Sources, candidates: Sequence[Candidate], judge: str) -> list[tuple[float, float] | None]:
+    """Those in front.csv, and of other accuracies Wilson's."""
     images = []
     for search in sources.searches:
         holdout = sources.holdout.get(search.run) if search.run else None
         asked = search.settings.get("images")
         images.append(min(asked, holdout or asked) if asked else holdout)
-    return [
-        tuple(map(rounded, wilson(c.score, images[c.search]))) if images[c.search] and 0 <= c.score <= 1 else None
-        for c in candidates
-    ]
+    found: list[tuple[float, float] | None] = []
+    for c in candidates:
+        own = _interval(sources.searches[c.search].front.get(c.arch, {}), judge)
+        if own is None and judge == ACCURACY and images[c.search] and 0 <= c.score <= 1:
+            own = wilson(c.score, images[c.search])
+        found.append(own and tuple(map(rounded, own)))
+    return found
+
+
+def _interval(row: Mapping[str, str], name: str) -> tuple[float, float] | None:
+    """That of a column of front.csv; None where it has none."""
+    ends = [row.get(f"{name}, {end}") for end in (LOW, HIGH)]
+    return (float(ends[0]), float(ends[1])) if all(ends) else None
+
+
+def _confirmed(row: Mapping[str, str], judge: str) -> Content | None:
+    """The score on fresh examples, and its interval if it has one; None where it was not confirmed."""
+    name = f"{judge}, {CONFIRMED}"
+    return {"score": rounded(float(row[name])), "interval": _interval(row, name)} if row.get(name) else None
 
 
 def _frequencies(

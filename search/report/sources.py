@@ -1,11 +1,13 @@
 """What a report is made from: the folders that searches and sweeps write, and what they refer to.
 
 A search's folder holds `search.jsonl`, a sweep's `trials/*.jsonl`. Beside these, `search.json` says which training run
-was searched and which latency predictors priced it, so that a report finds the training curves and the measurements.
+was searched and which latency predictors priced it, so that a report finds the training curves and the measurements,
+and how sure the front is that `front.csv` has.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -24,10 +26,12 @@ from search.history import Evaluation, read_history
 from supernet.artifacts import provenance
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.runs import read_config
+from supernet.space import Arch
 
 HISTORY = "search.jsonl"
 TRIALS = "trials"
 ORIGIN = "search.json"
+FRONT = "front.csv"
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Search:
     evaluations: Sequence[Evaluation]
     run: Path | None  # of the training run, if it is known
     trial: Mapping[str, Any] = field(default_factory=dict)  # strategy, device, limit and seed of a sweep's trial
+    front: Mapping[Arch, Mapping[str, str]] = field(default_factory=dict)  # the rows of its front.csv, if there is one
+    notes: Sequence[str] = ()  # lines on its front
 
     @property
     def strategy(self) -> str:
@@ -81,16 +87,20 @@ class Sources:
     holdout: Mapping[Path, int]  # held-out examples of each training run
 
 
-def write_origin(folder: Path, run: Path | None, predictors: Sequence[Path], cost: str = "") -> None:
+def write_origin(
+    folder: Path, run: Path | None, predictors: Sequence[Path], cost: str = "", notes: Sequence[str] = ()
+) -> None:
     """Write `search.json`: the training run (None if nothing was trained) and the predictors of a search in `folder`.
 
-    `cost` is what the search calls the latency, if not by the device's name. Paths are written relative to `folder`,
+    `cost` is what the search calls the latency, if not by the device's name; `notes` are lines on its front, which
+    reports repeat. Paths are written relative to `folder`,
     so that folders may be moved together.
     """
     content = {
         "run": os.path.relpath(run, folder) if run else None,
         "predictors": [os.path.relpath(path, folder) for path in predictors],
         "cost": cost,
+        "notes": list(notes),
         "command": provenance.command(),
         "date": provenance.today(),
         "versions": provenance.versions(),
@@ -111,10 +121,10 @@ def read_sources(folders: Sequence[Path], predictors: Sequence[Path] = ()) -> So
     searches: list[Search] = []
     costs: dict[Path, set[str]] = {Path(os.path.normpath(path)): set() for path in predictors}
     for folder in folders:
-        run, priced, cost = _origin(folder)
+        run, priced, cost, notes = _origin(folder)
         for path in priced:
             costs.setdefault(path, set()).add(cost)
-        searches += _searches(folder, run)
+        searches += _searches(folder, run, notes)
     devices = [record for path, names in costs.items() if (record := _device(path, names, folders))]
     runs = list(dict.fromkeys(search.run for search in searches if search.run))
     configs = {run: read_config(run) for run in runs if (run / "config.json").exists()}
@@ -126,16 +136,17 @@ def read_sources(folders: Sequence[Path], predictors: Sequence[Path] = ()) -> So
     )
 
 
-def _origin(folder: Path) -> tuple[Path | None, list[Path], str]:
-    """The training run, the folders of predictors, and the name of the cost."""
+def _origin(folder: Path) -> tuple[Path | None, list[Path], str, list[str]]:
+    """The training run, the folders of predictors, the name of the cost, and lines on the front."""
     path = folder / ORIGIN
     if not path.exists():
-        return (folder if (folder / "config.json").exists() else None), [], ""
+        return (folder if (folder / "config.json").exists() else None), [], "", []
     try:
         content = json.loads(path.read_text())
         predictors = [_beside(folder, predictor) for predictor in content["predictors"]]
         there = [predictor for predictor in predictors if (predictor / PREDICTOR).exists()]
-        return content["run"] and _beside(folder, content["run"]), there, content["cost"]
+        notes = list(content.get("notes", []))  # of which former versions wrote none
+        return content["run"] and _beside(folder, content["run"]), there, content["cost"], notes
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove it, or search again") from None
 
@@ -144,11 +155,12 @@ def _beside(folder: Path, path: str) -> Path:
     return Path(os.path.normpath(folder / path))
 
 
-def _searches(folder: Path, run: Path | None) -> list[Search]:
+def _searches(folder: Path, run: Path | None, notes: Sequence[str]) -> list[Search]:
     name = folder.resolve().name
     if (folder / HISTORY).exists():
         settings, evaluations = read_history(folder / HISTORY)
-        return [Search(name, folder, folder / HISTORY, settings, evaluations, run)]
+        front = _front(folder / FRONT)
+        return [Search(name, folder, folder / HISTORY, settings, evaluations, run, front=front, notes=notes)]
     histories = sorted((folder / TRIALS).glob("*.jsonl"))
     if not histories:
         raise ValueError(f"{folder} holds no search and no sweep: there is neither {HISTORY} nor {TRIALS}/ in it")
@@ -159,6 +171,16 @@ def _searches(folder: Path, run: Path | None) -> list[Search]:
         label = " ".join(str(value) for value in trial.values() if value != math.inf)
         found.append(Search(f"{name} {label}", folder, history, settings, evaluations, run, trial))
     return found
+
+
+def _front(path: Path) -> dict[Arch, dict[str, str]]:
+    if not path.exists():
+        return {}
+    try:
+        with path.open(newline="") as file:
+            return {Arch.from_json(row["arch"]): row for row in csv.DictReader(file)}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, or search again") from None
 
 
 def _device(path: Path, costs: set[str], folders: Sequence[Path]) -> DeviceRecord:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,9 +21,11 @@ from supernet.supernet import Supernet
 from supernet.tasks import Classification, Task
 from supernet.tasks.task import Output
 from supernet.training.data import Data, resize
-from supernet.training.data.batch import Batch, device_of, joined, on, split, take
+from supernet.training.data.batch import Batch, device_of, dropped, joined, on, split, take
 
-# N images, C channels, R resolution in pixels, K classes
+# N images or other examples, C channels, R resolution in pixels, K classes
+
+Found = TypeVar("Found")
 
 
 class EvaluationBatches(NamedTuple):
@@ -51,12 +53,21 @@ def resized(calibration: Tensor, images: Tensor, labels: Tensor) -> Callable[[in
     return at
 
 
-def held_out(data: Data, calibration: int, seed: int, count: int | None, resolution: int | None) -> EvaluationBatches:
-    """Of `data`, `calibration` training examples to calibrate by, and the first `count` held-out examples to judge by,
-    all if None."""
+class Judged(NamedTuple):
+    """What a subnet is worth: its score, and what it makes of each example, if the score is the mean of that."""
+
+    score: float
+    per_example: np.ndarray | None  # [N], as `Task.per_example` gives it
+
+
+def held_out(
+    data: Data, calibration: int, seed: int, count: int | None, resolution: int | None, first: int = 0
+) -> EvaluationBatches:
+    """Of `data`, `calibration` training examples to calibrate by, and `count` held-out examples to judge by, all if
+    None, from the example `first` on."""
+    judges = dropped(data.evaluation_batches(data.holdout, resolution), first)
     return EvaluationBatches(
-        joined(list(data.calibration_batches(resolution, calibration, seed))),
-        joined(list(take(data.evaluation_batches(data.holdout, resolution), count))),
+        joined(list(data.calibration_batches(resolution, calibration, seed))), joined(list(take(judges, count)))
     )
 
 
@@ -111,6 +122,15 @@ class SupernetScore:
 
     def each(self, archs: Sequence[Arch]) -> Iterator[tuple[int, float | Exception]]:
         """The index and the value of each architecture, or what evaluating it raised, as soon as it is known."""
+        return self._each(archs, first_metric)
+
+    def judged(self, archs: Sequence[Arch]) -> Iterator[tuple[int, Judged | Exception]]:
+        """The same with what each subnet makes of each example."""
+        return self._each(archs, judged)
+
+    def _each(
+        self, archs: Sequence[Arch], judge: Callable[[Task, Output, Batch], Found]
+    ) -> Iterator[tuple[int, Found | Exception]]:
         evaluation = {size: self.batches(size).evaluation for size in {self.resolution(arch) for arch in archs}}
         version = sum(tensor._version for tensor in self.net.state_dict(keep_vars=True).values())
         if version != self._version:
@@ -118,7 +138,7 @@ class SupernetScore:
             self._version = version
         arch_of = {self.resolution(arch): arch for arch in archs}  # of one resolution, all inputs are the same
         if not all(_is_single(self._calls(evaluation[size], arch)) for size, arch in arch_of.items()):
-            yield from self._one_by_one(archs)
+            yield from self._one_by_one(archs, judge)
             return
 
         def batches(resolution: int | None) -> trie.Batches:
@@ -132,9 +152,11 @@ class SupernetScore:
             if isinstance(output, Exception):
                 yield index, output
             else:
-                yield index, first_metric(self.task, output, evaluation[self.resolution(archs[index])])
+                yield index, judge(self.task, output, evaluation[self.resolution(archs[index])])
 
-    def _one_by_one(self, archs: Sequence[Arch]) -> Iterator[tuple[int, float | Exception]]:
+    def _one_by_one(
+        self, archs: Sequence[Arch], judge: Callable[[Task, Output, Batch], Found]
+    ) -> Iterator[tuple[int, Found | Exception]]:
         for index, arch in enumerate(archs):
             batches = self.batches(self.resolution(arch))
             try:
@@ -142,7 +164,7 @@ class SupernetScore:
                 model = calibrated(self.net, arch, calibration, self.calibration_bytes)
                 with torch.inference_mode():
                     output = joined([untouched(model, *inputs) for inputs in evaluation])
-                yield index, first_metric(self.task, output, batches.evaluation)
+                yield index, judge(self.task, output, batches.evaluation)
             except Exception as error:
                 yield index, error
 
@@ -150,6 +172,21 @@ class SupernetScore:
         """What `arch` is called with, of parts of a batch."""
         device = next(self.net.parameters()).device
         return _Mapped(lambda part: self.task.inputs(on(device, part), arch), split(batch, self.batch_size))
+
+
+class WithExamples:
+    """A score whose values are `Judged`, those of `SupernetScore.judged`, for `search.loop.evaluate_here` and Ray
+    workers."""
+
+    def __init__(self, score: SupernetScore) -> None:
+        self.score = score
+
+    def to(self, device: torch.device | str) -> WithExamples:
+        self.score.to(device)
+        return self
+
+    def each(self, archs: Sequence[Arch]) -> Iterator[tuple[int, Judged | Exception]]:
+        return self.score.judged(archs)
 
 
 class SupernetAccuracy(SupernetScore):
@@ -194,3 +231,9 @@ def first_metric(task: Task, output: Output, batch: Batch) -> float:
         return float("nan")
     output = on(device_of(batch), output)  # a batch is larger
     return float(np.float32(next(iter(task.metrics([output], [batch]).values()))))
+
+
+def judged(task: Task, output: Output, batch: Batch) -> Judged:
+    """The first metric of an output for a batch, and what it is the mean of."""
+    score, own = first_metric(task, output, batch), task.per_example(on(device_of(batch), output), batch)
+    return Judged(score, None if own is None else own.double().cpu().numpy())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +65,10 @@ class Judge(NamedTuple):
     """The value that the hypervolume counts from."""
     name: str | None = None
     """What histories and reports call the score; by default the name that the job asks for it by."""
+    examples: SupernetScore | None = None
+    """Itself where it judges by held-out examples, which then may say how sure it is (`SupernetScore.judged`)."""
+    fresh: Callable[[], SupernetScore] | None = None
+    """The same score by held-out examples that the search does not see; ValueError if there are none."""
 
 
 def make_judge(job: SearchJob, run: Run, directory: Path | None = None) -> Judge:
@@ -85,38 +90,52 @@ def untrained_run(space: str, options: str, config: DataConfig, workers: int = 0
     return Run(family, family.supernet(pretrained=False), data, job)
 
 
-def supernet_score(job: SearchJob, trained: Run) -> SupernetScore:
-    """The first metric of a run's subnets on its held-out examples."""
+def supernet_score(job: SearchJob, trained: Run, fresh: bool = False) -> SupernetScore:
+    """The first metric of a run's subnets on those of its held-out examples that a search judges by, or on `fresh`
+    ones."""
     net, family = channels_last(trained.net), trained.family
     return SupernetScore(
         net,
         family.task,
-        run_batches(job, trained),
+        run_batches(job, trained, fresh),
         family.resolution,
         job.batch_size,
         calibration_bytes=job.calibration_bytes,
     )
 
 
-def run_batches(job: SearchJob, trained: Run) -> RunBatches:
-    """The examples of a run that a search judges by."""
+def run_batches(job: SearchJob, trained: Run, fresh: bool = False) -> RunBatches:
+    """The examples of a run that a search judges by: the first of those held out. Or `fresh` ones: the next of them, as
+    many again if so many are left; ValueError if none are."""
     count = job.calibration_images or trained.job.train.images_to_calibrate(trained.family.num_classes)
-    return RunBatches(trained.data, count, trained.job.train.seed, job.images)
+    if not fresh:
+        return RunBatches(trained.data, count, trained.job.train.seed, job.images)
+    available = trained.data.count(trained.data.holdout)
+    if job.images is None or job.images >= available:
+        raise ValueError(
+            f"all {available} held-out examples judge the search, so that none are left to confirm its front by: judge "
+            f"by fewer of them (--images {max(2 * available // 3, 1)}), or hold out more in training (--holdout)"
+        )
+    return RunBatches(trained.data, count, trained.job.train.seed, job.images, first=job.images)
 
 
 class RunBatches:
-    """Examples of a run to calibrate and to judge by, kept in memory at every resolution that was asked for."""
+    """Examples of a run to calibrate and to judge by, the latter `count` from the held-out example `first` on, kept in
+    memory at every resolution that was asked for."""
 
-    def __init__(self, data: Data, calibration: int, seed: int, count: int | None) -> None:
+    def __init__(self, data: Data, calibration: int, seed: int, count: int | None, first: int = 0) -> None:
         self._data = data
         self._calibration = calibration
         self._seed = seed
         self._count = count
+        self._first = first
         self._known: dict[int | None, EvaluationBatches] = {}
 
     def __call__(self, resolution: int | None) -> EvaluationBatches:
         if resolution not in self._known:
-            self._known[resolution] = held_out(self._data, self._calibration, self._seed, self._count, resolution)
+            self._known[resolution] = held_out(
+                self._data, self._calibration, self._seed, self._count, resolution, self._first
+            )
         return self._known[resolution]
 
     def images(self, resolution: int) -> EvaluationImages:
@@ -140,7 +159,9 @@ def training_batch(data: ImageData, resolution: int, size: int, seed: int) -> La
 
 
 def _by_supernet(job: SearchJob, run: Run, directory: Path | None) -> Judge:
-    return Judge(supernet_score(job, run), name=run.family.task.metric)
+    score = supernet_score(job, run)
+    fresh = partial(supernet_score, job, run, fresh=True)
+    return Judge(score, name=run.family.task.metric, examples=score, fresh=fresh)
 
 
 def _zero_cost(job: SearchJob, run: Run, directory: Path | None) -> Judge:

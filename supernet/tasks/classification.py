@@ -79,10 +79,15 @@ class Classification(Task):
     def metrics(self, outputs: Iterable[Tensor], batches: Iterable[Labelled]) -> dict[str, float]:
         """`accuracy`: part of the images whose highest logit is that of their label, from 0 to 1."""
         correct = count = 0
-        for logits, (_, labels) in zip(outputs, batches):
-            correct += (logits.argmax(1) == labels).sum().item()
-            count += len(labels)
+        for logits, batch in zip(outputs, batches):
+            right = self.per_example(logits, batch)
+            correct += right.sum().item()
+            count += len(right)
         return {"accuracy": correct / count}
+
+    def per_example(self, output: Tensor, batch: Labelled) -> Tensor:
+        """Whether the highest logit is that of the label."""
+        return output.argmax(1) == batch[1]
 
     def check_batch(self, batch: Labelled) -> None:
         images, labels = batch

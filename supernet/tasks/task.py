@@ -55,6 +55,12 @@ class Task(Protocol):
         """
         ...
 
+    def per_example(self, output: Output, batch: Batch) -> Tensor | None:
+        """What the first metric is the mean of, a number for each example [N], such as 1 or 0 for right or wrong. By it
+        it is known how sure the metric is, and whether two networks can be told apart. None, as here, for a metric that
+        is no such mean."""
+        return None
+
     def validation_loss(self, output: Output, batch: Batch) -> Tensor:
         """The loss that subnets are compared by: without what regularises `loss`, such as label smoothing."""
         return self.loss(output, batch)

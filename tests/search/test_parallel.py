@@ -78,8 +78,8 @@ def deaths(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_workers(deaths):
-    with RayEvaluator(SPACE, {"sum": SumsOrDies(deaths)}, 2) as evaluate:
-        yield evaluate
+    with RayEvaluator(SPACE, {"sum": fails_on_threes}, 2) as evaluate:
+        yield evaluate.by({"sum": SumsOrDies(deaths)})
 
 
 @pytest.fixture
@@ -159,12 +159,20 @@ def of_a_supernet():
 
 
 def test_supernet_accuracies_are_those_of_one_process():
+    from search.scores.accuracy import WithExamples
+
     space, score = of_a_supernet()
     archs = [space.sample(np.random.default_rng(seed)) for seed in range(6)]
     expected = score(archs)
     with RayEvaluator(space, {"accuracy": score}, 2) as evaluate:
         outcomes = {outcome.index: outcome for outcome in evaluate(archs)}
+        judged = list(evaluate.by({"accuracy": WithExamples(score)})(archs))
     assert [outcomes[index].scores["accuracy"] for index in range(6)] == expected
+    here = dict(score.judged(archs))
+    for outcome in judged:
+        found, wanted = outcome.scores["accuracy"], here[outcome.index]
+        assert found.score == wanted.score == expected[outcome.index]
+        np.testing.assert_array_equal(found.per_example, wanted.per_example)
 
 
 class Place:

@@ -1,14 +1,18 @@
 """Whole searches: where they run."""
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from search.history import read_history
 from search.run import run_search
+from search.scores.accuracy import SupernetScore
 from search.scores.judges import untrained_run
 from search.settings import SearchJob
+from supernet.evaluation import calibrated_subnet
 from supernet.training.data import DataConfig
 
 JOB = SearchJob("random", evaluations=3, population=3, images=20, calibration_images=20)
@@ -27,6 +31,63 @@ def test_a_search_begun_on_one_device_goes_on_on_another(trained, elsewhere, tmp
         run_search(job, trained, {}, path, resume=True, device=device)
     assert read_history(path)[1] == whole
     assert next(trained.net.parameters()).device.type == "cpu"
+
+
+def rights(trained, arch, first, count):
+    """Whether the subnet is right about each of `count` held-out images from `first` on."""
+    resolution, seed = trained.family.resolution(arch), trained.job.train.seed
+    calibration = trained.data.calibration_images(resolution, 20, seed)
+    images, labels = trained.data.images(trained.data.holdout, resolution)
+    model = calibrated_subnet(trained.net, arch, resolution, calibration)
+    with torch.no_grad():
+        return (model(images[first : first + count]).argmax(1) == labels[first : first + count]).numpy()
+
+
+def test_the_front_is_judged_image_by_image_and_confirmed_by_the_next_images(trained):
+    outcome = run_search(JOB, trained, {}, judge_front=True, confirm=True)
+    front = {evaluation.arch: evaluation for evaluation in outcome.result.front}
+    assert set(outcome.judged) == set(outcome.confirmed) == set(front)
+    for arch, evaluation in front.items():
+        judged, fresh = outcome.judged[arch], outcome.confirmed[arch]
+        assert judged.score == evaluation.scores["accuracy"]
+        np.testing.assert_array_equal(judged.per_example, rights(trained, arch, 0, 20))
+        np.testing.assert_array_equal(fresh.per_example, rights(trained, arch, 20, 20))
+        assert fresh.score == np.float32(fresh.per_example.mean())
+    assert not run_search(JOB, trained, {}).judged
+
+
+def test_a_front_is_confirmed_by_what_is_left_of_the_held_out_images(trained):
+    held_out = trained.data.count(trained.data.holdout)
+    assert held_out == 144
+    outcome = run_search(dataclasses.replace(JOB, images=140), trained, {}, confirm=True)
+    assert {len(judged.per_example) for judged in outcome.confirmed.values()} == {4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"images": None},
+            r"all 144 held-out examples judge the search, .* judge by fewer of them \(--images 96\), or hold out more",
+        ),
+        ({"images": 144}, "all 144 held-out examples judge the search"),
+        ({"score": "zero_cost"}, "the score zero_cost is not that of held-out examples, which others could confirm"),
+    ],
+)
+def test_without_fresh_images_nothing_is_confirmed_and_nothing_written(trained, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run_search(dataclasses.replace(JOB, **changes), trained, {}, tmp_path / "search.jsonl", confirm=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_front_that_cannot_be_judged_again_is_not(trained, monkeypatch, caplog):
+    def fail(score, archs):
+        yield from ((index, RuntimeError("no room")) for index in range(len(archs)))
+
+    monkeypatch.setattr(SupernetScore, "judged", fail)
+    outcome = run_search(JOB, trained, {}, judge_front=True)
+    assert not outcome.judged
+    assert "judging it again failed: accuracy: RuntimeError: no room" in caplog.text
 
 
 def test_what_fails_brings_the_supernet_back_too(trained, elsewhere):

@@ -1,6 +1,7 @@
 """`supernet search`, `sweep` and `extract` on a supernet that was hardly trained."""
 
 import csv
+import itertools
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from search.history import read_history
+from search.report.content import make_content
+from search.report.sources import read_sources
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +62,7 @@ def test_a_search_writes_its_history_and_front_and_resumes(search, folder):
             "no architecture meets the limit macs <= 1000; the smallest reachable value is 507640",
         ),
         (["--strategy", "annealing"], "there is no strategy 'annealing'; the strategies are evolution"),
+        (["--confirm"], "held-out examples judge the search, so that none are left to confirm its front by: judge by"),
     ],
 )
 def test_bad_input_is_one_clear_line(search, folder, arguments, message):
@@ -84,6 +88,29 @@ def test_a_limit_below_all_measurements_is_said_in_the_terminal_and_the_report(s
     )  # fmt: skip
     assert extracted.returncode == 0, extracted.stderr
     assert "it keeps within the limit of 0.6 ms with a probability of" in extracted.stdout
+
+
+def test_a_front_says_how_sure_it_is_and_is_confirmed(search, folder):
+    few = ["--evaluations", "6", "--population", "6", "--images", "40", "--calibration-images", "40"]
+    result = search(*few, "--confirm", "--output", folder / "sure")
+    assert result.returncode == 0, result.stderr
+    with (folder / "sure" / "front.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row, name in itertools.product(rows, ("accuracy", "accuracy, confirmed")):
+        assert 0 <= float(row[f"{name}, low"]) <= float(row[name]) <= float(row[f"{name}, high"]) <= 1
+        assert len(row[name]) <= 4  # 0.85: of 40 images
+    assert rows[-1]["as good as the best"] == "yes"
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("accuracy of the best: ")]
+
+    archs = [evaluation.arch.to_json() for evaluation in read_history(folder / "sure" / "search.jsonl")[1]]
+    content = make_content(read_sources([folder / "sure"]))
+    assert line in content["notes"]
+    candidates = content["candidates"]
+    (best,) = (i for i in range(6) if archs[i] == rows[-1]["arch"])
+    assert candidates["as_good"][best] == "yes"
+    assert candidates["confirmed"][best]["score"] == float(rows[-1]["accuracy, confirmed"])
+    assert candidates["confirmed"][best]["interval"][0] == float(rows[-1]["accuracy, confirmed, low"])
+    assert sum(confirmed is not None for confirmed in candidates["confirmed"]) == len(rows)
 
 
 def test_screening_reports_its_rank_correlation_each_generation(search, folder):

@@ -24,11 +24,28 @@ function quantity(value, unit) {
   return String(value);
 }
 
+// A score with as many digits as its interval supports: up to the first digit of its standard error.
+function withInterval(value, bounds, interval) {
+  const { percent } = report.score;
+  const scale = percent ? 100 : 1;
+  if (!bounds) return percent ? `${(100 * value).toFixed(1)} %` : value.toPrecision(4);
+  const error = (scale * (bounds[1] - bounds[0])) / 2 / 1.96;
+  const digits = error > 0 ? Math.max(-Math.floor(Math.log10(error)), 0) : 1;
+  const show = (number) => (scale * number).toFixed(digits);
+  const text = show(value) + (percent ? " %" : "");
+  return interval ? `${text} (${show(bounds[0])} to ${show(bounds[1])})` : text;
+}
+
 function score(index, interval = true) {
-  const show = (value) => (report.score.percent ? (100 * value).toFixed(1) : value.toPrecision(4));
-  const bounds = report.candidates.interval[index];
-  const value = show(report.candidates.score[index]) + (report.score.percent ? " %" : "");
-  return interval && bounds ? `${value} (${show(bounds[0])} to ${show(bounds[1])})` : value;
+  return withInterval(report.candidates.score[index], report.candidates.interval[index], interval);
+}
+
+// What the search says of how sure an architecture on its front is.
+function certainty(index) {
+  const confirmed = report.candidates.confirmed[index];
+  const asGood = report.candidates.as_good[index] === "yes" ? "cannot be told apart from the best" : "";
+  const fresh = confirmed ? `${withInterval(confirmed.score, confirmed.interval, true)} on fresh examples` : "";
+  return [fresh, asGood].filter(Boolean).join("; ");
 }
 
 function cost(index, axis) {
@@ -59,7 +76,7 @@ function wrap(node) {
 // Shows an architecture; one that is merely hovered over does not become the selected one.
 function show(index) {
   $("selected-name").textContent = nameOf(index);
-  $("selected-facts").textContent = `${report.score.name} ${score(index)}`;
+  $("selected-facts").textContent = [`${report.score.name} ${score(index)}`, certainty(index)].filter(Boolean).join("; ");
   drawArchitecture($("drawing"), archOf(index));
   const limited = report.candidates.within.some((probabilities) => probabilities);
   $("selected-costs").replaceChildren(
@@ -129,12 +146,13 @@ function setAxis(axis) {
 
 function drawTable() {
   const front = report.fronts[state.axis];
-  const head = row(["", report.score.name, ...report.axes.map((axis) => axis.name.replaceAll("_", " "))], "th");
+  const sure = front.some(certainty) ? [certainty] : []; // a column if there is anything in it
+  const head = row(["", report.score.name, ...sure.map(() => ""), ...report.axes.map((axis) => axis.name.replaceAll("_", " "))], "th");
   const lines = front.map((index) => {
     const button = element("button", { type: "button" }, "Show");
     button.setAttribute("aria-label", `Show ${nameOf(index)}`);
     button.addEventListener("click", () => select(index));
-    const made = row([button, score(index), ...report.axes.map((_, axis) => cost(index, axis))]);
+    const made = row([button, score(index), ...sure.map((say) => say(index)), ...report.axes.map((_, axis) => cost(index, axis))]);
     made.dataset.index = index;
     return made;
   });

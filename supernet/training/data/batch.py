@@ -60,6 +60,15 @@ def take(batches: Iterable[Batch], count: int | None) -> Iterator[Batch]:
             return
 
 
+def dropped(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+    """Batches without the first `count` examples, the first batch cut; those that lose all are left out."""
+    for batch in batches:
+        own = examples_in(batch)
+        if count < own:
+            yield joined(split(batch, count)[1:]) if count else batch
+        count = max(count - own, 0)
+
+
 def in_chunks(batches: Iterable[Batch], most: int | None) -> Iterator[list[Batch]]:
     """`batches` in lists of at most `most` examples, whose batches are cut where a list is full; all in one list if
     they are no more, or if `most` is None.

@@ -32,6 +32,10 @@ def test_accuracy_is_over_all_batches():
     assert Classification().metrics([LOGITS[:1], LOGITS[1:]], parts) == {"accuracy": 3 / 4}
 
 
+def test_accuracy_is_the_mean_over_examples_that_are_right():
+    assert Classification().per_example(LOGITS, BATCH).tolist() == [True, True, False, True]
+
+
 def test_outputs_and_batches_are_gone_through_side_by_side():
     running = []
 

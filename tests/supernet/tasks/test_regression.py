@@ -58,6 +58,9 @@ class Regression(Task):
         found, wanted = (torch.cat(parts) for parts in zip(*((o, batch[2]) for o, batch in zip(outputs, batches))))
         return {"r2": 1 - (F.mse_loss(found, wanted) / wanted.var(correction=0)).item()}
 
+    def per_example(self, output, batch):
+        return 1 - ((output - batch[2]) ** 2 / batch[2].var(correction=0)).flatten()
+
 
 def examples(count, seed):
     draw = torch.Generator().manual_seed(seed)
@@ -90,6 +93,10 @@ def test_from_training_to_export(tmp_path):
     best = max(result.evaluations, key=lambda evaluation: evaluation.scores["r2"])
     model = calibrated(net, best.arch, [batch[:2] for batch in data.calibration_batches(None, 512, 0)])
     assert evaluate(model, FAMILY.task, [data.holdout])["r2"] == pytest.approx(best.scores["r2"], abs=1e-6)
+
+    ((_, judged),) = score.judged([best.arch])  # one by one, since there are two inputs
+    assert judged.score == best.scores["r2"] == pytest.approx(judged.per_example.mean(), abs=1e-6)
+    assert len(judged.per_example) == 300
 
     *inputs, _ = data.test
     assert torch.equal(net(*inputs, arch=best.arch), net.extract(best.arch)(*inputs))

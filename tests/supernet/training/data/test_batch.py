@@ -1,6 +1,6 @@
 import torch
 
-from supernet.training.data.batch import chunk, examples_in, in_chunks, joined, split, take, whole_batches
+from supernet.training.data.batch import chunk, dropped, examples_in, in_chunks, joined, split, take, whole_batches
 
 BATCH = {"tokens": torch.arange(10).view(5, 2), "more": (torch.arange(5.0), "plain")}
 
@@ -30,6 +30,16 @@ def test_only_the_first_examples_are_taken():
     assert [examples_in(part) for part in take(batches(), 10)] == [5, 5]
     assert [examples_in(part) for part in take(split(BATCH, 2), None)] == [2, 2, 1]
     assert next(take(batches(), 7)) is BATCH
+
+
+def test_the_first_examples_are_dropped():
+    parts = split(BATCH, 2)
+    for count in range(7):
+        left = list(dropped(parts, count))
+        assert sum(map(examples_in, left)) == max(5 - count, 0)
+        if left:
+            assert torch.equal(joined(left)["tokens"], BATCH["tokens"][count:])
+    assert next(dropped([BATCH], 0)) is BATCH
 
 
 def sizes(chunks):
