@@ -7,7 +7,10 @@ names it: timm's own datasets would go on with the next one, even if that is hel
 
 from __future__ import annotations
 
+import copy
+import itertools
 import os
+import random
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +20,8 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_dataset
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from timm.data.readers.shared_count import SharedCount
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from supernet.training.data.folders import ImageFolder, open_folder, open_former_folder
 from supernet.training.data.images import image_suffixes, read_image, to_rgb, unreadable
@@ -142,7 +146,8 @@ class Indexed(Dataset):
 class ImageStream(IterableDataset):
     """Images and labels in the order of a stream of timm's; ValueError for an image that cannot be read.
 
-    Its names are those of the files with many images each, where the stream tells them (wds/NAME).
+    Of several processes that load images each gets its part of every epoch. Its names are those of the files with many
+    images each, where the stream tells them (wds/NAME).
     """
 
     targets = None
@@ -156,18 +161,31 @@ class ImageStream(IterableDataset):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def set_epoch(self, epoch: int) -> None:
-        self._dataset.set_epoch(epoch)
-
     def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
-        _refuse_broken(self._dataset.reader)
-        count = 0
+        return self.images()
+
+    def images(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Image.Image, int]]:
+        """This process's part of an epoch, from its `start`-th image on, which follow from the epoch alone.
+
+        The images before are read, but not decoded in wds/NAME.
+        """
+        reader = _anew(self._dataset.reader, epoch)
+        if _is_webdataset(reader):
+            _open_webdataset(reader, epoch, start)
+        count = start
         try:
-            for image, label in self._dataset:
+            for image, label in itertools.islice(reader, start, None):
                 count += 1
                 yield image, label
         except (OSError, SyntaxError, tarfile.TarError, Image.DecompressionBombError) as error:
             raise unreadable(f"image {count} of {self._where}", error) from error
+
+    def images_per_epoch(self) -> int:
+        """The number of images of this process in an epoch of training."""
+        worker = get_worker_info()
+        processes = worker.num_workers if worker else 1
+        self._dataset.set_loader_cfg(num_workers=processes)
+        return len(self._dataset) // processes
 
 
 class _Errors(Dataset):
@@ -233,24 +251,41 @@ def _is_webdataset(reader: Any) -> bool:
     return type(reader).__name__ == "ReaderWds"  # whose module needs the package
 
 
-def _refuse_broken(reader: Any) -> None:
-    """Let the stages of a webdataset pipeline raise, with the sample's name, where timm's handlers leave it out."""
-    if not _is_webdataset(reader) or reader.ds is not None:
-        return
+def _anew(reader: Any, epoch: int) -> Any:
+    """A reader of timm's that begins with `epoch`, of which processes that load images otherwise share the number,
+    while some are in the epoch before."""
+    reader = copy.copy(reader)
+    reader.ds = None
+    for name, value in list(vars(reader).items()):
+        if isinstance(value, SharedCount):
+            setattr(reader, name, SharedCount(epoch))
+    return reader
+
+
+def _open_webdataset(reader: Any, epoch: int, start: int) -> None:
+    """Let the stages of a webdataset pipeline raise, with the sample's name, where timm's handlers leave it out,
+    shuffle by the epoch, and not by all that was drawn before, and decode from the `start`-th sample on."""
     reader._lazy_init()
     for stage in reader.ds.pipeline:
-        if "handler" in getattr(stage, "kw", {}):
-            stage.kw["handler"] = _raise
-            stage.args = tuple(_Named(argument) for argument in stage.args)
+        options = getattr(stage, "kw", {})
+        if "rng" in options:
+            options["rng"] = random.Random(reader.worker_seed + epoch)
+        if "handler" in options:
+            options["handler"] = _raise
+            stage.args = tuple(_Decoding(argument, start) for argument in stage.args)
 
 
-class _Named:
-    """A function of a sample that raises ValueError with the name of the sample."""
+class _Decoding:
+    """A function of a sample that raises ValueError with the name of the sample. In the place of the first `left_out`
+    samples it gives an empty one, as a pipeline that gave none would end."""
 
-    def __init__(self, function: Any) -> None:
-        self._function = function
+    def __init__(self, function: Any, left_out: int) -> None:
+        self._function, self._left_out = function, left_out
 
     def __call__(self, sample: dict[str, Any]) -> Any:
+        if self._left_out:
+            self._left_out -= 1
+            return {"jpg": None, "target": None}
         try:
             return self._function(sample)
         except Exception as error:

@@ -27,7 +27,7 @@ from supernet.training.data.batch import joined, take
 from supernet.training.data.config import DataConfig
 from supernet.training.data.datasets import Digits, open_dataset
 from supernet.training.data.images import evaluation_transform
-from supernet.training.data.loading import Augmented, Loader, Order, StreamedImages, Transformed, collate, skip
+from supernet.training.data.loading import Augmented, Loader, Order, StreamedImages, Transformed, collate
 from supernet.training.data.pixels import Pixels
 from supernet.training.data.protocol import Data
 from supernet.training.data.splits import hold_out, warn_of_small_classes
@@ -80,10 +80,11 @@ class ImageData(Data):
         if isinstance(self.train, IterableDataset):
             if world_size > 1:
                 raise ValueError(f"dataset {self.config.dataset!r} is a stream, which trains in one process only")
-            stream = StreamedImages(self.train, transform, seed)
+            # processes take turns, so that in whole rounds each has made as many batches
+            rounds, turns = divmod(steps.start, max(self.workers, 1))
+            stream = StreamedImages(self.train, transform, seed, rounds * batch_size)
             loader = self._loader(stream, batch_size=batch_size, drop_last=True)
-            batches = skip(iter(loader), steps.start, len(steps))
-            return self._to_normalise(batches)
+            return self._to_normalise(itertools.islice(loader, turns, turns + len(steps)))
         order = Order(len(self.train), batch_size, self.steps_per_epoch(batch_size), seed, steps, rank, world_size)
         return self._to_normalise(self._loader(Augmented(self.train, transform, seed), batch_sampler=order))
 

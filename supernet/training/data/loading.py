@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
 
+from supernet.training.data.datasets import ImageStream
 from supernet.training.data.images import to_rgb
 from supernet.training.randomness import Stream, generator, global_seeds
 
@@ -53,24 +55,24 @@ class Augmented(Dataset):
 
 
 class StreamedImages(IterableDataset):
-    """Images of a stream: once through, or, with a seed for the augmentation, epoch after epoch."""
+    """Images of a stream: once through, or, with a seed for the augmentation, epoch after epoch, from the `start`-th
+    image of each process that loads them on."""
 
-    def __init__(self, dataset: IterableDataset, transform: Callable, seed: int | None):
-        self._dataset, self._transform, self._seed = dataset, transform, seed
+    def __init__(self, stream: ImageStream, transform: Callable, seed: int | None, start: int = 0):
+        self._stream, self._transform, self._seed, self._start = stream, transform, seed, start
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         if self._seed is None:
-            yield from ((self._transform(image), label) for image, label in self._dataset)
+            yield from ((self._transform(image), label) for image, label in self._stream)
             return
         worker = torch.utils.data.get_worker_info()
-        epoch = 0
-        while True:
-            self._dataset.set_epoch(epoch)
-            for index, (image, label) in enumerate(self._dataset):
+        first, start = divmod(self._start, self._stream.images_per_epoch())
+        for epoch in itertools.count(first):
+            for index, (image, label) in enumerate(self._stream.images(epoch, start), start):
                 with global_seeds(self._seed, Stream.AUGMENTATION, epoch, index, worker.id if worker else 0):
                     sample = self._transform(to_rgb(image)), label
                 yield sample
-            epoch += 1
+            start = 0
 
 
 class Order(Sampler):
@@ -94,10 +96,3 @@ class Order(Sampler):
                 permuted = epoch
             batch = permutation[position * self._batch_size : (position + 1) * self._batch_size]
             yield [(epoch, index) for index in batch[self._rank :: self._world_size]]
-
-
-def skip(batches: Iterator, start: int, count: int) -> Iterator:
-    for _ in range(start):
-        next(batches)
-    for _ in range(count):
-        yield next(batches)

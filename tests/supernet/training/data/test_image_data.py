@@ -222,34 +222,70 @@ def test_resizing_keeps_the_size_it_has():
     torch.testing.assert_close(resize(torch.full((1, 3, 8, 8), 0.3), 5), torch.full((1, 3, 5, 5), 0.3))
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_stream_is_read_and_resumed(tmp_path, workers):
-    pytest.importorskip("webdataset")
-    splits = {}
-    for split, count in (("train", 40), ("judges", 8), ("validation", 12)):
-        shard = f"{split}-0000.tar"
-        splits[split] = {"name": split, "num_samples": count, "filenames": [shard], "shard_lengths": [count]}
-        with tarfile.open(tmp_path / shard, "w") as tar:
-            for index in range(count):
+def write_shards(folder, split, shards):
+    """Tar files of so many images each, that are of one shade each, in two classes; the description of the split."""
+    names, number = [], 0
+    for shard, count in enumerate(shards):
+        names.append(f"{split}-{shard:04d}.tar")
+        with tarfile.open(folder / names[-1], "w") as tar:
+            for _ in range(count):
                 file = io.BytesIO()
-                Image.fromarray(np.full((20, 20, 3), 6 * index, dtype=np.uint8)).save(file, "PNG")
-                for extension, content in (("png", file.getvalue()), ("cls", b"%d" % (index % 2))):
-                    member = tarfile.TarInfo(f"{index:04d}.{extension}")
+                Image.fromarray(np.full((20, 20, 3), 6 * number, dtype=np.uint8)).save(file, "PNG")
+                for extension, content in (("png", file.getvalue()), ("cls", b"%d" % (number % 2))):
+                    member = tarfile.TarInfo(f"{number:04d}.{extension}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
+                number += 1
+    return {"name": split, "num_samples": number, "filenames": names, "shard_lengths": list(shards)}
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")  # on a machine with fewer cores
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+def test_a_stream_is_read_and_resumed(tmp_path, workers, monkeypatch):
+    pytest.importorskip("webdataset")
+    from timm.data.readers import reader_wds
+
+    parts = {"train": (13, 9, 8, 10), "judges": (8,), "validation": (12,)}
+    splits = {split: write_shards(tmp_path, split, shards) for split, shards in parts.items()}
     (tmp_path / "_info.json").write_text(json.dumps({"splits": splits}))
     config = DataConfig("wds/name", str(tmp_path), holdout_split="judges", num_classes=2)
+    decoded, decode = [], reader_wds._decode
+    monkeypatch.setattr(
+        reader_wds, "_decode", lambda *args, **options: decoded.append(args) or decode(*args, **options)
+    )
+    used = load_data(config, workers=workers)
 
-    def steps(start):
-        return [on(CPU, b) for b in load_data(config).training_batches(16, 8, seed=0, steps=range(start, 9))]
+    def steps(start, data=None):
+        data = data or load_data(config, workers=workers)
+        decoded.clear()
+        return [on(CPU, batch) for batch in data.training_batches(16, 8, seed=0, steps=range(start, 17))]
 
-    whole = steps(0)
-    assert [len(labels) for _, labels in whole] == [8] * 9
-    for (images, labels), (other_images, other_labels) in zip(whole[6:], steps(6), strict=True):
+    whole = steps(0, used)  # three epochs
+    assert [len(labels) for _, labels in whole] == [8] * 17
+    assert len({images[0, 0, 0, 0].item() for images, _ in whole}) > 8
+    for start in (1, 6, 11, 15):
+        for (images, labels), (other_images, other_labels) in zip(whole[start:], steps(start), strict=True):
+            assert torch.equal(images, other_images)
+            assert torch.equal(labels, other_labels)
+        if not workers:
+            assert len(decoded) == 8 * (17 - start)
+    before = used.calibration_images(16, 30, seed=0)
+    for (images, _), (other_images, _) in zip(whole, steps(0, used), strict=True):  # whatever was read before
         assert torch.equal(images, other_images)
-        assert torch.equal(labels, other_labels)
+    assert torch.equal(before, load_data(config, workers=workers).calibration_images(16, 30, seed=0))
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stream_has_splits_to_judge_and_to_test_by(tmp_path):
+    pytest.importorskip("webdataset")
+    parts = {"train": (40,), "judges": (8,), "validation": (12,)}
+    splits = {split: write_shards(tmp_path, split, shards) for split, shards in parts.items()}
+    (tmp_path / "_info.json").write_text(json.dumps({"splits": splits}))
+    config = DataConfig("wds/name", str(tmp_path), holdout_split="judges", num_classes=2)
     data = load_data(config)
+    epochs = [labels.tolist() for _, labels in data.training_batches(16, 40, seed=0, steps=range(2))]
+    assert epochs[0] != epochs[1]  # epochs are other orders, even of a single file
     assert data.images(data.holdout, 16)[1].tolist() == [0, 1] * 4
     assert data.images(data.test, 16)[1].tolist() == [0, 1] * 6
     with pytest.raises(ValueError, match="name a split to judge subnets by with holdout_split"):
