@@ -17,10 +17,17 @@ def _screened(problem: Problem, seed: int, size: int) -> Strategy:
     return ScreenedEvolution(problem, seed, EvolutionConfig(size))
 
 
+def _bayesian(problem: Problem, seed: int, size: int) -> Strategy:
+    from search.strategies.bayesian import Bayesian, BayesianConfig  # its predictors, too
+
+    return Bayesian(problem, seed, BayesianConfig(batch=max(size // 4, 1)))
+
+
 # ways to search a space, from a problem, a seed, and how many architectures a generation has, more or less
 STRATEGIES: Mapping[str, Callable[[Problem, int, int], Strategy]] = {
     "evolution": lambda problem, seed, size: Evolution(problem, seed, EvolutionConfig(size)),
     "screened": _screened,
+    "bayesian": _bayesian,
     "once_for_all": lambda problem, seed, size: SingleObjectiveEvolution(problem, seed, once_for_all(size)),
     "spos": lambda problem, seed, size: SingleObjectiveEvolution(problem, seed, spos()),
     "random": RandomSearch,

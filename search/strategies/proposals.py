@@ -27,13 +27,17 @@ class Proposals:
 
     def new(self, archs: Iterable[Arch], count: int) -> list[Arch]:
         """The first `count` of `archs` that are admissible and were never given out, each once; now they are."""
+        given = self.admissible(archs)[:count]
+        self._given.update(given)
+        return given
+
+    def admissible(self, archs: Iterable[Arch]) -> list[Arch]:
+        """Those of `archs` that `new` would give out, each once."""
         fresh = [arch for arch in dict.fromkeys(archs) if arch not in self._given]
         if not fresh:
             return []
         violations = self.problem.violation(self.problem.price(fresh))
-        given = [arch for arch, violation in zip(fresh, violations) if violation <= 1][:count]
-        self._given.update(given)
-        return given
+        return [arch for arch, violation in zip(fresh, violations) if violation <= 1]
 
     def draw(self, propose: Callable[[], Arch], count: int) -> list[Arch]:
         """`count` new admissible architectures from repeated calls of `propose`.
