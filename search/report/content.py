@@ -37,7 +37,7 @@ def make_content(sources: Sources, title: str = "") -> Content:
     standard error of a latency. `as_good` and `confirmed` are what front.csv says of the front: whether each cannot be
     told apart from the best, and its score on fresh examples. `notes` are lines on how sure fronts are, and on those
     that may not keep, or were measured not to keep, within a search's limit on a latency; `within` is how probable it
-    is that a candidate does.
+    is that a candidate does. `standings` are those of a sweep's strategies by one yardstick.
     """
     names = [name for search in sources.searches for e in search.evaluations for name in e.scores]
     if not names:
@@ -102,7 +102,14 @@ def make_content(sources: Sources, title: str = "") -> Content:
         "devices": [_device(device) for device in sources.devices if device.measurements],
         "trainings": [_training(training) for training in sources.trainings if training.metrics],
         "comparison": comparison(sources.searches, searches, groups, judge),
+        "standings": [_standing(row) for row in sources.standings],
     }
+
+
+def _standing(row: Mapping[str, str]) -> Content:
+    """A row of how strategies stand, its numbers as such; None for one that is not known."""
+    texts = ("judged_by", "device", "strategy", "told_apart")
+    return {name: text if name in texts else rounded(float(text or "nan")) for name, text in row.items()}
 
 
 def _groups(searches: Sequence[Search]) -> tuple[list[str], list[int]]:

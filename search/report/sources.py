@@ -1,8 +1,8 @@
 """What a report is made from: the folders that searches and sweeps write, and what they refer to.
 
-A search's folder holds `search.jsonl`, a sweep's `trials/*.jsonl`. Beside these, `search.json` says which training run
-was searched and which latency predictors priced it, so that a report finds the training curves and the measurements,
-and how sure the front is that `front.csv` has.
+A search's folder holds `search.jsonl`, a sweep's `trials/*.jsonl` and, in `strategies.csv`, how strategies stand.
+Beside these, `search.json` says which training run was searched and which latency predictors priced it, so that a
+report finds the training curves and the measurements, and how sure the front is that `front.csv` has.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from predictors import LatencyPredictor
 from predictors.latency import FILE as PREDICTOR
 from predictors.measuring.measurements import Measurement, read_measurements
 from predictors.measuring.noise import relative_differences
+from search.comparison.results import STANDINGS
 from search.history import Evaluation, read_history
 from supernet.artifacts import provenance
 from supernet.artifacts.atomic import write_atomically
@@ -85,6 +86,7 @@ class Sources:
     devices: Sequence[DeviceRecord]
     trainings: Sequence[Training]
     holdout: Mapping[Path, int]  # held-out examples of each training run
+    standings: Sequence[Mapping[str, str]] = ()  # of strategies by one yardstick, as sweeps wrote them
 
 
 def write_origin(
@@ -133,6 +135,7 @@ def read_sources(folders: Sequence[Path], predictors: Sequence[Path] = ()) -> So
         devices,
         [training for run, config in configs.items() for training in _trainings(run, config)],
         {run: config["held_out"] for run, config in configs.items()},
+        [row for folder in folders for row in _standings(folder / STANDINGS)],
     )
 
 
@@ -181,6 +184,13 @@ def _front(path: Path) -> dict[Arch, dict[str, str]]:
             return {Arch.from_json(row["arch"]): row for row in csv.DictReader(file)}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove it, or search again") from None
+
+
+def _standings(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _device(path: Path, costs: set[str], folders: Sequence[Path]) -> DeviceRecord:

@@ -232,6 +232,25 @@ function drawComparison() {
   );
 }
 
+function drawStandings() {
+  $("standings-section").hidden = !report.standings.length;
+  const shown = (value) => (value === null ? "" : String(Number(value.toPrecision(4))));
+  $("standings").replaceChildren(
+    row(["device", "limit (ms)", "strategy", "judged by", "value", "regret", "seeds", "failed", "latency (ms)", "evaluations", "seconds", ""], "th"),
+    ...report.standings.map((standing) =>
+      row([
+        standing.device,
+        shown(standing.limit_ms),
+        standing.strategy,
+        standing.judged_by.replaceAll("_", " "),
+        shown(standing.value) + (standing.standard_error === null ? "" : ` ± ${shown(standing.standard_error)}`),
+        ...[standing.regret, standing.seeds, standing.failed, standing.latency_ms, standing.evaluations, standing.seconds].map(shown),
+        standing.told_apart === "no" ? "not told apart from the first" : "",
+      ]),
+    ),
+  );
+}
+
 function chooseAxis() {
   report.axes.forEach(({ name }, axis) => {
     const label = element("label");
@@ -284,6 +303,7 @@ function start() {
   addEventListener("beforeprint", () => resize({ width: 640, height: 320 })); // as in the style for print
   addEventListener("afterprint", () => resize({ width: null, height: null, autosize: true }));
   drawComparison();
+  drawStandings();
   document.documentElement.dataset.ready = "true";
   later([() => drawHypervolume($("hypervolume"), report), drawDevices, drawTrainings]);
 }

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import shutil
 from xml.etree import ElementTree
 
@@ -9,6 +10,7 @@ from scipy.stats import norm
 
 from predictors import Device, LatencyPredictor
 from search.certainty import wilson
+from search.comparison import handed_in, standings, with_values, write_comparison
 from search.history import Evaluation, read_history, write_history
 from search.report.content import make_content
 from search.report.figures import write_figures
@@ -170,6 +172,30 @@ def test_a_sweeps_strategies_stand_side_by_side(tmp_path):
     assert evolution["hypervolume"][0] == pytest.approx((0.45 + 0.35) / 2)
     assert [len(front) for front in content["group_fronts"][0]] == [1, 1]
     assert read_history(tmp_path / "trials" / "0002.jsonl")[1] == trials[2].evaluations
+    assert content["standings"] == []
+
+
+def test_strategies_stand_by_what_a_sweep_judged_them(tmp_path):
+    own = [evaluation(SMALL, -3.0, 200.0, name="dna"), evaluation(LARGE, -2.0, 400.0, name="dna")]
+    settings = {"device": "macs", "limit_ms": math.inf, "seed": 0}
+    trials = [
+        Trial({"strategy": "dna", **settings}, {}, own, None, {**SETTINGS, "score": "dna", "scores": ["dna"]}, 3.0),
+        Trial({"strategy": "random", **settings}, {}, [evaluation(SMALL, 0.6, 200.0)], None, SETTINGS, 2.0),
+    ]
+    found, values = [handed_in(trial, "macs", 1) for trial in trials], {LARGE: 0.8, SMALL: 0.6}
+    sweep = with_values(Sweep(trials, []), found, "accuracy", values)
+    write_sweep(sweep, tmp_path, {"macs": "macs"}, "accuracy")
+    rows = standings(found, values, {"macs": {LARGE: 400.0, SMALL: 200.0}}, {})
+    write_comparison(tmp_path, rows, "accuracy", found, values, {})
+    content = make_content(read_sources([tmp_path]))
+    assert content["groups"] == ["dna", "random"]
+    assert content["left_out"] == []
+    assert content["candidates"]["score"] == [0.8, 0.6]  # of dna, what was handed in
+    assert [search["failed"] for search in content["searches"]] == [0, 0]
+    first, second = content["standings"]
+    assert (first["strategy"], first["judged_by"], first["limit_ms"], first["value"]) == ("dna", "accuracy", None, 0.8)
+    assert (second["strategy"], second["regret"], second["told_apart"]) == ("random", 0.2, "no")
+    assert (second["standard_error"], second["seconds"]) == (None, 2.0)
 
 
 def test_searches_by_another_score_are_left_out(folder):
