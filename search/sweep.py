@@ -38,6 +38,11 @@ TrialSettings = Mapping[str, str | float]  # what tells a trial from others, suc
 SearchTrial = Callable[..., None]  # (TrialSettings, Path, Callable[[Generation], None], **shared)
 
 HISTORY = "search.jsonl"
+HISTORIES = "histories"
+RUN = "training"
+"""Folder of the run of a trial that trains, beside its histories."""
+TRAINS = "method"
+"""In the settings of trials that train a supernet each."""
 _ACTIVE: ContextVar = ContextVar("the watcher of the sweep that runs")
 
 
@@ -104,7 +109,11 @@ def run_sweep(
 
         path = f"{storage}/{name}"
         begun = tune.Tuner.can_restore(path)
-        evaluated = "://" in storage or any((Path(path) / "histories").glob("*/*.jsonl"))
+        evaluated = "://" in storage or any(
+            begun
+            for pattern in ("*/*.jsonl", f"*/{RUN}/config.json")
+            for begun in (Path(path) / HISTORIES).glob(pattern)
+        )
         if begun and not (evaluated or resume):
             logger.warning("a sweep that evaluated nothing is now in %s", set_aside(Path(path)))
             begun = False
@@ -115,7 +124,7 @@ def run_sweep(
         with ray_running(address, workers and workers * threads):
             if not address:  # where nobody adds a machine
                 check_resources(ray.cluster_resources(), 1, threads, gpus)
-            histories = None if "://" in storage else Path(path) / "histories"
+            histories = None if "://" in storage else Path(path) / HISTORIES
             shared = prepare()
             for module in modules_from_files():  # workers, which may lack the files, get the code itself
                 ray.cloudpickle.register_pickle_by_value(module)
@@ -157,13 +166,23 @@ def run_sweep(
             return Sweep([_finished(*found) for found in zip(watcher.settings, results, strict=True)], watcher.retried)
 
 
-def write_sweep(sweep: Sweep, directory: Path, costs: Mapping[str, str], score: str) -> None:
+def write_sweep(
+    sweep: Sweep,
+    directory: Path,
+    costs: Mapping[str, str],
+    score: str,
+    more: Callable[[TrialSettings], Mapping[str, str]] = lambda settings: {},
+) -> None:
     """Write `trials.csv`, a row for each trial, its history as `trials/NUMBER.jsonl`, and for each device
     `front_DEVICE.csv`, the front over all its trials of the evaluations that have the `score`.
 
-    `costs` gives, for each device that trials have in their settings, the cost that is traded off against it.
+    `costs` gives, for each device that trials have in their settings, the cost that is traded off against it, `more`
+    what else there is to say in the row of a trial with some settings.
     """
-    rows = [{**t.settings, **t.metrics, "seconds": t.seconds, "failed_because": t.error or ""} for t in sweep.trials]
+    rows = [
+        {**t.settings, **more(t.settings), **t.metrics, "seconds": t.seconds, "failed_because": t.error or ""}
+        for t in sweep.trials
+    ]
     write_csv(directory / "trials.csv", rows)
     for number, trial in enumerate(sweep.trials):
         settings = {**trial.search, "trial": dict(trial.settings)}
@@ -174,13 +193,15 @@ def write_sweep(sweep: Sweep, directory: Path, costs: Mapping[str, str], score: 
 
 def combined_front(trials: Sequence[Trial], device: str, cost: str, score: str) -> list[dict[str, object]]:
     """The front of all trials on `device` by `score`, by increasing cost: a row with scores, costs, architecture and
-    settings. Evaluations that lack the score are in no front."""
+    settings. Evaluations that lack the score are in no front. An architecture that several trials have evaluated is in
+    it once, by the first of them, unless each has trained a supernet of its own."""
     found: dict[object, tuple[Evaluation, TrialSettings]] = {}
-    for trial in trials:
+    for number, trial in enumerate(trials):
+        trained = number if TRAINS in trial.settings else None
         if trial.settings.get("device") == device:
             for evaluation in trial.evaluations:
                 if score in evaluation.scores:
-                    found.setdefault(evaluation.arch, (evaluation, trial.settings))
+                    found.setdefault((evaluation.arch, trained), (evaluation, trial.settings))
     members = list(found.values())
     if not members:
         return []
@@ -206,9 +227,7 @@ def _trial(
             reported = json.loads((before / "generations.json").read_text())
         history = folder / HISTORY
         if histories:
-            # by what it is a trial of: Tune's name for it may not have been written when the driver was killed
-            settings = json.dumps(config["settings"], sort_keys=True)
-            own = histories / hashlib.sha256(settings.encode()).hexdigest()[:16]
+            own = history_folder(histories, config["settings"])
             past += sorted(own.glob("*.jsonl"))
             history = own / f"{uuid.uuid4().hex}.jsonl"
         _gather(past, history)
@@ -229,6 +248,12 @@ def _trial(
             )
 
         search(config["settings"], history, report, **shared)
+
+
+def history_folder(histories: Path, settings: TrialSettings) -> Path:
+    """Where a trial keeps what it has done: by what it is a trial of, since Tune's name for it may not have been
+    written when the driver was killed."""
+    return histories / hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _gather(past: Sequence[Path], history: Path) -> None:

@@ -22,6 +22,7 @@ COMMANDS = (
     "compare-devices",
     "search",
     "sweep",
+    "sweep-trainings",
     "report",
     "extract",
     "finetune",
