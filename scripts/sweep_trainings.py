@@ -1,4 +1,4 @@
-"""`supernet sweep` from a checkout; supernet_cli/sweep.py says what it does."""
+"""`supernet sweep-trainings` from a checkout; supernet_cli/sweep_trainings.py says what it does."""
 
 from supernet_cli.main import run_script
 
