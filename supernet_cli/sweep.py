@@ -43,6 +43,7 @@ from rich.table import Table
 from predictors import LatencyPredictor
 from search.blockwise.dna import DnaConfig
 from search.comparison import (
+    MEASURED,
     HandedIn,
     Yardstick,
     by_supernet,
@@ -206,7 +207,7 @@ def main() -> None:
     found = [handed_in(trial, str(trial.settings["device"]), arguments.hand_in) for trial in sweep.trials]
     values = judge(arguments, yardstick, sweep, found, trained, predictors, output)
     sweep = with_values(sweep, found, yardstick.name, values)
-    measured = measure_members(found, trained, predictors, output / "measured") if arguments.measure else {}
+    measured = measure_members(found, trained, predictors, output / MEASURED) if arguments.measure else {}
     latency_ms = {name: dict(zip(values, p.cost(list(values)))) for name, p in predictors.items()} if values else {}
     rows = standings(found, values, latency_ms, measured)
     write_sweep(sweep, output, {device: device for device in predictors}, yardstick.name)

@@ -4,11 +4,12 @@ alike."""
 from search.comparison.entries import entry_settings
 from search.comparison.handed_in import HandedIn, handed_in
 from search.comparison.judging import judged, on_workers
-from search.comparison.results import with_values, write_comparison
+from search.comparison.results import MEASURED, with_values, write_comparison
 from search.comparison.standings import standings
 from search.comparison.yardsticks import Yardstick, by_supernet, by_table, trained_alone
 
 __all__ = [
+    "MEASURED",
     "HandedIn",
     "Yardstick",
     "by_supernet",

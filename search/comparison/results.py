@@ -15,6 +15,7 @@ from supernet.space import Arch
 
 STANDINGS = "strategies.csv"
 HANDED_IN = "handed_in.csv"
+MEASURED = "measured"  # folder of what was measured on this machine
 
 
 def with_values(sweep: Sweep, found: Sequence[HandedIn], name: str, values: Mapping[Arch, float]) -> Sweep:

@@ -22,7 +22,7 @@ from predictors import LatencyPredictor
 from predictors.latency import FILE as PREDICTOR
 from predictors.measuring.measurements import Measurement, read_measurements
 from predictors.measuring.noise import relative_differences
-from search.comparison.results import STANDINGS
+from search.comparison.results import MEASURED, STANDINGS
 from search.history import Evaluation, read_history
 from supernet.artifacts import provenance
 from supernet.artifacts.atomic import write_atomically
@@ -196,7 +196,9 @@ def _standings(path: Path) -> list[dict[str, str]]:
 def _device(path: Path, costs: set[str], folders: Sequence[Path]) -> DeviceRecord:
     predictor = LatencyPredictor.load(path)
     name = predictor.device.name if predictor.device else path.name
-    files = [path / "measurements.csv", *(folder / f"front_{name}.csv" for folder in folders if _is_search(folder))]
+    files = [path / "measurements.csv"]
+    for folder in folders:  # a sweep's own front_DEVICE.csv holds predictions
+        files.append((folder if (folder / HISTORY).exists() else folder / MEASURED) / f"front_{name}.csv")
     measurements = [
         row
         for file in files
@@ -209,10 +211,6 @@ def _device(path: Path, costs: set[str], folders: Sequence[Path]) -> DeviceRecor
     if all(file.exists() for file in twice):
         noise = 100 * float(np.abs(relative_differences(*(read_measurements(file) for file in twice))).mean())
     return DeviceRecord(name, predictor, frozenset({*costs, name}), measurements, noise)
-
-
-def _is_search(folder: Path) -> bool:
-    return (folder / HISTORY).exists()  # a sweep's front_DEVICE.csv holds predictions
 
 
 def _trainings(run: Path, config: Mapping[str, Any]) -> Iterator[Training]:

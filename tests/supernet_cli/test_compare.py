@@ -57,6 +57,7 @@ def test_strategies_by_different_scores_are_judged_by_one_yardstick(cpus, sweep,
     assert sorted(judged) == sorted(by_others - by_evolution)  # which evolution has judged already
     blocks = json.loads((tmp_path / "dna" / "ratings.json").read_text())["blocks"]
     assert len(blocks) == 1
+    assert list((folder / "run" / "compare" / "histories").rglob("dna")) == []  # no trial has trained them again
     front = rows(tmp_path / "front_phone.csv")
     assert max(float(row["accuracy"]) for row in front) >= values[0]
 

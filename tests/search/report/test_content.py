@@ -198,6 +198,16 @@ def test_strategies_stand_by_what_a_sweep_judged_them(tmp_path):
     assert (second["standard_error"], second["seconds"]) == (None, 2.0)
 
 
+def test_what_a_sweep_measured_is_shown(folder):
+    write_history(folder / "sweep" / "trials" / "0000.jsonl", SETTINGS, EVALUATIONS)
+    write_origin(folder / "sweep", folder / "run", [folder / "phone"])
+    (folder / "sweep" / "measured").mkdir()
+    (folder / "sweep" / "measured" / "front_phone.csv").write_text(f"arch,latency_ms\n{json_cell(LARGE)},0.9\n")
+    (folder / "sweep" / "front_phone.csv").write_text("accuracy,phone\n0.9,0.8\n")  # which is predicted
+    candidates = make_content(read_sources([folder / "sweep"]))["candidates"]
+    assert candidates["measured"][0][candidates["line"].index(4)] == 0.9
+
+
 def test_searches_by_another_score_are_left_out(folder):
     other = [dataclasses.replace(e, scores={"synflow": -3.0}) for e in EVALUATIONS]
     write_history(folder / "other" / "search.jsonl", SETTINGS, other)
