@@ -52,9 +52,9 @@ CALIBRATION = 1024  # images of digits
 
 @dataclass(frozen=True)
 class Arguments:
-    epochs: int = 40
+    epochs: int = 20
     """Of the supernet's training on the digits."""
-    subnets: int = 10
+    subnets: int = 6
     """Random subnets whose errors are averaged."""
     chunks: tuple[int, ...] = (16, 32, 64, 128, 256, 512)
     """Images in a chunk."""
@@ -62,7 +62,7 @@ class Arguments:
     """Budget of the memory measured, in MB."""
     images: tuple[int, ...] = (128, 512, 2048)
     """Numbers of images of the memory measured within the budget."""
-    at_once: tuple[int, ...] = (128, 512, 2048)
+    at_once: tuple[int, ...] = (128, 512)
     """The same of all images at once."""
     quick: bool = False
     """A shorter training, two subnets, a smaller budget and fewer images."""

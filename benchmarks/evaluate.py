@@ -46,6 +46,7 @@ from search.strategies import make_strategy
 from supernet import Arch, Supernet
 from supernet.artifacts.runs import Run, load_run, run_job
 from supernet.calibration import calibrate
+from supernet.training.data.batch import on, split
 from supernet.training.execution import Execution
 from supernet.training.recipes import cifar10
 
@@ -141,10 +142,8 @@ def compare(trained: Run, asked: Sequence[Sequence[Arch]], arguments: Arguments)
     images = RunBatches(trained.data, arguments.images, arguments.seed, arguments.images).images
     batches = {}
     for size in {trained.family.resolution(arch) for arch in itertools.chain(*asked)}:
-        calibration, evaluation, _ = images(size)
-        batches[size] = trie.Batches(
-            list(calibration.split(arguments.batch_size)), list(evaluation.split(arguments.batch_size))
-        )
+        parts = (split(part, arguments.batch_size) for part in images(size)[:2])
+        batches[size] = trie.Batches(*([on(torch.device("cpu"), batch) for batch in part] for part in parts))
     remembered = trie.Remembered(MEMORY_BYTES)
 
     def in_search(archs: Sequence[Arch]) -> dict[int, Tensor]:

@@ -88,6 +88,8 @@ def run_search(
         worker_device(device, gpus_per_worker)
     elif gpus_per_worker:
         raise ValueError(f"there are {gpus_per_worker:g} GPUs for each worker, but no workers: say how many")
+    if job.images == SearchJob.images and trained.data.count(trained.data.holdout) <= job.images:
+        job = dataclasses.replace(job, images=None)  # as histories of former versions say, which took all by default
     judge = judge or make_judge(job, trained, history and history.parent)
     if confirm and judge.fresh is None:
         raise ValueError(f"the score {job.score} is not that of held-out examples, which others could confirm")
@@ -108,6 +110,7 @@ def run_search(
         scores = {judge.name: judge.score}
         evaluate: Evaluator = evaluate_here(scores)
         if workers:
+            judge.load()
             evaluate = stack.enter_context(
                 RayEvaluator(problem.space, scores, workers, threads, gpus_per_worker, address)
             )

@@ -36,8 +36,12 @@ class SearchJob:
     """Architectures to evaluate."""
     population: int = 100
     """Architectures in a generation."""
-    images: int | None = None
-    """Held-out images that judge an architecture; all if None."""
+    images: int | None = 10_000
+    """Held-out images that judge an architecture, at most; all if None. An accuracy of 80 % of so many has a standard
+    error of 0.4 %."""
+    resize_images: bool = False
+    """Prepare images at the largest resolution alone and resize them for each subnet, as training does. Otherwise they
+    are prepared at every resolution by themselves, as for use, which takes so many times the memory and the loading."""
     calibration_images: int | None = None
     """Training images for BatchNorm; as in training if None."""
     batch_size: int = 500

@@ -102,7 +102,10 @@ class Arguments:
     population: int = SearchJob.population
     """Architectures in a generation."""
     images: int | None = SearchJob.images
-    """Held-out images that judge an architecture; by default all."""
+    """Held-out images that judge an architecture, at most; None for all."""
+    resize_images: bool = SearchJob.resize_images
+    """Prepare images at the largest resolution alone and resize them for each subnet, as training does; otherwise at
+    every resolution by themselves, as for use, which takes so many times the memory and the loading."""
     calibration_images: int | None = SearchJob.calibration_images
     """Training images for BatchNorm; by default as in training."""
     calibration_bytes: int = SearchJob.calibration_bytes

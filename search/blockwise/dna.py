@@ -33,6 +33,7 @@ from supernet.evaluation import CALIBRATION_BYTES
 from supernet.families import Family
 from supernet.space import Arch, SearchSpace
 from supernet.training.data import ImageData
+from supernet.training.data.batch import examples_in, on, split
 from supernet.training.execution import Execution, channels_last
 from supernet.training.loop import StepResult
 from supernet.training.loop.checkpoint import has_checkpoints
@@ -98,7 +99,7 @@ class BlockRating:
         self._data, self._images, self._config, self._seed = data, images, config, seed
         self._directory, self._batch_size, self._on_step = directory, batch_size, on_step
         self._calibration_bytes = calibration_bytes
-        few = images(self.resolution).images[:2].to(next(teacher.model.parameters()).device)
+        few = on(next(teacher.model.parameters()).device, split(images(self.resolution).images, 2)[0])
         if config.cuts:
             cuts = given_cuts(family, self.space, maps_of(teacher, few), config.cuts)
         else:
@@ -154,7 +155,7 @@ class BlockRating:
             self._prepare(self._directory and self._directory / "ratings.json")
 
     def _prepare(self, path: Path | None) -> None:
-        images = [len(part) for part in self._images(self.resolution)[:2]]
+        images = [examples_in(part) for part in self._images(self.resolution)[:2]]
         if path and path.exists():
             content = json.loads(path.read_text())
             self._check_settings(content["settings"])
@@ -217,7 +218,7 @@ class BlockRating:
     def rate(self) -> list[dict[Arch, float]]:
         """The loss of every path of every block."""
         calibration, images, _ = self._images(self.resolution)
-        parts = [part.to(self._device).split(self._batch_size) for part in (calibration, images)]
+        parts = [[on(self._device, batch) for batch in split(part, self._batch_size)] for part in (calibration, images)]
         known = [[[batch, *self._teacher(batch)] for batch in part] for part in parts]  # [K + 1] of each batch
         found = []
         for index, block in enumerate(self.blocks):

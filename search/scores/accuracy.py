@@ -21,7 +21,8 @@ from supernet.supernet import Supernet
 from supernet.tasks import Classification, Task
 from supernet.tasks.task import Output
 from supernet.training.data import Data, resize
-from supernet.training.data.batch import Batch, device_of, dropped, joined, on, split, take
+from supernet.training.data.batch import Batch, device_of, dropped, is_pixels, joined, on, split, take
+from supernet.training.data.pixels import Pixels
 
 # N images or other examples, C channels, R resolution in pixels, K classes
 
@@ -30,7 +31,7 @@ Found = TypeVar("Found")
 
 class EvaluationBatches(NamedTuple):
     """What subnets are calibrated and judged on, at one resolution: a batch with all calibration examples, and one with
-    all that judge."""
+    all that judge. Networks take what `supernet.training.data.batch.on` makes of them."""
 
     calibration: Batch  # of which the inputs alone matter
     evaluation: Batch
@@ -39,8 +40,8 @@ class EvaluationBatches(NamedTuple):
 class EvaluationImages(NamedTuple):
     """The same of images with labels."""
 
-    calibration: Tensor  # [N, C, R, R]
-    images: Tensor  # [N, C, R, R]
+    calibration: Tensor | Pixels  # [N, C, R, R]
+    images: Tensor | Pixels  # [N, C, R, R]
     labels: Tensor  # [N]
 
 
@@ -64,10 +65,11 @@ def held_out(
     data: Data, calibration: int, seed: int, count: int | None, resolution: int | None, first: int = 0
 ) -> EvaluationBatches:
     """Of `data`, `calibration` training examples to calibrate by, and `count` held-out examples to judge by, all if
-    None, from the example `first` on."""
-    judges = dropped(data.evaluation_batches(data.holdout, resolution), first)
+    None, from the example `first` on, in their compact form."""
+    kept = data.compact()
+    judges = dropped(kept.evaluation_batches(kept.holdout, resolution), first)
     return EvaluationBatches(
-        joined(list(data.calibration_batches(resolution, calibration, seed))), joined(list(take(judges, count)))
+        joined(list(kept.calibration_batches(resolution, calibration, seed))), joined(list(take(judges, count)))
     )
 
 
@@ -225,15 +227,26 @@ def _labelled(images: Callable[[int], EvaluationImages], resolution: int) -> Eva
     return EvaluationBatches((calibration,), tuple(labelled))
 
 
-def first_metric(task: Task, output: Output, batch: Batch) -> float:
-    """The first metric of an output for a batch, in single precision; NaN if a number in the output is not finite."""
+def first_metric(task: Task, output: Output, batch: Batch, part: int = 500) -> float:
+    """The first metric of an output for a batch, in single precision; NaN if a number in the output is not finite.
+
+    A batch with `Pixels` is normalised in parts of `part` examples.
+    """
     if not all(leaf.isfinite().all() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)):
         return float("nan")
-    output = on(device_of(batch), output)  # a batch is larger
-    return float(np.float32(next(iter(task.metrics([output], [batch]).values()))))
+    return float(np.float32(next(iter(task.metrics(*_ready(output, batch, part)).values()))))
 
 
-def judged(task: Task, output: Output, batch: Batch) -> Judged:
+def judged(task: Task, output: Output, batch: Batch, part: int = 500) -> Judged:
     """The first metric of an output for a batch, and what it is the mean of."""
-    score, own = first_metric(task, output, batch), task.per_example(on(device_of(batch), output), batch)
-    return Judged(score, None if own is None else own.double().cpu().numpy())
+    own = [task.per_example(*pair) for pair in zip(*_ready(output, batch, part))]
+    per_example = None if own[0] is None else torch.cat(own).double().cpu().numpy()
+    return Judged(first_metric(task, output, batch, part), per_example)
+
+
+def _ready(output: Output, batch: Batch, part: int) -> tuple[Iterable[Output], Iterable[Batch]]:
+    """Outputs and batches as tasks take them, on the device of the batch, which is larger."""
+    output = on(device_of(batch), output)
+    if not any(map(is_pixels, tree_leaves(batch, is_leaf=is_pixels))):
+        return [output], [batch]
+    return split(output, part), (on(device_of(own), own) for own in split(batch, part))

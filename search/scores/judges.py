@@ -10,12 +10,16 @@ dna         how well blocks imitate those of a teacher (DNA)
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import IterableDataset, Subset
 
 from distill.blockwise import Teacher
@@ -29,6 +33,7 @@ from search.untrained.proxies import PROXIES
 from search.untrained.te_nas import Proxies, prunable, search_by_pruning
 from supernet.artifacts.runs import Job, Run
 from supernet.artifacts.teacher import load_teacher
+from supernet.families import Family
 from supernet.space import Arch
 from supernet.tasks import Classification
 from supernet.training.data import Data, DataConfig, ImageData, load_data
@@ -69,6 +74,8 @@ class Judge(NamedTuple):
     """Itself where it judges by held-out examples, which then may say how sure it is (`SupernetScore.judged`)."""
     fresh: Callable[[], SupernetScore] | None = None
     """The same score by held-out examples that the search does not see; ValueError if there are none."""
+    load: Callable[[], None] = _nothing
+    """Has the images in memory that architectures are judged by, before workers get their copies of the score."""
 
 
 def make_judge(job: SearchJob, run: Run, directory: Path | None = None) -> Judge:
@@ -108,35 +115,62 @@ def run_batches(job: SearchJob, trained: Run, fresh: bool = False) -> RunBatches
     """The examples of a run that a search judges by: the first of those held out. Or `fresh` ones: the next of them, as
     many again if so many are left; ValueError if none are."""
     count = job.calibration_images or trained.job.train.images_to_calibrate(trained.family.num_classes)
+    sizes = resolutions(trained.family)
+    largest = max(sizes) if job.resize_images and None not in sizes else None
+    batches = partial(RunBatches, trained.data, count, trained.job.train.seed, job.images, largest=largest)
     if not fresh:
-        return RunBatches(trained.data, count, trained.job.train.seed, job.images)
+        return batches()
     available = trained.data.count(trained.data.holdout)
     if job.images is None or job.images >= available:
         raise ValueError(
             f"all {available} held-out examples judge the search, so that none are left to confirm its front by: judge "
             f"by fewer of them (--images {max(2 * available // 3, 1)}), or hold out more in training (--holdout)"
         )
-    return RunBatches(trained.data, count, trained.job.train.seed, job.images, first=job.images)
+    return batches(first=job.images)
+
+
+def resolutions(family: Family) -> Sequence[int | None]:
+    """Those that architectures of the family have."""
+    choice = family.space.choices.get("resolution")
+    return choice.values if choice else (family.input_size,)
 
 
 class RunBatches:
     """Examples of a run to calibrate and to judge by, the latter `count` from the held-out example `first` on, kept in
-    memory at every resolution that was asked for."""
+    memory at every resolution that was asked for, in the data's compact form: images as pixels of 8 bits.
 
-    def __init__(self, data: Data, calibration: int, seed: int, count: int | None, first: int = 0) -> None:
+    With a `largest` resolution, they are kept at that one alone, and whoever uses them resizes them.
+
+    What is kept goes into a pickle, of pixels as arrays that Ray keeps once a machine for all processes that read them.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        calibration: int,
+        seed: int,
+        count: int | None,
+        first: int = 0,
+        largest: int | None = None,
+    ) -> None:
         self._data = data
         self._calibration = calibration
         self._seed = seed
         self._count = count
         self._first = first
+        self._largest = largest
         self._known: dict[int | None, EvaluationBatches] = {}
 
     def __call__(self, resolution: int | None) -> EvaluationBatches:
-        if resolution not in self._known:
-            self._known[resolution] = held_out(
-                self._data, self._calibration, self._seed, self._count, resolution, self._first
-            )
-        return self._known[resolution]
+        kept = self._largest or resolution
+        if kept not in self._known:
+            self._known[kept] = held_out(self._data, self._calibration, self._seed, self._count, kept, self._first)
+        return self._known[kept]
+
+    def load(self, sizes: Sequence[int | None]) -> None:
+        """Have the examples of these resolutions in memory."""
+        for size in sizes:
+            self(size)
 
     def images(self, resolution: int) -> EvaluationImages:
         """The same of images with labels."""
@@ -144,7 +178,29 @@ class RunBatches:
         return EvaluationImages(calibration[0], *evaluation)
 
     def __getstate__(self):
-        return self.__dict__ | {"_known": {}}  # each process loads its own
+        return self.__dict__ | {"_known": tree_map_only(Tensor, _Array.of, self._known)}
+
+    def __setstate__(self, state):
+        self.__dict__ |= state
+        self._known = tree_map_only(_Array, _Array.tensor, self._known)
+
+
+class _Array:
+    """A tensor of 8-bit integers in a pickle."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Tensor | _Array:
+        """The pixels in `tensor`, if it is such; other tensors as they are."""
+        return cls(tensor.numpy()) if tensor.dtype == torch.uint8 and tensor.device.type == "cpu" else tensor
+
+    def tensor(self) -> Tensor:
+        """The same memory as a tensor, which is to be read only if the array is."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            return torch.from_numpy(self._array)
 
 
 def training_batch(data: ImageData, resolution: int, size: int, seed: int) -> LabelledImages:
@@ -161,7 +217,8 @@ def training_batch(data: ImageData, resolution: int, size: int, seed: int) -> La
 def _by_supernet(job: SearchJob, run: Run, directory: Path | None) -> Judge:
     score = supernet_score(job, run)
     fresh = partial(supernet_score, job, run, fresh=True)
-    return Judge(score, name=run.family.task.metric, examples=score, fresh=fresh)
+    load = partial(score.batches.load, resolutions(run.family))
+    return Judge(score, load=load, name=run.family.task.metric, examples=score, fresh=fresh)
 
 
 def _zero_cost(job: SearchJob, run: Run, directory: Path | None) -> Judge:
@@ -195,9 +252,9 @@ def _rdm(job: SearchJob, run: Run, directory: Path | None) -> Judge:
         candidate: MakeCandidate = TrainedBriefly(family, run.data, training, directory / "candidates", execution)
     else:
         candidate = FromSupernet(channels_last(run.net), job.calibration_bytes)
-    images = run_batches(job, run).images
-    score = TeacherGuided(candidate, images, family.resolution, teacher, resolution, config, job.batch_size)
-    return Judge(score, score.prepare)
+    kept = run_batches(job, run)
+    score = TeacherGuided(candidate, kept.images, family.resolution, teacher, resolution, config, job.batch_size)
+    return Judge(score, score.prepare, load=partial(kept.load, resolutions(family)))
 
 
 def _dna(job: SearchJob, run: Run, directory: Path | None) -> Judge:

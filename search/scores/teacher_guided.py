@@ -24,7 +24,8 @@ from supernet.families import Family
 from supernet.space import Arch
 from supernet.supernet import Supernet
 from supernet.tasks import Classification
-from supernet.training.data import ImageData
+from supernet.training.data import ImageData, resize
+from supernet.training.data.batch import device_of, on, split
 from supernet.training.execution import DEFAULT, Execution
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
@@ -94,8 +95,7 @@ class TeacherGuided:
     def prepare(self) -> None:
         """Have the teacher see the images, unless it has."""
         if self._teacher:
-            seen = self._images(self._teacher_resolution).images[: self._config.images]
-            features = self._teacher(seen.to(_device(self._teacher.model)))
+            features = self._teacher(self._told_apart(self._teacher_resolution, self._teacher.model))
             self._matrices = [dissimilarity(own).cpu() for own in features]
             self._teacher = None
 
@@ -112,21 +112,29 @@ class TeacherGuided:
 
     def calibrated(self, arch: Arch) -> nn.Module:
         """The candidate with BatchNorm statistics of its own, in eval mode."""
-        calibration = self._images(self._resolution(arch)).calibration
-        return self._candidate(arch, calibration.split(self._batch_size)).eval()
+        size = self._resolution(arch)
+        parts = split(self._images(size).calibration, self._batch_size)
+        return self._candidate(arch, (resize(on(device_of(part), part), size) for part in parts)).eval()
 
     def performance(self, model: nn.Module, arch: Arch) -> float:
         """P: the accuracy of a calibrated candidate; NaN if a logit is not finite."""
-        _, images, labels = self._images(self._resolution(arch))
+        size = self._resolution(arch)
+        _, images, labels = self._images(size)
+        batches = (resize(on(_device(model), part), size) for part in split(images, self._batch_size))
         with torch.no_grad():
-            logits = torch.cat([untouched(model, batch.to(_device(model))) for batch in images.split(self._batch_size)])
+            logits = torch.cat([untouched(model, batch) for batch in batches])
         return first_metric(Classification(), logits, (None, labels))
 
     def guidance(self, model: nn.Module, arch: Arch) -> float:
         """TG of a calibrated candidate."""
         self.prepare()
-        images = self._images(self._resolution(arch)).images[: self._config.images]
-        return guidance_of(model, images.to(_device(model)), self._matrices, self._config.method)
+        images = self._told_apart(self._resolution(arch), model)
+        return guidance_of(model, images, self._matrices, self._config.method)
+
+    def _told_apart(self, size: int, model: nn.Module) -> Tensor:
+        """The images that networks are compared by, where `model` is."""
+        first = split(self._images(size).images, self._config.images)[0]
+        return resize(on(_device(model), first), size)
 
     def _score(self, arch: Arch) -> float:
         model = self.calibrated(arch)

@@ -131,8 +131,15 @@ def _blocks_by_the_loop(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | {"dna": settings["dna"] | {"clip": None, "clip_mode": "norm", "ema_decay": None}}
 
 
+def _images_at_each_resolution(settings: dict[str, Any]) -> dict[str, Any]:
+    """Format 3 of a search's settings knew images that are prepared at each resolution alone."""
+    return {"resize_images": False} | settings if "calibration_images" in settings else settings
+
+
 RUN = Format("training run", (_execution_apart, _arguments_of_the_family, _step_by_name))
 SUBNET = Format("subnet", (_code_of_the_space, _family_of_the_subnet))
 PREDICTOR = Format("latency predictor", (_several_methods,))
-HISTORY = Format("search history", (_score_apart, _blocks_by_the_loop), prefix="supernet search history ")
+HISTORY = Format(
+    "search history", (_score_apart, _blocks_by_the_loop, _images_at_each_resolution), prefix="supernet search history "
+)
 CHECKPOINT = Format("checkpoint of a training", prefix="supernet-checkpoint-")

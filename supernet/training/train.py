@@ -122,11 +122,11 @@ class _Evaluation:
     @cached_property
     def calibration_batches(self) -> list[Batch]:
         count = self.config.images_to_calibrate(self.num_classes)
-        return list(self.data.calibration_batches(self.resolution, count, self.config.seed))
+        return list(self.data.compact().calibration_batches(self.resolution, count, self.config.seed))
 
     @cached_property
     def holdout(self) -> list[Batch]:
-        batches = self.data.evaluation_batches(self.data.holdout, self.resolution)
+        batches = self.data.compact().evaluation_batches(self.data.holdout, self.resolution)
         return list(take(batches, self.execution.eval_images))
 
     def __call__(self, net: Supernet) -> dict[str, dict[str, float]]:

@@ -16,8 +16,10 @@ from search.history import History
 from search.loop import ask_and_tell, evaluate_here
 from search.parallel import RayEvaluator, check_resources, room, worker_device
 from search.problem import Problem
+from search.scores.judges import RunBatches
 from search.strategies.evolution import Evolution, EvolutionConfig
 from supernet import SearchSpace
+from supernet.training.data import DataConfig, load_data
 
 SPACE = SearchSpace({"a": tuple(range(10)), "b": tuple(range(10))})
 
@@ -294,3 +296,27 @@ def test_a_killed_driver_loses_nothing_that_was_evaluated(address, here, tmp_pat
     assert 9 <= len(kept) <= 12
     assert kept.isdisjoint(again)
     assert resumed.evaluations == here
+
+
+class Mapped:
+    """1 if the images are in memory that the object store has mapped, and were not loaded here."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __call__(self, archs):
+        self.batches._data = None
+        address = self.batches(32).evaluation[0].values.data_ptr()
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            start, end = (int(place, 16) for place in line.split()[0].split("-"))
+            if start <= address < end:
+                return [float("plasma" in line or "/dev/shm" in line)] * len(archs)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not list what is mapped in /proc")
+def test_workers_of_a_machine_read_one_copy_of_the_images():
+    batches = RunBatches(load_data(DataConfig()), 20, 0, None)
+    batches.load([32])
+    with RayEvaluator(SPACE, {"mapped": Mapped(batches)}, 1) as evaluate:
+        (outcome,) = evaluate(SPACE.decode([[0, 0]]))
+    assert outcome.scores == {"mapped": 1.0}, outcome.error

@@ -11,7 +11,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from supernet.training.data.batch import joined, take
+from supernet.training.data.batch import Batch, joined, take
 from supernet.training.data.config import DataConfig
 from supernet.training.data.datasets import Digits, open_dataset
 from supernet.training.data.images import evaluation_transform
@@ -52,6 +52,7 @@ class ImageData(Data):
     classes: tuple[str, ...] = field()  # of which `Data` has a default
     config: DataConfig
     workers: int = 0  # processes that load images; 0 loads in this one
+    pixels: bool = False  # those to calibrate by and to evaluate on are `Pixels` as well, see `compact`
 
     @property
     def num_classes(self) -> int:
@@ -103,16 +104,23 @@ class ImageData(Data):
         """The first `count` images (all if None) of a part [N, C, R, R] and their labels [N], in memory."""
         return joined(list(take(self.evaluation_batches(part, resolution), count)))
 
-    def evaluation_batches(self, part: Dataset, resolution: int, batch_size: int = 256) -> DataLoader:
+    def evaluation_batches(self, part: Dataset, resolution: int, batch_size: int = 256) -> Iterable[Batch]:
         """Batches of the images of a part [N, C, R, R], resized and centrally cropped, and their labels [N]."""
         transform = self.evaluation_transform(resolution)
-        if isinstance(part, IterableDataset):
-            return self._loader(StreamedImages(part, transform, seed=None), batch_size=batch_size)
-        return self._loader(Transformed(part, transform), batch_size=batch_size)
+        is_stream = isinstance(part, IterableDataset)
+        dataset = StreamedImages(part, transform, seed=None) if is_stream else Transformed(part, transform)
+        loader = self._loader(dataset, batch_size=batch_size)
+        return self._to_normalise(loader) if self.pixels else loader
 
     def evaluation_transform(self, resolution: int) -> Callable[[Image.Image], Tensor]:
         config = self.config
-        return evaluation_transform(resolution, config.interpolation, config.crop_pct, config.mean, config.std)
+        return evaluation_transform(
+            resolution, config.interpolation, config.crop_pct, config.mean, config.std, normalise=not self.pixels
+        )
+
+    def compact(self) -> ImageData:
+        """The same images as `Pixels`, bit for bit once they are normalised, in a quarter of the bytes."""
+        return replace(self, pixels=True)
 
     def count(self, part: Dataset) -> int:
         return len(part)

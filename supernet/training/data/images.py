@@ -73,10 +73,19 @@ def unreadable(name: str, error: Exception) -> ValueError:
 
 
 def evaluation_transform(
-    resolution: int, interpolation: str, crop_pct: float, mean: Sequence[float], std: Sequence[float]
+    resolution: int,
+    interpolation: str,
+    crop_pct: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    normalise: bool = True,
 ) -> Compose:
-    """What turns any PIL image into a network's input [C, R, R]: `to_rgb`, then resized, cropped, normalised."""
-    transform = create_transform(resolution, interpolation=interpolation, crop_pct=crop_pct, mean=mean, std=std)
+    """What turns any PIL image into a network's input [C, R, R]: `to_rgb`, then resized, cropped, normalised. Without
+    `normalise`, into the pixels [C, R, R] of 8 bits that are still to be normalised."""
+    transform = create_transform(
+        resolution, interpolation=interpolation, crop_pct=crop_pct, mean=mean, std=std, normalize=normalise
+    )
     return Compose([to_rgb, *transform.transforms])
 
 

@@ -48,6 +48,12 @@ class Data(Protocol):
     def evaluation_batches(self, part: Any, resolution: int | None, batch_size: int = 256) -> Iterable[Batch]:
         """All examples of a part, `holdout` or `test`, always in the same order."""
 
+    def compact(self) -> Data:
+        """The same data, whose batches to calibrate by and to evaluate on take fewer bytes while they are kept:
+        `supernet.training.data.batch.on` makes of these what networks take. The data themselves, if there is no such
+        form."""
+        return self
+
     def count(self, part: Any) -> int:
         """The number of examples in a part."""
 

@@ -204,7 +204,7 @@ def test_too_many_paths_are_counted(data, images):
 
 def test_a_path_is_rated_by_its_own_statistics(rating, images):
     """Every rating is that of the extracted, calibrated path by itself."""
-    calibration, judges, _ = images(8)
+    calibration, judges, *_ = images(8)
     seen, target = teacher()(calibration), teacher()(judges)
     for index, (block, losses) in enumerate(zip(rating.blocks, rating.losses)):
         assert list(losses) == list(block.net.space)
@@ -261,7 +261,7 @@ def test_interrupted_training_ends_in_the_same_ratings(data, images, rating, tmp
     read = BlockRating(FAMILY, data, images, teacher(), config, directory=tmp_path, on_step=never)
     read.prepare()
     assert read.losses == rating.losses
-    fewer = resized(images(8).calibration[:20], *images(8)[1:])
+    fewer = resized(images(8).calibration[:20], *images(8)[1:3])
     rated_anew = BlockRating(FAMILY, data, fewer, teacher(), config, directory=tmp_path, on_step=never)
     rated_anew.prepare()
     assert rated_anew.losses != rating.losses

@@ -41,6 +41,7 @@ def test_te_nas_prunes_operations_and_names_its_score_in_the_history(cells, tmp_
     settings, evaluations = read_history(tmp_path / "search.jsonl")
     assert settings["scores"] == ["te_nas"]
     assert settings["te_nas"]["ntk_images"] == 4
+    assert settings["images"] is None  # all, where there are no more than by default
     assert evaluations == [evaluation]
     judge = make_judge(TE_NAS, cells)
     assert evaluation.scores == {"te_nas": judge.score(found)[0]}

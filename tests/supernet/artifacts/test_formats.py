@@ -171,7 +171,7 @@ def test_a_checkpoint_of_a_newer_format_is_no_damaged_one(tmp_path, monkeypatch)
 def test_what_is_no_number_of_a_format_is_refused(label, tmp_path):
     if label == "1":
         assert HISTORY.number_of("supernet search history 1", tmp_path) == 1
-        assert HISTORY.label == "supernet search history 3"
+        assert HISTORY.label == "supernet search history 4"
     else:
         with pytest.raises(ValueError, match="and this version of the package reads 1 to 4"):
             RUN.number_of(label, tmp_path)
@@ -182,3 +182,9 @@ def test_a_history_of_format_2_had_blocks_without_clipping_or_average(tmp_path):
     found = HISTORY.upgraded(settings, "supernet search history 2", tmp_path)
     assert found["dna"] == {"epochs": 5, "points": ["a"], "clip": None, "clip_mode": "norm", "ema_decay": None}
     assert HISTORY.upgraded({"space": "x"}, "supernet search history 2", tmp_path) == {"space": "x"}
+
+
+def test_a_history_of_format_3_had_images_prepared_at_each_resolution(tmp_path):
+    found = HISTORY.upgraded({"score": "accuracy", "calibration_images": 5}, "supernet search history 3", tmp_path)
+    assert found == {"score": "accuracy", "calibration_images": 5, "resize_images": False}
+    assert HISTORY.upgraded({"space": "x"}, "supernet search history 3", tmp_path) == {"space": "x"}

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from distill.losses import kl_divergence
 from supernet.artifacts.runs import Job, load_run, run_job
-from supernet.evaluation import accuracy, calibrated_subnet
+from supernet.evaluation import accuracy, calibrated, calibrated_subnet
 from supernet.families import FAMILIES
 from supernet.supernet import DropRates
 from supernet.tasks import Classification
@@ -25,7 +25,7 @@ from supernet.training.loop.checkpoint import load_checkpoint
 from supernet.training.loop.divergence import TrainingError
 from supernet.training.methods.sampling import Learner
 from supernet.training.step import TrainConfig, TrainStep
-from supernet.training.train import train
+from supernet.training.train import _Evaluation, train
 
 DATA = DataConfig(holdout=0.97, hflip=0.0, color_jitter=0.2)  # 43 images to train on, 5 batches
 CONFIG = TrainConfig(
@@ -164,6 +164,22 @@ def test_subnets_are_evaluated_with_statistics_and_a_resolution_of_their_own(fam
         assert found[name] == accuracy(model, [(resize(images, size), labels)])
         assert found[name] != accuracy(net.extract(arch), [(resize(images, size), labels)])
     assert {family.resolution(arch) for arch in (family.space.largest, family.space.smallest)} == {24, 32}
+
+
+def test_evaluations_keep_pixels_and_recalibrate_within_the_bytes_of_the_execution(family, monkeypatch):
+    data, execution = load_data(DATA), Execution(eval_images=30, calibration_bytes=5)
+    given = []
+
+    def watched(net, arch, batches, calibration_bytes):
+        given.append(calibration_bytes)
+        return calibrated(net, arch, batches, calibration_bytes)
+
+    monkeypatch.setattr("supernet.training.train.calibrated", watched)
+    evaluation = _Evaluation(family.task, family.space, data, CONFIG, execution, 24, family.num_classes)
+    evaluation._metrics(family.supernet().eval(), family.space.smallest)
+    kept = [*evaluation.calibration_batches, *evaluation.holdout]
+    assert {images.values.dtype for images, _ in kept} == {torch.uint8}
+    assert given == [5]
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run_dir, caplog):

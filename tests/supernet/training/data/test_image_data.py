@@ -54,6 +54,20 @@ def test_digits_are_split_three_ways_without_overlap(digits):
     assert len(whole) == 1797
 
 
+def test_compact_images_are_bit_for_bit_those_that_would_be_loaded(digits, folder):
+    config = DataConfig("folder", str(folder), holdout=0.3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+    for data in (digits, load_data(config)):
+        compact = data.compact()
+        for (images, labels), (pixels, same) in zip(
+            [*data.evaluation_batches(data.test, 13), *data.calibration_batches(13, 3, seed=1)],
+            [*compact.evaluation_batches(data.test, 13), *compact.calibration_batches(13, 3, seed=1)],
+            strict=True,
+        ):
+            assert pixels.values.dtype == torch.uint8
+            assert torch.equal(pixels.normalised(), images)
+            assert torch.equal(same, labels)
+
+
 def test_every_epoch_is_another_permutation_of_the_training_images(digits):
     epoch = digits.steps_per_epoch(32)
     orders = []
