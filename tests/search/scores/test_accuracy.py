@@ -49,7 +49,7 @@ def test_pixels_are_a_quarter_and_judge_bit_for_bit_as_images_do(family, data):
 
 def test_images_of_one_resolution_are_resized_for_each_subnet(family, data):
     largest = max(resolutions(family))
-    batches = RunBatches(data, 20, 0, 30, largest)
+    batches = RunBatches(data, 20, 0, 30, largest=largest)
     batches.load(resolutions(family))
     assert len({id(batches(size)) for size in resolutions(family)}) == 1
     assert batches(16).evaluation[0].values.shape == (30, 3, largest, largest)
