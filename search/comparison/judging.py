@@ -27,8 +27,8 @@ def judged(
     """The values of architectures, and those that failed.
 
     What the yardstick knows is not evaluated, nor what is in `history`, where every evaluation is written with its
-    `costs` as soon as it ends. `evaluate` is called for the others at once, if there are any. ValueError if the history
-    is of another yardstick.
+    `costs` as soon as it ends, unless it failed. `evaluate` is called for the others at once, if there are any.
+    ValueError if the history is of another yardstick.
     """
     missing = [arch for arch in dict.fromkeys(archs) if arch not in yardstick.known]
     values = dict(yardstick.known)
@@ -37,6 +37,7 @@ def judged(
     problem = Problem(space, [yardstick.name], costs)
     settings = problem.describe() | json.loads(json.dumps(yardstick.settings))
     with History(history, settings, resume=True) as record:
+        record.past = {arch: evaluation for arch, evaluation in record.past.items() if not evaluation.error}
         result = ask_and_tell(
             problem,
             GivenOrder(iter(missing), len(missing)),

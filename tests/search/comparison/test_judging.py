@@ -56,6 +56,8 @@ def test_each_is_judged_once_and_nothing_judged_is_lost(tmp_path):
     assert values == {arch: 9.0 * arch["a"] for arch in ARCHS[1:5]} | {ARCHS[0]: 1.0}
     assert [(e.arch, e.error) for e in failed] == [(ARCHS[8], "nines: ZeroDivisionError: no")]
     assert [e.costs for e in read_history(tmp_path / "judged.jsonl")[1]][:2] == [{"ms": 2.0}, {"ms": 3.0}]
+    assert judge([ARCHS[4], ARCHS[8]])[1] == failed  # which was tried again
+    assert score.asked == [*ARCHS[1:5], ARCHS[8], ARCHS[8]]
     assert judge(ARCHS[:1]) == ({ARCHS[0]: 1.0}, [])
     with pytest.raises(ValueError, match="its yardstick is 'nines', not 'tens'"):
         judge(ARCHS, yardstick._replace(settings={"yardstick": "tens"}))
