@@ -4,8 +4,8 @@
 
 Multi-objective evolution in the Once-for-All MobileNetV3 space, with a limit, on one core. Accuracy and latency come
 from linear functions of encoded architectures, as a predictor's would, and the time that these take is subtracted. All
-in seconds of processor time. The parents of once_for_all are soon so much alike that most of their children are known,
-and it looks long for new ones. Four minutes; --quick proposes a tenth as many.
+in seconds of processor time. The parents of once_for_all are soon so much alike that of 33 children one is new, so it
+proposes many at once. A minute; --quick proposes a tenth as many.
 """
 
 from __future__ import annotations

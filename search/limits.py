@@ -15,13 +15,19 @@ ENUMERATED = 1000  # spaces up to this size are looked through as a whole
 
 
 def reachable(problem: Problem, generator: np.random.Generator) -> Arch:
-    """An architecture within all limits.
+    """An architecture within all limits: the smallest, or else the one that is least near a limit, as far as `minimise`
+    finds it. A problem remembers the one that was found, so that nothing is priced again.
 
     ValueError if `minimise` finds none: it names the smallest reachable value of a limit that cannot be met, or how
     near architectures come to limits that cannot be met together.
     """
-    arch, violation = minimise(problem, problem.violation, generator)
+    if problem.reachable is not None:
+        return problem.reachable
+    smallest = problem.space.smallest
+    within = problem.violation(problem.price([smallest]))[0] <= 1
+    arch, violation = (smallest, 0.0) if within else minimise(problem, problem.violation, generator)
     if violation <= 1:
+        problem.reachable = arch
         return arch
     for name, limit in problem.limits.items():
         column = list(problem.costs).index(name)

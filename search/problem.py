@@ -65,6 +65,7 @@ class Problem:
             if not limit > 0:
                 raise ValueError(f"the limit on {name} is {limit}, but only a positive one can be met")
         self._limits = np.array([self.limits.get(name, np.inf) for name in self.costs])
+        self.reachable: Arch | None = None  # an architecture within the limits, once `limits.reachable` has found it
         self._prices: dict[Arch, np.ndarray] = {}
         self.reference = self._reference(reference or {})
 

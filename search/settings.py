@@ -15,6 +15,9 @@ ACCURACY = "accuracy"
 SCORES = (ACCURACY, "te_nas", "zero_cost", "rdm", "dna")
 WITH_SEARCH = ("te_nas", "dna")
 """Scores that come with a search of their own: pruning, and the traversal of blocks."""
+POPULATION = 100
+MOST_OF_A_GENERATION = 10_000
+"""Evolution compares all of a generation with each other."""
 SAID_ANEW = ("batch_size", "calibration_bytes", "dna.workers", "dna.device", "dna.amp", "rdm.device")
 """Settings of a search that its result does not follow from, but for little: the search goes on under others. The
 devices are in histories of former versions alone."""
@@ -34,8 +37,8 @@ class SearchJob:
     """Costs to trade off against the score; by default the latency on every device, or macs if there is none."""
     evaluations: int = 1000
     """Architectures to evaluate."""
-    population: int = 100
-    """Architectures in a generation."""
+    population: int | None = None
+    """Architectures in a generation, no more than are evaluated; POPULATION unless given."""
     images: int | None = 10_000
     """Held-out images that judge an architecture, at most; all if None. An accuracy of 80 % of so many has a standard
     error of 0.4 %."""
@@ -66,6 +69,13 @@ class SearchJob:
     """All that is random follows from it."""
 
     def __post_init__(self):
+        if self.population is None:
+            object.__setattr__(self, "population", POPULATION)
+        elif self.population > min(self.evaluations, MOST_OF_A_GENERATION):
+            raise ValueError(
+                f"a generation of {self.population} architectures is too large: population is at most "
+                f"{MOST_OF_A_GENERATION:,}, and no more than the {self.evaluations} evaluations"
+            )
         if self.strategy in SCORES:
             raise ValueError(f"{self.strategy} is no strategy but a score: say --score {self.strategy}")
         if self.strategy is not None:

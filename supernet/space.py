@@ -140,7 +140,11 @@ class SearchSpace:
                     )
             declared[name] = choice
         self._columns = self._make_columns()
-        self._known_codes_of = lru_cache(maxsize=10_000)(self._codes_of)  # parents are encoded for every child
+        # parents are encoded for every child, and of many children of parents that are alike, many are equal
+        self._known_codes_of = lru_cache(maxsize=10_000)(lambda arch: np.array(self._codes_of(arch), dtype=np.int64))
+        self._known_child = lru_cache(maxsize=10_000)(
+            lambda codes: self._from_codes(np.frombuffer(codes, dtype=np.int64))
+        )
         self._cardinalities = np.array([len(c.values) for c in self.choices.values()])
 
     def __eq__(self, other: object) -> bool:
@@ -274,25 +278,22 @@ class SearchSpace:
 
         Choices that become active are drawn uniformly.
         """
-        if not 0 <= rate <= 1:
-            raise ValueError(f"the mutation rate is a probability, not {rate}")
-        fresh = generator.integers(self._cardinalities)
-        changes = generator.random(len(self.choices)) < rate
-        steps = generator.integers(1, np.maximum(self._cardinalities, 2))  # to one of the k - 1 other values
-        codes = self.encode([arch])[0]
-        mutated = np.where(codes == INACTIVE, fresh, np.where(changes, codes + steps, codes))
-        return self._from_codes(mutated % self._cardinalities)
+        return self._from_codes(self._mutated(self._known_codes_of(arch), generator, rate))
+
+    def mutants(self, archs: Sequence[Arch], generator: np.random.Generator, rate: float) -> list[Arch]:
+        """Each of `archs` after `mutate`, all at once, which takes a tenth of the time."""
+        return self._children(self._mutated(self.encode(archs), generator, rate))
 
     def crossover(self, a: Arch, b: Arch, generator: np.random.Generator) -> Arch:
         """A child with each choice from `a` or `b` with equal probability.
 
         A choice active in one parent alone comes from that parent; a choice active in neither is drawn uniformly.
         """
-        fresh = generator.integers(self._cardinalities)
-        first, second = self.encode([a, b])
-        picked = np.where(generator.random(len(self.choices)) < 0.5, first, second)
-        picked = np.where(picked == INACTIVE, np.maximum(first, second), picked)
-        return self._from_codes(np.where(picked == INACTIVE, fresh, picked))
+        return self._from_codes(self._crossed(self._known_codes_of(a), self._known_codes_of(b), generator))
+
+    def crossovers(self, a: Sequence[Arch], b: Sequence[Arch], generator: np.random.Generator) -> list[Arch]:
+        """The `crossover` of each pair of `a` and `b`, all at once, which takes a tenth of the time."""
+        return self._children(self._crossed(self.encode(a), self.encode(b), generator))
 
     def encode(self, archs: Sequence[Arch]) -> np.ndarray:
         """Integer codes [n, c]: the index of each value among its choice's values, -1 where inactive.
@@ -311,6 +312,31 @@ class SearchSpace:
         if codes.ndim != 2 or codes.shape[1] != len(self.choices):
             raise ValueError(f"codes have shape [n, {len(self.choices)}] in this space, not {list(codes.shape)}")
         return [self._from_codes(row) for row in codes]
+
+    def _mutated(self, codes: np.ndarray, generator: np.random.Generator, rate: float) -> np.ndarray:
+        """The codes of mutants, [c] or [n, c] as `codes` are."""
+        if not 0 <= rate <= 1:
+            raise ValueError(f"the mutation rate is a probability, not {rate}")
+        fresh = generator.integers(self._cardinalities, size=codes.shape)
+        changes = generator.random(codes.shape) < rate
+        # to one of the k - 1 other values
+        steps = generator.integers(1, np.maximum(self._cardinalities, 2), size=codes.shape)
+        mutated = np.where(codes == INACTIVE, fresh, np.where(changes, codes + steps, codes))
+        return mutated % self._cardinalities
+
+    def _crossed(self, first: np.ndarray, second: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """The codes of children of two parents each, [c] or [n, c] as those of the parents are."""
+        fresh = generator.integers(self._cardinalities, size=first.shape)
+        picked = np.where(generator.random(first.shape) < 0.5, first, second)
+        picked = np.where(picked == INACTIVE, np.maximum(first, second), picked)
+        return np.where(picked == INACTIVE, fresh, picked)
+
+    def _children(self, codes: np.ndarray) -> list[Arch]:
+        """The architectures with these codes [n, c], which children of the same parents often have in common."""
+        for index, column in enumerate(self._columns):  # so that equal ones have equal codes
+            for parent, allowed in column.when:
+                codes[~np.isin(codes[:, parent], list(allowed)), index] = INACTIVE
+        return [self._known_child(row.tobytes()) for row in codes]
 
     def _make_columns(self) -> list[_Column]:
         codes = {name: {v: code for code, v in enumerate(c.values)} for name, c in self.choices.items()}

@@ -146,7 +146,7 @@ def fit_latency(
 
 def search(trained: Run, predictor: LatencyPredictor, arguments: Arguments) -> Result:
     """Multi-objective evolution for accuracy on the held-out digits and predicted latency."""
-    job = SearchJob(evaluations=arguments.evaluations, population=24, seed=arguments.seed)
+    job = SearchJob(evaluations=arguments.evaluations, population=min(24, arguments.evaluations), seed=arguments.seed)
     with progress_bar() as progress:
         task = progress.add_task("Searching", total=arguments.evaluations, note="")
         result = run_search(

@@ -99,8 +99,8 @@ class Arguments:
     """Costs to trade off against the score; by default the latency on every device, or macs if there is none."""
     evaluations: int = SearchJob.evaluations
     """Architectures to evaluate."""
-    population: int = SearchJob.population
-    """Architectures in a generation."""
+    population: int | None = SearchJob.population
+    """Architectures in a generation, no more than are evaluated; by default 100."""
     images: int | None = SearchJob.images
     """Held-out images that judge an architecture, at most; None for all."""
     resize_images: bool = SearchJob.resize_images

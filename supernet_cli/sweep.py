@@ -65,7 +65,7 @@ from search.report.sources import write_origin
 from search.run import load_predictors, make_problem, prepared_judge, run_search
 from search.scores.judges import BY_TEACHER, Judge, make_judge
 from search.scores.teacher_guided import GuidanceConfig
-from search.settings import SearchJob
+from search.settings import POPULATION, SearchJob
 from search.sweep import Sweep, TrialSettings, combined_front, run_sweep, write_sweep
 from search.untrained.te_nas import TeNasConfig
 from supernet.artifacts.runs import Run, load_run
@@ -93,8 +93,8 @@ class Arguments:
     """Seeds, each of which is a search."""
     evaluations: int = SearchJob.evaluations
     """Architectures to evaluate in a search."""
-    population: int = SearchJob.population
-    """Architectures in a generation."""
+    population: int | None = SearchJob.population
+    """Architectures in a generation, no more than are evaluated; by default 100."""
     images: int | None = SearchJob.images
     """Held-out images that judge an architecture, at most; None for all."""
     resize_images: bool = SearchJob.resize_images
@@ -194,7 +194,7 @@ def main() -> None:
             gpus=arguments.gpus_per_worker,
             address=arguments.address,
             workers=arguments.workers,
-            grace_evaluations=2 * arguments.population if arguments.asha else None,
+            grace_evaluations=2 * (arguments.population or POPULATION) if arguments.asha else None,
             prepare=partial(prepare, arguments, trained, output),
             on_generation=on_generation,
         )

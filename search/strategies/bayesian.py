@@ -116,13 +116,9 @@ class Bayesian:
         values = self.problem.values(self._scores[:, None], self.problem.price(self._archs))
         parents = [self._archs[index] for index in pareto.select(values, config.parents)]
 
-        def parent() -> Arch:
-            return parents[generator.integers(len(parents))]
-
-        children = [
-            space.mutate(space.crossover(parent(), parent(), generator), generator, config.mutation_rate)
-            for _ in range(config.children)
-        ]
+        pairs = generator.integers(len(parents), size=(2, config.children))
+        first, second = ([parents[index] for index in row] for row in pairs)
+        children = space.mutants(space.crossovers(first, second, generator), generator, config.mutation_rate)
         random = [space.sample(generator) for _ in range(config.random)]
         near = [arch for parent in parents[: config.climbers] for arch in neighbours(space, parent)]
         candidates = self._proposals.admissible([*children, *random, *near])

@@ -55,7 +55,7 @@ class Evolution:
         Smaller than asked for, or empty, when few or no new architectures can be found.
         """
         count = self.config.offspring or self.config.population
-        if self.population and (children := self._proposals.draw(self._child, count)):
+        if self.population and (children := self._proposals.draw(self._children, count)):
             return children
         space = self.problem.space
         ends = self._proposals.new([space.smallest, space.largest], self.config.population)
@@ -68,6 +68,9 @@ class Evolution:
         best = pareto.select(values, self.config.population)
         self.population = [together[index] for index in best]
         self._values = values[best]
+
+    def _children(self, count: int) -> list[Arch]:
+        return [self._child() for _ in range(count)]
 
     def _child(self) -> Arch:
         space, generator = self.problem.space, self._generator

@@ -39,8 +39,8 @@ class Proposals:
         violations = self.problem.violation(self.problem.price(fresh))
         return [arch for arch, violation in zip(fresh, violations) if violation <= 1]
 
-    def draw(self, propose: Callable[[], Arch], count: int) -> list[Arch]:
-        """`count` new admissible architectures from repeated calls of `propose`.
+    def draw(self, propose: Callable[[int], list[Arch]], count: int) -> list[Arch]:
+        """`count` new admissible architectures from repeated calls of `propose`, which is told how many to propose.
 
         Fewer, perhaps none, if `ATTEMPTS` proposals for each do not give as many.
         """
@@ -50,7 +50,7 @@ class Proposals:
             missing = count - len(drawn)
             expected = math.ceil(missing * (attempts + 1) / (len(drawn) + 1))
             tries = min(expected, ATTEMPTS * count - attempts, 1000)
-            drawn += self.new([propose() for _ in range(tries)], missing)
+            drawn += self.new(propose(tries), missing)
             attempts += tries
         return drawn
 
@@ -61,16 +61,18 @@ class Proposals:
         Fewer if the space has no more.
         """
         space = self.problem.space
-        drawn = self.draw(lambda: space.sample(generator), count)
+        drawn = self.draw(lambda tries: [space.sample(generator) for _ in range(tries)], count)
         if len(drawn) == count:
             return drawn
         parents = [*drawn, reachable(self.problem, generator)]
         drawn += self.new(parents[-1:], 1)
 
-        def mutant() -> Arch:
-            return space.mutate(parents[generator.integers(len(parents))], generator, MUTATION_RATE)
+        def mutants_of_parents(tries: int) -> list[Arch]:
+            return [
+                space.mutate(parents[generator.integers(len(parents))], generator, MUTATION_RATE) for _ in range(tries)
+            ]
 
-        while len(drawn) < count and (mutants := self.draw(mutant, count - len(drawn))):
+        while len(drawn) < count and (mutants := self.draw(mutants_of_parents, count - len(drawn))):
             drawn += mutants
             parents += mutants
         return drawn

@@ -64,8 +64,8 @@ class SingleObjectiveEvolution:
         Smaller than asked for, or empty, when few or no new architectures can be found.
         """
         if self.parents:
-            mutants = self._proposals.draw(self._mutant, self.config.mutants)
-            if children := mutants + self._proposals.draw(self._crossover, self.config.crossovers):
+            mutants = self._proposals.draw(self._mutants, self.config.mutants)
+            if children := mutants + self._proposals.draw(self._crossovers, self.config.crossovers):
                 return children
         return self._proposals.sample(self.config.population, self._generator)
 
@@ -78,11 +78,11 @@ class SingleObjectiveEvolution:
         self.parents = [together[index] for index in best]
         self._scores = values[best]
 
-    def _parent(self) -> Arch:
-        return self.parents[self._generator.integers(len(self.parents))]
+    def _parents(self, count: int) -> list[Arch]:
+        return [self.parents[index] for index in self._generator.integers(len(self.parents), size=count)]
 
-    def _mutant(self) -> Arch:
-        return self.problem.space.mutate(self._parent(), self._generator, self.config.mutation_rate)
+    def _mutants(self, count: int) -> list[Arch]:
+        return self.problem.space.mutants(self._parents(count), self._generator, self.config.mutation_rate)
 
-    def _crossover(self) -> Arch:
-        return self.problem.space.crossover(self._parent(), self._parent(), self._generator)
+    def _crossovers(self, count: int) -> list[Arch]:
+        return self.problem.space.crossovers(self._parents(count), self._parents(count), self._generator)

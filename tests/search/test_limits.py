@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from search.limits import minimise
+from search.limits import minimise, reachable
 from search.problem import Problem
 from search.strategies.proposals import Proposals
 from supernet import SearchSpace
@@ -62,3 +62,21 @@ def test_where_random_architectures_are_beyond_the_limits_their_neighbours_are_w
     assert len(set(archs)) == 40
     assert max(far(archs)) <= 4.0
     assert min(far(archs)) == pytest.approx(1.0)
+
+
+def test_what_was_found_within_the_limits_is_not_looked_for_again():
+    priced = []
+
+    def cost(archs):
+        priced.extend(archs)
+        return far(archs)
+
+    problem = Problem(SPACE, ["x"], {"far": cost}, {"far": 4.0})
+    found = reachable(problem, np.random.default_rng(0))
+    count = len(priced)
+    assert count > 1000
+    assert reachable(problem, np.random.default_rng(1)) == found
+    assert len(priced) == count
+    easy = Problem(SPACE, ["x"], {"far": cost}, {"far": 100.0})
+    assert reachable(easy, np.random.default_rng(0)) == SPACE.smallest
+    assert set(priced[count:]) == {SPACE.largest, SPACE.smallest}  # the largest for the reference

@@ -15,7 +15,7 @@ from search.settings import SearchJob
 from supernet.evaluation import calibrated_subnet
 from supernet.training.data import DataConfig
 
-JOB = SearchJob("random", evaluations=3, population=3, images=20, calibration_images=20)
+JOB = SearchJob("random", evaluations=3, population=2, images=20, calibration_images=20)
 
 
 @pytest.fixture(scope="module")

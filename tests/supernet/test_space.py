@@ -243,3 +243,21 @@ def test_a_pickled_architecture_is_equal_in_another_process():
     )
     pickled = pickle.dumps(Arch({"operation": "conv"}))
     assert subprocess.run([sys.executable, "-c", code], input=pickled, check=False).returncode == 0
+
+
+def test_children_made_at_once_are_canonical_and_vary_as_those_made_one_by_one():
+    space = SearchSpace({"depth": (1, 2), **{f"k{i}": Choice((3, 5, 7), when={"depth": (2,)}) for i in range(3)}})
+    archs = [space.sample(np.random.default_rng(seed)) for seed in range(100)]
+    generator = np.random.default_rng(0)
+    for children in (
+        space.mutants(archs * 60, generator, 0.2),
+        space.crossovers(archs * 60, archs[::-1] * 60, generator),
+    ):
+        assert all(space.validate(child) == child for child in children)
+        assert len(set(children)) == space.size
+    one = space.mutate(archs[0], np.random.default_rng(3), 0.5)
+    assert space.mutants(archs[:1], np.random.default_rng(3), 0.5) == [one]
+    changed = [a["depth"] != b["depth"] for a, b in zip(archs * 60, space.mutants(archs * 60, generator, 0.2))]
+    assert np.mean(changed) == pytest.approx(0.2, abs=0.03)
+    assert space.crossovers(archs, archs, generator) == archs
+    assert space.mutants(archs, generator, 0.0) == archs

@@ -61,6 +61,7 @@ def test_a_search_writes_its_history_and_front_and_resumes(search, folder):
             ["--limits", "macs=1000"],
             "no architecture meets the limit macs <= 1000; the smallest reachable value is 507640",
         ),
+        (["--population", "2000000"], "population is at most 10,000, and no more than the 1000 evaluations"),
         (["--strategy", "annealing"], "there is no strategy 'annealing'; the strategies are evolution"),
         (["--confirm"], "held-out examples judge the search, so that none are left to confirm its front by: judge by"),
     ],
