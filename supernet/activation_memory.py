@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves
 
-from supernet.plain import inputs_like
+from supernet.plain import floating_dtype, inputs_like
 from supernet.skeleton import without_data
 from supernet.supernet import Supernet
 
 logger = logging.getLogger(__name__)
+
+_KNOWN: WeakKeyDictionary[Supernet, dict[Hashable, int | None]] = WeakKeyDictionary()
+"""Bytes that an example takes in the largest subnet, by the form of the inputs."""
 
 
 def peak_activation_bytes(model: nn.Module, example: Sequence[int] | tuple) -> int:
@@ -34,16 +38,29 @@ def peak_activation_bytes(model: nn.Module, example: Sequence[int] | tuple) -> i
 
 def examples_within(net: Supernet, inputs: Any, limit_bytes: int) -> int | None:
     """How many examples like those in `inputs`, of any number, the largest subnet can run on at once if all its
-    activations are to lie within `limit_bytes`; None, which the log tells, if it does not run on zeros."""
+    activations are to lie within `limit_bytes`; None, which the log tells once, if it does not run on zeros."""
+    leaves, spec = tree_flatten(inputs)
+    form = (
+        floating_dtype(net),
+        str(spec),
+        *((leaf.shape[1:], leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves),
+    )
+    known = _KNOWN.setdefault(net, {})
+    if form not in known:
+        known[form] = _bytes_an_example(net, inputs)
+    each = known[form]
+    return None if each is None else limit_bytes // each
+
+
+def _bytes_an_example(net: Supernet, inputs: Any) -> int | None:
     try:
-        each = without_data(
+        return without_data(
             net.skeleton(net.space.largest),
             lambda module, device: _peak(inputs_like(inputs, module, device, count=1), module),
         )
     except ValueError as error:
         logger.warning("the memory of activations is not known and not limited: %s", error)
         return None
-    return limit_bytes // each
 
 
 def _peak(inputs: tuple, model: nn.Module) -> int:

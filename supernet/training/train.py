@@ -94,8 +94,8 @@ def train(
                 learners = method.learners(step)
                 with loop.seeded(number):
                     losses, outputs = train_step(batch, learners)
-            archs = [learner.arch for learner in learners]
-            loop.update(number, losses, [f"{arch} or its like elsewhere" for arch in archs] if own else archs)
+                archs = [learner.arch for learner in learners]
+                loop.update(number, losses, [f"{arch} or its like elsewhere" for arch in archs] if own else archs)
             method.finish(step, learners, outputs)
             loop.finish(number, {"losses": losses})
         return loop.result

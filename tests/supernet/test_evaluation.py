@@ -1,5 +1,6 @@
 import copy
 from collections import OrderedDict
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -220,7 +221,8 @@ def normalised():
 def test_a_budget_counts_what_is_alive_at_once(normalised):
     image = torch.empty(7, 3, 4, 4)
     assert examples_within(normalised, image, 100 * EACH) == 100
-    assert examples_within(normalised, image, 100 * EACH - 1) == 99
+    with patch("supernet.activation_memory._peak", side_effect=AssertionError):  # known by now
+        assert examples_within(normalised, image.repeat(7, 1, 1, 1), 100 * EACH - 1) == 99
 
 
 def test_recalibration_holds_no_more_images_than_the_budget_allows(normalised, monkeypatch):

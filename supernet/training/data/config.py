@@ -30,10 +30,11 @@ class DataConfig:
     """Name of a split to judge subnets by instead; needed where images cannot be picked by index (wds/NAME, ...)."""
     num_classes: int | None = None
     """Number of classes, where the dataset does not tell (wds/NAME)."""
-    rules: int = 2
-    """Version of the rules by which images are found and held out. By the former ones, 1, which runs from before go
-    by, files .png, .jpg and .jpeg alone are images, their innermost folder is their class, and they are held out
-    regardless of it."""
+    rules: int = 3
+    """Version of the rules by which images are found and held out, 3; runs from before go by theirs. By 2 the images of
+    `holdout_split` are in the order in which they lie, often class by class, so that the first of them are of few
+    classes. By 1, besides, files .png, .jpg and .jpeg alone are images, their innermost folder is their class, and they
+    are held out regardless of it."""
     dataset_options: str = "{}"
     """Options of a dataset of your own as a JSON object, such as {"column": "title"}."""
     scale: tuple[float, float] = (0.08, 1.0)
@@ -58,8 +59,8 @@ class DataConfig:
     """Standard deviation of each channel, divided by."""
 
     def __post_init__(self):
-        if self.rules not in (1, 2):
-            raise ValueError(f"rules are 2, or 1, the former ones, not {self.rules}")
+        if self.rules not in (1, 2, 3):
+            raise ValueError(f"rules are 3, or 1 or 2, the former ones, not {self.rules}")
         if not 0 < self.holdout < 1:
             raise ValueError(f"holdout is a part of the training images, between 0 and 1, not {self.holdout}")
         if not 0 < self.crop_pct <= 1:

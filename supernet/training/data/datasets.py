@@ -33,7 +33,7 @@ TORCH_FOLDERS = ("torch/folder", "torch/image_folder")
 
 
 def open_dataset(
-    name: str, root: str | None, split: str, *, is_training: bool = False, seed: int = 0, rules: int = 2
+    name: str, root: str | None, split: str, *, is_training: bool = False, seed: int = 0, rules: int = 3
 ) -> Digits | ImageFolder | Indexed | ImageStream:
     """The images of a split of the dataset `name`, as pairs of a PIL image and a label.
 

@@ -219,6 +219,8 @@ def open_images(config: DataConfig, seed: int = 0, workers: int = 0) -> ImageDat
         raise ValueError(f"timm knows no augmentation policy {config.auto_augment!r}: {error}") from error
     if judges:
         (holdout,) = judges
+        if config.rules > 2 and not isinstance(holdout, IterableDataset):  # so that the first ones are of all classes
+            holdout = Subset(holdout, generator(seed, Stream.SPLIT).permutation(len(holdout)).tolist())
     elif isinstance(train, IterableDataset):
         raise ValueError(f"dataset {config.dataset!r} is a stream: name a split to judge subnets by with holdout_split")
     else:

@@ -36,9 +36,12 @@ def make_optimizer(net: nn.Module, config: LoopConfig, steps_per_epoch: int) -> 
 
 
 def _fused(net: nn.Module, opt: str) -> dict[str, bool]:
+    """The option by which torch fuses the update. SGD's fused one needs the momentum of all parameters or of none, and
+    takes what is in memory for it where a first step overflows."""
     on_gpu = all(parameter.is_cuda for parameter in net.parameters())
     kind = get_optimizer_class(opt, bind_defaults=False)
-    return {"fused": True} if on_gpu and "fused" in signature(kind).parameters else {}
+    is_safe = "fused" in signature(kind).parameters and not issubclass(kind, torch.optim.SGD)
+    return {"fused": True} if on_gpu and is_safe else {}
 
 
 def set_lr(

@@ -17,15 +17,15 @@ from supernet.training.pieces.graphs import CudaRecorder, GraphedPieces
 
 logger = logging.getLogger(__name__)
 
-TRIED_STEPS = 60  # of each way, in which graphs of most pieces get recorded
-TIMED_STEPS = 10  # the last of them
+TRIED_STEPS = 60  # of each way, in which graphs of most pieces get recorded and layers meet most shapes
+TIMED_STEPS = 10  # of each way after that
 
 
 class Ways:
     """Several ways, by name, of which the first steps of a training show the fastest; None is as the pieces are.
 
-    Each is tried for `TRIED_STEPS` steps. The median of the last of them decides, which `wait` makes the device's time
-    and not that of launching its work.
+    Each is tried for `TRIED_STEPS` steps, and then each for `TIMED_STEPS`, the medians of which decide. `wait` makes
+    their seconds those of the device and not of launching its work.
     """
 
     def __init__(
@@ -35,29 +35,30 @@ class Ways:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._ways, self._wait, self._clock = ways, wait, clock
-        self._seconds: dict[str, list[float]] = {}
+        steps = [(name, is_timed) for is_timed in (False, True) for name in ways]
+        self._left = [step for step in steps for _ in range(TIMED_STEPS if step[1] else TRIED_STEPS)]
+        self._seconds: dict[str, list[float]] = {name: [] for name in ways}
         self._chosen = next(iter(ways)) if len(ways) == 1 else None
 
     @contextmanager
     def step(self) -> Iterator[StandIn | None]:
-        """The context of a step: what stands in for the pieces of subnets in it."""
+        """The context of a step, its update included: what stands in for the pieces of subnets in it."""
         if self._chosen is not None:
             yield self._ways[self._chosen]
             return
-        name = next(name for name in self._ways if len(self._seconds.get(name, ())) < TRIED_STEPS)
-        self._wait()
+        name, is_timed = self._left.pop(0)
+        if is_timed:
+            self._wait()
         begun = self._clock()
         yield self._ways[name]
-        self._wait()
-        self._seconds.setdefault(name, []).append(self._clock() - begun)
-        if all(len(self._seconds.get(name, ())) == TRIED_STEPS for name in self._ways):
-            medians = {name: float(np.median(times[-TIMED_STEPS:])) for name, times in self._seconds.items()}
+        if is_timed:
+            self._wait()
+            self._seconds[name].append(self._clock() - begun)
+        if not self._left:
+            medians = {name: float(np.median(seconds)) for name, seconds in self._seconds.items()}
             self._chosen = min(medians, key=medians.get)
-            logger.info(
-                "steps are executed as %s from now on: %s",
-                self._chosen,
-                ", ".join(f"{name} {1000 * median:.0f} ms" for name, median in medians.items()),
-            )
+            found = ", ".join(f"{name} {1000 * median:.0f} ms" for name, median in medians.items())
+            logger.info("steps are executed as %s from now on: %s", self._chosen, found)
 
 
 def ways_of(execution: Execution, device: torch.device) -> Ways:

@@ -24,7 +24,7 @@ from supernet.training.standalone import ModelJob, read_model_job
 from supernet.training.step import TrainConfig
 
 FORMER = Path(__file__).parent / "former"
-DATA = DataConfig(holdout=0.97)
+DATA = DataConfig(holdout=0.97, rules=2)
 EXECUTION = Execution(
     "cpu", "bf16", False, workers=0, eval_epochs=1, eval_images=20, eval_random=1, log_steps=1, checkpoint_steps=2,
     keep_checkpoints=5,

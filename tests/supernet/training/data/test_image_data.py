@@ -3,6 +3,7 @@ import io
 import json
 import logging
 import random
+import shutil
 import tarfile
 
 import numpy as np
@@ -370,6 +371,19 @@ def test_splits_of_one_name_at_two_roots_stay_apart(folder):
 def test_judging_by_the_test_images_is_refused(folder):
     with pytest.raises(ValueError, match="4 images are in both splits 'validation' and 'val'"):
         load_data(DataConfig("folder", str(folder), holdout_split="val"))
+
+
+def test_the_first_images_of_a_named_split_are_of_all_classes(folder):
+    shutil.copytree(folder / "train", folder / "judges")
+    for path in (folder / "judges").rglob("*"):  # which are others
+        if path.is_file():
+            Image.new("RGB", (9, 9), "red").save(path)
+    config = DataConfig("folder", str(folder), holdout_split="judges")
+    first = [load_data(config, seed).holdout[index][1] for seed in range(8) for index in range(2)]
+    assert set(first) == {0, 1}
+    assert first == [load_data(config, seed).holdout[index][1] for seed in range(8) for index in range(2)]
+    former = load_data(dataclasses.replace(config, rules=2)).holdout
+    assert [former[index][1] for index in range(6)] == [0, 0, 0, 1, 1, 1]
 
 
 def test_grey_images_become_coloured(digits):

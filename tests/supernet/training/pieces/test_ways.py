@@ -5,7 +5,7 @@ import torch
 
 from supernet.training.execution import Execution
 from supernet.training.pieces import Ways, ways_of
-from supernet.training.pieces.ways import TRIED_STEPS
+from supernet.training.pieces.ways import TIMED_STEPS, TRIED_STEPS
 
 
 def graphs(*_):
@@ -17,12 +17,13 @@ def test_the_first_steps_choose_the_fastest():
     time, waits = [0.0], count()
     ways = Ways({"eager": None, "graphs": graphs}, lambda: next(waits), lambda: time[0])
     used = []
-    for number in range(2 * TRIED_STEPS + 5):
+    for number in range(2 * TRIED_STEPS + 2 * TIMED_STEPS + 5):
         with ways.step() as stand_in:
             used.append(stand_in)
-            time[0] += 100 if number % TRIED_STEPS < TRIED_STEPS // 2 else seconds[stand_in]  # a slow start is none
-    assert used == [None] * TRIED_STEPS + [graphs] * (TRIED_STEPS + 5)
-    assert next(waits) == 4 * TRIED_STEPS  # before and after each, as long as it is open
+            time[0] += 100 if number < 2 * TRIED_STEPS and stand_in else seconds[stand_in]  # a slow start is none
+    tried = [None] * TRIED_STEPS + [graphs] * TRIED_STEPS
+    assert used == tried + [None] * TIMED_STEPS + [graphs] * (TIMED_STEPS + 5)
+    assert next(waits) == 4 * TIMED_STEPS  # before and after each, as long as it is open
 
 
 def test_a_step_that_fails_ends_as_it_would_without():
