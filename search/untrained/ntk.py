@@ -65,7 +65,8 @@ def condition_number(model: nn.Module, images: Tensor, batch_norm: BatchNormMode
     """
     kernel = tangent_kernel(model, images, batch_norm)
     if kernel.isfinite().all():
-        smallest, *_, largest = torch.linalg.eigvalsh(kernel).tolist()
+        eigenvalues = torch.linalg.eigvalsh(kernel).tolist()
+        smallest, largest = eigenvalues[0], eigenvalues[-1]  # the same of a single image
         if smallest > len(kernel) * torch.finfo(kernel.dtype).eps * largest:
             return largest / smallest
         reason = "singular"

@@ -147,6 +147,7 @@ def test_condition_number_by_hand(mode):
     images = images_of([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 3.0]])
     model = nn.Sequential(nn.Flatten(), nn.Linear(3, 7))
     assert condition_number(model, images, mode) == pytest.approx(9)
+    assert condition_number(model, images[:1], mode) == 1
 
 
 @pytest.mark.parametrize("mode", MODES)
