@@ -104,7 +104,8 @@ class RayEvaluator:
         import ray
 
         self._scores = ray.put({name: placed(score, "cpu") for name, score in scores.items()})
-        ray.get([worker.hold.remote(self._scores) for worker in self._idle])
+        held = [worker.hold.remote(self._scores) for worker in self._idle]
+        self._idle = [self._alive(worker, done) for worker, done in zip(self._idle, held)]
         return self
 
     def close(self) -> None:
@@ -123,6 +124,19 @@ class RayEvaluator:
 
     def _start(self):
         return self._worker.remote(self._scores, self._threads, self._device)
+
+    def _alive(self, worker, done):
+        """The idle worker when what it does is `done`, or another in its place if it has died."""
+        import ray
+
+        try:
+            ray.get(done)
+        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+            reason = str(error).strip().splitlines()[0]
+            self.retried.append(f"a worker died while it had nothing to do, and was started again: {reason}")
+            logger.warning(self.retried[-1])
+            return self._start()
+        return worker
 
     def _parts(self, archs: Sequence[Arch]) -> list[list[int]]:
         """Indices of `archs` in parts: long ones first, which share more, short ones last, which end together."""

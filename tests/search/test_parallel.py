@@ -103,6 +103,25 @@ def test_a_killed_worker_changes_nothing(two_workers, retried, deaths, here):
     assert "retried" in retried[0]
 
 
+def wait_for(worker):
+    """Raises what a call of the worker does when it is dead."""
+    while True:
+        ray.get(worker.ready.remote())
+
+
+def test_an_idle_worker_that_died_is_replaced_when_there_are_other_scores(two_workers, retried, deaths):
+    worker = two_workers._idle[0]
+    ray.kill(worker)
+    with pytest.raises(ray.exceptions.RayActorError):
+        wait_for(worker)
+    archs = SPACE.decode([[a, 0] for a in range(7)])
+    outcomes = sorted(two_workers.by({"sum": sums})(archs), key=lambda outcome: outcome.index)
+    assert [outcome.scores["sum"] for outcome in outcomes] == sums(archs)
+    (line,) = retried
+    assert "a worker died while it had nothing to do" in line
+    two_workers.by({"sum": SumsOrDies(deaths)})
+
+
 def test_an_architecture_that_always_kills_its_worker_fails_alone(two_workers, retried, deaths):
     for number in range(10):
         (deaths / str(number)).touch()
