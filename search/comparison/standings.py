@@ -27,8 +27,9 @@ def standings(
     `value` is the mean of what the trials of a row chose, one a seed, and `standard_error` that of this mean, NaN of a
     single one. `regret` is how far the value is from the best that is known within the limit, whoever found it.
     `told_apart` says whether the first row's value is higher by more than two standard errors of the difference: "no"
-    also where nothing is known of the errors, and empty in the first row. `failed` counts trials that chose nothing
-    that could be judged; they are in no mean. `seconds` are those of a search, without what all searches share.
+    also where nothing is known of the errors, or both are 0 because all seeds chose alike, and empty in the first row.
+    `failed` counts trials that chose nothing that could be judged; they are in no mean. `seconds` are those of a
+    search, without what all searches share.
     """
     rows: list[Row] = []
     for (device, limit), on_device in _groups(found, ("device", "limit_ms")).items():
@@ -63,7 +64,7 @@ def _row(
         "seeds": len(found),
         "failed": len(found) - len(chosen),
         "value": value,
-        "standard_error": float(np.std(of_choices, ddof=1)) / len(chosen) ** 0.5 if len(chosen) > 1 else math.nan,
+        "standard_error": _standard_error(of_choices),
         "regret": best - value,
         "latency_ms": _mean([evaluation.costs[device] for evaluation in chosen]),
         "measured_ms": _mean([measured_ms[evaluation.arch] for evaluation in chosen if evaluation.arch in measured_ms]),
@@ -76,6 +77,14 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else math.nan
 
 
+def _standard_error(values: Sequence[float]) -> float:
+    if len(values) < 2:
+        return math.nan
+    if np.ptp(values) == 0:  # of equal values the deviation may be a rounding error
+        return 0.0
+    return float(np.std(values, ddof=1)) / len(values) ** 0.5
+
+
 def _told_apart(first: Row, row: Row) -> str:
     error = math.hypot(first["standard_error"], row["standard_error"])
-    return "yes" if first["value"] - row["value"] > 2 * error else "no"
+    return "yes" if error > 0 and first["value"] - row["value"] > 2 * error else "no"

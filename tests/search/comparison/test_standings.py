@@ -49,7 +49,7 @@ def test_strategies_stand_by_what_they_chose():
     assert first["regret"] == pytest.approx(0.1)  # D is known, whoever found it; C is beyond the limit
     assert (first["evaluations"], first["seconds"]) == (1.5, 2.0)
     assert (first["latency_ms"], first["measured_ms"]) == (2.0, 2.5)
-    assert (second["strategy"], second["value"], second["told_apart"]) == ("random", 0.5, "yes")
+    assert (second["strategy"], second["value"], second["told_apart"]) == ("random", 0.5, "no")
     assert (second["latency_ms"], second["measured_ms"], second["seconds"]) == (1.0, 1.5, 15.0)
 
 
@@ -62,6 +62,13 @@ def test_differences_below_two_standard_errors_are_not_told_apart():
     first, second = stand(trial("dna", 0, evaluation(B, 1.0)), trial("macs", 0, evaluation(A, 1.0)))
     assert math.isnan(second["standard_error"])
     assert second["told_apart"] == "no"
+    values = {A: 0.1, B: 0.7, C: 0.72}
+    sure = [trial("dna", seed, evaluation(B if seed else C, 1.0), limit_ms=3.0) for seed in range(3)]
+    alike = [trial("macs", seed, evaluation(A, 1.0), limit_ms=3.0) for seed in range(3)]
+    first, second = stand(*sure, *alike, values=values)
+    assert (second["standard_error"], second["told_apart"]) == (0.0, "yes")  # which the first's error is known for
+    first, second = stand(*[t._replace(evaluations=[evaluation(B, 1.0)]) for t in sure], *alike, values=values)
+    assert (first["standard_error"], second["told_apart"]) == (0.0, "no")  # of neither is an error known
 
 
 def test_limits_are_apart_and_failures_in_no_mean():
