@@ -102,6 +102,8 @@ def read_table(path: Path, family: Family, parse: Callable[[str], Arch]) -> dict
             )
         for line, row in enumerate(reader, start=2):
             try:
+                if row["arch"] is None:
+                    raise ValueError("the row is too short: it has no arch")
                 arch = Arch.from_json(row["arch"]) if row["arch"].startswith("{") else parse(row["arch"])
                 value = sum(float(row[name]) for name in columns) / len(columns)
                 family.space.validate(arch)

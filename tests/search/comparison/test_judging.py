@@ -123,6 +123,7 @@ def test_a_table_gives_what_was_published(cells, tmp_path):
         ("arch,accuracy\nnonsense,1\n", "line 2: a cell is written"),
         ('arch,accuracy\n"{""a"": 1}",1\n', "line 2: "),
         ("arch,accuracy\nSMALLEST,nan\n", "line 2: the accuracy is nan"),
+        ("accuracy,arch\n1\n", "line 2: the row is too short: it has no arch"),
     ],
 )
 def test_a_table_that_is_none_is_refused(cells, tmp_path, text, message):
