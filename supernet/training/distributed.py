@@ -8,6 +8,7 @@ of a step are averaged once, bucket by bucket, while the last backward pass of t
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from supernet.errors import first_line
+
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
@@ -24,6 +27,8 @@ BUCKET_BYTES = 25 * 2**20
 """Of gradients that are averaged together; DistributedDataParallel's."""
 IN_FLIGHT = 2
 """Buckets of which there are copies at a time."""
+_GLOO_LOST = re.compile(r"\[\S*gloo/transport/")
+"""How gloo's errors of a connection begin, which are plain RuntimeErrors: with where in its source they are raised."""
 
 
 class LostProcess(RuntimeError):
@@ -235,11 +240,13 @@ def share(tensors: Iterable[Tensor]) -> None:
 
 @contextmanager
 def _others() -> Iterator[None]:
-    """What takes other processes: LostProcess if one of them is gone."""
+    """What takes other processes: LostProcess if one of them is gone, and this process's own errors as they are."""
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        if not isinstance(error, dist.DistError) and not _GLOO_LOST.match(str(error)):
+            raise
         raise LostProcess(
-            f"another process of this training has ended ({reason}): see what it says, and go on with --resume"
+            f"another process of this training has ended ({first_line(error)}): see what it says, and go on with "
+            "--resume"
         ) from error

@@ -293,6 +293,29 @@ def test_processes_take_what_the_first_has_and_share_out_work(in_two_processes):
     assert alone["first"] == {"rank": 0}
 
 
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (RuntimeError("[/torch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer"), True),
+        (torch.distributed.DistBackendError("NCCL error: remote process exited"), True),
+        (torch.distributed.DistNetworkError("Broken pipe"), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), False),
+        (RuntimeError("No backend type associated with device type cpu"), False),
+        (RuntimeError("[enforce fail at /gloo/gloo/transport/tcp/pair.cc:460] 80 vs 64"), False),  # other tensors
+    ],
+)
+def test_an_error_of_this_process_is_not_taken_for_a_lost_one(error, is_lost, monkeypatch):
+    def fail(tensor):
+        raise error
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", fail)
+    with pytest.raises(RuntimeError) as raised:
+        distributed.average(torch.ones(1))
+    assert isinstance(raised.value, distributed.LostProcess) == is_lost
+    assert is_lost or raised.value is error
+
+
 def progressive_buffers(directory):
     """Everything that decides what progressive shrinking goes on from, behind its first phase."""
     phases = (Phase("largest", 1), Phase("kernel_size", 1, 0.4, 0, 1, {"kernel_size": 2}))
