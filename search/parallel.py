@@ -14,7 +14,7 @@ from search.loop import Scored, evaluate_here
 from search.problem import Score, placed
 from supernet.own_code import modules_from_files
 from supernet.space import Arch, SearchSpace
-from supernet.training.execution import named_device, tf32
+from supernet.training.execution import tf32, worker_device
 
 logger = logging.getLogger(__name__)
 
@@ -195,24 +195,6 @@ def ray_running(address: str | None = None, cpus: int | None = None) -> Iterator
         yield
     finally:
         ray.shutdown()
-
-
-def worker_device(device: str, gpus: float) -> torch.device:
-    """Where a Ray worker with the part `gpus` of a GPU, from 0 to 1, puts what it runs: there if it has one.
-
-    ValueError for another `gpus`, and if `device`, which was asked for, is not auto and is another kind or a certain
-    GPU: which one a worker has is Ray's choice.
-    """
-    if not 0 <= gpus <= 1:
-        raise ValueError(f"a worker has a GPU or a part of one, from 0 to 1, not {gpus}")
-    found = torch.device("cuda" if gpus else "cpu")
-    if device != "auto" and named_device(device) != found:
-        parts = f"{gpus:g} of a GPU" if gpus else "none"
-        raise ValueError(
-            f"device {device!r}: Ray workers run on the part of a GPU that they are given, here {parts}, or else on "
-            "CPUs; say auto, and with --gpus-per-worker how much"
-        )
-    return found
 
 
 def room(available: Mapping[str, float], threads: int, gpus: float) -> int:

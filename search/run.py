@@ -17,7 +17,7 @@ from predictors.activation_memory import peak_activation
 from search.history import Evaluation, History
 from search.limits import reachable
 from search.loop import Evaluator, Generation, Result, Strategy, ask_and_tell, evaluate_here
-from search.parallel import RayEvaluator, worker_device
+from search.parallel import RayEvaluator
 from search.problem import Cost, Problem, placed
 from search.scores.accuracy import Judged, SupernetScore, WithExamples
 from search.scores.judges import Judge, make_judge
@@ -28,7 +28,7 @@ from supernet.artifacts.runs import Run
 from supernet.families import Family
 from supernet.space import Arch
 from supernet.training import randomness
-from supernet.training.execution import pick_device, tf32
+from supernet.training.execution import pick_device, tf32, worker_device
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +80,8 @@ def run_search(
     left, and never the test examples. The best of many looks better than it is on the examples it was picked by, and on
     others does not.
 
-    ValueError for a device that is not here, as `search.parallel.worker_device` raises it, and if there is nothing to
-    confirm by, before anything is evaluated.
+    ValueError for a device that is not here, as `supernet.training.execution.worker_device` raises it, and if there is
+    nothing to confirm by, before anything is evaluated.
     """
     here = pick_device(device)
     if workers:

@@ -60,7 +60,6 @@ from search.comparison import (
 from search.limits import reachable
 from search.loop import Generation, evaluate_here
 from search.margin import beyond_measurements, limit_notes, probability_within
-from search.parallel import worker_device
 from search.report.sources import write_origin
 from search.run import load_predictors, make_problem, prepared_judge, run_search
 from search.scores.judges import BY_TEACHER, Judge, make_judge
@@ -72,7 +71,7 @@ from supernet.artifacts.runs import Run, load_run
 from supernet.own_code import absolute
 from supernet.space import Arch
 from supernet.training.data import DataConfig
-from supernet.training.execution import Execution, located
+from supernet.training.execution import Execution, located, worker_device
 from supernet_cli.command_line import DeviceFlag, GpusFlag, console, fail, progress_bar, report
 from supernet_cli.search import measure_front
 

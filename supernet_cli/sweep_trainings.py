@@ -26,7 +26,6 @@ from pathlib import Path
 import tyro
 
 from search.loop import Generation
-from search.parallel import worker_device
 from search.run import run_search
 from search.settings import SearchJob
 from search.strategies import check_strategy
@@ -34,7 +33,7 @@ from search.sweep import HISTORIES, RUN, TrialSettings, history_folder, run_swee
 from search.trainings import COST, check_training, training_job, trainings
 from supernet.artifacts.runs import Job, open_data, read_job, run_job
 from supernet.own_code import absolute
-from supernet.training.execution import Execution, located
+from supernet.training.execution import Execution, located, worker_device
 from supernet_cli.command_line import DeviceFlag, GpusFlag, console, fail, progress_bar
 
 

@@ -17,7 +17,7 @@ from supernet.artifacts.runs import Job, open_data, run_job
 from supernet.errors import first_line
 from supernet.own_code import absolute, modules_from_files
 from supernet.training import distributed
-from supernet.training.execution import located
+from supernet.training.execution import located, worker_device
 from supernet.training.loop import StepResult
 from supernet.training.loop.divergence import TrainingError
 
@@ -55,16 +55,18 @@ def run_on_cluster(job: Job, output: Path, cluster: Cluster, *, resume: bool = F
     begun begins. Images, and files of code of one's own, lie under the same path on all machines.
 
     Uses the running Ray, or joins a cluster or starts a local one. TrainingError if the training diverges. ValueError
-    if there is a run already and `resume` is not said, if it was begun with other settings, or if the cluster has too
-    few CPUs or GPUs; LostProcess if workers fail more than `max_failures` times.
+    if there is a run already and `resume` is not said; if it was begun with other
+    settings; for a device that workers are not given; or if the cluster has too few CPUs or GPUs. LostProcess if
+    workers fail more than `max_failures` times.
     """
     output = output.absolute()
     storage = cluster.storage or str(output.parent / "cluster")
     storage = storage if "://" in storage else os.path.abspath(storage)
     data = located(replace(job.data, dataset=absolute(job.data.dataset)))
     job = replace(job, space=absolute(job.space), data=data)
-    if not cluster.gpus_per_worker:
-        job = replace(job, execution=replace(job.execution, device="cpu"))
+    worker_device(job.execution.device, cluster.gpus_per_worker)
+    device = "auto" if cluster.gpus_per_worker else "cpu"  # of several GPUs of a machine, auto takes this worker's
+    job = replace(job, execution=replace(job.execution, device=device))
     _check(job, cluster.cluster_workers)
     with owned(output):
         if (output / "config.json").exists() and not resume:
@@ -74,6 +76,7 @@ def run_on_cluster(job: Job, output: Path, cluster: Cluster, *, resume: bool = F
                 f"{storage}/{output.name} holds a training already: add --resume to go on with it, or name another "
                 "output or storage"
             )
+
         import ray
 
         started = not ray.is_initialized()

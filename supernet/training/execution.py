@@ -115,6 +115,24 @@ def named_device(name: str) -> torch.device:
         raise ValueError(f"device is cpu, cuda, cuda:N or auto, not {name!r}") from None
 
 
+def worker_device(device: str, gpus: float) -> torch.device:
+    """Where a Ray worker with the part `gpus` of a GPU, from 0 to 1, puts what it runs: there if it has one.
+
+    ValueError for another `gpus`, and if `device`, which was asked for, is not auto and is another kind or a certain
+    GPU: which one a worker has is Ray's choice.
+    """
+    if not 0 <= gpus <= 1:
+        raise ValueError(f"a worker has a GPU or a part of one, from 0 to 1, not {gpus}")
+    found = torch.device("cuda" if gpus else "cpu")
+    if device != "auto" and named_device(device) != found:
+        parts = f"{gpus:g} of a GPU" if gpus else "none"
+        raise ValueError(
+            f"device {device!r}: Ray workers run on the part of a GPU that they are given, here {parts}, or else on "
+            "CPUs; say auto, and with --gpus-per-worker how much"
+        )
+    return found
+
+
 def computes_ahead(device: torch.device) -> bool:
     """Whether Python goes on while `device` computes, so that asking for a value is waiting for it."""
     return device.type != "cpu"

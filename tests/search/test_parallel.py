@@ -14,7 +14,7 @@ import torch
 
 from search.history import History
 from search.loop import ask_and_tell, evaluate_here
-from search.parallel import RayEvaluator, check_resources, room, worker_device
+from search.parallel import RayEvaluator, check_resources, room
 from search.problem import Problem
 from search.scores.judges import RunBatches
 from search.strategies.evolution import Evolution, EvolutionConfig
@@ -230,28 +230,6 @@ def test_scores_are_sent_from_the_cpu_and_run_there_on_workers_without_a_gpu(els
     with RayEvaluator(space, scores, 1) as evaluate:
         outcomes = [outcome.scores for outcome in evaluate([space.smallest])]
     assert outcomes == [{"accuracy": expected, "place": 0.0}]
-
-
-@pytest.mark.parametrize(
-    ("device", "gpus", "found"), [("auto", 0, "cpu"), ("auto", 0.3, "cuda"), ("cuda", 1, "cuda"), ("cpu", 0, "cpu")]
-)
-def test_a_worker_runs_where_it_has_its_part(device, gpus, found):
-    assert worker_device(device, gpus) == torch.device(found)
-
-
-@pytest.mark.parametrize(
-    ("device", "gpus", "message"),
-    [
-        ("cuda", 0, "device 'cuda': Ray workers run on the part of a GPU that they are given, here none, or else on"),
-        ("cuda:1", 0.5, "device 'cuda:1': .* that they are given, here 0.5 of a GPU, .* say auto, and with --gpus-per"),
-        ("cpu", 0.5, "device 'cpu': Ray workers run on the part of a GPU"),
-        ("tpu", 0, "device is cpu, cuda, cuda:N or auto, not 'tpu'"),
-        ("auto", -1, "a worker has a GPU or a part of one, from 0 to 1, not -1"),
-    ],
-)
-def test_a_place_that_a_worker_cannot_have_is_refused(device, gpus, message):
-    with pytest.raises(ValueError, match=message):
-        worker_device(device, gpus)
 
 
 def test_parts_are_of_one_gpu_each():

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from supernet.artifacts.runs import Job, job_from_dict, load_run, read_config, run_job
+from supernet.training import cluster
 from supernet.training.cluster import Cluster, _check_resources, run_on_cluster
 from supernet.training.data import DataConfig
 from supernet.training.execution import Execution
@@ -95,6 +97,29 @@ def test_what_a_cluster_cannot_do_is_refused_before_it_starts(tmp_path):
         _check_resources({"CPU": 4.0}, Cluster("local", 2), 4)
     with pytest.raises(ValueError, match="2 workers need 2 GPUs, but the Ray cluster has 1"):
         _check_resources({"CPU": 4.0, "GPU": 1.0}, Cluster("local", 2, gpus_per_worker=1), 1)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "given"), [("auto", 0, "cpu"), ("cpu", 0, "cpu"), ("auto", 1, "auto"), ("cuda", 1, "auto")]
+)
+def test_workers_train_where_they_are_given_room(device, gpus, given, tmp_path, monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def ask(job, workers):
+        raise Asked(job.execution.device)
+
+    monkeypatch.setattr(cluster, "_check", ask)
+    job = dataclasses.replace(JOB, execution=Execution(device=device))
+    with pytest.raises(Asked, match=given):
+        run_on_cluster(job, tmp_path / "run", Cluster("local", 2, gpus_per_worker=gpus))
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("cpu", 1), ("cuda:0", 1), ("cuda", 0)])
+def test_a_device_that_workers_are_not_given_is_refused(device, gpus, tmp_path):
+    job = dataclasses.replace(JOB, execution=Execution(device=device))
+    with pytest.raises(ValueError, match=f"device '{device}': Ray workers run on the part of a GPU .* say auto"):
+        run_on_cluster(job, tmp_path / "run", Cluster("local", 2, gpus_per_worker=gpus))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from supernet.training.execution import Execution, channels_last, differences, named_device, pick_device, tf32
+from supernet.training.execution import (
+    Execution,
+    channels_last,
+    differences,
+    named_device,
+    pick_device,
+    tf32,
+    worker_device,
+)
 
 
 def test_kernels_lie_as_torch_puts_them_and_those_of_five_dimensions_stay():
@@ -53,6 +61,28 @@ def test_a_device_is_one_that_torch_can_compute_on_here(elsewhere):
 def test_another_device_is_refused(name, message):
     with pytest.raises(ValueError, match=message):
         pick_device(name)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "found"), [("auto", 0, "cpu"), ("auto", 0.3, "cuda"), ("cuda", 1, "cuda"), ("cpu", 0, "cpu")]
+)
+def test_a_worker_runs_where_it_has_its_part(device, gpus, found):
+    assert worker_device(device, gpus) == torch.device(found)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "message"),
+    [
+        ("cuda", 0, "device 'cuda': Ray workers run on the part of a GPU that they are given, here none, or else on"),
+        ("cuda:1", 0.5, "device 'cuda:1': .* that they are given, here 0.5 of a GPU, .* say auto, and with --gpus-per"),
+        ("cpu", 0.5, "device 'cpu': Ray workers run on the part of a GPU"),
+        ("tpu", 0, "device is cpu, cuda, cuda:N or auto, not 'tpu'"),
+        ("auto", -1, "a worker has a GPU or a part of one, from 0 to 1, not -1"),
+    ],
+)
+def test_a_place_that_a_worker_cannot_have_is_refused(device, gpus, message):
+    with pytest.raises(ValueError, match=message):
+        worker_device(device, gpus)
 
 
 def test_tf32_is_allowed_as_before_afterwards():
