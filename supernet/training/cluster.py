@@ -55,7 +55,7 @@ def run_on_cluster(job: Job, output: Path, cluster: Cluster, *, resume: bool = F
     begun begins. Images, and files of code of one's own, lie under the same path on all machines.
 
     Uses the running Ray, or joins a cluster or starts a local one. TrainingError if the training diverges. ValueError
-    if there is a run already and `resume` is not said; if it was begun with other
+    if there is a run already, unless `resume` is said and the storage has its checkpoints; if it was begun with other
     settings; for a device that workers are not given; or if the cluster has too few CPUs or GPUs. LostProcess if
     workers fail more than `max_failures` times.
     """
@@ -69,14 +69,15 @@ def run_on_cluster(job: Job, output: Path, cluster: Cluster, *, resume: bool = F
     job = replace(job, execution=replace(job.execution, device=device))
     _check(job, cluster.cluster_workers)
     with owned(output):
-        if (output / "config.json").exists() and not resume:
-            raise ValueError(f"{output} holds a run already: name another output")
-        if _has_checkpoints(f"{storage}/{output.name}") and not resume:
+        stored = f"{storage}/{output.name}"
+        begun = _has_checkpoints(stored)
+        if (output / "config.json").exists() and not (resume and begun):
+            missing = f", of which {stored} has no checkpoint" if resume else ""
+            raise ValueError(f"{output} holds a run already{missing}: name another output")
+        if begun and not resume:
             raise ValueError(
-                f"{storage}/{output.name} holds a training already: add --resume to go on with it, or name another "
-                "output or storage"
+                f"{stored} holds a training already: add --resume to go on with it, or name another output or storage"
             )
-
         import ray
 
         started = not ray.is_initialized()

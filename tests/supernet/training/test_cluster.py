@@ -93,6 +93,9 @@ def test_what_a_cluster_cannot_do_is_refused_before_it_starts(tmp_path):
     (tmp_path / "run" / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="run holds a run already: name another output"):
         run_on_cluster(JOB, tmp_path / "run", Cluster("local", 2))
+    message = "run holds a run already, of which .*cluster/run has no checkpoint: name another output"
+    with pytest.raises(ValueError, match=message):  # one that was trained without a cluster
+        run_on_cluster(JOB, tmp_path / "run", Cluster("local", 2), resume=True)
     with pytest.raises(ValueError, match="2 workers need 8 CPUs, but the Ray cluster has 4: say fewer cluster_workers"):
         _check_resources({"CPU": 4.0}, Cluster("local", 2), 4)
     with pytest.raises(ValueError, match="2 workers need 2 GPUs, but the Ray cluster has 1"):
