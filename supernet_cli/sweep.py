@@ -29,6 +29,7 @@ import dataclasses
 import itertools
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -238,12 +239,19 @@ def plan(arguments: Arguments, trained: Run) -> list[TrialSettings]:
     limits = arguments.limits_ms or (float("inf"),)
     for device, limit in itertools.product(devices, limits):
         reachable(make_problem(SearchJob(limits={device: limit}), trained.family, devices), np.random.default_rng(0))
+    for flag, given in (("strategies", arguments.strategies), ("limits-ms", limits), ("seeds", arguments.seeds)):
+        if twice := [value for value, times in Counter(given).items() if times > 1]:
+            raise ValueError(f"--{flag} has {twice[0]} twice, which is one search: name it once")
     names = ("strategy", "device", "limit_ms", "seed")
     trials = [
         dict(zip(names, values)) for values in itertools.product(arguments.strategies, devices, limits, arguments.seeds)
     ]
     jobs = {str(trial["strategy"]): arguments.job(trial) for trial in trials}
-    for job in jobs.values():
+    searches: dict[str, str] = {}
+    for name, job in jobs.items():
+        same = searches.setdefault(str(dataclasses.replace(job, strategy=job.searches_by)), name)
+        if same != name:
+            raise ValueError(f"{same} and {name} are one and the same strategy: name it once")
         if job.score not in BY_TEACHER:
             make_judge(job, trained)
         elif job.teacher is None:
