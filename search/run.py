@@ -20,7 +20,7 @@ from search.loop import Evaluator, Generation, Result, Strategy, ask_and_tell, e
 from search.parallel import RayEvaluator
 from search.problem import Cost, Problem, placed
 from search.scores.accuracy import Judged, SupernetScore, WithExamples
-from search.scores.judges import Judge, make_judge
+from search.scores.judges import Judge, make_judge, settled
 from search.settings import ACCURACY, SAID_ANEW, SearchJob
 from search.strategies import make_strategy
 from search.strategies.given_order import GivenOrder
@@ -88,8 +88,7 @@ def run_search(
         worker_device(device, gpus_per_worker)
     elif gpus_per_worker:
         raise ValueError(f"there are {gpus_per_worker:g} GPUs for each worker, but no workers: say how many")
-    if job.images == SearchJob.images and trained.data.count(trained.data.holdout) <= job.images:
-        job = dataclasses.replace(job, images=None)  # as histories of former versions say, which took all by default
+    job = settled(job, trained)
     judge = judge or make_judge(job, trained, history and history.parent)
     if confirm and judge.fresh is None:
         raise ValueError(f"the score {job.score} is not that of held-out examples, which others could confirm")

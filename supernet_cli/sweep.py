@@ -208,7 +208,7 @@ def main() -> None:
     predictors = load_predictors(arguments.predictors, trained.family)
     found = [handed_in(trial, str(trial.settings["device"]), arguments.hand_in) for trial in sweep.trials]
     values = judge(arguments, yardstick, sweep, found, trained, predictors, output)
-    sweep = with_values(sweep, found, yardstick.name, values)
+    sweep = with_values(sweep, found, yardstick, values)
     measured = measure_members(found, trained, predictors, output / MEASURED) if arguments.measure else {}
     latency_ms = {name: dict(zip(values, p.cost(list(values)))) for name, p in predictors.items()} if values else {}
     rows = standings(found, values, latency_ms, measured)
@@ -296,12 +296,10 @@ def judge(
 ) -> dict[Arch, float]:
     """The values of all that was handed in, and of whatever else is known by the yardstick: what searches that went by
     it have evaluated, or a whole table."""
-    name, space = yardstick.name, trained.family.space
-    evaluations = [e for trial in sweep.trials for e in trial.evaluations]
-    known = {**yardstick.known, **{e.arch: e.scores[name] for e in evaluations if name in e.scores}}
+    yardstick, space = yardstick.knowing(sweep.trials), trained.family.space
     archs = list(dict.fromkeys(evaluation.arch for entry in found for evaluation in entry.front))
-    missing = [arch for arch in archs if arch not in known]
-    evaluate = evaluate_here({name: yardstick.score})
+    missing = [arch for arch in archs if arch not in yardstick.known]
+    evaluate = evaluate_here({yardstick.name: yardstick.score})
     if not arguments.table:
         threads, gpus = arguments.threads, arguments.gpus_per_worker
         evaluate = on_workers(yardstick, space, arguments.workers, threads, gpus, arguments.address)
@@ -309,7 +307,7 @@ def judge(
         task = progress.add_task("Judging", total=len(missing), note="")
         values, failed = judged(
             archs,
-            yardstick._replace(known=known),
+            yardstick,
             space,
             {device: predictor.cost for device, predictor in predictors.items()},
             evaluate,

@@ -11,6 +11,7 @@ from search.history import Evaluation, History
 from search.loop import Evaluator, Scored, ask_and_tell
 from search.parallel import RayEvaluator, ray_running, room
 from search.problem import Cost, Problem
+from search.settings import SAID_ANEW
 from search.strategies.given_order import GivenOrder
 from supernet.space import Arch, SearchSpace
 
@@ -28,7 +29,7 @@ def judged(
 
     What the yardstick knows is not evaluated, nor what is in `history`, where every evaluation is written with its
     `costs` as soon as it ends, unless it failed. `evaluate` is called for the others at once, if there are any.
-    ValueError if the history is of another yardstick.
+    ValueError if the history is of another yardstick, but for settings that may be said anew.
     """
     missing = [arch for arch in dict.fromkeys(archs) if arch not in yardstick.known]
     values = dict(yardstick.known)
@@ -36,7 +37,7 @@ def judged(
         return values, []
     problem = Problem(space, [yardstick.name], costs)
     settings = problem.describe() | json.loads(json.dumps(yardstick.settings))
-    with History(history, settings, resume=True) as record:
+    with History(history, settings, resume=True, said_anew=SAID_ANEW) as record:
         record.past = {arch: evaluation for arch, evaluation in record.past.items() if not evaluation.error}
         result = ask_and_tell(
             problem,

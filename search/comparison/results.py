@@ -9,6 +9,8 @@ from pathlib import Path
 
 from search.comparison.handed_in import HandedIn
 from search.comparison.standings import Row
+from search.comparison.yardsticks import Yardstick
+from search.history import Evaluation
 from search.sweep import Sweep, Trial
 from search.table import write_csv
 from supernet.space import Arch
@@ -18,20 +20,26 @@ HANDED_IN = "handed_in.csv"
 MEASURED = "measured"  # folder of what was measured on this machine
 
 
-def with_values(sweep: Sweep, found: Sequence[HandedIn], name: str, values: Mapping[Arch, float]) -> Sweep:
-    """The sweep with what was judged beside the score that a search went by, in evaluations that were handed in."""
-    return sweep._replace(trials=[_with_values(entry, name, values) for entry in found])
+def with_values(sweep: Sweep, found: Sequence[HandedIn], yardstick: Yardstick, values: Mapping[Arch, float]) -> Sweep:
+    """The sweep with what was judged beside the score that a search went by, in evaluations that were handed in.
+
+    A search's score of the yardstick's name by other settings, such as fewer images, is called `NAME of the search`.
+    """
+    return sweep._replace(trials=[_with_values(entry, yardstick, values) for entry in found])
 
 
-def _with_values(entry: HandedIn, name: str, values: Mapping[Arch, float]) -> Trial:
+def _with_values(entry: HandedIn, yardstick: Yardstick, values: Mapping[Arch, float]) -> Trial:
+    name, trial = yardstick.name, entry.trial
+    names = {} if yardstick.guided(trial) else {name: f"{name} of the search"}
     judged = {
         evaluation.arch: {name: values[evaluation.arch]} for evaluation in entry.front if evaluation.arch in values
     }
-    return entry.trial._replace(
-        evaluations=[
-            dataclasses.replace(e, scores={**e.scores, **judged.get(e.arch, {})}) for e in entry.trial.evaluations
-        ]
-    )
+
+    def scores(evaluation: Evaluation) -> dict[str, float]:
+        own = {names.get(score, score): value for score, value in evaluation.scores.items()}
+        return own | judged.get(evaluation.arch, {})
+
+    return trial._replace(evaluations=[dataclasses.replace(e, scores=scores(e)) for e in trial.evaluations])
 
 
 def write_comparison(

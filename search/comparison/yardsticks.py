@@ -19,8 +19,9 @@ from typing import NamedTuple
 import torch
 
 from search.problem import Score
-from search.scores.judges import supernet_score
-from search.settings import SearchJob
+from search.scores.judges import settled, supernet_score
+from search.settings import SAID_ANEW, SearchJob
+from search.sweep import Trial
 from supernet.artifacts.runs import Run
 from supernet.evaluation import evaluate
 from supernet.families import Family
@@ -39,6 +40,9 @@ PUBLISHED_AS: Mapping[str, Callable[[str], Arch]] = {
 }
 """By the family's name, how an architecture is read that is not written as JSON."""
 
+JUDGED_BY = ("images", "resize_images", "calibration_images", "calibration_bytes")
+"""The settings of a search that the accuracy of a supernet's subnet follows from, given the run."""
+
 
 class Yardstick(NamedTuple):
     """A score that all searches are judged by, and what has to be known of it."""
@@ -49,12 +53,24 @@ class Yardstick(NamedTuple):
     known: Mapping[Arch, float] = MappingProxyType({})  # values that need no evaluation
     together: int | None = None  # architectures that a worker gets at a time
 
+    def guided(self, trial: Trial) -> bool:
+        """Whether a score of this name in the trial's search is of the yardstick's settings, but for those that may be
+        said anew."""
+        followed = {name: value for name, value in self.settings.items() if name not in ("yardstick", *SAID_ANEW)}
+        return all(name in trial.search and trial.search[name] == value for name, value in followed.items())
+
+    def knowing(self, trials: Sequence[Trial]) -> Yardstick:
+        """The yardstick that knows what searches that went by it have evaluated, too."""
+        evaluations = [e for trial in trials if self.guided(trial) for e in trial.evaluations]
+        found = {e.arch: e.scores[self.name] for e in evaluations if self.name in e.scores}
+        return self._replace(known={**self.known, **found})
+
 
 def by_supernet(job: SearchJob, run: Run) -> Yardstick:
     """The first metric of the run's task, of its recalibrated subnets on held-out examples: what a search by accuracy
     goes by."""
-    settings = {"yardstick": "supernet"}
-    settings |= {name: getattr(job, name) for name in ("images", "calibration_images", "calibration_bytes")}
+    job = settled(job, run)
+    settings = {"yardstick": "supernet"} | {name: getattr(job, name) for name in JUDGED_BY}
     return Yardstick(run.family.task.metric, supernet_score(job, run), settings)
 
 

@@ -9,6 +9,7 @@ dna         how well blocks imitate those of a teacher (DNA)
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -109,6 +110,14 @@ def supernet_score(job: SearchJob, trained: Run, fresh: bool = False) -> Superne
         job.batch_size,
         calibration_bytes=job.calibration_bytes,
     )
+
+
+def settled(job: SearchJob, trained: Run) -> SearchJob:
+    """The job with `images` None if the default is all that the run holds out, as histories of former versions say,
+    which took all by default."""
+    if job.images == SearchJob.images and trained.data.count(trained.data.holdout) <= job.images:
+        return dataclasses.replace(job, images=None)
+    return job
 
 
 def run_batches(job: SearchJob, trained: Run, fresh: bool = False) -> RunBatches:

@@ -10,8 +10,9 @@ from search.comparison import Yardstick, by_supernet, by_table, judged, trained_
 from search.history import read_history
 from search.loop import evaluate_here
 from search.run import run_search
-from search.scores.judges import untrained_run
+from search.scores.judges import settled, untrained_run
 from search.settings import SearchJob
+from search.sweep import Trial
 from supernet import SearchSpace
 from supernet.evaluation import accuracy
 from supernet.families.nas_bench_201 import to_string
@@ -40,7 +41,8 @@ class Counted:
 
 def test_each_is_judged_once_and_nothing_judged_is_lost(tmp_path):
     score = Counted(3)
-    yardstick = Yardstick("nines", score, {"yardstick": "nines"}, {ARCHS[0]: 1.0})
+    settings = {"yardstick": "nines", "calibration_bytes": 1}
+    yardstick = Yardstick("nines", score, settings, {ARCHS[0]: 1.0})
     costs = {"ms": lambda archs: [1.0 + arch["a"] for arch in archs]}
 
     def judge(archs, yardstick=yardstick):
@@ -59,6 +61,9 @@ def test_each_is_judged_once_and_nothing_judged_is_lost(tmp_path):
     assert judge([ARCHS[4], ARCHS[8]])[1] == failed  # which was tried again
     assert score.asked == [*ARCHS[1:5], ARCHS[8], ARCHS[8]]
     assert judge(ARCHS[:1]) == ({ARCHS[0]: 1.0}, [])
+    asked = len(score.asked)
+    assert judge(ARCHS[:5], yardstick._replace(settings=settings | {"calibration_bytes": 2})) == (values, [])
+    assert len(score.asked) == asked
     with pytest.raises(ValueError, match="its yardstick is 'nines', not 'tens'"):
         judge(ARCHS, yardstick._replace(settings={"yardstick": "tens"}))
 
@@ -70,12 +75,28 @@ def cells():
     return run._replace(job=dataclasses.replace(run.job, train=settings))
 
 
-def test_the_supernets_yardstick_is_what_a_search_by_accuracy_goes_by(cells):
+def test_the_supernets_yardstick_is_what_a_search_by_accuracy_goes_by(cells, tmp_path):
     job = SearchJob(evaluations=2, population=2, images=30, calibration_images=20)
-    evaluations = run_search(job, cells, {}).result.evaluations
+    run_search(job, cells, {}, tmp_path / "search.jsonl")
+    settings, evaluations = read_history(tmp_path / "search.jsonl")
     yardstick = by_supernet(job, cells)
-    values = yardstick.score([e.arch for e in evaluations])
+    archs = [evaluation.arch for evaluation in evaluations]
+    values = yardstick.score(archs)
     assert [e.scores for e in evaluations] == [{yardstick.name: value} for value in values]
+
+    trial = Trial({}, {}, evaluations, None, settings)
+    again = by_supernet(dataclasses.replace(job, calibration_bytes=10**6, batch_size=9), cells)
+    for same in (yardstick, again):
+        assert same.knowing([trial]).known == dict(zip(archs, values))
+    for other in ({"images": 20}, {"calibration_images": 10}, {"resize_images": True}):
+        assert by_supernet(dataclasses.replace(job, **other), cells).knowing([trial]).known == {}
+
+
+def test_the_supernets_yardstick_has_images_as_searches_have_them(cells):
+    job = SearchJob()
+    assert by_supernet(job, cells).settings["images"] is settled(job, cells).images is None  # few are held out
+    few = dataclasses.replace(job, images=30)
+    assert by_supernet(few, cells).settings["images"] == settled(few, cells).images == 30
 
 
 def test_what_is_trained_alone_is_an_ordinary_training(cells, tmp_path):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from search.comparison import handed_in, standings, with_values, write_comparison
+from search.comparison import Yardstick, handed_in, standings, with_values, write_comparison
 from search.history import Evaluation
 from search.sweep import Sweep, Trial
 from supernet import Arch
@@ -13,6 +13,7 @@ from supernet import Arch
 A, B, C, D = (Arch({"a": index}) for index in range(4))
 LATENCY_MS = {"phone": {A: 1.0, B: 2.0, C: 3.0, D: 2.5}}
 VALUES = {A: 0.5, B: 0.7, C: 0.9, D: 0.8}
+ACCURACY = Yardstick("accuracy", lambda archs: [VALUES[arch] for arch in archs], {"yardstick": "test", "images": 5})
 
 
 def evaluation(arch, score, error=None):
@@ -87,9 +88,25 @@ def test_limits_are_apart_and_failures_in_no_mean():
     assert (unjudged["failed"], math.isnan(unjudged["regret"])) == (1, True)
 
 
+def test_values_of_a_search_by_fewer_images_are_not_mixed_with_what_was_judged():
+    found = [Evaluation(arch, {"accuracy": score}, {"phone": ms}, 0) for arch, score, ms in ((A, 0.1, 1), (B, 0.3, 2))]
+    entries = [
+        handed_in(trial("evolution", images, *found)._replace(search={"images": images}), "phone", 1)
+        for images in (4, 5)
+    ]
+    sweep = Sweep([entry.trial for entry in entries], [])
+    assert ACCURACY.knowing(sweep.trials[:1]).known == {}
+    assert ACCURACY.knowing(sweep.trials).known == {A: 0.1, B: 0.3}
+    few, same = (t.evaluations for t in with_values(sweep, entries, ACCURACY, {B: 0.3}).trials)
+    assert [e.scores for e in few] == [
+        *({"accuracy of the search": 0.1}, {"accuracy of the search": 0.3, "accuracy": 0.3}),
+    ]
+    assert same == found
+
+
 def test_what_was_judged_stands_beside_what_a_search_went_by(tmp_path):
     found = [handed_in(trial("dna", 0, evaluation(A, 1.0), evaluation(B, 2.0), evaluation(D, 0.0)), "phone", 2)]
-    sweep = with_values(Sweep([found[0].trial], []), found, "accuracy", {**VALUES, C: 0.1})
+    sweep = with_values(Sweep([found[0].trial], []), found, ACCURACY, {**VALUES, C: 0.1})
     assert [e.scores for e in sweep.trials[0].evaluations] == [
         *({"own": 1.0, "accuracy": 0.5}, {"own": 2.0, "accuracy": 0.7}, {"own": 0.0}),
     ]
