@@ -227,7 +227,7 @@ def _trial(
             reported = json.loads((before / "generations.json").read_text())
         history = folder / HISTORY
         if histories:
-            own = history_folder(histories, config["settings"])
+            own = folder_of(histories, config["settings"])
             past += sorted(own.glob("*.jsonl"))
             history = own / f"{uuid.uuid4().hex}.jsonl"
         _gather(past, history)
@@ -250,10 +250,10 @@ def _trial(
         search(config["settings"], history, report, **shared)
 
 
-def history_folder(histories: Path, settings: TrialSettings) -> Path:
-    """Where a trial keeps what it has done: by what it is a trial of, since Tune's name for it may not have been
-    written when the driver was killed."""
-    return histories / hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+def folder_of(parent: Path, settings: Mapping[str, object]) -> Path:
+    """The folder in `parent` of what follows from `settings` (JSON), named by their hash. Of a trial, what it is a
+    trial of, since Tune's name for it may not have been written when the driver was killed."""
+    return parent / hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _gather(past: Sequence[Path], history: Path) -> None:

@@ -29,7 +29,7 @@ from search.loop import Generation
 from search.run import run_search
 from search.settings import SearchJob
 from search.strategies import check_strategy
-from search.sweep import HISTORIES, RUN, TrialSettings, history_folder, run_sweep, write_sweep
+from search.sweep import HISTORIES, RUN, TrialSettings, folder_of, run_sweep, write_sweep
 from search.trainings import COST, check_training, training_job, trainings
 from supernet.artifacts.runs import Job, open_data, read_job, run_job
 from supernet.own_code import absolute
@@ -149,7 +149,7 @@ def plan(arguments: Arguments, job: Job) -> list[TrialSettings]:
 
 def run_of(histories: Path, settings: TrialSettings) -> dict[str, str]:
     """The column of trials.csv with the run of a trial, where that is kept."""
-    folder = history_folder(histories, settings) / RUN
+    folder = folder_of(histories, settings) / RUN
     return {"run": str(folder) if folder.exists() else ""}
 
 

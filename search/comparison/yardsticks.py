@@ -21,7 +21,7 @@ import torch
 from search.problem import Score
 from search.scores.judges import settled, supernet_score
 from search.settings import SAID_ANEW, SearchJob
-from search.sweep import Trial
+from search.sweep import Trial, folder_of
 from supernet.artifacts.runs import Run
 from supernet.evaluation import evaluate
 from supernet.families import Family
@@ -78,7 +78,7 @@ def trained_alone(run: Run, epochs: int, directory: Path, execution: Execution) 
     """The same metric on the same held-out examples, of the architecture trained alone from scratch for so many
     `epochs`, otherwise as the supernet was. ValueError unless there is at least one epoch.
 
-    Each has a folder in `directory`, where its training goes on if it was stopped.
+    Each has a folder in that of the settings in `directory`, where its training goes on if it was stopped.
     """
     if epochs < 1:
         raise ValueError(f"an architecture that is trained alone takes at least 1 epoch, not {epochs}")
@@ -87,8 +87,8 @@ def trained_alone(run: Run, epochs: int, directory: Path, execution: Execution) 
     data = run.data
     if isinstance(data, ImageData):
         data = dataclasses.replace(data, workers=0)  # a worker has its CPUs for all
-    score = TrainedAlone(run.family, data, config, directory, execution)
     settings = {"yardstick": "standalone", "train": dataclasses.asdict(config)}
+    score = TrainedAlone(run.family, data, config, folder_of(directory, settings), execution)
     return Yardstick(f"{run.family.task.metric}_alone", score, settings, together=1)
 
 

@@ -112,10 +112,13 @@ def test_what_is_trained_alone_is_an_ordinary_training(cells, tmp_path):
     assert value == accuracy(channels_last(model), batches)
     assert yardstick.name == "accuracy_alone"
     assert json.loads(json.dumps(yardstick.settings))["train"]["epochs"] == 1
-    (folder,) = (tmp_path / "alone").iterdir()
+    (folder,) = (tmp_path / "alone").glob("*/*")
     before = (folder / "metrics.jsonl").read_text()
     assert list(yardstick.score.each([arch])) == [(0, value)]  # from the training's folder
     assert (folder / "metrics.jsonl").read_text() == before
+    trained_alone(cells, 2, tmp_path / "alone", Execution(workers=0, eval_epochs=0)).score([arch])
+    (other,) = set((tmp_path / "alone").glob("*/*")) - {folder}  # where no training of other settings goes on
+    assert (other.name, (folder / "metrics.jsonl").read_text()) == (folder.name, before)
     with pytest.raises(ValueError, match="takes at least 1 epoch, not 0"):
         trained_alone(cells, 0, tmp_path, Execution())
 
