@@ -25,15 +25,16 @@ from supernet.training.methods.sampling import Learner, Sandwich, Uniform
 from supernet.training.randomness import Stream, generator
 from supernet.training.step import TrainConfig, TrainStep
 from supernet.training.train import train
+from tests.small import SPACE, small
 
 TRAIN = TrainConfig(epochs=1, batch_size=8, random_subnets=1)
 EXECUTION = Execution(workers=0, eval_epochs=0, log_steps=1, checkpoint_steps=2)
-JOB = Job(data=DataConfig(holdout=0.97), train=TRAIN, execution=EXECUTION)  # 5 steps
+JOB = Job(space=SPACE, data=DataConfig(holdout=0.97), train=TRAIN, execution=EXECUTION)  # 5 steps
 
 
 def gradients(rank=0, world_size=1):
     """Of a step on every `world_size`-th image of a batch; BatchNorm is in eval mode, where images are independent."""
-    family = FAMILIES["mobilenet_v3_micro"]()
+    family = small()
     net = family.supernet().double().eval()
     draw = torch.Generator().manual_seed(0)
     images = torch.randn(12, 3, 32, 32, generator=draw, dtype=torch.float64)[rank::world_size]
@@ -103,7 +104,7 @@ def train_here(method, directory):
 
 def joint_gradients():
     """The gradients of a step in which each process has subnets and images of its own: averaged, and of each alone."""
-    family = FAMILIES["mobilenet_v3_micro"]()
+    family = FAMILIES["mobilenet_v3_micro"]()  # deep enough that subnets differ in layers, and both leave some out
     joint = family.supernet()
     parameters, late = list(joint.parameters()), joint.late_parameters()
     average = distributed.GradientAverage(parameters, late, alike=False)
@@ -133,7 +134,7 @@ chosen = []  # by step, the architectures of its learners
 def train_apart(directory):
     """With subnets of this process's own; the weights, and the subnets."""
     chosen.clear()
-    family = FAMILIES["mobilenet_v3_micro"]()
+    family = small()
     config = dataclasses.replace(TRAIN, subnets_per_rank=True)
     net = family.supernet()
     train(family, net, load_data(JOB.data), config, directory / "apart", EXECUTION, method=Noted(family.space, 1))
@@ -155,13 +156,23 @@ def finished_again(directory):
     return {name: tensor.numpy() for name, tensor in run.net.state_dict().items()}, steps
 
 
+def progressive_buffers(directory):
+    """Everything that decides what progressive shrinking goes on from, behind its first phase."""
+    phases = (Phase("largest", 1), Phase("kernel_size", 1, 0.4, 0, 1, {"kernel_size": 2}))
+    train = dataclasses.replace(TRAIN, method="progressive", epochs=2, ema_decay=0.9)
+    execution = dataclasses.replace(EXECUTION, eval_epochs=1, eval_images=100)
+    run = run_job(dataclasses.replace(JOB, train=train, execution=execution, phases=phases), directory, resume=True)
+    return {name: tensor.detach().numpy() for name, tensor in run.net.state_dict().items()}
+
+
 def all_of_this_rank(directory):
     found = gradients(distributed.rank(), distributed.world_size())
     trained = {method: train_here(method, directory) for method in METHODS}
     averaged = {kernel_transform: averages(kernel_transform) for kernel_transform in (False, True)}
     apart = train_apart(directory), joint_gradients()
     again = finished_again(directory / f"of {distributed.rank()}")
-    return {name: gradient.numpy() for name, gradient in found.items()}, trained, averaged, apart, again
+    buffers = progressive_buffers(directory / "progressive")
+    return {name: gradient.numpy() for name, gradient in found.items()}, trained, averaged, apart, buffers, again
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +193,7 @@ def test_two_processes_have_the_gradients_of_one_with_the_joint_batch(processes)
 
 @pytest.mark.parametrize("kernel_transform", [False, True])
 def test_buckets_are_averaged_while_the_last_backward_pass_runs(processes, kernel_transform):
-    found = [averaged[kernel_transform] for *_, averaged, _, _ in processes[0]]
+    found = [averaged[kernel_transform] for *_, averaged, _, _, _ in processes[0]]
     for (bucketed, together), events, (buckets, sent, copies) in found:
         assert bucketed.keys() == together.keys()
         for name, gradient in bucketed.items():
@@ -199,7 +210,7 @@ def test_buckets_are_averaged_while_the_last_backward_pass_runs(processes, kerne
 
 def test_with_subnets_of_its_own_in_each_process_gradients_are_the_mean_of_both(processes):
     names = {name for name, _ in FAMILIES["mobilenet_v3_micro"]().supernet().named_parameters()}
-    for *_, (_, (joint, first, second)), _ in processes[0]:
+    for *_, (_, (joint, first, second)), _, _ in processes[0]:
         assert joint.keys() == first.keys() | second.keys()
         assert all((joint[name] == (first[name] + second[name]) / 2).all() for name in first.keys() & second.keys())
         for one, other in ((first, second), (second, first)):
@@ -209,9 +220,9 @@ def test_with_subnets_of_its_own_in_each_process_gradients_are_the_mean_of_both(
 
 
 def test_processes_with_subnets_of_their_own_train_the_same_weights(processes):
-    (first, own), (second, others) = (apart[0] for *_, apart, _ in processes[0])
+    (first, own), (second, others) = (apart[0] for *_, apart, _, _ in processes[0])
     assert all((first[name] == second[name]).all() for name in first)
-    space = FAMILIES["mobilenet_v3_micro"]().space
+    space = small().space
     assert len(own) == len(others) == 5
     for (largest, random, smallest), theirs in zip(own, others):
         assert largest == theirs[0] == dict(space.largest)
@@ -316,24 +327,14 @@ def test_an_error_of_this_process_is_not_taken_for_a_lost_one(error, is_lost, mo
     assert is_lost or raised.value is error
 
 
-def progressive_buffers(directory):
-    """Everything that decides what progressive shrinking goes on from, behind its first phase."""
-    phases = (Phase("largest", 1), Phase("kernel_size", 1, 0.4, 0, 1, {"kernel_size": 2}))
-    train = dataclasses.replace(TRAIN, method="progressive", epochs=2, ema_decay=0.9)
-    execution = dataclasses.replace(EXECUTION, eval_epochs=1, eval_images=100)
-    run = run_job(Job(data=JOB.data, train=train, execution=execution, phases=phases), directory, resume=True)
-    return {name: tensor.detach().numpy() for name, tensor in run.net.state_dict().items()}
-
-
-@pytest.mark.slow
-def test_all_processes_have_the_statistics_and_the_teacher_that_were_saved(in_two_processes, tmp_path):
-    first, second = in_two_processes(progressive_buffers, tmp_path)
+def test_all_processes_have_the_statistics_and_the_teacher_that_were_saved(processes):
+    (first, second), run_dir = [buffers for *_, buffers, _ in processes[0]], processes[1] / "progressive"
     for name, tensor in first.items():
         assert (tensor == second[name]).all(), name
-    saved = load_file(tmp_path / "supernet.safetensors")
+    saved = load_file(run_dir / "supernet.safetensors")
     for name, tensor in first.items():
         assert (tensor == saved[name].numpy()).all(), name
-    lines = [json.loads(line) for line in (tmp_path / "1-largest" / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run_dir / "1-largest" / "metrics.jsonl").read_text().splitlines()]
     assert set(lines[-1]["accuracy"]) == {"largest", "smallest", "random_0", "random_1"}
 
 
@@ -343,7 +344,7 @@ def test_a_killed_process_ends_the_others_in_a_line(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "supernet_cli", "train", "--output", str(tmp_path / "run"), "--epochs", "30"]
-    command += ["--log-steps", "1", "--device", "cpu", "--eval-epochs", "0", "--batch-size", "16"]
+    command += ["--space", SPACE, "--log-steps", "1", "--device", "cpu", "--eval-epochs", "0", "--batch-size", "16"]
     environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     environment |= {"LOCAL_RANK": "0", "OMP_NUM_THREADS": "1", "COLUMNS": "500"}
     with ExitStack() as stack:
