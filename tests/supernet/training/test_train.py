@@ -26,18 +26,19 @@ from supernet.training.loop.divergence import TrainingError
 from supernet.training.methods.sampling import Learner
 from supernet.training.step import TrainConfig, TrainStep
 from supernet.training.train import _Evaluation, train
+from tests.small import SPACE, small
 
 DATA = DataConfig(holdout=0.97, hflip=0.0, color_jitter=0.2)  # 43 images to train on, 5 batches
 CONFIG = TrainConfig(
     epochs=2, batch_size=8, random_subnets=1, drop_rate=0.2, drop_path_rate=0.2, ema_decay=0.9, clip=1.0,
 )  # fmt: skip
 EXECUTION = Execution(workers=0, eval_epochs=0, log_steps=1, checkpoint_steps=2)
-JOB = Job(data=DATA, train=CONFIG, execution=EXECUTION)
+JOB = Job(space=SPACE, data=DATA, train=CONFIG, execution=EXECUTION)
 
 
 @pytest.fixture(scope="module")
 def family():
-    return FAMILIES["mobilenet_v3_micro"]()
+    return small()
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +114,11 @@ def test_dropout_is_on_in_the_largest_subnet_alone(family, batch):
 
 def test_a_run_that_is_killed_and_resumed_ends_in_the_same_weights(tmp_path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["supernet.artifacts.runs"])
+    context.set_forkserver_preload(["supernet.artifacts.runs", "tests.small"])
+    job = dataclasses.replace(JOB, train=dataclasses.replace(CONFIG, epochs=4))  # 20 steps
 
     def start(directory, *killed):
-        process = context.Process(target=_train_on_one_thread, args=(JOB, directory, *killed))
+        process = context.Process(target=_train_on_one_thread, args=(job, directory, *killed))
         process.start()
         process.join()
         return process.exitcode
@@ -124,15 +126,15 @@ def test_a_run_that_is_killed_and_resumed_ends_in_the_same_weights(tmp_path):
     uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
     assert start(uninterrupted) == 0
     moments = random.Random(os.getpid())
-    for after in [0, *sorted(moments.sample(range(1, 6), 3))]:  # of 10 steps
-        assert start(killed, after, moments.uniform(0, 0.05)) == -signal.SIGKILL
+    for after in [0, *sorted(moments.sample(range(1, 6), 3))]:
+        assert start(killed, after, moments.uniform(0, 0.02)) == -signal.SIGKILL
         assert after < 3 or list((killed / "checkpoints").glob("step-*.pt"))
     assert start(killed) == 0
 
     for name in ("supernet.safetensors", "metrics.jsonl"):
         assert (killed / name).read_bytes() == (uninterrupted / name).read_bytes(), name
     lines = (killed / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(1, 11))
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 21))
 
 
 def _train_on_one_thread(job, directory, after=None, seconds=0.0):
@@ -151,7 +153,7 @@ def _train_on_one_thread(job, directory, after=None, seconds=0.0):
 
 def test_subnets_are_evaluated_with_statistics_and_a_resolution_of_their_own(family, tmp_path):
     data = load_data(DATA)
-    config = dataclasses.replace(CONFIG, epochs=1, lr=4.0, warmup_epochs=0, calibration_images=30)
+    config = dataclasses.replace(CONFIG, epochs=1, lr=1.0, warmup_epochs=0, calibration_images=30)
     execution = dataclasses.replace(EXECUTION, eval_epochs=1, eval_images=200, eval_random=2)
     net = train(family, family.supernet(), data, config, tmp_path, execution)
     found = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["accuracy"]
@@ -244,13 +246,13 @@ def test_a_dataset_that_has_changed_since_is_refused(run_dir):
     config = json.loads((run_dir / "config.json").read_text())
     config["images"]["train"] += 1
     (run_dir / "config.json").write_text(json.dumps(config))
-    for use in (load_run, partial(run_job, JOB, resume=True)):
+    for use in (partial(load_run, space=SPACE), partial(run_job, JOB, resume=True)):
         with pytest.raises(ValueError, match="the dataset has changed since"):
             use(directory=run_dir)
 
 
 def test_labels_beyond_the_classes_are_refused(tmp_path):
-    few = FAMILIES["mobilenet_v3_micro"](num_classes=3)
+    few = small(num_classes=3)
     with pytest.raises(ValueError, match=r"labels are \d to 9, but there are 3 classes"):
         train(few, few.supernet(), load_data(DATA), dataclasses.replace(CONFIG, batch_size=43), tmp_path, EXECUTION)
 
@@ -265,14 +267,14 @@ def test_checkpoints_of_another_network_are_refused(tmp_path, family):
     config = dataclasses.replace(CONFIG, epochs=1, ema_decay=None)
     data = load_data(DATA)
     train(family, family.supernet(), data, config, tmp_path, EXECUTION)
-    other = FAMILIES["mobilenet_v3_micro"](num_classes=7)
+    other = small(num_classes=7)
     with pytest.raises(ValueError, match=r"another network: tensor 'classifier"):
         train(other, other.supernet(), data, config, tmp_path, EXECUTION, resume=True)
 
 
 def test_a_run_loads_with_the_weights_it_ended_in(finished, batch):
     directory, run = finished
-    loaded = load_run(directory)
+    loaded = load_run(directory, space=SPACE)
     arch = run.family.space.smallest
     assert torch.equal(loaded.net(batch[0], arch), run.net(batch[0], arch))
     assert loaded.job == dataclasses.replace(JOB, train=dataclasses.replace(CONFIG, calibration_images=1000))
@@ -326,7 +328,7 @@ def test_images_of_another_type_or_number_of_channels_are_refused(family, batch,
     net = family.supernet()
     with pytest.raises(ValueError, match=r"the images are torch\.uint8 and the weights torch\.float32"):
         net(batch[0].to(torch.uint8), family.space.smallest)
-    grey = FAMILIES["mobilenet_v3_micro"](in_chans=1)
+    grey = small(in_chans=1)
     with pytest.raises(ValueError, match=r"\[8, 3, 32, 32\] of torch\.float32, but this space takes .* \[N, 1, R, R\]"):
         train(grey, grey.supernet(), load_data(DATA), CONFIG, tmp_path, EXECUTION)
 
@@ -379,7 +381,8 @@ def test_an_exponential_schedule_ends_in_a_constant_rate(family, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own tracing looks at it
-def test_compiled_subnets_train_to_the_same_weights(family, tmp_path, monkeypatch):
+def test_compiled_subnets_train_to_the_same_weights(tmp_path, monkeypatch):
+    family = FAMILIES["mobilenet_v3_micro"]()
     compiled = []
 
     def trace_only(function, **options):
