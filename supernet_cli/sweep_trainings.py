@@ -53,8 +53,8 @@ class Arguments:
     """One of search.strategies.STRATEGIES."""
     evaluations: int = SearchJob.evaluations
     """Architectures to evaluate in a search."""
-    population: int = SearchJob.population
-    """Architectures in a generation."""
+    population: int | None = SearchJob.population
+    """Architectures in a generation, no more than are evaluated; by default 100."""
     images: int | None = SearchJob.images
     """Held-out images that judge an architecture; by default all."""
     calibration_images: int | None = SearchJob.calibration_images
