@@ -91,6 +91,7 @@ class Watch:
         that train apart from each other."""
         self._divergences, self._late = divergences, late
         self._noted: _Noted | None = None
+        self._found: TrainingError | None = None
 
     def note(
         self, step: int, losses: Tensor, norm: Tensor, names: Sequence[object], may_overflow: bool, is_last: bool
@@ -108,6 +109,21 @@ class Watch:
     def look(self) -> None:
         """At what was noted, unless that is done. TrainingError, naming step and name, if a loss or the gradient is not
         finite, or if the training has diverged."""
+        self.is_fine()
+        found, self._found = self._found, None
+        if found is not None:
+            raise found
+
+    def is_fine(self) -> bool:
+        """Whether `look` would raise nothing: for a process that asks when the others do not, which would wait for it
+        if it ended."""
+        try:
+            self._examine()
+        except TrainingError as error:
+            self._found = error
+        return self._found is None
+
+    def _examine(self) -> None:
         noted, self._noted = self._noted, None
         if noted is None:
             return

@@ -175,8 +175,9 @@ class Loop:
 
         `losses` [L] gave them, `names` [L] say of what. TrainingError, naming step and name, if a loss or gradient is
         not finite, or if the training has diverged: the weights of the step before are not touched on a CPU; on a GPU
-        the error comes with the next step, or before the weights are evaluated or saved. In fp16 a gradient that is not
-        finite, in any process, skips the step in all of them and halves the scale, as long as that is above 1.
+        the error comes with the next step, or before the step is noted, evaluated or kept, in all processes alike.
+        In fp16 a gradient that is not finite, in any process, skips the step in all of them and halves the scale, as
+        long as that is above 1.
         """
         self._watch.look()  # before anything that all processes do together
         if self.average:
@@ -198,21 +199,18 @@ class Loop:
         every = execution.eval_epochs * self.steps_per_epoch
         is_evaluated = every and (is_last or done % every == 0)
         is_kept = done % execution.checkpoint_steps == 0 or is_last
+        is_logged = done % execution.log_steps == 0 or is_last
         result = StepResult(done, self.steps.stop, None, self.lr, is_kept)
+        if self._metrics and step == self.steps.start:
+            self._begin(step)
+        if is_logged or is_kept:
+            self._watch.look()  # in all processes, which would wait for one that ended by itself
         if not self._metrics:
             if is_evaluated:
                 self._metrics_of_result()
             self._on_step(result)
             return
         logged = None
-        if step == self.steps.start:
-            self._on_begin()
-            if not step and (aside := set_aside(self._checkpoints)):
-                logger.warning("the checkpoints of an earlier training are now in %s", aside)
-        is_logged = done % execution.log_steps == 0 or is_last
-        is_due = is_kept or self._interval.due
-        if is_logged or is_due:
-            self._watch.look()
         if is_logged:
             values = _numbers(losses)
             self._metrics.append({"step": done, "epoch": done / self.steps_per_epoch, "lr": self.lr, **values})
@@ -222,7 +220,7 @@ class Loop:
             self._metrics.append(line)
             if is_last:
                 self._look_at(line)
-        if is_due:
+        if is_kept or (self._interval.due and self._watch.is_fine()):
             state = {
                 "net": self.net.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -234,6 +232,12 @@ class Loop:
             save_checkpoint(self._checkpoints, done, state, execution.keep_checkpoints)
             self._interval.restart()
         self._on_step(result._replace(losses=logged))
+
+    def _begin(self, step: int) -> None:
+        """What the first process does when the first `step` of this training is done."""
+        self._on_begin()
+        if not step and (aside := set_aside(self._checkpoints)):
+            logger.warning("the checkpoints of an earlier training are now in %s", aside)
 
     def _moved(self, batch: Batch) -> Batch:
         """The batch on the device; ValueError if the task does not take it, told where asking for labels is no wait."""

@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 from distill.objective import Objective
+from supernet.training import distributed
 from supernet.training.cohort import train_models
 from supernet.training.data import DataConfig, load_data
 from supernet.training.execution import Execution
+from supernet.training.loop import Loop
 from supernet.training.loop.config import LoopConfig
 from supernet.training.loop.divergence import Divergence, TrainingError, Watch, worst
 
@@ -96,6 +98,17 @@ def test_a_watch_looks_at_once_or_when_it_is_told_to(late):
             note(2, loss=100.0, is_last=True)  # the last is looked at in any case
 
 
+def test_a_watch_that_was_asked_whether_all_is_fine_raises_when_it_looks():
+    watch = Watch([Divergence(1.0)], late=True)
+    watch.note(0, torch.ones(1), torch.tensor(1.0), ["a"], False, False)
+    assert watch.is_fine()
+    watch.note(1, torch.tensor([math.nan]), torch.tensor(1.0), ["a"], False, False)
+    assert not watch.is_fine()
+    assert not watch.is_fine()
+    with pytest.raises(TrainingError, match="the loss is nan in step 2 for a"):
+        watch.look()
+
+
 def test_networks_that_train_apart_are_watched_apart():
     """One that begins high does not hide another that rises."""
 
@@ -124,6 +137,40 @@ def test_the_worst_of_several_losses_is_named():
 def network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+
+
+def diverged(rank, directory, monkeypatch, **execution):
+    """The loop of the process `rank`, as on a GPU, whose first update has had a loss that is not finite; and the steps
+    that it has reported."""
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+    monkeypatch.setattr("supernet.training.loop.loop.computes_ahead", lambda device: True)
+    steps = []
+    loop = Loop(
+        network(), load_data(DATA), CONFIG, directory, lambda net: {}, Execution(eval_epochs=0, **execution),
+        on_step=steps.append,
+    )  # fmt: skip
+    sum(parameter.sum() for parameter in loop.net.parameters()).backward()
+    loop.update(0, torch.tensor([math.nan]), ["a"])
+    return loop, steps
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("steps", [{"log_steps": 1}, {"log_steps": 100, "checkpoint_steps": 1}])
+def test_all_processes_end_before_a_diverged_step_is_noted_or_kept(rank, steps, tmp_path, monkeypatch):
+    loop, reported = diverged(rank, tmp_path, monkeypatch, **steps)
+    with pytest.raises(TrainingError, match="the loss is nan in step 1 for a"):
+        loop.finish(0, {"losses": torch.ones(1)})
+    assert not reported
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_checkpoint_that_is_due_by_time_ends_no_process_by_itself(rank, tmp_path, monkeypatch):
+    loop, reported = diverged(rank, tmp_path, monkeypatch, log_steps=100, checkpoint_minutes=1e-9)
+    loop.finish(0, {"losses": torch.ones(1)})
+    assert len(reported) == 1
+    assert not (tmp_path / "checkpoints").exists()
+    with pytest.raises(TrainingError, match="the loss is nan in step 1 for a"):
+        loop.update(1, torch.ones(1), ["a"])
 
 
 @pytest.mark.parametrize(
