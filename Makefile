@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test check lint types docs links clean
+.PHONY: quickstart test exhaustive check lint types docs links clean
 
 quickstart: .venv/installed
 	$(BIN)/supernet quickstart
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# With every model of timm's and every large space, for a release or a change of families.
+exhaustive: export EXHAUSTIVE_TESTS = 1
+exhaustive: test
 
 # For work in between: the style, the types of what packages offer, and the tests that take no more than seconds.
 check: lint types

@@ -87,6 +87,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("timed") and not os.environ.get("TIMED_TESTS"):
             item.add_marker(pytest.mark.skip(reason="seconds are those of a quiet machine: TIMED_TESTS=1"))
+        if item.get_closest_marker("exhaustive") and not os.environ.get("EXHAUSTIVE_TESTS"):
+            item.add_marker(pytest.mark.skip(reason="further cases of what is tested anyway: make exhaustive"))
 
 
 class Result(NamedTuple):

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from search.history import Evaluation
-from search.sweep import Trial, combined_front, history_folder
+from search.sweep import Trial, combined_front, folder_of
 from search.trainings import training_job, trainings
 from supernet import Arch
 from supernet.training.recipes import digits
@@ -51,5 +51,5 @@ def test_an_architecture_is_another_one_in_each_training(training, accuracies):
 
 def test_each_trial_has_a_folder_that_follows_from_its_settings(tmp_path):
     one, other = ({"method": "spos", "lr": lr, "seed": 0} for lr in (0.1, 0.2))
-    assert history_folder(tmp_path, one) == history_folder(tmp_path, dict(reversed(one.items())))
-    assert history_folder(tmp_path, one) != history_folder(tmp_path, other)
+    assert folder_of(tmp_path, one) == folder_of(tmp_path, dict(reversed(one.items())))
+    assert folder_of(tmp_path, one) != folder_of(tmp_path, other)

@@ -11,6 +11,7 @@ from scipy.stats import norm
 from predictors import Device, LatencyPredictor
 from search.certainty import wilson
 from search.comparison import handed_in, standings, with_values, write_comparison
+from search.comparison.yardsticks import Yardstick
 from search.history import Evaluation, read_history, write_history
 from search.report.content import make_content
 from search.report.figures import write_figures
@@ -183,7 +184,7 @@ def test_strategies_stand_by_what_a_sweep_judged_them(tmp_path):
         Trial({"strategy": "random", **settings}, {}, [evaluation(SMALL, 0.6, 200.0)], None, SETTINGS, 2.0),
     ]
     found, values = [handed_in(trial, "macs", 1) for trial in trials], {LARGE: 0.8, SMALL: 0.6}
-    sweep = with_values(Sweep(trials, []), found, "accuracy", values)
+    sweep = with_values(Sweep(trials, []), found, Yardstick("accuracy", list, {}), values)
     write_sweep(sweep, tmp_path, {"macs": "macs"}, "accuracy")
     rows = standings(found, values, {"macs": {LARGE: 400.0, SMALL: 200.0}}, {})
     write_comparison(tmp_path, rows, "accuracy", found, values, {})

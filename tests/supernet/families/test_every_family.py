@@ -20,7 +20,13 @@ SPACES["ofa_mobilenet_v3(1.2, kernel_transform)"] = partial(
 )
 
 
-@pytest.fixture(scope="module", params=SPACES)
+LARGE = ("alphanet", "ofa_resnet50", "ofa_mobilenet_v3")  # the transformed ofa_mobilenet_v3 is built as they are
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.exhaustive if name in LARGE else ()) for name in SPACES],
+)
 def family(request):
     return SPACES[request.param](num_classes=7)
 

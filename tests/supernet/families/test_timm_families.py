@@ -64,7 +64,16 @@ LARGER = {  # on images of so many pixels a side, not of 64
     **dict.fromkeys(("inception_resnet_v2", "inception_v3", "inception_v4"), 96),
     **dict.fromkeys(("deepseek_vit_412m", "efficientformer_l1"), 224),
 }
-CASES = [pytest.param(name, options, id=name) for options, names in MODELS for name in names.split()]
+USUAL = """
+    eca_halonext26ts darknet17 mnasnet_050 ghostnet_050 lcnet_035 mobilevit_xxs regnetx_002 resnet10t vgg11_bn
+    cait_xxs24_224 tnt_s_patch16_224 levit_conv_128s repvit_m1 convnext_atto
+    swin_tiny_patch4_window7_224 densenetblur121d
+"""  # small ones among them, of a way of building each
+CASES = [
+    pytest.param(name, options, id=name, marks=() if name in USUAL.split() else pytest.mark.exhaustive)
+    for options, names in MODELS
+    for name in names.split()
+]
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)

@@ -55,7 +55,7 @@ def train_without_ray(job, directory):
     return {name: tensor.numpy() for name, tensor in run.net.state_dict().items()}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore")  # Ray leaves files open
 def test_a_training_goes_on_when_workers_are_killed(command, in_two_processes, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.getcwd())  # where workers look for what pytest has found

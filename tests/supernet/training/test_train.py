@@ -380,6 +380,7 @@ def test_an_exponential_schedule_ends_in_a_constant_rate(family, tmp_path):
     assert rates[-1] == pytest.approx(0.06 / 32)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own tracing looks at it
 def test_compiled_subnets_train_to_the_same_weights(tmp_path, monkeypatch):
     family = FAMILIES["mobilenet_v3_micro"]()
