@@ -27,9 +27,9 @@ def peak_activation_bytes(model: nn.Module, example: Sequence[int] | tuple) -> i
     """The largest number of bytes of activations that are alive at the same time as `model` runs on one example.
 
     That is an image of the size [C, H, W], or inputs like those in `example` (`supernet.plain.inputs_like`). It is
-    alive throughout. Weights and buffers do not count, nor does scratch space
-    within an operation. It is that of PyTorch's eager mode in single precision: an activation in place needs no memory,
-    and what is used no more is freed. `model` is on the meta device and in eval mode.
+    alive throughout. Weights and buffers do not count, nor does scratch space within an operation. It is that of
+    PyTorch's eager mode in single precision: an activation in place needs no memory, and what is used no more is freed.
+    `model` is on the meta device and in eval mode.
     """
     if isinstance(example[0], int):
         example = (torch.empty(1, *example, device="meta"),)

@@ -7,7 +7,7 @@ subnet costs little more than its kernels.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -87,8 +87,7 @@ class _Lent(torch.autograd.Function):
             elif is_begun and memories[_memory(gradient)] > 1:
                 gradient = gradient.clone()  # two of them would be added to whenever one is
             begun.append(gradient if is_begun else None)
-        while arrived:
-            arrived = _add(arrived)
+        _add(arrived)
         return tuple(begun)
 
 
@@ -97,20 +96,31 @@ def _memory(gradient: Tensor) -> int:
     return gradient.untyped_storage().data_ptr() if gradient.layout is torch.strided else id(gradient)
 
 
-def _add(arrived: Sequence[tuple[Slot, Tensor, Tensor]]) -> list[tuple[Slot, Tensor, Tensor]]:
-    """Add the gradients of pieces to those of the shared tensors; what is left, where several are of one of these."""
-    sources, parts, gradients, left = set(), [], [], []
-    for slot, source, gradient in arrived:
-        if id(source) in sources:
-            left.append((slot, source, gradient))
-            continue
-        sources.add(id(source))
+def _add(arrived: Sequence[tuple[Slot, Tensor, Tensor]]) -> None:
+    """Add the gradients of pieces to those of the shared tensors, each given with its slot and its shared tensor."""
+    for _, source, _ in arrived:
         if source.grad is None:
             source.grad = torch.zeros_like(source)
-        parts.append(slot.cut(source.grad))
-        gradients.append(gradient)
-    torch._foreach_add_(parts, gradients)
-    return left
+    add_to_parts((slot.cut(source.grad), source, gradient) for slot, source, gradient in arrived)
+
+
+def add_to_parts(added: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+    """Add to parts of tensors: each a part, the tensor that it is of, and what is added.
+
+    All at once, but for parts of one tensor, which may overlap and come one after the other.
+    """
+    left = list(added)
+    while left:
+        sources, parts, values, later = set(), [], [], []
+        for part, source, value in left:
+            if id(source) in sources:
+                later.append((part, source, value))
+                continue
+            sources.add(id(source))
+            parts.append(part)
+            values.append(value)
+        torch._foreach_add_(parts, values)
+        left = later
 
 
 def _arrive(slot: Slot, source: Tensor, arrived: Arrived, piece: Tensor) -> None:

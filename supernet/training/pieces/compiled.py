@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from supernet.subnets import LentSubnet
+from supernet.training.pieces.standing import Standing
 
 # Sizes of weights and settings of modules are no constants of the compiled code, so that its variants saturate at some
 # dozens, where each piece would otherwise be compiled by itself.
@@ -31,21 +32,13 @@ class CompiledPieces:
         return _Compiled(self._call, lent)
 
 
-class _Compiled(nn.Module):
+class _Compiled(Standing):
     def __init__(self, call: Any, lent: LentSubnet) -> None:
-        super().__init__()
-        self._call, self._lent = call, lent
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self._lent.module, name)
+        super().__init__(lent)
+        self._call = call
 
     def forward(self, *inputs: Any, **keywords: Any) -> Any:
-        self._lent.set_mode(True)
-        tensors = self._lent.lent(accumulate=True)
-        with self._lent.holding(tensors) as module, torch._dynamo.config.patch(_SETTINGS):
+        with self.lending() as module, torch._dynamo.config.patch(_SETTINGS):
             return self._call(module, inputs, keywords)
 
 

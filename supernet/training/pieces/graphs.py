@@ -25,7 +25,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.weak import WeakIdKeyDictionary
 
 from supernet.errors import first_line
-from supernet.subnets import Leaf, LentSubnet
+from supernet.subnets import Leaf, LentSubnet, add_to_parts
+from supernet.training.pieces.standing import Standing
 
 logger = logging.getLogger(__name__)
 
@@ -161,19 +162,13 @@ class GraphedPieces:
             torch._foreach_zero_(fresh)
 
 
-class Piece(nn.Module):
+class Piece(Standing):
     """Stands in for the module of `lent`, and calls it or its graphs."""
 
     def __init__(self, owner: GraphedPieces, place: _Place, lent: LentSubnet) -> None:
-        super().__init__()
-        self.place, self.lent = place, lent
+        super().__init__(lent)
+        self.place = place
         self._owner = owner
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.lent.module, name)
 
     def forward(self, *inputs: Any, **keywords: Any) -> Any:
         is_plain = inputs and not keywords and all(isinstance(value, Tensor) for value in inputs)
@@ -192,8 +187,7 @@ class Piece(nn.Module):
         return output
 
     def _as_it_is(self, inputs: tuple, keywords: dict[str, Any]) -> Any:
-        self.lent.set_mode(True)
-        with self.lent.holding(self.lent.lent(accumulate=True)) as module:
+        with self.lending() as module:
             return module(*inputs, **keywords)
 
 
@@ -334,11 +328,7 @@ class _Graphs:
                 place.zero_()
         arrived = [(leaf, gradient) for leaf, gradient in zip(leaves, found[len(wanted) :]) if gradient is not None]
         self._sources = list({id(leaf.source): leaf.source for leaf, _ in arrived}.values())
-        targets, more = [], []
-        for leaf, gradient in arrived:
-            targets.append(leaf.part_of(self._gradient(leaf.source)))
-            more.append(gradient)
-        _add(targets, more, [leaf.source for leaf, _ in arrived])
+        add_to_parts((leaf.part_of(self._gradient(leaf.source)), leaf.source, gradient) for leaf, gradient in arrived)
 
 
 class _Replayed(torch.autograd.Function):
@@ -363,16 +353,6 @@ def _host_generators() -> tuple[object, ...]:
     """The states of the generators of random numbers on the host."""
     name, keys, *rest = np.random.get_state()  # noqa: NPY002
     return random.getstate(), (name, keys.tobytes(), *rest), bytes(torch.get_rng_state().numpy())
-
-
-def _add(targets: Sequence[Tensor], gradients: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Add to parts of gradients, all at once but for those of one tensor, which may overlap."""
-    left = list(zip(targets, gradients, sources))
-    while left:
-        now = {id(source): (target, gradient) for target, gradient, source in reversed(left)}
-        torch._foreach_add_([target for target, _ in now.values()], [gradient for _, gradient in now.values()])
-        done = {id(target) for target, _ in now.values()}
-        left = [each for each in left if id(each[0]) not in done]
 
 
 def _copy(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
