@@ -29,7 +29,6 @@ import dataclasses
 import itertools
 import math
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -75,6 +74,7 @@ from supernet.training.data import DataConfig
 from supernet.training.execution import Execution, located, worker_device
 from supernet_cli.command_line import DeviceFlag, GpusFlag, console, fail, progress_bar, report
 from supernet_cli.search import measure_front
+from supernet_cli.sweeping import check_named_once, watched
 
 
 @dataclass(frozen=True)
@@ -176,33 +176,21 @@ def main() -> None:
     trials = plan(arguments, trained)
     output = arguments.output or arguments.run / arguments.name
     yardstick = make_yardstick(arguments, trained, output)
-    with progress_bar() as progress:
-        task = progress.add_task(f"{len(trials)} searches", total=len(trials) * arguments.evaluations, note="")
-        evaluated: dict[str, float] = {}
-
-        def on_generation(settings: TrialSettings, metrics: Mapping[str, float]) -> None:
-            evaluated[str(settings)] = metrics["evaluated"]
-            progress.update(task, completed=sum(evaluated.values()))
-
-        sweep = run_sweep(
-            partial(search, arguments=elsewhere(arguments), directory=Path.cwd()),
-            trials,
-            arguments.storage or str(arguments.run),
-            arguments.name,
-            resume=arguments.resume,
-            threads=arguments.threads,
-            gpus=arguments.gpus_per_worker,
-            address=arguments.address,
-            workers=arguments.workers,
-            grace_evaluations=2 * (arguments.population or POPULATION) if arguments.asha else None,
-            prepare=partial(prepare, arguments, trained, output),
-            on_generation=on_generation,
-        )
-    for line in sweep.retried:
-        console.print(line, highlight=False, markup=False)
-    for trial in sweep.trials:
-        if trial.error:
-            console.print(f"failed: {trial.settings}: {trial.error}", highlight=False, markup=False)
+    run = partial(
+        run_sweep,
+        partial(search, arguments=elsewhere(arguments), directory=Path.cwd()),
+        trials,
+        arguments.storage or str(arguments.run),
+        arguments.name,
+        resume=arguments.resume,
+        threads=arguments.threads,
+        gpus=arguments.gpus_per_worker,
+        address=arguments.address,
+        workers=arguments.workers,
+        grace_evaluations=2 * (arguments.population or POPULATION) if arguments.asha else None,
+        prepare=partial(prepare, arguments, trained, output),
+    )
+    sweep = watched(run, f"{len(trials)} searches", len(trials) * arguments.evaluations)
     if all(trial.error for trial in sweep.trials):
         fail("all searches failed", 1)
     predictors = load_predictors(arguments.predictors, trained.family)
@@ -239,9 +227,7 @@ def plan(arguments: Arguments, trained: Run) -> list[TrialSettings]:
     limits = arguments.limits_ms or (float("inf"),)
     for device, limit in itertools.product(devices, limits):
         reachable(make_problem(SearchJob(limits={device: limit}), trained.family, devices), np.random.default_rng(0))
-    for flag, given in (("strategies", arguments.strategies), ("limits-ms", limits), ("seeds", arguments.seeds)):
-        if twice := [value for value, times in Counter(given).items() if times > 1]:
-            raise ValueError(f"--{flag} has {twice[0]} twice, which is one search: name it once")
+    check_named_once("search", strategies=arguments.strategies, limits_ms=limits, seeds=arguments.seeds)
     names = ("strategy", "device", "limit_ms", "seed")
     trials = [
         dict(zip(names, values)) for values in itertools.product(arguments.strategies, devices, limits, arguments.seeds)

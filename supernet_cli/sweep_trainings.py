@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,8 @@ from search.trainings import COST, check_training, training_job, trainings
 from supernet.artifacts.runs import Job, open_data, read_job, run_job
 from supernet.own_code import absolute
 from supernet.training.execution import Execution, located, worker_device
-from supernet_cli.command_line import DeviceFlag, GpusFlag, console, fail, progress_bar
+from supernet_cli.command_line import DeviceFlag, GpusFlag, console, fail
+from supernet_cli.sweeping import check_named_once, watched
 
 
 @dataclass(frozen=True)
@@ -92,31 +93,19 @@ def main() -> None:
     trials = plan(arguments, job)
     output = arguments.output or arguments.run / arguments.name
     storage = arguments.storage or str(arguments.run)
-    with progress_bar() as progress:
-        task = progress.add_task(f"{len(trials)} trainings", total=len(trials) * arguments.evaluations, note="")
-        evaluated: dict[str, float] = {}
-
-        def on_generation(settings: TrialSettings, metrics: Mapping[str, float]) -> None:
-            evaluated[str(settings)] = metrics["evaluated"]
-            progress.update(task, completed=sum(evaluated.values()))
-
-        sweep = run_sweep(
-            partial(search, arguments=arguments, base=job, directory=Path.cwd()),
-            trials,
-            storage,
-            arguments.name,
-            resume=arguments.resume,
-            threads=arguments.threads,
-            gpus=arguments.gpus_per_worker,
-            address=arguments.address,
-            workers=arguments.workers,
-            on_generation=on_generation,
-        )
-    for line in sweep.retried:
-        console.print(line, highlight=False, markup=False)
-    for trial in sweep.trials:
-        if trial.error:
-            console.print(f"failed: {trial.settings}: {trial.error}", highlight=False, markup=False)
+    run = partial(
+        run_sweep,
+        partial(search, arguments=arguments, base=job, directory=Path.cwd()),
+        trials,
+        storage,
+        arguments.name,
+        resume=arguments.resume,
+        threads=arguments.threads,
+        gpus=arguments.gpus_per_worker,
+        address=arguments.address,
+        workers=arguments.workers,
+    )
+    sweep = watched(run, f"{len(trials)} trainings", len(trials) * arguments.evaluations)
     evaluations = [evaluation for trial in sweep.trials for evaluation in trial.evaluations if evaluation.scores]
     if not evaluations:
         fail("all trainings failed", 1)
@@ -140,6 +129,7 @@ def plan(arguments: Arguments, job: Job) -> list[TrialSettings]:
     worker_device(arguments.device, arguments.gpus_per_worker)
     check_strategy(arguments.strategy)
     spaces = [absolute(space) for space in arguments.spaces]
+    check_named_once("training", methods=arguments.methods, lrs=arguments.lrs, spaces=spaces, seeds=arguments.seeds)
     trials = trainings(job, arguments.methods, arguments.lrs, spaces, arguments.seeds)
     data = open_data(job.data, job.train.seed)
     for settings in trials:

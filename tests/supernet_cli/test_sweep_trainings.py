@@ -47,6 +47,8 @@ def test_each_trial_trains_a_supernet_and_searches_it(sweep_trainings, folder, t
         (["--spaces", "nowhere"], "nowhere"),
         (["--strategy", "annealing"], "there is no strategy 'annealing'; the strategies are evolution"),
         (["--resume"], "holds no sweep to resume"),
+        (["--seeds", "1", "1"], "--seeds has 1 twice, which is one training: name it once"),
+        (["--lrs", "0.1", "0.10"], "--lrs has 0.1 twice"),
     ],
 )
 def test_what_cannot_be_trained_or_searched_is_refused(sweep_trainings, tmp_path, arguments, message):
