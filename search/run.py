@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from predictors import LatencyPredictor
-from predictors.activation_memory import peak_activation
+from search.counts import BITS, COUNTS, count, is_count
 from search.history import Evaluation, History
 from search.limits import reachable
 from search.loop import Evaluator, Generation, Result, Strategy, ask_and_tell, evaluate_here
@@ -31,8 +31,6 @@ from supernet.training import randomness
 from supernet.training.execution import pick_device, tf32, worker_device
 
 logger = logging.getLogger(__name__)
-
-ACTIVATION_BYTES = "activation_bytes"
 
 
 class SearchOutcome(NamedTuple):
@@ -186,18 +184,15 @@ def make_problem(
 
     `worst` is the value of the score that the hypervolume counts from, `score` its name, by default the job's for it.
     """
-    costs: dict[str, Cost] = {
-        "macs": lambda archs: [family.macs(arch) for arch in archs],
-        "parameters": lambda archs: [family.parameters(arch) for arch in archs],
-        **{name: predictor.cost for name, predictor in predictors.items()},
-    }
-    if ACTIVATION_BYTES in [*job.limits, *job.objectives]:
-        costs[ACTIVATION_BYTES] = peak_activation(family.build, family.example)
+    asked = [name for name in [*job.limits, *job.objectives] if is_count(name)]
+    costs: dict[str, Cost] = {name: count(name, family) for name in ("macs", "parameters", *asked)}
+    costs |= {name: predictor.cost for name, predictor in predictors.items()}
     for what, names in (("a limit on", job.limits), ("an objective", job.objectives)):
         if unknown := [name for name in names if name not in costs]:
             raise ValueError(
-                f"{what} {unknown[0]!r}, which is no cost and no device with a latency predictor; "
-                f"there are {', '.join(dict.fromkeys([*costs, ACTIVATION_BYTES]))}"
+                f"{what} {unknown[0]!r}, which is no cost and no device with a latency predictor; there are "
+                f"{', '.join(dict.fromkeys([*costs, *COUNTS]))}, and of bytes those at a precision, "
+                f"such as activation_bytes.int8 ({', '.join(BITS)})"
             )
     objectives = job.objectives or tuple(predictors) or ("macs",)
     score = score or job.score

@@ -32,7 +32,8 @@ class SearchJob:
     score: str = ACCURACY
     """What architectures are judged by: accuracy, te_nas, zero_cost, rdm or dna."""
     limits: Mapping[str, float] = field(default_factory=dict)
-    """The largest admissible macs, parameters, activation_bytes (for one image) and milliseconds by device name."""
+    """The largest admissible macs, parameters, activation_bytes (for one image), stored_bytes, both at a precision too
+    (`search.counts`), and milliseconds by device name."""
     objectives: tuple[str, ...] = ()
     """Costs to trade off against the score; by default the latency on every device, or macs if there is none."""
     evaluations: int = 1000

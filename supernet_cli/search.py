@@ -94,7 +94,9 @@ class Arguments:
     predictors: tuple[Path, ...] = ()
     """Folders of latency predictors, one a device."""
     limits: tuple[str, ...] = ()
-    """NAME=VALUE, the largest admissible value; names are macs, parameters, activation_bytes, and devices (ms)."""
+    """NAME=VALUE, the largest admissible value; names are macs, parameters, activation_bytes and stored_bytes (as in
+    PyTorch, in single precision), activation_bytes.int8 and stored_bytes.int8 (as deployed, and so with fp32, fp16 and
+    int4), and devices (ms)."""
     objectives: tuple[str, ...] = SearchJob.objectives
     """Costs to trade off against the score; by default the latency on every device, or macs if there is none."""
     evaluations: int = SearchJob.evaluations

@@ -11,10 +11,11 @@ import numpy as np
 
 from search import pareto
 from search.certainty import NORMAL_95, wilson
+from search.counts import COUNTS, is_count
 from search.front import AS_GOOD, CONFIRMED, HIGH, LOW
 from search.report.candidate import Candidate
 from search.report.limits import notes, within
-from search.report.progress import COUNTS, Content, comparison, rounded, search_content
+from search.report.progress import Content, comparison, rounded, search_content
 from search.report.sources import DeviceRecord, Search, Sources, Training
 from search.settings import ACCURACY
 from supernet.artifacts import provenance
@@ -143,7 +144,8 @@ def _axes(sources: Sources, candidates: Sequence[Candidate]):
     errors: list[np.ndarray | None] = []
     measured: list[dict[int, float]] = []
     names = [aliases.get(n, n) for candidate in candidates for n in candidate.costs]
-    names = [*(n for n in names if n not in COUNTS), *(device.name for device in sources.devices), *COUNTS]
+    counted = sorted((n for n in names if is_count(n)), key=lambda n: COUNTS.index(n.partition(".")[0]))
+    names = [*(n for n in names if not is_count(n)), *(device.name for device in sources.devices), *counted]
     for name in dict.fromkeys(names):
         device = next((device for device in sources.devices if device.name == name), None)
         known = device.costs if device else {name}
@@ -159,7 +161,7 @@ def _axes(sources: Sources, candidates: Sequence[Candidate]):
             times = {row.arch: row.latency_ms for row in device.measurements}
             found = {i: rounded(times[candidates[i].arch]) for i in own if candidates[i].arch in times}
         if np.isfinite(column).any():
-            axes.append({"name": name, "unit": "" if name in COUNTS else "ms"})
+            axes.append({"name": name, "unit": "" if is_count(name) else "ms"})
             costs.append(column)
             errors.append(error)
             measured.append(found)

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from search import pareto
+from search.counts import is_count
 from search.report.sources import Search
-
-COUNTS = ("macs", "parameters", "activation_bytes")  # costs that are no latency
 
 Content = dict[str, Any]
 
@@ -82,7 +81,7 @@ def objectives(search: Search) -> list[str]:
     MACs."""
     named = [name for name in search.settings.get("objectives", []) if name not in search.settings.get("scores", [])]
     costs = search.evaluations[0].costs if search.evaluations else {}
-    return named or [name for name in costs if name not in COUNTS] or [name for name in costs if name == "macs"]
+    return named or [name for name in costs if not is_count(name)] or [name for name in costs if name == "macs"]
 
 
 def comparison(

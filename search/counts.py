@@ -1,0 +1,35 @@
+"""Costs of architectures that are counted and not measured, by the names that limits and objectives go by.
+
+`activation_bytes` is the peak of PyTorch's eager mode in single precision; with a precision behind a dot, as in
+`activation_bytes.int8`, that of a deployed network in which BatchNorm and activations are fused. `stored_bytes` is in
+single precision, and `stored_bytes.int8` with weights of 8 bits.
+"""
+
+from __future__ import annotations
+
+from predictors.activation_memory import peak_activation
+from predictors.stored_bytes import stored
+from search.problem import Cost
+from supernet.families import Family
+
+BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
+COUNTS = ("macs", "parameters", "activation_bytes", "stored_bytes")
+
+
+def is_count(name: str) -> bool:
+    """Whether a cost of this name is a number of something, and no latency."""
+    what, _, precision = name.partition(".")
+    return what in COUNTS and (not precision or (what.endswith("_bytes") and precision in BITS))
+
+
+def count(name: str, family: Family) -> Cost:
+    """The cost of that name, for which `is_count` holds."""
+    what, _, precision = name.partition(".")
+    if what == "macs":
+        return lambda archs: [family.macs(arch) for arch in archs]
+    if what == "parameters":
+        return lambda archs: [family.parameters(arch) for arch in archs]
+    bits = BITS[precision or "fp32"]
+    if what == "stored_bytes":
+        return stored(family.build, bits)
+    return peak_activation(family.build, family.example, bits, fused=bool(precision))
