@@ -4,7 +4,8 @@
     python benchmarks/netaug.py --budget gpu --only netaug --seeds 1    # a part, for several processes; then all again
 
 Trains a tiny network on CIFAR-10 for the same number of epochs and several seeds: as it is (baseline), with dropout
-before the classifier, with a teacher (kd), with NetAug (Cai et al., arXiv 2110.08890), and with both. The teacher is a
+before the classifier, with a teacher (kd), with auxiliary classifiers that learn from the labels (aux) and from the
+network itself (aux_self), with NetAug (Cai et al., arXiv 2110.08890), and with both. The teacher is a
 larger network from the same budget, on which NetAug should not help: the paper's own control. All begin with the same
 weights, a seed at a time, and see the same images. Reported are the accuracy on the 5,000 test images with the standard
 error over seeds, that on training images without augmentation (a tiny model underfits: it is hardly higher), the gain
@@ -96,10 +97,14 @@ BUDGETS = {
     "cpu": Budget(SMALLEST, LARGEST, 24, 20000, 25, 128, 3, 1, 0, 40),
     "gpu": Budget(V2_035, V2_140, 96, None, 60, 256, 5, 3, 12, 50, "bf16"),
 }
-TINY = ("baseline", "dropout", "kd", "netaug", "netaug_kd")
+TINY = ("baseline", "dropout", "kd", "aux", "aux_self", "netaug", "netaug_kd")
 CONTROL = ("baseline", "netaug")
 AUTHORS = NetAugConfig(widths=(1.0, 1.8, 2.6), expansions=(1.0, 1.6, 2.2, 2.8))
 KD = Objective(labels=0.5, kl=0.5, temperature=4.0)
+OBJECTIVES = {
+    "aux": Objective(auxiliary=0.3),
+    "aux_self": Objective(auxiliary=0.3, self_distillation=0.3, temperature=4.0),
+}
 
 
 @dataclass(frozen=True)
@@ -254,7 +259,7 @@ def trained(
     config, executed = settings(budget, run.seed), execution(budget, device)
     network = getattr(budget, run.model)
     model = create(network, budget, run.seed, 0.2 if run.method == "dropout" else 0.0)
-    objective = KD if teacher is not None else Objective()
+    objective = KD if teacher is not None else OBJECTIVES.get(run.method, Objective())
     if not run.method.startswith("netaug"):
         sizes = [budget.resolution]
         (trained,) = train_models(

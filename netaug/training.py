@@ -64,7 +64,8 @@ class NetAugJob(ModelJob):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.objective.adaptive_alpha or self.objective.feature_losses or self.objective.mutual:
+        objective = self.objective
+        if objective.adaptive_alpha or objective.feature_losses or objective.mutual or objective.has_heads:
             raise ValueError("network augmentation takes the losses labels and kl; set the other weights to 0")
 
 

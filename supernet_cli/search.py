@@ -154,8 +154,8 @@ def main() -> None:
         arguments = dataclasses.replace(arguments, strategy=None, score=arguments.strategy)
     job = arguments.job()
     logging.getLogger("search").setLevel(logging.INFO)  # how far blocks are trained and rated
-    if arguments.resume and not ((arguments.output or arguments.run or Path()) / "search.jsonl").exists():
-        folder = arguments.output or arguments.run
+    folder = arguments.output or arguments.run or Path()
+    if arguments.resume and not any((folder / name).exists() for name in ("search.jsonl", "dna")):
         raise ValueError(f"there is no search to resume in {folder}: start without --resume, or name another folder")
     trained = find_run(arguments, job)
     predictors = load_predictors(arguments.predictors, trained.family)

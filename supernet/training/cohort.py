@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distill.objective import Objective, cohort_losses
+from distill.objective import Objective, cohort_losses, companions_of
 from supernet.artifacts.ownership import owned
 from supernet.evaluation import evaluate
 from supernet.space import Arch
@@ -17,10 +17,11 @@ from supernet.tasks import Classification, Task
 from supernet.tasks.task import Output
 from supernet.training import distributed
 from supernet.training.data import Data
-from supernet.training.data.batch import Batch, take
+from supernet.training.data.batch import Batch, on, take
 from supernet.training.execution import DEFAULT, Execution
 from supernet.training.loop import Loop, StepResult
 from supernet.training.loop.config import LoopConfig
+from supernet.training.randomness import Stream, part_seed
 
 # N images, C channels, R resolution in pixels
 
@@ -51,12 +52,22 @@ def train_models(
 
     A step minimises `distill.objective.cohort_losses`, by which the models teach each other if `objective` says so; the
     frozen `teacher` takes the same inputs as each. With several models, metrics give losses and metrics of each, in
-    their order; checkpoints hold all of them. Writes, resumes, joins processes and raises as
-    `supernet.training.loop.Loop` does.
+    their order; checkpoints hold all of them, and the companions of `objective`, if it has such. Writes, resumes, joins
+    processes and raises as `supernet.training.loop.Loop` does.
     """
     net = Cohort(models) if len(models) > 1 else models[0]
     task = task or Classification(data.num_classes, label_smoothing=config.label_smoothing)
     archs = [None if resolution is None else Arch({"resolution": resolution}) for resolution in resolutions]
+    largest = max((resolution for resolution in resolutions if resolution is not None), default=None)
+    companions = None
+    if objective.has_companions:
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(part_seed(config.seed, Stream.COMPANIONS))
+            batch = on(torch.device("cpu"), next(take(data.evaluation_batches(data.holdout, largest), 2)))
+            companions = [
+                companions_of(objective, model, task.inputs(batch, arch), teacher) for model, arch in zip(models, archs)
+            ]
+        net = Accompanied(net, companions)
     uninformed = task.uninformed_loss * max(objective.total_weight, 1.0) * len(models)
     name = ", ".join(type(model).__name__ for model in models)
     with owned(run_dir):
@@ -76,7 +87,6 @@ def train_models(
         if teacher is not None:
             loop.place(teacher).eval()
         students = [torch.compile(model, dynamic=False) for model in models] if execution.step == "compile" else models
-        largest = max((resolution for resolution in resolutions if resolution is not None), default=None)
         for step, batch in loop.batches(largest):
             with loop.seeded(step), execution.autocast(loop.device):
                 losses = cohort_losses(
@@ -86,6 +96,7 @@ def train_models(
                     lambda output, batch=batch: task.loss(output, batch),
                     teacher,
                     None if isinstance(task, Classification) else partial(_distil, task, batch),
+                    companions,
                 )
             if loop.average:
                 loop.average.begin()
@@ -104,7 +115,17 @@ class Cohort(nn.ModuleList):
         return {f"{index}.{name}" for index, names in enumerate(own) for name in names}
 
 
+class Accompanied(Cohort):
+    """What is trained, a network or a `Cohort`, and the companions of each network."""
+
+    def __init__(self, net: nn.Module, companions: Sequence[nn.Module]) -> None:
+        super().__init__([net, nn.ModuleList(companions)])
+
+
 def _members(net: nn.Module) -> list[nn.Module]:
+    """The networks to use."""
+    if isinstance(net, Accompanied):
+        net = net[0]
     return list(net) if isinstance(net, Cohort) else [net]
 
 
@@ -124,6 +145,6 @@ def _evaluate(
         return evaluate(model, task, take(batches, count), arch)
 
     found = distributed.spread(metrics_of, list(zip(_members(net), archs)))
-    if isinstance(net, Cohort):
+    if len(found) > 1:
         return {metric: [metrics[metric] for metrics in found] for metric in found[0]}
     return found[0]

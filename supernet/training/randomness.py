@@ -29,6 +29,7 @@ class Stream(IntEnum):
     PATHS = 10
     SCORES = 11
     WEIGHTS = 12
+    COMPANIONS = 13
 
 
 VERSION = 2

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from distill.objective import Objective
+from distill.objective import BY_TEACHER, Objective
 from supernet.artifacts.ownership import owned
 from supernet.artifacts.runs import data_said_again, open_data, open_run, read_config, with_tuples
 from supernet.artifacts.subnet import Subnet, SubnetConfig, load_subnet, read_subnet_config, save_subnet
@@ -72,18 +72,19 @@ class ModelJob:
     def __post_init__(self):
         if self.objective.needs_teacher != (self.teacher is not None):
             raise ValueError(
-                "the losses kl, adaptive_alpha, attention, distance, angle and similarity need a teacher, and a "
-                f"teacher needs one of them: the teacher is {self.teacher}, the losses are {self.objective}"
+                f"the losses {', '.join(BY_TEACHER)} need a teacher, and a teacher needs one of them: the teacher is "
+                f"{self.teacher}, the losses are {self.objective}"
             )
         if bool(self.objective.mutual) != bool(self.peers):
             raise ValueError(
                 "the loss mutual needs peers, and peers need a weight of it: the peers are "
                 f"{', '.join(self.peers) or 'none'}, the weight is {self.objective.mutual}"
             )
-        if self.execution.step == "compile" and self.objective.feature_losses:
+        by_features = [*self.objective.feature_losses, *(["auxiliary heads"] if self.objective.has_heads else [])]
+        if self.execution.step == "compile" and by_features:
             raise ValueError(
-                f"a compiled model does not show its features to {', '.join(self.objective.feature_losses)}: leave out "
-                "step=compile, or these losses"
+                f"a compiled model does not show its features to {', '.join(by_features)}: leave out step=compile, or "
+                "these losses"
             )
 
 

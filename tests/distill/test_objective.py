@@ -62,7 +62,7 @@ def test_without_names_layers_meet_at_equal_resolutions():
         student, teacher = timm.create_model("mobilenetv3_small_050"), timm.create_model("convnext_atto")
     pairs = layer_pairs(Objective(attention=1.0, angle=1.0), student, teacher)
     # the teacher begins at a quarter of the image
-    assert pairs.attention == (
+    assert pairs.positions == (
         ("blocks.0", "stages.0"),
         ("blocks.1", "stages.1"),
         ("blocks.3", "stages.2"),

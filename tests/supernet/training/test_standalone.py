@@ -101,6 +101,57 @@ def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_weights(tmp_path):
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
 
 
+WITH_COMPANIONS = Objective(hint=1.0, vid=0.1, auxiliary=0.3, layers=(("0", "0"),), auxiliary_layers=("2",))
+
+
+def test_companions_go_on_where_they_were_and_are_not_in_the_result(tmp_path):
+    config = dataclasses.replace(CONFIG, ema_decay=0.9, clip=1.0)
+    data, teacher = load_data(DATA, config.seed), network(6).eval()
+
+    def trained(name, models, **options):
+        return train_models(
+            models,
+            [16] * len(models),
+            data,
+            config,
+            tmp_path / name,
+            WITH_COMPANIONS,
+            teacher,
+            execution=EXECUTION,
+            **options,
+        )
+
+    (whole,) = trained("whole", [network()])
+    assert whole.state_dict().keys() == network().state_dict().keys()
+
+    def stop(result):
+        if result.step == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        trained("parts", [network()], on_step=stop)
+    (resumed,) = trained("parts", [network()], resume=True)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+    losses = metrics(tmp_path / "whole")[0]["losses"]
+    assert losses.keys() == {"labels", "hint", "vid", "auxiliary"}
+    of_connectors = {key for key in load_checkpoint(tmp_path / "whole" / "checkpoints")["net"] if key.startswith("1.")}
+    assert {"1.0.hint.0.regressor.weight", "1.0.heads.0.classifier.bias", "1.0.vid.0.raw_variance"} <= of_connectors
+    two = trained("two", [network(), network(5)])
+    assert [model[0].out_channels for model in two] == [4, 5]
+
+
+def test_companions_change_neither_what_a_model_begins_with_nor_its_clipping(tmp_path):
+    """With weights so small that nothing of them reaches the model, it learns what it does without."""
+    config = dataclasses.replace(CONFIG, epochs=1, clip=0.5)
+    data, teacher = load_data(DATA, config.seed), network(6).eval()
+    little = Objective(hint=1e-30, auxiliary=1e-30, layers=(("0", "0"),), auxiliary_layers=("2",))
+    (alone,) = train_models([network()], [16], data, config, tmp_path / "alone", execution=SILENT)
+    (beside,) = train_models([network()], [16], data, config, tmp_path / "beside", little, teacher, execution=SILENT)
+    for name, tensor in alone.state_dict().items():
+        assert torch.equal(beside.state_dict()[name], tensor), name
+
+
 def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_last_checkpoint(tmp_path):
     config = dataclasses.replace(CONFIG, lr=1e38, warmup_epochs=0)
     execution = dataclasses.replace(EXECUTION, checkpoint_steps=1)
