@@ -8,6 +8,7 @@ from search.loop import Strategy
 from search.problem import Problem
 from search.strategies.baselines import LocalSearch, RandomSearch
 from search.strategies.evolution import Evolution, EvolutionConfig
+from search.strategies.reinforce import Reinforce, ReinforceConfig
 from search.strategies.single_objective import SingleObjectiveEvolution, once_for_all, spos
 
 
@@ -30,6 +31,7 @@ STRATEGIES: Mapping[str, Callable[[Problem, int, int], Strategy]] = {
     "bayesian": _bayesian,
     "once_for_all": lambda problem, seed, size: SingleObjectiveEvolution(problem, seed, once_for_all(size)),
     "spos": lambda problem, seed, size: SingleObjectiveEvolution(problem, seed, spos()),
+    "reinforce": lambda problem, seed, size: Reinforce(problem, seed, ReinforceConfig(max(size, 2))),
     "random": RandomSearch,
     "local": lambda problem, seed, size: LocalSearch(problem, seed),
 }
