@@ -1,17 +1,18 @@
-"""What networks are worth on the same examples: accuracy, calibration, latency on this machine, MACs, parameters.
+"""What networks are worth on the same examples: accuracy, calibration, latency on this machine, MACs and bytes.
 
     supernet evaluate subnets/mine subnets/tuned models/mine --run runs/mine
     supernet evaluate subnets/mine resnet18=resnet18.pth --input-size 64 --recipe cifar10 --root images/
     supernet evaluate mobilenetv3_large_100 resnet50 --recipe alphanet --root imagenet/ --json figures.json
     supernet evaluate subnets/points --space mine.py:family --dataset mine.py:points
 
-A network is the folder of a saved subnet, NAME=FILE for a timm model with weights for these classes, or NAME for one
-with timm's pretrained weights and classes. One that tells other classes apart, by name or in their order, is refused,
-and so is a FILE that is not of the model or has no classifier for as many classes. Each network gets the test images at
-its own size, prepared as it was trained: a subnet knows how, a timm model too, and what is in a FILE is prepared by the
-flags. Top-1, top-5 and the expected calibration error (15 bins) are from 0 to 1; a latency is the median of 50 runs on
-one example, the networks taking turns. Seconds for digits. Subnets of another task than images with classes are judged
-by its metrics, on the test examples of a dataset of your own.
+A network is the folder of a saved subnet, a file of `supernet compress`, NAME=FILE for a timm model with weights for
+these classes, or NAME for one with timm's pretrained weights and classes. One that tells other classes apart, by name
+or in their order, is refused, and so is a FILE that is not of the model or has no classifier for as many classes. Each
+network gets the test images at its own size, prepared as it was trained: a subnet knows how, a timm model too, and what
+is in a FILE is prepared by the flags. Top-1, top-5 and the expected calibration error (15 bins) are from 0 to 1; a
+latency is the median of 50 runs on one example, the networks taking turns; bytes are those of the file with the
+weights. Seconds for digits. Subnets of another task than images with classes are judged by its metrics, on the test
+examples of a dataset of your own.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import torch
 import tyro
 from rich.table import Table
 
+from compress.container import load_compressed
 from predictors import prepare, this_device
 from predictors.device import Device
 from supernet.artifacts import provenance
@@ -47,7 +49,7 @@ from supernet_cli.model_training import job_of
 class Arguments:
     data: Annotated[DataConfig, tyro.conf.arg(name="")]
     networks: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Folders of saved subnets, NAME=FILE or NAME of timm models."""
+    """Folders of saved subnets, compressed files, NAME=FILE or NAME of timm models."""
     recipe: str = "digits"
     """Recipe that says which images."""
     run: Path | None = None
@@ -89,7 +91,10 @@ def main() -> None:
     data = open_data(arguments.data, arguments.seed, arguments.workers)
     subnets = {name: opened(name, data, arguments.input_size, arguments.space) for name in arguments.networks}
     with tf32(False):
-        rows = [{"network": name, **figures(subnet, data, where)} for name, subnet in subnets.items()]
+        rows = [
+            {"network": name, **figures(subnet, data, where), "stored_bytes": stored_bytes(name, subnet)}
+            for name, subnet in subnets.items()
+        ]
     device = None
     if arguments.latency:
         device = this_device(arguments.runtime, arguments.precision, arguments.threads)
@@ -112,9 +117,9 @@ def main() -> None:
 def opened(name: str, data: Data, input_size: int | None, space: str | None = None) -> Subnet:
     """The network that `name` stands for; ValueError if it is not of these data, such as for other classes."""
     if not isinstance(data, ImageData):
-        if not Path(name).is_dir():
+        if not Path(name).exists():
             raise ValueError(f"there is no folder of a saved subnet {name!r}; other networks are timm's, for images")
-        subnet = load_subnet(name, space=space)
+        subnet = (load_compressed if Path(name).is_file() else load_subnet)(name, space=space)
         own, given = (
             json.loads(json.dumps({"classes": source.classes, **source.family_arguments}))
             for source in (subnet.config, data)
@@ -122,8 +127,11 @@ def opened(name: str, data: Data, input_size: int | None, space: str | None = No
         if own != given:
             raise ValueError(f"{name} is of other data: there {own}, and here {given}")
         return subnet
-    model, _, weights = (name, "", "") if Path(name).is_dir() else name.partition("=")
-    subnet = load_network(model, data.config, data.classes, weights or None, input_size, space=space)
+    if Path(name).is_file():
+        subnet = load_compressed(name, space=space)
+    else:
+        model, _, weights = (name, "", "") if Path(name).is_dir() else name.partition("=")
+        subnet = load_network(model, data.config, data.classes, weights or None, input_size, space=space)
     if subnet.config.input_size is None:
         raise ValueError(
             f"{name} takes {', '.join(subnet.config.input_names)}, and the data are images: say its --dataset"
@@ -149,6 +157,14 @@ def figures(subnet: Subnet, data: Data, device: torch.device) -> dict[str, float
     return {"resolution": config.input_size[-1], **found._asdict(), **costs}
 
 
+def stored_bytes(name: str, subnet: Subnet) -> int:
+    """Bytes of the file with the network's weights, or what such a file would hold where there is none."""
+    for path in (Path(name), Path(name) / "model.safetensors"):
+        if path.is_file():
+            return path.stat().st_size
+    return sum(tensor.nbytes for tensor in subnet.model.state_dict().values())
+
+
 def latencies_ms(subnets: Sequence[Subnet], device: Device, rounds: int = 10, runs: int = 5) -> list[float]:
     """Median milliseconds of each network over `rounds` turns of `runs`, each turn after a run to warm up."""
     timers = [prepare(model, device, config.example()) for model, config in subnets]
@@ -164,6 +180,7 @@ HEADINGS = {
     "calibration_error": "calibration error",
     "macs": "MACs",
     "parameters": "parameters",
+    "stored_bytes": "bytes",
     "latency_ms": "ms",
 }
 

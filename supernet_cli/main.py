@@ -26,6 +26,7 @@ COMMANDS = (
     "report",
     "extract",
     "finetune",
+    "compress",
     "train-standalone",
     "train-netaug",
     "evaluate",

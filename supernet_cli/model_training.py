@@ -56,10 +56,20 @@ AnyArguments = TypeVar("AnyArguments", bound=Arguments)
 Settings = Callable[[Job, argparse.Namespace], ModelJob]  # of a recipe's or a run's job and the flags known so far
 
 
+def within(output: Path) -> Path:
+    """Where the run of a training lies whose model is in the folder `output`."""
+    return output / "training"
+
+
 def parse(
-    kind: type[AnyArguments], description: str, settings: Settings, job_kind: type[ModelJob] = ModelJob
+    kind: type[AnyArguments],
+    description: str,
+    settings: Settings,
+    job_kind: type[ModelJob] = ModelJob,
+    run_of: Callable[[Path], Path] = within,
 ) -> AnyArguments:
-    """The command line as `kind`; `settings` gives the job, a `job_kind`, that its other flags change."""
+    """The command line as `kind`; `settings` gives the job, a `job_kind`, that its other flags change, and `run_of`
+    where the run for an output lies."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # --teacher is not --teacher-space
     parser.add_argument("--recipe", default=Arguments.recipe)
     parser.add_argument("--resume", action="store_true")
@@ -73,7 +83,7 @@ def parse(
     known = parser.parse_known_args()[0]
     if known.resume and known.output:
         again = {name: getattr(known, name) for name in ("space", "dataset", "teacher_space")}
-        job = to_resume(known.output / "training", partial(read_model_job, kind=job_kind, **again))
+        job = to_resume(run_of(known.output), partial(read_model_job, kind=job_kind, **again))
     else:
         job = settings(job_of(known.run, known.recipe, known.space, known.dataset), known)
     default = kind(job, output=tyro.MISSING, recipe=known.recipe)
@@ -117,6 +127,25 @@ def train(arguments: Arguments, run_job: Callable[..., Subnet] = run_model_job) 
     output = arguments.output
     if (output / "config.json").exists():
         raise ValueError(f"{output} holds a model already; name another folder")
+    subnet = run_with_progress(arguments, within(output), run_job)
+    if subnet is None:
+        return
+    data = open_data(arguments.job.data, arguments.job.train.seed, arguments.job.execution.workers)
+    assert isinstance(data, ImageData)  # or they had not trained a single model
+    device = pick_device(arguments.job.execution.device)
+    found = on_test_images(subnet, data, device)
+    subnet.config.facts["accuracy"] = found.top1
+    save_subnet(output, subnet, onnx=arguments.onnx)
+    space = arguments.job.space
+    if arguments.subnet is not None:
+        say(f"{arguments.subnet}", on_test_images(load_subnet(arguments.subnet, space=space), data, device))
+    say(f"{output}", found)
+    for peer in sorted((within(output) / "peers").glob("*")):
+        say(f"{peer}", on_test_images(load_subnet(peer, space=space), data, device))
+
+
+def run_with_progress(arguments: Arguments, directory: Path, run_job: Callable[..., Subnet]) -> Subnet | None:
+    """The network that `run_job` gives for the job, with its run in `directory`; None but in the first process."""
     with (
         distributed.joined(arguments.job.execution.device),
         progress_bar(disable=distributed.rank() != 0) as progress,
@@ -127,22 +156,8 @@ def train(arguments: Arguments, run_job: Callable[..., Subnet] = run_model_job) 
             note = {"note": f"loss {result.losses[0]:.3f}"} if result.losses else {}
             progress.update(task, completed=result.step, total=result.steps, **note)
 
-        subnet = run_job(arguments.job, output / "training", resume=arguments.resume, on_step=show)
-        is_first = distributed.rank() == 0
-    if not is_first:
-        return
-    data = open_data(arguments.job.data, arguments.job.train.seed, arguments.job.execution.workers)
-    assert isinstance(data, ImageData)  # or they had not trained a single model
-    device = pick_device(arguments.job.execution.device)
-    found = on_test_images(subnet, data, device)
-    subnet.config.facts["accuracy"] = found.top1
-    save_subnet(output, subnet, onnx=arguments.onnx)
-    space = arguments.job.space
-    if arguments.subnet is not None:
-        _say(f"{arguments.subnet}", on_test_images(load_subnet(arguments.subnet, space=space), data, device))
-    _say(f"{output}", found)
-    for peer in sorted((output / "training" / "peers").glob("*")):
-        _say(f"{peer}", on_test_images(load_subnet(peer, space=space), data, device))
+        subnet = run_job(arguments.job, directory, resume=arguments.resume, on_step=show)
+        return subnet if distributed.rank() == 0 else None
 
 
 def on_test_images(subnet: Subnet, data: ImageData, device: torch.device) -> Quality | None:
@@ -155,6 +170,6 @@ def on_test_images(subnet: Subnet, data: ImageData, device: torch.device) -> Qua
     return found
 
 
-def _say(name: str, found: Quality | None) -> None:
+def say(name: str, found: Quality | None) -> None:
     text = "has other classes" if found is None else f"{found.top1:.2%} of the test images are right"
     console.print(f"{name}: {text}", highlight=False, soft_wrap=True)

@@ -25,7 +25,6 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from supernet.artifacts import formats
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.export import (
     Agreement,
@@ -101,9 +100,8 @@ def save_subnet(directory: Path, subnet: Subnet, *, onnx: bool = True) -> None:
         temporary.write_bytes(safetensors.torch.save(weights, ties or None))
     if onnx:
         export_onnx(model, directory / "model.onnx", config.example(), names=config, dynamic_batch=True)
-    content = {"format": formats.SUBNET.label, **dataclasses.asdict(config)}
     with write_atomically(directory / "config.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(json.dumps(config.content(), indent=2) + "\n")
 
 
 def load_subnet(
@@ -115,13 +113,7 @@ def load_subnet(
     is the function from an architecture to the module.
     """
     directory = Path(directory)
-    config = read_subnet_config(directory)
-    if build is None:
-        config = dataclasses.replace(config, space=SPACES.said_again(config.space, space, directory))
-        SPACES.warn_if_changed(config.space, config.space_sha256, directory)
-        model = config.build()
-    else:
-        model = build(Arch(config.arch))
+    model, config = as_plain_module(read_subnet_config(directory), directory, space, build)
     path = directory / "model.safetensors"
     try:
         weights, ties = read_safetensors(path)
@@ -129,6 +121,18 @@ def load_subnet(
         raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
     load_weights(model, weights, str(path))
     return Subnet(tie_names(model, ties).eval(), config)
+
+
+def as_plain_module(
+    config: SubnetConfig, source: Path, space: str | None, build: Callable[[Arch], nn.Module] | None
+) -> Subnet:
+    """The module that `config`, found in `source`, says, with fresh weights, and the configuration with its space said
+    again, as `load_subnet` takes `space` and `build`."""
+    if build is not None:
+        return Subnet(build(Arch(config.arch)), config)
+    config = dataclasses.replace(config, space=SPACES.said_again(config.space, space, source))
+    SPACES.warn_if_changed(config.space, config.space_sha256, source)
+    return Subnet(config.build(), config)
 
 
 def load_network(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,10 @@ class SubnetConfig:
             space_sha256=SPACES.source_digest(space),
         )
 
+    def content(self) -> dict[str, Any]:
+        """What is written as JSON, its format included."""
+        return {"format": formats.SUBNET.label, **dataclasses.asdict(self)}
+
     @property
     def input_names(self) -> tuple[str, ...]:
         return tuple(tensor.name for tensor in self.inputs)
@@ -107,11 +112,20 @@ def read_subnet_config(directory: Path) -> SubnetConfig:
     """The configuration of the subnet in `directory`; ValueError, naming the file, if it cannot be read."""
     path = directory / "config.json"
     try:
-        values: dict[str, Any] = json.loads(path.read_text())
-        values = formats.SUBNET.upgraded(values, values.pop("format", 1), path)
+        return subnet_config(json.loads(path.read_text()), path)
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no configuration of a subnet: {error}") from error
+
+
+def subnet_config(content: Mapping[str, Any], path: Path) -> SubnetConfig:
+    """The configuration that `content` is as JSON, its format included; ValueError, naming the file `path` that it is
+    from, if it is none."""
+    try:
+        label = content.get("format", 1)
+        values = formats.SUBNET.upgraded({name: content[name] for name in content if name != "format"}, label, path)
         values["inputs"] = [Input(**own | {"shape": tuple(own["shape"])}) for own in values["inputs"]]
         return SubnetConfig(**with_tuples(values))
-    except (OSError, json.JSONDecodeError, TypeError, AttributeError, LookupError) as error:
+    except (TypeError, AttributeError, LookupError) as error:
         raise ValueError(f"{path} is no configuration of a subnet: {error}") from error
 
 
