@@ -91,6 +91,27 @@ def difference_p_value(first: np.ndarray, second: np.ndarray) -> float:
     return float(stats.ttest_rel(first, second).pvalue)
 
 
+def worse_p_values(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The one-sided p-values [n, m] of that each network with `values` [n, N] has no lower a true score than each of
+    the `others` [m, N], on the same examples.
+
+    Where all values are 0 and 1, those of the exact sign test, P(X <= k): X is binomial with probability 1/2 and the
+    number of examples that one of the two networks alone is right about, of which k are the first network's. They also
+    hold for the scores on a finite number of examples, of which these are drawn: without replacement the number in
+    question varies less (Uhlmann 1966). Else those of the paired t-test.
+    """
+    count = values.shape[1]
+    both = values @ others.T
+    sums, other_sums = values.sum(axis=1)[:, None], others.sum(axis=1)
+    if _is_binary(values) and _is_binary(others):
+        return stats.binom.cdf(sums - both, sums + other_sums - 2 * both, 0.5)
+    means = (sums - other_sums) / count
+    squares = np.square(values).sum(axis=1)[:, None] + np.square(others).sum(axis=1) - 2 * both
+    errors = np.sqrt(np.maximum(squares / count - means**2, 0) / (count - 1))
+    with np.errstate(divide="ignore", invalid="ignore"):  # of a constant difference
+        return np.nan_to_num(stats.t.cdf(means / errors, count - 1), nan=1.0)
+
+
 def mcnemar(first_alone: int, second_alone: int) -> float:
     """The two-sided mid-p-value of McNemar's test, by how many examples the first network alone is right about, and the
     second alone.

@@ -20,22 +20,41 @@ from supernet.space import Arch
 
 
 @dataclass(frozen=True)
+class Rejection:
+    """What is known of an architecture that was judged by a part of the examples, by which it is surely not on the
+    front (`search.racing`): estimates of its scores, with their standard errors, and the number of examples.
+
+    Estimates tend to be too low, by about a standard error: it is when they look worst that architectures are rejected.
+    """
+
+    scores: Mapping[str, float]
+    standard_errors: Mapping[str, float]
+    examples: int
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """An evaluated architecture. A failed one has an `error` and no scores."""
+    """An evaluated architecture. A failed one has an `error` and no scores, one that was `rejected` on the way has no
+    scores either, so that it is in no front and compared with none."""
 
     arch: Arch
     scores: Mapping[str, float]
     costs: Mapping[str, float]
     generation: int
     error: str | None = None
+    rejected: Rejection | None = None
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self) | {"arch": dict(self.arch)})
+        fields = asdict(self) | {"arch": dict(self.arch)}
+        if self.rejected is None:
+            del fields["rejected"]
+        return json.dumps(fields)
 
     @classmethod
     def from_json(cls, text: str) -> Evaluation:
         fields = json.loads(text)
-        return cls(**fields | {"arch": Arch(fields["arch"])})
+        rejected = fields.get("rejected")
+        return cls(**fields | {"arch": Arch(fields["arch"]), "rejected": rejected and Rejection(**rejected)})
 
 
 class History:

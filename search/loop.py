@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from search import pareto
-from search.history import Evaluation, History
+from search.history import Evaluation, History, Rejection
 from search.limits import reachable
 from search.problem import Problem, Score
 from supernet.space import Arch
@@ -38,9 +38,16 @@ class Scored(NamedTuple):
     index: int
     scores: Mapping[str, float]
     error: str | None = None
+    rejected: Rejection | None = None
 
 
 Evaluator = Callable[[Sequence[Arch]], Iterator[Scored]]  # one an architecture, in any order
+
+
+class EvaluatorOfParts(Protocol):
+    """An evaluator that may be asked for scores on some of the examples that judge, by their indices; None for all."""
+
+    def __call__(self, archs: Sequence[Arch], examples: np.ndarray | None = None) -> Iterator[Scored]: ...
 
 
 @dataclass(frozen=True)
@@ -113,30 +120,33 @@ def ask_and_tell(
             if on_evaluation:
                 on_evaluation(evaluation, len(result.evaluations) + len(done))
         result.evaluations.extend(done[arch] for arch in archs)
-        scores, prices = _table([done[arch] for arch in archs], problem)
-        strategy.tell(archs, scores)
+        generation = [done[arch] for arch in archs]
+        strategy.tell(archs, _told(generation, problem))
         notes = dict(getattr(strategy, "notes", {}))
-        result.generations.append(dataclasses.replace(standing.add(scores, prices), notes=notes))
+        result.generations.append(dataclasses.replace(standing.add(generation), notes=notes))
         if on_generation:
             on_generation(result.generations[-1])
     return result
 
 
-def evaluate_here(scores: Mapping[str, Score]) -> Evaluator:
+def evaluate_here(scores: Mapping[str, Score]) -> EvaluatorOfParts:
     """The evaluator that calls `scores` in this process.
 
     A score may have a method `each(archs)` that yields the index and the value of an architecture, or the exception
     that evaluating it raised, as soon as it is known. Of several scores the last one's values then come one by one.
     Another score is called with the whole list; if that raises, it is called for each architecture by itself.
 
+    If it is asked for a part of the examples, `each` gets their indices as a second argument.
+
     What a score raises is the evaluation's error, but for a GPU's memory being too small, which is raised: with smaller
     batches there is a value.
     """
 
-    def evaluate(archs: Sequence[Arch]) -> Iterator[Scored]:
+    def evaluate(archs: Sequence[Arch], examples: np.ndarray | None = None) -> Iterator[Scored]:
         *first, last = scores
-        columns = {name: dict(_each(scores[name], archs)) for name in first}
-        for index, value in _each(scores[last], archs):
+        part = () if examples is None else (examples,)
+        columns = {name: dict(_each(scores[name], archs, *part)) for name in first}
+        for index, value in _each(scores[last], archs, *part):
             row = {name: column[index] for name, column in columns.items()} | {last: value}
             failed = {name: value for name, value in row.items() if isinstance(value, Exception)}
             for value in failed.values():
@@ -148,9 +158,9 @@ def evaluate_here(scores: Mapping[str, Score]) -> Evaluator:
     return evaluate
 
 
-def _each(score: Score, archs: Sequence[Arch]) -> Iterator[tuple[int, float | Exception]]:
-    if hasattr(score, "each"):
-        yield from score.each(archs)
+def _each(score: Score, archs: Sequence[Arch], *part: np.ndarray) -> Iterator[tuple[int, float | Exception]]:
+    if part or hasattr(score, "each"):
+        yield from score.each(archs, *part)
         return
     try:
         yield from enumerate([float(value) for value in score(archs)])
@@ -169,11 +179,17 @@ def _reason(error: Exception) -> str:
 def _evaluation(arch: Arch, outcome: Scored, costs: Mapping[str, float], generation: int) -> Evaluation:
     wrong = [name for name, value in outcome.scores.items() if not np.isfinite(value)]
     error = outcome.error or (f"{wrong[0]} is {outcome.scores[wrong[0]]}" if wrong else None)
-    return Evaluation(arch, {} if error else dict(outcome.scores), costs, generation, error)
+    return Evaluation(arch, {} if error else dict(outcome.scores), costs, generation, error, outcome.rejected)
+
+
+def _told(evaluations: Sequence[Evaluation], problem: Problem) -> np.ndarray:
+    """What a strategy hears of the scores [n, s]: of rejected architectures the estimates, NaN of failed ones."""
+    known = [evaluation.rejected or evaluation for evaluation in evaluations]
+    return np.array([[each.scores.get(name, np.nan) for name in problem.scores] for each in known])
 
 
 def _table(evaluations: Sequence[Evaluation], problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """Scores [n, s], NaN for failed evaluations, and costs [n, c]."""
+    """Scores [n, s], NaN for failed and rejected evaluations, and costs [n, c]."""
     scores = [[evaluation.scores.get(name, np.nan) for name in problem.scores] for evaluation in evaluations]
     prices = [[evaluation.costs[name] for name in problem.costs] for evaluation in evaluations]
     n = len(evaluations)
@@ -189,12 +205,13 @@ class _Standing:
         self._best = np.full(len(problem.scores), -np.inf)
         self._evaluated = self._failed = self._index = 0
 
-    def add(self, scores: np.ndarray, prices: np.ndarray) -> Generation:
+    def add(self, evaluations: Sequence[Evaluation]) -> Generation:
+        scores, prices = _table(evaluations, self._problem)
         values = np.concatenate([self._front, self._problem.values(scores, prices)])
         self._front = values[pareto.front(values)]
         self._best = np.fmax(self._best, np.fmax.reduce(scores))
-        self._evaluated += len(scores)
-        self._failed += int(np.isnan(scores).any(axis=1).sum())
+        self._evaluated += len(evaluations)
+        self._failed += sum(evaluation.error is not None for evaluation in evaluations)
         generation = Generation(
             index=self._index,
             evaluated=self._evaluated,

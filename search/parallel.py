@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
+import numpy as np
 import torch
 
 from search.loop import Scored, evaluate_here
@@ -70,7 +71,7 @@ class RayEvaluator:
             self.close()
             raise
 
-    def __call__(self, archs: Sequence[Arch]) -> Iterator[Scored]:
+    def __call__(self, archs: Sequence[Arch], examples: np.ndarray | None = None) -> Iterator[Scored]:
         import ray
 
         busy: dict[object, tuple[object, list[int]]] = {}  # by the result that is awaited: the worker, and what it does
@@ -80,7 +81,7 @@ class RayEvaluator:
             while waiting or busy:
                 while waiting and self._idle:
                     worker, part = self._idle.pop(), waiting.pop(0)
-                    busy[worker.evaluate.remote([archs[index] for index in part])] = worker, part
+                    busy[worker.evaluate.remote([archs[index] for index in part], examples)] = worker, part
                 (ready,), _ = ray.wait(list(busy), num_returns=1)
                 worker, part = busy.pop(ready)
                 try:
@@ -175,9 +176,9 @@ class _Worker:
     def ready(self) -> None:
         """Returns when the worker holds its scores."""
 
-    def evaluate(self, archs: Sequence[Arch]) -> list[Scored]:
+    def evaluate(self, archs: Sequence[Arch], examples: np.ndarray | None) -> list[Scored]:
         with tf32(False):
-            return list(self._evaluate(archs))
+            return list(self._evaluate(archs, examples))
 
 
 @contextmanager

@@ -16,11 +16,12 @@ from predictors import LatencyPredictor
 from search.counts import BITS, COUNTS, count, is_count
 from search.history import Evaluation, History
 from search.limits import reachable
-from search.loop import Evaluator, Generation, Result, Strategy, ask_and_tell, evaluate_here
+from search.loop import Evaluator, EvaluatorOfParts, Generation, Result, Strategy, ask_and_tell, evaluate_here
 from search.parallel import RayEvaluator
 from search.problem import Cost, Problem, placed
+from search.racing import Racing
 from search.scores.accuracy import Judged, SupernetScore, WithExamples
-from search.scores.judges import Judge, make_judge, settled
+from search.scores.judges import Judge, held_out_count, make_judge, settled
 from search.settings import ACCURACY, SAID_ANEW, SearchJob
 from search.strategies import make_strategy
 from search.strategies.given_order import GivenOrder
@@ -88,6 +89,8 @@ def run_search(
         raise ValueError(f"there are {gpus_per_worker:g} GPUs for each worker, but no workers: say how many")
     job = settled(job, trained)
     judge = judge or make_judge(job, trained, history and history.parent)
+    if job.race is not None and judge.examples is None:
+        raise ValueError(f"the score {job.score} is not that of held-out examples, by some of which it could race")
     if confirm and judge.fresh is None:
         raise ValueError(f"the score {job.score} is not that of held-out examples, which others could confirm")
     fresh = judge.fresh() if confirm and judge.fresh else None
@@ -104,13 +107,17 @@ def run_search(
             strategy: Strategy = GivenOrder(archs, job.population)
         else:
             strategy = make_strategy(job.searches_by or "evolution", problem, job.seed, job.population)
-        scores = {judge.name: judge.score}
-        evaluate: Evaluator = evaluate_here(scores)
+        scores = {judge.name: judge.score if job.race is None else WithExamples(judge.examples)}
+        evaluator: EvaluatorOfParts = evaluate_here(scores)
         if workers:
             judge.load()
-            evaluate = stack.enter_context(
+            evaluator = stack.enter_context(
                 RayEvaluator(problem.space, scores, workers, threads, gpus_per_worker, address)
             )
+        evaluate: Evaluator = evaluator
+        if job.race is not None:
+            count = held_out_count(job, trained)
+            evaluate = Racing(problem, evaluator, count, job.race, job.seed, record.past if record else {})
         result = ask_and_tell(
             problem,
             strategy,
@@ -126,7 +133,7 @@ def run_search(
             if score is None or not front:
                 return {}
             by_example = {judge.name: WithExamples(score)}
-            again = evaluate.by(by_example) if workers else evaluate_here(by_example)
+            again = evaluator.by(by_example) if workers else evaluate_here(by_example)
             found = list(again(front))
             score.to(here)  # which forgets what the subnets had in common
             if failed := [each for each in found if each.error]:
@@ -137,7 +144,7 @@ def run_search(
         return SearchOutcome(
             result,
             strategy,
-            evaluate.retried if workers else [],
+            evaluator.retried if workers else [],
             judged(judge.examples if judge_front or confirm else None),
             judged(fresh),
         )

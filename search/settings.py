@@ -54,6 +54,9 @@ class SearchJob:
     """Bytes that the activations of images may take at once, at one depth of the largest subnet. BatchNorm is
     recalibrated exactly where all calibration images are within them, and in chunks where they are not, which changes
     values by much less than other images would (docs/methods/calibration.md)."""
+    race: float | None = None
+    """Confidence, such as 0.9, with which each architecture of the front survives races (`search.racing`): all are
+    judged by some of the images, and only those that may be on the front by all. None judges all by all."""
     zero_cost: tuple[str, ...] = ("synflow", "jacob_cov", "snip")
     """Scores of search.scores.untrained.NAMES whose mean rank is the score zero_cost, or vote."""
     zero_cost_images: int = 64
@@ -83,6 +86,8 @@ class SearchJob:
             check_strategy(self.strategy)
         if self.score not in SCORES:
             raise ValueError(f"there is no score {self.score!r}; the scores are {', '.join(SCORES)}")
+        if self.race is not None and not 0 < self.race < 1:
+            raise ValueError(f"the confidence of a race is between 0 and 1, such as 0.9, not {self.race}")
         for name in ("evaluations", "population", "batch_size", "calibration_bytes", "zero_cost_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")

@@ -11,7 +11,7 @@ far that is from the truth. Correcting the one by the other (`corrected`) is the
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -135,18 +135,23 @@ class Pooled:
     """
 
     def __init__(self) -> None:
-        self._found: dict[_BatchNorm, Statistics] = {}
+        self._found: dict[Hashable, Statistics] = {}
 
-    def add(self, statistics: Mapping[_BatchNorm, Statistics]) -> None:
-        """Take in what the layers got from another chunk."""
+    @property
+    def nbytes(self) -> int:
+        return sum(found.mean.nbytes + found.variance.nbytes for found in self._found.values())
+
+    def add(self, statistics: Mapping[Any, Statistics]) -> None:
+        """Take in what the layers, or what stands for them, got from another chunk."""
         for layer, found in statistics.items():
             if layer in self._found:
                 found = _pooled([self._found[layer], found])._replace(corrected=found.corrected)
             self._found[layer] = found
 
-    def put(self) -> None:
-        """Give the layers what all chunks have together."""
-        for layer, found in self._found.items():
+    def put(self, layers: Mapping[Any, _BatchNorm] | None = None) -> None:
+        """Give the layers what all chunks have together; `layers` says what stood for each of them."""
+        for key, found in self._found.items():
+            layer = layers[key] if layers else key
             _set(layer, found)
             _unbias(layer, found)
 

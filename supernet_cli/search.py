@@ -115,6 +115,10 @@ class Arguments:
     more, BatchNorm is recalibrated in chunks of them, which changes values a little."""
     batch_size: int = SearchJob.batch_size
     """Images that a subnet runs on at a time."""
+    race: float | None = SearchJob.race
+    """Confidence, such as 0.9, with which each architecture of the front survives races: all are judged by 250 of the
+    images, then by 500, and so on, but those that are surely not on the front are left out. What is left out has no
+    score in the results. None judges all by all images."""
     zero_cost: tuple[str, ...] = SearchJob.zero_cost
     """Scores of search.scores.untrained.NAMES whose mean rank is the score zero_cost, or vote."""
     zero_cost_images: int = SearchJob.zero_cost_images

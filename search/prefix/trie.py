@@ -2,7 +2,8 @@
 
 The subnets are cut into pieces (`pieces.cut`). Chains of pieces that begin alike share a path in a trie, whose root is
 the images at one resolution. The trie is run depth first, so that activations of one path are in memory. Beyond that,
-`Remembered` keeps activations where paths parted, up to a number of bytes, for populations to come.
+`Remembered` keeps activations where paths parted, up to a number of bytes, for populations to come, and what BatchNorm
+layers were calibrated to, for other images that judge the same subnets.
 
 Where even one depth of all images is too much, the trie is run several times, each time on some of the images: first on
 those to calibrate by, then, with the statistics that were found, on those that judge.
@@ -12,9 +13,9 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -34,6 +35,7 @@ from supernet.views import View
 # N images, B batch, K classes
 
 MOST_PREFIXES = 20_000  # whose keys are kept, some 5 kB each
+STATISTICS_BYTES = 2**28  # that BatchNorm statistics are kept in
 GROUP = 16  # architectures whose outputs for all images are kept at a time, if the images do not fit in memory at once
 
 
@@ -45,16 +47,51 @@ class Batches(NamedTuple):
 
 
 class Share(NamedTuple):
-    """The part of the images that runs at a time, or what a first part of a network makes of it."""
+    """The part of the images that runs at a time, or what a first part of a network makes of it.
+
+    `judges` tells which images are those that judge. If no images calibrate, statistics are known."""
 
     calibration: list[Tensor]
     evaluation: list[Tensor]
+    judges: Hashable = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(batch.nbytes for batch in [*self.calibration, *self.evaluation])
+
+
+Kept = TypeVar("Kept", Share, Pooled)
+
+
+class _Recent(Generic[Kept]):
+    """Values of `nbytes` each by their keys, up to `limit_bytes`; the least recently used goes first."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self._values: OrderedDict[Hashable, Kept] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: Hashable) -> Kept | None:
+        if key in self._values:
+            self._values.move_to_end(key)
+        return self._values.get(key)
+
+    def put(self, key: Hashable, value: Kept) -> None:
+        if value.nbytes > self.limit_bytes:
+            return
+        if key in self._values:
+            self._bytes -= self._values.pop(key).nbytes
+        self._values[key] = value
+        self._bytes += value.nbytes
+        while self._bytes > self.limit_bytes:
+            self._bytes -= self._values.popitem(last=False)[1].nbytes
 
 
 class Remembered:
-    """What prefixes make of the images, from one population to the next; the least recently used goes first.
+    """What prefixes make of the images, from one population to the next, and the BatchNorm statistics of their last
+    pieces; of each the least recently used goes first.
 
-    `limit_bytes` is how much there is room for. A pickled copy remembers nothing.
+    `limit_bytes` is how much room there is for activations. A pickled copy remembers nothing.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -66,8 +103,8 @@ class Remembered:
         self.fingerprints: WeakKeyDictionary[nn.Module, Hashable] = WeakKeyDictionary()  # see `pieces.cut`
         self.references: dict[int, dict[str, Reference]] = {}  # by resolution, see `evaluation.known_references`
         self._prefixes: dict[tuple[int, Hashable], int] = {}
-        self._shares: OrderedDict[int, Share] = OrderedDict()
-        self._bytes = 0
+        self._shares: _Recent[Share] = _Recent(self.limit_bytes)
+        self.statistics: _Recent[Pooled] = _Recent(STATISTICS_BYTES)  # by prefix, of the layers by their places
 
     def begin(self) -> None:
         """To be called before a population: forgets everything if too many prefixes were seen to keep their keys."""
@@ -80,25 +117,25 @@ class Remembered:
             self._prefixes[before, key] = next(self._numbers)
         return self._prefixes[before, key]
 
-    def get(self, prefix: int) -> Share | None:
-        if prefix in self._shares:
-            self._shares.move_to_end(prefix)
-        return self._shares.get(prefix)
+    def get(self, prefix: int, judges: Hashable) -> Share | None:
+        return self._shares.get((prefix, judges))
 
     def put(self, prefix: int, share: Share) -> None:
-        if prefix in self._shares or _size(share) > self.limit_bytes:
-            return
-        self._shares[prefix] = share
-        self._bytes += _size(share)
-        while self._bytes > self.limit_bytes:
-            self._bytes -= _size(self._shares.popitem(last=False)[1])
+        known = self.get(prefix, share.judges)
+        if known is None or (share.calibration and not known.calibration):
+            self._shares.put((prefix, share.judges), share)
+
+    def calibrated(self, pieces: Sequence[Piece], size: int) -> bool:
+        """Whether all statistics are known of the subnet that is this chain of pieces, at one resolution."""
+        prefix = self.prefix(0, size)
+        for piece in pieces:
+            prefix = self.prefix(prefix, piece.key)
+            if _batch_norms(piece) and self.statistics.get(prefix) is None:
+                return False
+        return True
 
     def __reduce__(self):
         return Remembered, (self.limit_bytes,)
-
-
-def _size(share: Share) -> int:
-    return sum(batch.nbytes for part in share for batch in part)
 
 
 @dataclass
@@ -122,6 +159,7 @@ def outputs(
     remembered: Remembered | None = None,
     pieces: Callable[[Arch], Sequence[Piece]] | None = None,
     calibration_bytes: int = CALIBRATION_BYTES,
+    judges: Hashable = None,
 ) -> Iterator[tuple[int, Tensor | Exception]]:
     """For each architecture its index and its output for all evaluation images, in the order of the trie.
 
@@ -132,7 +170,9 @@ def outputs(
     exception, where extracting or running a subnet raises one.
 
     `batches(resolution)` gives the images at a resolution in pixels, which, like the weights, are the same that
-    `remembered` saw before. `pieces(arch)` gives what a subnet is cut into, where that is known without building it.
+    `remembered` saw before; if those that judge change from call to call, `judges` tells which they are, and a subnet
+    that was calibrated before is not again. `pieces(arch)` gives what a subnet is cut into, where that is known without
+    building it.
 
     If the activations of all images in the largest subnet are not within `calibration_bytes`, the images that calibrate
     and those that judge run apart, each in as many shares as it takes. Memory is then that of a share, at every depth
@@ -161,9 +201,9 @@ def outputs(
     for size, own in chains.items():
         images = batches(size)
         most = _most(net, images, calibration_bytes)
-        share = _within(images, most)
+        share = _within(images, most, judges)
         if share is not None:
-            yield from _at_once(net, _trie(own, size, remembered), share, size, remembered)
+            yield from _at_once(net, own, share, size, remembered)
             continue
         codes = net.space.encode([archs[index] for index, _ in own]).tolist()
         order = [own[position] for position in sorted(range(len(own)), key=codes.__getitem__)]  # like beside like
@@ -183,10 +223,10 @@ def _most(net: Supernet, images: Batches, calibration_bytes: int) -> int | None:
     return examples_within(net, next(iter(images.evaluation)), calibration_bytes)
 
 
-def _within(images: Batches, most: int | None) -> Share | None:
+def _within(images: Batches, most: int | None, judges: Hashable) -> Share | None:
     """All images, if they are no more than `most`."""
-    share, count = Share([], []), 0
-    for kept, batches in zip(share, images):
+    share, count = Share([], [], judges), 0
+    for kept, batches in zip((share.calibration, share.evaluation), images):
         for batch in batches:
             count += examples_in(batch)
             if most is not None and count > most:
@@ -196,24 +236,28 @@ def _within(images: Batches, most: int | None) -> Share | None:
 
 
 def _at_once(
-    net: Supernet, root: Node, share: Share, size: int, remembered: Remembered
+    net: Supernet, chains: Sequence[tuple[int, Sequence[Piece]]], share: Share, size: int, remembered: Remembered
 ) -> Iterator[tuple[int, Tensor | Exception]]:
-    """The outputs of all architectures below `root`, or what running them raised."""
+    """The outputs of all architectures, or what running them raised."""
+    known = [remembered.calibrated(chain, size) for _, chain in chains]
     try:
-        if size not in remembered.references:
+        if size not in remembered.references and not all(known):
             remembered.references[size] = known_references(net, share.calibration)
     except Exception as error:
-        yield from ((index, error) for index in _all_ends(root))
+        yield from ((index, error) for index, _ in chains)
         return
-    for index, found in _run(net, root, share, remembered, remembered.references[size], {}):
-        yield index, found if isinstance(found, Exception) else joined(found.evaluation)
+    for is_known, own in ((True, share._replace(calibration=[])), (False, share)):  # the former before any is dropped
+        root = _trie([chain for chain, found in zip(chains, known) if found is is_known], size, remembered)
+        for index, found in _run(net, root, own, remembered, remembered.references.get(size, {}), None):
+            yield index, found if isinstance(found, Exception) else joined(found.evaluation)
 
 
 def _in_shares(
     net: Supernet, root: Node, images: Batches, most: int | None, calibration_bytes: int
 ) -> Iterator[tuple[int, Tensor | Exception]]:
     """The same, for images that do not fit in memory at once."""
-    nothing, statistics = Remembered(0), defaultdict(Pooled)
+    nothing = Remembered(0)
+    statistics: defaultdict[int, Pooled] = defaultdict(Pooled)
     outputs: dict[int, list[Tensor]] = {index: [] for index in _all_ends(root)}
     errors: dict[int, Exception] = {}
 
@@ -259,7 +303,7 @@ def _run(
     share: Share,
     remembered: Remembered,
     references: Mapping[str, Reference],
-    statistics: MutableMapping[int, Pooled],
+    statistics: defaultdict[int, Pooled] | None,
 ) -> Iterator[tuple[int, Share | Exception]]:
     """What all architectures below `root` make of a share, or what running them raised."""
     waiting = [(root, share)]
@@ -291,18 +335,21 @@ def _forward(
     share: Share,
     remembered: Remembered,
     references: Mapping[str, Reference],
-    statistics: MutableMapping[int, Pooled],
+    statistics: defaultdict[int, Pooled] | None,
 ) -> Share:
     """What the node's pieces make of its input.
 
-    Their BatchNorm is calibrated on the way. If the share has no images that judge, what was found is added to the
-    node's `statistics`, and if it has none that calibrate, these are what is taken.
+    Their BatchNorm is calibrated on the way, and remembered by the prefix that ends with each piece. If the share has
+    no images that calibrate, what is remembered is taken. With `statistics`, what is found is added to these instead,
+    and taken from them.
     """
-    pieces = list(node.pieces)
+    pieces, prefixes = list(node.pieces), list(node.prefixes)
     for count in range(len(pieces), 0, -1):
-        known = remembered.get(node.prefixes[count - 1])
-        if known and (known.calibration or not any(map(_has_batch_norm, [*pieces[count:], *_below(node)]))):
-            pieces, share = pieces[count:], known
+        known = remembered.get(prefixes[count - 1], share.judges)
+        calibrates = share.calibration and any(map(_batch_norms, [*pieces[count:], *_below(node)]))
+        if known and (known.calibration or not calibrates):
+            pieces, prefixes = pieces[count:], prefixes[count:]
+            share = known if share.calibration else known._replace(calibration=[])
             break
     if not pieces:
         return share
@@ -315,18 +362,23 @@ def _forward(
 
     with weights_in(pieces, weight) as model:
         calibration: list[Tensor] = []
+        layers = {prefix: own for prefix, piece in zip(prefixes, pieces) if (own := _batch_norms(piece))}
         if not share.calibration:
-            if _has_batch_norm(model):
-                statistics[node.prefixes[-1]].put()
-        elif _has_batch_norm(model):
-            layers = filter(keeps_statistics, model.modules())
-            named = {layer: names.get(id(layer.running_mean), "").removesuffix(".running_mean") for layer in layers}
+            for prefix, own in layers.items():
+                pooled = remembered.statistics.get(prefix) if statistics is None else statistics[prefix]
+                pooled.put(own)
+        elif layers:
+            named = {layer: names.get(id(layer.running_mean), "") for own in layers.values() for layer in own.values()}
+            named = {layer: name.removesuffix(".running_mean") for layer, name in named.items()}
             calibration, found = calibrate(model, share.calibration, references_of(net, references, named))
-            if not share.evaluation:
-                statistics[node.prefixes[-1]].add(found)
-        elif any(_has_batch_norm(piece) for piece in _below(node)):
+            for prefix, own in layers.items():
+                pooled = Pooled() if statistics is None else statistics[prefix]
+                pooled.add({place: found[layer] for place, layer in own.items() if layer in found})
+                if statistics is None:
+                    remembered.statistics.put(prefix, pooled)
+        elif any(_batch_norms(piece) for piece in _below(node)):
             calibration = _outputs(model, share.calibration)
-        result = Share(calibration, _outputs(model, share.evaluation))
+        result = Share(calibration, _outputs(model, share.evaluation), share.judges)
     if node.children:
         remembered.put(node.prefixes[-1], result)
     return result
@@ -348,8 +400,9 @@ def _outputs(model: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
         return list(pool.map(run, batches))
 
 
-def _has_batch_norm(model: nn.Module) -> bool:
-    return any(map(keeps_statistics, model.modules()))
+def _batch_norms(piece: nn.Module) -> dict[int, nn.Module]:
+    """The layers of a piece that are calibrated, by their places, which are those in any piece of the same key."""
+    return dict(enumerate(filter(keeps_statistics, piece.modules())))
 
 
 def _repeats_batch_norm(pieces: Sequence[Piece]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -21,7 +21,7 @@ from supernet.supernet import Supernet
 from supernet.tasks import Classification, Task
 from supernet.tasks.task import Output
 from supernet.training.data import Data, resize
-from supernet.training.data.batch import Batch, device_of, dropped, is_pixels, joined, on, split, take
+from supernet.training.data.batch import Batch, chosen, device_of, dropped, is_pixels, joined, on, split, take
 from supernet.training.data.pixels import Pixels
 
 # N images or other examples, C channels, R resolution in pixels, K classes
@@ -122,45 +122,68 @@ class SupernetScore:
                 raise value
         return [values[index] for index in range(len(archs))]
 
-    def each(self, archs: Sequence[Arch]) -> Iterator[tuple[int, float | Exception]]:
-        """The index and the value of each architecture, or what evaluating it raised, as soon as it is known."""
-        return self._each(archs, first_metric)
+    def each(
+        self, archs: Sequence[Arch], examples: np.ndarray | None = None
+    ) -> Iterator[tuple[int, float | Exception]]:
+        """The index and the value of each architecture, or what evaluating it raised, as soon as it is known.
 
-    def judged(self, archs: Sequence[Arch]) -> Iterator[tuple[int, Judged | Exception]]:
+        With `examples`, indices of those that judge, by these alone. What BatchNorm was calibrated to is remembered, so
+        that a subnet is not calibrated again for other examples.
+        """
+        return self._each(archs, first_metric, examples)
+
+    def judged(
+        self, archs: Sequence[Arch], examples: np.ndarray | None = None
+    ) -> Iterator[tuple[int, Judged | Exception]]:
         """The same with what each subnet makes of each example."""
-        return self._each(archs, judged)
+        return self._each(archs, judged, examples)
 
     def _each(
-        self, archs: Sequence[Arch], judge: Callable[[Task, Output, Batch], Found]
+        self, archs: Sequence[Arch], judge: Callable[[Task, Output, Batch], Found], examples: np.ndarray | None
     ) -> Iterator[tuple[int, Found | Exception]]:
-        evaluation = {size: self.batches(size).evaluation for size in {self.resolution(arch) for arch in archs}}
+        used = {size: self._batches(size, examples) for size in {self.resolution(arch) for arch in archs}}
         version = sum(tensor._version for tensor in self.net.state_dict(keep_vars=True).values())
         if version != self._version:
             self._remembered.clear()
             self._version = version
         arch_of = {self.resolution(arch): arch for arch in archs}  # of one resolution, all inputs are the same
-        if not all(_is_single(self._calls(evaluation[size], arch)) for size, arch in arch_of.items()):
-            yield from self._one_by_one(archs, judge)
+        if not all(_is_single(self._calls(used[size].evaluation, arch)) for size, arch in arch_of.items()):
+            yield from self._one_by_one(archs, judge, used)
             return
 
         def batches(resolution: int | None) -> trie.Batches:
-            inputs = (self._calls(batch, arch_of[resolution]) for batch in self.batches(resolution))
+            inputs = (self._calls(batch, arch_of[resolution]) for batch in used[resolution])
             return trie.Batches(*(_Mapped(itemgetter(0), calls) for calls in inputs))
 
         found = trie.outputs(
-            self.net, archs, batches, self.resolution, self._remembered, calibration_bytes=self.calibration_bytes
+            self.net,
+            archs,
+            batches,
+            self.resolution,
+            self._remembered,
+            calibration_bytes=self.calibration_bytes,
+            judges=None if examples is None else examples.tobytes(),
         )
         for index, output in found:
             if isinstance(output, Exception):
                 yield index, output
             else:
-                yield index, judge(self.task, output, evaluation[self.resolution(archs[index])])
+                yield index, judge(self.task, output, used[self.resolution(archs[index])].evaluation)
+
+    def _batches(self, size: int | None, examples: np.ndarray | None) -> EvaluationBatches:
+        batches = self.batches(size)
+        if examples is None:
+            return batches
+        return batches._replace(evaluation=chosen(batches.evaluation, torch.from_numpy(examples)))
 
     def _one_by_one(
-        self, archs: Sequence[Arch], judge: Callable[[Task, Output, Batch], Found]
+        self,
+        archs: Sequence[Arch],
+        judge: Callable[[Task, Output, Batch], Found],
+        used: Mapping[int | None, EvaluationBatches],
     ) -> Iterator[tuple[int, Found | Exception]]:
         for index, arch in enumerate(archs):
-            batches = self.batches(self.resolution(arch))
+            batches = used[self.resolution(arch)]
             try:
                 calibration, evaluation = (self._calls(batch, arch) for batch in batches)
                 model = calibrated(self.net, arch, calibration, self.calibration_bytes)
@@ -187,8 +210,10 @@ class WithExamples:
         self.score.to(device)
         return self
 
-    def each(self, archs: Sequence[Arch]) -> Iterator[tuple[int, Judged | Exception]]:
-        return self.score.judged(archs)
+    def each(
+        self, archs: Sequence[Arch], examples: np.ndarray | None = None
+    ) -> Iterator[tuple[int, Judged | Exception]]:
+        return self.score.judged(archs, examples)
 
 
 class SupernetAccuracy(SupernetScore):

@@ -120,6 +120,12 @@ def settled(job: SearchJob, trained: Run) -> SearchJob:
     return job
 
 
+def held_out_count(job: SearchJob, trained: Run) -> int:
+    """How many held-out examples a search judges by."""
+    available = trained.data.count(trained.data.holdout)
+    return available if job.images is None else min(job.images, available)
+
+
 def run_batches(job: SearchJob, trained: Run, fresh: bool = False) -> RunBatches:
     """The examples of a run that a search judges by: the first of those held out. Or `fresh` ones: the next of them, as
     many again if so many are left; ValueError if none are."""

@@ -136,11 +136,18 @@ def _images_at_each_resolution(settings: dict[str, Any]) -> dict[str, Any]:
     return {"resize_images": False} | settings if "calibration_images" in settings else settings
 
 
+def _rejected(settings: dict[str, Any]) -> dict[str, Any]:
+    """Format 4 of a history had no evaluations that were rejected by some of the examples."""
+    return settings
+
+
 RUN = Format("training run", (_execution_apart, _arguments_of_the_family, _step_by_name))
 SUBNET = Format("subnet", (_code_of_the_space, _family_of_the_subnet))
 COMPRESSED = Format("compressed subnet")
 PREDICTOR = Format("latency predictor", (_several_methods,))
 HISTORY = Format(
-    "search history", (_score_apart, _blocks_by_the_loop, _images_at_each_resolution), prefix="supernet search history "
+    "search history",
+    (_score_apart, _blocks_by_the_loop, _images_at_each_resolution, _rejected),
+    prefix="supernet search history ",
 )
 CHECKPOINT = Format("checkpoint of a training", prefix="supernet-checkpoint-")

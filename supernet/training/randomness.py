@@ -30,6 +30,7 @@ class Stream(IntEnum):
     SCORES = 11
     WEIGHTS = 12
     COMPANIONS = 13
+    RACE = 14
 
 
 VERSION = 2

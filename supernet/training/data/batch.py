@@ -49,6 +49,11 @@ def joined(batches: Sequence[Batch]) -> Batch:
     return tree_map(lambda *leaves: torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0], first, *others)
 
 
+def chosen(batch: Batch, examples: Tensor) -> Batch:
+    """The batch of the examples of these indices, in their order."""
+    return tree_map(lambda leaf: leaf[examples.to(leaf.device)] if isinstance(leaf, Tensor) else leaf, batch)
+
+
 def take(batches: Iterable[Batch], count: int | None) -> Iterator[Batch]:
     """Batches of the first `count` examples alone, the last batch cut; all batches if None."""
     so_far = 0

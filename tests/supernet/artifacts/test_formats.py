@@ -171,7 +171,7 @@ def test_a_checkpoint_of_a_newer_format_is_no_damaged_one(tmp_path, monkeypatch)
 def test_what_is_no_number_of_a_format_is_refused(label, tmp_path):
     if label == "1":
         assert HISTORY.number_of("supernet search history 1", tmp_path) == 1
-        assert HISTORY.label == "supernet search history 4"
+        assert HISTORY.label == "supernet search history 5"
     else:
         with pytest.raises(ValueError, match="and this version of the package reads 1 to 4"):
             RUN.number_of(label, tmp_path)
