@@ -201,6 +201,8 @@ def main() -> None:
     for evaluation in outcome.result.evaluations:
         if evaluation.error:
             say(f"failed: {evaluation.arch.to_json()}: {evaluation.error}")
+    if left_out := sum(evaluation.rejected is not None for evaluation in outcome.result.evaluations):
+        say(f"{left_out} of {len(outcome.result.evaluations)} architectures were left out before they saw all images")
     front = sorted(outcome.result.front, key=lambda evaluation: next(iter(evaluation.scores.values())))
     score = outcome.result.problem.scores[0]
     considered = sum(not evaluation.error for evaluation in outcome.result.evaluations)

@@ -19,6 +19,6 @@ class HandedIn(NamedTuple):
 def handed_in(trial: Trial, cost: str, count: int) -> HandedIn:
     """Up to `count` of a trial's front of its own score, higher is better, and `cost`: those of the highest scores.
     None if nothing was evaluated successfully."""
-    found = [evaluation for evaluation in trial.evaluations if not evaluation.error]
+    found = [evaluation for evaluation in trial.evaluations if evaluation.scores]
     values = np.array([[-next(iter(e.scores.values())), e.costs[cost]] for e in found]).reshape(len(found), 2)
     return HandedIn(trial, [found[index] for index in pareto.front(values)[:count]])

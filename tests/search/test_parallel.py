@@ -188,12 +188,15 @@ def test_supernet_accuracies_are_those_of_one_process():
     with RayEvaluator(space, {"accuracy": score}, 2) as evaluate:
         outcomes = {outcome.index: outcome for outcome in evaluate(archs)}
         judged = list(evaluate.by({"accuracy": WithExamples(score)})(archs))
+        some = np.array([30, 2, 17])
+        parts = {outcome.index: outcome.scores["accuracy"].per_example for outcome in evaluate(archs, some)}
     assert [outcomes[index].scores["accuracy"] for index in range(6)] == expected
     here = dict(score.judged(archs))
     for outcome in judged:
         found, wanted = outcome.scores["accuracy"], here[outcome.index]
         assert found.score == wanted.score == expected[outcome.index]
         np.testing.assert_array_equal(found.per_example, wanted.per_example)
+        np.testing.assert_array_equal(parts[outcome.index], wanted.per_example[some])
 
 
 class Place:

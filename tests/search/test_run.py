@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from search.history import read_history
+from search.racing import Racing
 from search.run import run_search
 from search.scores.accuracy import SupernetScore
 from search.scores.judges import untrained_run
@@ -81,13 +83,35 @@ def test_without_fresh_images_nothing_is_confirmed_and_nothing_written(trained, 
 
 
 def test_a_front_that_cannot_be_judged_again_is_not(trained, monkeypatch, caplog):
-    def fail(score, archs):
+    def fail(score, archs, examples):
         yield from ((index, RuntimeError("no room")) for index in range(len(archs)))
 
     monkeypatch.setattr(SupernetScore, "judged", fail)
     outcome = run_search(JOB, trained, {}, judge_front=True)
     assert not outcome.judged
     assert "judging it again failed: accuracy: RuntimeError: no room" in caplog.text
+
+
+def test_races_find_the_front_of_all_images_here_and_when_resumed(trained, monkeypatch, tmp_path):
+    monkeypatch.setattr("search.run.Racing", partial(Racing, first_look=10))
+    job = dataclasses.replace(JOB, evaluations=12, population=4, images=40)
+    exact = run_search(job, trained, {}).result
+    job = dataclasses.replace(job, race=0.05)  # which rejects whatever looks worse
+    found = run_search(job, trained, {}, tmp_path / "a.jsonl").result
+    judged = [evaluation for evaluation in found.evaluations if evaluation.scores]
+    assert 0 < len(judged) < 12
+    scores = {evaluation.arch: evaluation.scores for evaluation in exact.evaluations}
+    assert all(evaluation.scores == scores[evaluation.arch] for evaluation in judged)
+    assert {e.rejected.examples for e in found.evaluations if e.rejected} <= {10, 20}
+    for count in (8, 12):
+        job = dataclasses.replace(job, evaluations=count)
+        resumed = run_search(job, trained, {}, tmp_path / "b.jsonl", resume=True).result
+    assert resumed.evaluations == found.evaluations == read_history(tmp_path / "a.jsonl")[1]
+
+
+def test_what_has_no_examples_cannot_race(trained):
+    with pytest.raises(ValueError, match="the score zero_cost is not that of held-out examples, by some of which"):
+        run_search(dataclasses.replace(JOB, score="zero_cost", race=0.9), trained, {})
 
 
 def test_what_fails_brings_the_supernet_back_too(trained, elsewhere):

@@ -219,6 +219,30 @@ def test_what_is_remembered_changes_nothing_and_is_forgotten_with_the_weights(mo
     assert kept(second) == score(0)(second)
 
 
+@pytest.mark.parametrize("memory_bytes", [0, 20_000, 2**30])
+def test_a_subnet_is_calibrated_once_for_several_looks_at_the_images_that_judge(memory_bytes, monkeypatch):
+    net = Supernet(SearchSpace({"first": (2, 3, 4), "second": (2, 3)}), normalised)
+    archs = list(net.space)
+    whole, remembered = images(8), trie.Remembered(memory_bytes)
+    expected = [naive(net, arch, whole) for arch in archs]
+
+    def outputs(own, look):
+        part = trie.Batches(whole.calibration, whole.evaluation[look : look + 1])
+        return dict(trie.outputs(net, own, lambda _: part, lambda arch: 8, remembered, judges=look))
+
+    def look_at(own, look):
+        for arch, logits in sorted(outputs(own, look).items()):
+            assert torch.equal(logits, expected[archs.index(own[arch])][5 * look : 5 * look + 5])
+
+    look_at(archs[:5], 0)
+    with monkeypatch.context() as patched:
+        patched.setattr(trie, "calibrate", None)
+        look_at(archs[1:4], 1)
+        look_at(archs[:5], 0)
+    look_at(archs[2:], 2)
+    look_at(archs, 1)
+
+
 def test_remembered_batches_are_not_written_to():
     space = SearchSpace({"width": (1, 2, 3), "more": (1, 2)})
 
