@@ -29,6 +29,7 @@ COMMANDS = (
     "compress",
     "train-standalone",
     "train-netaug",
+    "train-ensemble",
     "evaluate",
     "zero-cost",
 )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from supernet.families.attentive_nas import alphanet
 from supernet.families.autoformer import autoformer_tiny
+from supernet.families.ensemble import ensemble
 from supernet.families.family import Description, Family, describe
 from supernet.families.mobilenet_v3 import mobilenet_v3_micro, ofa_mobilenet_v3
 from supernet.families.nas_bench_201 import nasbench201
@@ -19,6 +20,7 @@ from supernet.families.traced.models import from_model, from_timm
 FAMILIES: dict[str, Callable[..., Family]] = {
     "alphanet": alphanet,
     "autoformer_tiny": autoformer_tiny,
+    "ensemble": ensemble,
     "from_timm": from_timm,
     "mobilenet_v3_micro": mobilenet_v3_micro,
     "nasbench201": nasbench201,

@@ -31,6 +31,7 @@ class Stream(IntEnum):
     WEIGHTS = 12
     COMPANIONS = 13
     RACE = 14
+    MEMBERS = 15
 
 
 VERSION = 2
