@@ -35,8 +35,9 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from search.evaluator import evaluate_here
 from search.history import History
-from search.loop import ask_and_tell, evaluate_here
+from search.loop import ask_and_tell
 from search.prefix import trie
 from search.run import ACCURACY, make_problem
 from search.scores.accuracy import SupernetAccuracy

@@ -30,7 +30,8 @@ from ranking import published
 from report import report
 from rich.progress import track
 
-from search.loop import Result, ask_and_tell, evaluate_here
+from search.evaluator import evaluate_here
+from search.loop import Result, ask_and_tell
 from search.problem import Problem
 from search.strategies import STRATEGIES, make_strategy
 from supernet import Arch

@@ -20,7 +20,8 @@ import torch
 import tyro
 from report import report
 
-from search.loop import ask_and_tell, evaluate_here
+from search.evaluator import evaluate_here
+from search.loop import ask_and_tell
 from search.problem import Problem
 from search.strategies import make_strategy
 from supernet.families import FAMILIES

@@ -40,7 +40,8 @@ from distill.blockwise import Teacher
 from predictors import LatencyPredictor, measure, prepare, stratified, this_device
 from predictors.transfer import family_costs
 from search.blockwise.dna import BlockRating, DnaConfig
-from search.loop import ask_and_tell, evaluate_here
+from search.evaluator import evaluate_here
+from search.loop import ask_and_tell
 from search.problem import Problem, Score
 from search.scores.accuracy import EvaluationImages, resized
 from search.scores.judges import training_batch

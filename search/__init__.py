@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 from supernet.imports import lazily
 
 if TYPE_CHECKING:
+    from search.evaluator import evaluate_here
     from search.history import Evaluation, History, read_history
-    from search.loop import Result, Strategy, ask_and_tell, evaluate_here
+    from search.loop import Result, Strategy, ask_and_tell
     from search.problem import Problem
     from search.run import run_search
     from search.settings import SearchJob
@@ -30,8 +31,9 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
+        "search.evaluator": ["evaluate_here"],
         "search.history": ["Evaluation", "History", "read_history"],
-        "search.loop": ["Result", "Strategy", "ask_and_tell", "evaluate_here"],
+        "search.loop": ["Result", "Strategy", "ask_and_tell"],
         "search.problem": ["Problem"],
         "search.run": ["run_search"],
         "search.settings": ["SearchJob"],

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
-import torch
 
 from search import pareto
-from search.history import Evaluation, History, Rejection
+from search.evaluator import Evaluator, Scored
+from search.history import Evaluation, History
 from search.limits import reachable
-from search.problem import Problem, Score
+from search.problem import Problem
 from supernet.space import Arch
 
 # n architectures, s scores
@@ -30,24 +30,6 @@ class Strategy(Protocol):
 
     def tell(self, archs: Sequence[Arch], scores: np.ndarray) -> None:
         """The scores [n, s] of architectures that were asked for, NaN where an evaluation failed."""
-
-
-class Scored(NamedTuple):
-    """The evaluation of the architecture at `index` of a list: its scores, or the reason why there are none."""
-
-    index: int
-    scores: Mapping[str, float]
-    error: str | None = None
-    rejected: Rejection | None = None
-
-
-Evaluator = Callable[[Sequence[Arch]], Iterator[Scored]]  # one an architecture, in any order
-
-
-class EvaluatorOfParts(Protocol):
-    """An evaluator that may be asked for scores on some of the examples that judge, by their indices; None for all."""
-
-    def __call__(self, archs: Sequence[Arch], examples: np.ndarray | None = None) -> Iterator[Scored]: ...
 
 
 @dataclass(frozen=True)
@@ -127,53 +109,6 @@ def ask_and_tell(
         if on_generation:
             on_generation(result.generations[-1])
     return result
-
-
-def evaluate_here(scores: Mapping[str, Score]) -> EvaluatorOfParts:
-    """The evaluator that calls `scores` in this process.
-
-    A score may have a method `each(archs)` that yields the index and the value of an architecture, or the exception
-    that evaluating it raised, as soon as it is known. Of several scores the last one's values then come one by one.
-    Another score is called with the whole list; if that raises, it is called for each architecture by itself.
-
-    If it is asked for a part of the examples, `each` gets their indices as a second argument.
-
-    What a score raises is the evaluation's error, but for a GPU's memory being too small, which is raised: with smaller
-    batches there is a value.
-    """
-
-    def evaluate(archs: Sequence[Arch], examples: np.ndarray | None = None) -> Iterator[Scored]:
-        *first, last = scores
-        part = () if examples is None else (examples,)
-        columns = {name: dict(_each(scores[name], archs, *part)) for name in first}
-        for index, value in _each(scores[last], archs, *part):
-            row = {name: column[index] for name, column in columns.items()} | {last: value}
-            failed = {name: value for name, value in row.items() if isinstance(value, Exception)}
-            for value in failed.values():
-                if isinstance(value, torch.OutOfMemoryError):
-                    raise value
-            errors = [f"{name}: {_reason(value)}" for name, value in failed.items()]
-            yield Scored(index, {} if errors else row, "; ".join(errors) or None)
-
-    return evaluate
-
-
-def _each(score: Score, archs: Sequence[Arch], *part: np.ndarray) -> Iterator[tuple[int, float | Exception]]:
-    if part or hasattr(score, "each"):
-        yield from score.each(archs, *part)
-        return
-    try:
-        yield from enumerate([float(value) for value in score(archs)])
-    except Exception as error:
-        if len(archs) == 1:
-            yield 0, error
-            return
-        for index, arch in enumerate(archs):
-            yield from ((index, value) for _, value in _each(score, [arch]))
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _evaluation(arch: Arch, outcome: Scored, costs: Mapping[str, float], generation: int) -> Evaluation:

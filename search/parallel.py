@@ -9,13 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
-import torch
 
-from search.loop import Scored, evaluate_here
+from search.evaluator import RayWorker, Scored
 from search.problem import Score, placed
 from supernet.own_code import modules_from_files
 from supernet.space import Arch, SearchSpace
-from supernet.training.execution import tf32, worker_device
+from supernet.training.execution import worker_device
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +62,8 @@ class RayEvaluator:
             for module in modules_from_files():  # workers, which may lack the files, get the code itself
                 ray.cloudpickle.register_pickle_by_value(module)
             self._scores = ray.put({name: placed(score, "cpu") for name, score in scores.items()})
-            self._worker = ray.remote(_Worker).options(num_cpus=threads, num_gpus=gpus)
-            self._threads, self._device = threads, device
+            self._worker = ray.remote(RayWorker).options(num_cpus=threads, num_gpus=gpus)
+            self._threads, self._device = threads, str(device)
             self._idle = [self._start() for _ in range(workers)]
             ray.get([worker.ready.remote() for worker in self._idle])
         except BaseException:
@@ -161,24 +160,6 @@ class RayEvaluator:
             waiting.insert(0, part)
         else:
             yield Scored(part[0], {}, f"killed its worker {CRASHES} times: {reason}")
-
-
-class _Worker:
-    def __init__(self, scores: Mapping[str, Score], threads: int, device: torch.device) -> None:
-        torch.set_num_threads(threads)
-        self._device = device
-        self.hold(scores)
-
-    def hold(self, scores: Mapping[str, Score]) -> None:
-        """Evaluate by `scores` from now on."""
-        self._evaluate = evaluate_here({name: placed(score, self._device) for name, score in scores.items()})
-
-    def ready(self) -> None:
-        """Returns when the worker holds its scores."""
-
-    def evaluate(self, archs: Sequence[Arch], examples: np.ndarray | None) -> list[Scored]:
-        with tf32(False):
-            return list(self._evaluate(archs, examples))
 
 
 @contextmanager

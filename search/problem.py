@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
 
 from search import pareto
 from supernet.space import Arch, SearchSpace
+
+if TYPE_CHECKING:
+    import torch
 
 # n architectures, s scores, c costs, m objectives
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from search import pareto
 from search.certainty import worse_p_values
+from search.evaluator import Scored
 from search.history import Evaluation, Rejection
-from search.loop import Scored
 from search.problem import Problem
 from supernet.space import Arch
 from supernet.training.randomness import Stream, generator
@@ -48,7 +48,7 @@ class _Rivals(NamedTuple):
 
 
 class Racing:
-    """An evaluator (`search.loop.Evaluator`) of `problem`, which has a single score, by races on `examples` examples.
+    """An evaluator (`search.evaluator.Evaluator`) of `problem`, which has a single score, by races on so many `examples`.
 
     Of all architectures that were proposed so far, those are on the *exact front* that none dominates by the costs
     among the objectives and the score on all examples. Those of one call race. Each that is on the exact front is

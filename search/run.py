@@ -14,9 +14,10 @@ import numpy as np
 
 from predictors import LatencyPredictor
 from search.counts import BITS, COUNTS, count, is_count
+from search.evaluator import Evaluator, EvaluatorOfParts, evaluate_here
 from search.history import Evaluation, History
 from search.limits import reachable
-from search.loop import Evaluator, EvaluatorOfParts, Generation, Result, Strategy, ask_and_tell, evaluate_here
+from search.loop import Generation, Result, Strategy, ask_and_tell
 from search.parallel import RayEvaluator
 from search.problem import Cost, Problem, placed
 from search.racing import Racing

@@ -57,8 +57,9 @@ from search.comparison import (
     with_values,
     write_comparison,
 )
+from search.evaluator import evaluate_here
 from search.limits import reachable
-from search.loop import Generation, evaluate_here
+from search.loop import Generation
 from search.margin import beyond_measurements, limit_notes, probability_within
 from search.report.sources import write_origin
 from search.run import load_predictors, make_problem, prepared_judge, run_search

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from search.comparison.yardsticks import Yardstick
+from search.evaluator import Evaluator, Scored
 from search.history import Evaluation, History
-from search.loop import Evaluator, Scored, ask_and_tell
+from search.loop import ask_and_tell
 from search.parallel import RayEvaluator, ray_running, room
 from search.problem import Cost, Problem
 from search.settings import SAID_ANEW

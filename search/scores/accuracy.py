@@ -200,7 +200,7 @@ class SupernetScore:
 
 
 class WithExamples:
-    """A score whose values are `Judged`, those of `SupernetScore.judged`, for `search.loop.evaluate_here` and Ray
+    """A score whose values are `Judged`, those of `SupernetScore.judged`, for `search.evaluator.evaluate_here` and Ray
     workers."""
 
     def __init__(self, score: SupernetScore) -> None:

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from search.evaluator import Scored, evaluate_here
 from search.history import Evaluation, History
 from search.limits import minimise, neighbours, reachable
-from search.loop import Scored, ask_and_tell, evaluate_here
+from search.loop import ask_and_tell
 from search.pareto import front
 from search.problem import Problem
 from search.strategies import STRATEGIES, make_strategy

@@ -12,8 +12,9 @@ import pytest
 import ray
 import torch
 
+from search.evaluator import evaluate_here
 from search.history import History
-from search.loop import ask_and_tell, evaluate_here
+from search.loop import ask_and_tell
 from search.parallel import RayEvaluator, check_resources, room
 from search.problem import Problem
 from search.scores.judges import RunBatches
@@ -164,6 +165,14 @@ def test_a_cluster_has_room_for_what_its_cpus_and_gpus_allow():
     assert room({"CPU": 7}, 2, 0) == 3
     assert room({"CPU": 7, "GPU": 1}, 2, 0.5) == 2
     assert room({"CPU": 7}, 1, 1) == 0
+
+
+def test_workers_have_no_torch_when_their_scores_need_none():
+    def has_torch(archs):  # inside, because workers would import this module otherwise
+        return [float("torch" in sys.modules)] * len(archs)
+
+    with RayEvaluator(SPACE, {"torch": has_torch}, 1) as evaluate:
+        assert [outcome.scores for outcome in evaluate([SPACE.smallest])] == [{"torch": 0.0}]
 
 
 def of_a_supernet():

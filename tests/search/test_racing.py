@@ -5,8 +5,9 @@ import pytest
 from scipy import stats
 
 from search.certainty import worse_p_values
+from search.evaluator import Scored
 from search.history import Evaluation, History, Rejection, read_history
-from search.loop import Scored, ask_and_tell
+from search.loop import ask_and_tell
 from search.pareto import front
 from search.problem import Problem
 from search.racing import Racing, looks

@@ -13,8 +13,9 @@ import pytest
 import ray
 from ray import tune
 
+from search.evaluator import evaluate_here
 from search.history import History
-from search.loop import ask_and_tell, evaluate_here
+from search.loop import ask_and_tell
 from search.problem import Problem
 from search.strategies import make_strategy
 from search.sweep import run_sweep, write_sweep

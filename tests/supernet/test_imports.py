@@ -55,6 +55,18 @@ def test_search_spaces_need_neither_torch_nor_timm():
     assert (result.stdout, result.stderr) == ("2\n", "")
 
 
+def test_workers_of_scores_that_look_values_up_need_neither_torch_nor_timm():
+    code = """
+from search.evaluator import RayWorker
+from supernet import Arch
+
+worker = RayWorker({"width": lambda archs: [arch["width"] for arch in archs]}, 1, "cpu")
+print(worker.evaluate([Arch({"width": 2})])[0].scores)
+"""
+    result = python(code, ("torch", "timm", "pymoo"))
+    assert (result.stdout, result.stderr) == ("{'width': 2.0}\n", "")
+
+
 @pytest.mark.parametrize("package", ["supernet", "supernet.artifacts", "supernet.families", "search", "predictors"])
 def test_what_a_package_offers_is_there(package):
     module = importlib.import_module(package)

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from search.comparison import Yardstick, by_supernet, by_table, judged, trained_alone
+from search.evaluator import evaluate_here
 from search.history import read_history
-from search.loop import evaluate_here
 from search.run import run_search
 from search.scores.judges import settled, untrained_run
 from search.settings import SearchJob

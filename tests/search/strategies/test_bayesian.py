@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from search.loop import ask_and_tell, evaluate_here
+from search.evaluator import evaluate_here
+from search.loop import ask_and_tell
 from search.problem import Problem
 from search.strategies.bayesian import Bayesian, BayesianConfig
 from supernet import SearchSpace

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from search.loop import ask_and_tell, evaluate_here
+from search.evaluator import evaluate_here
+from search.loop import ask_and_tell
 from search.problem import Problem
 from search.strategies.reinforce import Policy, Reinforce, ReinforceConfig, policy_gradient
 from supernet import Choice, SearchSpace

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from predictors.accuracy import AccuracyPredictor, rank_correlation
-from search.loop import ask_and_tell, evaluate_here
+from search.evaluator import evaluate_here
+from search.loop import ask_and_tell
 from search.problem import Problem
 from search.strategies.evolution import EvolutionConfig
 from search.strategies.screening import ScreenedEvolution

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from distill.objective import Objective
-from search.loop import ask_and_tell, evaluate_here
+from search.evaluator import evaluate_here
+from search.loop import ask_and_tell
 from search.problem import Problem
 from search.scores.accuracy import SupernetScore, held_out
 from search.strategies import make_strategy

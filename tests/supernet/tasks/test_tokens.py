@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from search.loop import ask_and_tell, evaluate_here
+from search.evaluator import evaluate_here
+from search.loop import ask_and_tell
 from search.problem import Problem
 from search.scores.accuracy import SupernetScore, held_out
 from search.strategies import make_strategy
