@@ -1,13 +1,14 @@
 """The record of a search: JSON lines, one header and then one line for every evaluation.
 
-A line is written as soon as its evaluation ends, so that a search that is killed loses nothing it has evaluated.
+A line is written as soon as its evaluation ends, so that a search that is killed loses nothing it has evaluated. It is
+written to a file, and to an object store as well if the machine with the file may be lost.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import BinaryIO
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.formats import HISTORY
 from supernet.artifacts.ownership import owned
+from supernet.artifacts.storage import StoredLines, shown
 from supernet.space import Arch
 
 
@@ -65,8 +67,12 @@ class History:
     with the first evaluation, or when a search without any ends in order; a search that fails before leaves no file.
     Until the history is closed no other process can write to the file.
 
-    ValueError if the file exists and `resume` is false, if it is of another search (named setting by setting), is
-    damaged, or in use.
+    With `storage`, a folder or the address of one in an object store (s3://, ...), every line is there, too, before
+    `append` returns. `past` then holds what either of the two had, and both have it from then on. Nobody looks whether
+    another process writes to the same storage, where none overwrites what others wrote.
+
+    ValueError if the file or something in the storage exists and `resume` is false, if it is of another search (named
+    setting by setting), is damaged, or in use. OSError if the storage cannot be written to.
     """
 
     def __init__(
@@ -75,17 +81,21 @@ class History:
         settings: Mapping[str, object],
         resume: bool = False,
         said_anew: Collection[str] = (),
+        storage: str | None = None,
     ) -> None:
         self.path = Path(path)
+        self._stored = StoredLines(storage) if storage else None
         self.past: dict[Arch, Evaluation] = {}
         self._header = json.dumps({"format": HISTORY.label} | dict(settings))
         self._file: BinaryIO | None = None
         with ExitStack() as stack:
             stack.enter_context(owned(self.path.parent, self.path.name))
-            if self.path.exists():
+            stored = self._stored.read() if self._stored else []
+            if self.path.exists() or stored:
                 if not resume:
-                    raise ValueError(f"{self.path} exists already: resume that search, or choose another place")
-                self._load(json.loads(json.dumps(settings)), said_anew)
+                    place = self.path if self.path.exists() else shown(storage)
+                    raise ValueError(f"{place} exists already: resume that search, or choose another place")
+                self._load(stored, json.loads(json.dumps(settings)), said_anew)
             self._ownership = stack.pop_all()
 
     def append(self, evaluation: Evaluation) -> None:
@@ -111,16 +121,26 @@ class History:
         else:
             self.close()
 
-    def _load(self, settings: dict[str, object], said_anew: Collection[str]) -> None:
-        text = self.path.read_bytes()
+    def _load(self, stored: list[bytes], settings: dict[str, object], said_anew: Collection[str]) -> None:
+        text = self.path.read_bytes() if self.path.exists() else b""
         whole = text[: text.rfind(b"\n") + 1]
-        if whole:
-            found, evaluations = _parse(self.path, whole)
-            if different := _difference(found, settings, said_anew):
-                raise ValueError(f"{self.path} is the history of another search: {different}")
-            self.past = {evaluation.arch: evaluation for evaluation in evaluations}
-        with self.path.open("ab") as file:
-            file.truncate(len(whole))
+        written = whole.splitlines()
+        for place, lines in ((self.path, written), (self._stored and shown(self._stored.address), stored)):
+            if lines:
+                found, evaluations = _parse(place, lines)
+                if different := _difference(found, settings, said_anew):
+                    raise ValueError(f"{place} is the history of another search: {different}")
+                self.past |= {evaluation.arch: evaluation for evaluation in evaluations}
+        lines = [*(written or stored)[:1], *dict.fromkeys([*written[1:], *stored[1:]])]
+        if stored and lines != written:
+            with write_atomically(self.path) as temporary:
+                temporary.write_bytes(_text(lines))
+        elif self.path.exists():
+            with self.path.open("ab") as file:
+                file.truncate(len(whole))
+        if self._stored:
+            there = set(stored)
+            self._stored.append([line for line in lines[1 if stored else 0 :] if line not in there])
 
     def _open(self) -> None:
         if self._file is None:
@@ -130,8 +150,14 @@ class History:
                 self._write(self._header)
 
     def _write(self, line: str) -> None:
-        self._file.write(line.encode() + b"\n")
+        self._file.write(_text([line.encode()]))
         self._file.flush()
+        if self._stored:
+            self._stored.append([line.encode()])
+
+
+def _text(lines: Iterable[bytes]) -> bytes:
+    return b"".join(line + b"\n" for line in lines)
 
 
 def write_history(path: str | Path, settings: Mapping[str, object], evaluations: Iterable[Evaluation]) -> None:
@@ -147,12 +173,12 @@ def read_history(path: str | Path) -> tuple[dict[str, object], list[Evaluation]]
     ValueError if it is no history or is damaged; OSError if it cannot be read.
     """
     text = Path(path).read_bytes()
-    return _parse(Path(path), text[: text.rfind(b"\n") + 1])
+    return _parse(path, text[: text.rfind(b"\n") + 1].splitlines())
 
 
-def _parse(path: Path, text: bytes) -> tuple[dict[str, object], list[Evaluation]]:
+def _parse(path: Path | str, lines: Sequence[bytes]) -> tuple[dict[str, object], list[Evaluation]]:
     entries = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             entries.append(json.loads(line) if number == 1 else Evaluation.from_json(line))
         except (ValueError, TypeError, KeyError) as error:

@@ -48,7 +48,7 @@ class _Rivals(NamedTuple):
 
 
 class Racing:
-    """An evaluator (`search.evaluator.Evaluator`) of `problem`, which has a single score, by races on so many `examples`.
+    """An evaluator (`search.evaluator.Evaluator`) of `problem`, which has one score, by races on so many `examples`.
 
     Of all architectures that were proposed so far, those are on the *exact front* that none dominates by the costs
     among the objectives and the score on all examples. Those of one call race. Each that is on the exact front is

@@ -49,6 +49,7 @@ def run_search(
     predictors: Mapping[str, LatencyPredictor],
     history: Path | None = None,
     *,
+    storage: str | None = None,
     judge: Judge | None = None,
     resume: bool = False,
     device: str = "auto",
@@ -72,7 +73,8 @@ def run_search(
 
     With `workers`, on so many Ray workers of `threads` threads each, in the cluster at `address` or on this machine;
     the result is the same. With `gpus_per_worker`, from 0 to 1, each has that part of a GPU, and networks run there.
-    Evaluations are recorded in the file `history`, from which `resume` goes on.
+    Evaluations are recorded in the file `history`, and in the `storage` if one is given, a folder or an address
+    (s3://, ...); from either of them `resume` goes on.
 
     With `judge_front`, the front at the end is evaluated once more, if the score is by held-out examples, to know what
     each architecture makes of each example (`search.front` says of these how sure the front is). With `confirm`, it is
@@ -98,7 +100,9 @@ def run_search(
     problem = make_problem(job, trained.family, predictors, judge.worst, judge.name)
     reachable(problem, np.random.default_rng(0))  # before anything that takes long
     with ExitStack() as stack:
-        record = stack.enter_context(History(history, describe(job, problem), resume, SAID_ANEW)) if history else None
+        record = None
+        if history:
+            record = stack.enter_context(History(history, describe(job, problem), resume, SAID_ANEW, storage))
         stack.enter_context(tf32(False))
         stack.callback(placed, judge.score, "cpu")
         placed(judge.score, here)

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from types import MappingProxyType
@@ -27,17 +27,19 @@ from search.parallel import check_resources, ray_running
 from search.table import write_csv
 from supernet.artifacts.atomic import set_aside, write_atomically
 from supernet.artifacts.ownership import owned
+from supernet.artifacts.storage import beneath, is_address, shown
 from supernet.own_code import modules_from_files
 
 logger = logging.getLogger(__name__)
 
 TrialSettings = Mapping[str, str | float]  # what tells a trial from others, such as strategy, device, limit, seed
 
-# runs the search that the settings ask for, recording it in the history (which it resumes if it exists), and calls the
-# function after every generation; what trials share comes by name
-SearchTrial = Callable[..., None]  # (TrialSettings, Path, Callable[[Generation], None], **shared)
+# runs the search that the settings ask for, recording it in the history (which it resumes if it exists) and where that
+# is stored, if anywhere (`History`), and calls the function after every generation; what trials share comes by name
+SearchTrial = Callable[..., None]  # (TrialSettings, Path, str | None, Callable[[Generation], None], **shared)
 
 HISTORY = "search.jsonl"
+GENERATIONS = "generations.json"  # how many were reported
 HISTORIES = "histories"
 RUN = "training"
 """Folder of the run of a trial that trains, beside its histories."""
@@ -84,9 +86,8 @@ def run_sweep(
     `gpus` of one each, or `workers`.
 
     `storage` is a folder or an address that Ray writes to (s3://, ...); everything lies beneath `storage`/`name`. Each
-    trial keeps its history there, written after every evaluation in a folder, after every generation elsewhere: a trial
-    whose worker dies goes on from its history, up to `max_failures` times, and so does a sweep that was killed, with
-    `resume`.
+    trial keeps its history there, written after every evaluation: a trial whose worker dies goes on from its history,
+    up to `max_failures` times, and so does a sweep that was killed, with `resume`.
 
     What trials share, and takes long to make, is what `prepare` gives, by name. It is called once, when nothing speaks
     against the sweep, and goes through Ray's object store to every `search`.
@@ -98,18 +99,18 @@ def run_sweep(
     room for a trial, if there is nothing to resume or, without `resume`, a sweep of this name already, or if another
     process runs it. A sweep that failed before it evaluated anything is put aside.
     """
-    storage = storage if "://" in storage else str(Path(storage).absolute())
+    storage = storage if is_address(storage) else str(Path(storage).absolute())
     with ExitStack() as stack:
-        if "://" in storage:
-            logger.warning("nobody looks whether another process runs a sweep of the name %s in %s, too", name, storage)
+        if is_address(storage):
+            logger.warning("nobody looks whether another process runs the sweep %s, too", shown(beneath(storage, name)))
         else:
             stack.enter_context(owned(Path(storage), name))
         import ray
         from ray import tune
 
-        path = f"{storage}/{name}"
+        path = beneath(storage, name)
         begun = tune.Tuner.can_restore(path)
-        evaluated = "://" in storage or any(
+        evaluated = is_address(storage) or any(
             begun
             for pattern in ("*/*.jsonl", f"*/{RUN}/config.json")
             for begun in (Path(path) / HISTORIES).glob(pattern)
@@ -118,17 +119,16 @@ def run_sweep(
             logger.warning("a sweep that evaluated nothing is now in %s", set_aside(Path(path)))
             begun = False
         if begun and not resume:
-            raise ValueError(f"{path} holds a sweep already: resume it, or choose another name")
+            raise ValueError(f"{shown(path)} holds a sweep already: resume it, or choose another name")
         if resume and not begun:
-            raise ValueError(f"{path} holds no sweep to resume")
+            raise ValueError(f"{shown(path)} holds no sweep to resume")
         with ray_running(address, workers and workers * threads):
             if not address:  # where nobody adds a machine
                 check_resources(ray.cluster_resources(), 1, threads, gpus)
-            histories = None if "://" in storage else Path(path) / HISTORIES
             shared = prepare()
             for module in modules_from_files():  # workers, which may lack the files, get the code itself
                 ray.cloudpickle.register_pickle_by_value(module)
-            trial = tune.with_parameters(_trial, search=search, histories=histories, shared=shared)
+            trial = tune.with_parameters(_trial, search=search, histories=beneath(path, HISTORIES), shared=shared)
             trainable = tune.with_resources(trial, {"cpu": threads, "gpu": gpus})
             watcher = _watcher(on_generation)
             _ACTIVE.set(watcher)
@@ -160,8 +160,9 @@ def run_sweep(
                         verbose=0,
                     ),
                 )
-            # or a driver that is killed forgets what trials did in its last ten seconds; Tune has no argument for it
-            os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "0")
+            if not is_address(storage):  # where it would be hundreds of requests a generation
+                # a driver that is killed forgets what trials did in its last ten seconds; Tune has no argument for it
+                os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "0")
             results = tuner.fit()
             return Sweep([_finished(*found) for found in zip(watcher.settings, results, strict=True)], watcher.retried)
 
@@ -213,7 +214,7 @@ def combined_front(trials: Sequence[Trial], device: str, cost: str, score: str) 
 
 
 def _trial(
-    config: Mapping[str, TrialSettings], search: SearchTrial, histories: Path | None, shared: Mapping[str, object]
+    config: Mapping[str, TrialSettings], search: SearchTrial, histories: str, shared: Mapping[str, object]
 ) -> None:
     from ray import tune
 
@@ -222,38 +223,45 @@ def _trial(
         past: list[Path] = []
         reported = 0
         if checkpoint := tune.get_checkpoint():
-            before = Path(stack.enter_context(checkpoint.as_directory()))
-            past = [before / HISTORY]
-            reported = json.loads((before / "generations.json").read_text())
-        history = folder / HISTORY
-        if histories:
-            own = folder_of(histories, config["settings"])
-            past += sorted(own.glob("*.jsonl"))
-            history = own / f"{uuid.uuid4().hex}.jsonl"
+            with suppress(FileNotFoundError):  # replaced by one that a driver which was killed had not noted yet
+                before = Path(stack.enter_context(checkpoint.as_directory()))
+                reported = json.loads((before / GENERATIONS).read_text())
+                past = [before / HISTORY]
+        own = beneath(histories, hash_of(config["settings"]))
+        history, stored = folder / "here" / HISTORY, own
+        if not is_address(own):
+            past += sorted(Path(own).glob("*.jsonl"))
+            history, stored = Path(own) / f"{uuid.uuid4().hex}.jsonl", None
         _gather(past, history)
+        kept = folder / "checkpoint"
+        kept.mkdir()
 
         def report(generation: Generation) -> None:
             nonlocal reported
             if generation.index < reported:  # gone through again on the way back to where the trial was
                 return
             reported = generation.index + 1
-            (folder / "generations.json").write_text(json.dumps(reported))
-            if histories:
-                shutil.copy(history, folder / HISTORY)
+            (kept / GENERATIONS).write_text(json.dumps(reported))
+            shutil.copy(history, kept / HISTORY)
             metrics = dataclasses.asdict(generation)
             best = {f"best_{name}": value for name, value in metrics.pop("best").items()}
             notes = metrics.pop("notes")
             tune.report(
-                {"generation": metrics.pop("index"), **best, **notes, **metrics}, checkpoint=tune.Checkpoint(folder)
+                {"generation": metrics.pop("index"), **best, **notes, **metrics}, checkpoint=tune.Checkpoint(kept)
             )
 
-        search(config["settings"], history, report, **shared)
+        search(config["settings"], history, stored, report, **shared)
 
 
 def folder_of(parent: Path, settings: Mapping[str, object]) -> Path:
-    """The folder in `parent` of what follows from `settings` (JSON), named by their hash. Of a trial, what it is a
-    trial of, since Tune's name for it may not have been written when the driver was killed."""
-    return parent / hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    """The folder in `parent` of what follows from `settings` (JSON)."""
+    return parent / hash_of(settings)
+
+
+def hash_of(settings: Mapping[str, object]) -> str:
+    """What names the folder of a trial: what it is a trial of, since Tune's name for it may not have been written when
+    the driver was killed."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _gather(past: Sequence[Path], history: Path) -> None:

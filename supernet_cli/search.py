@@ -11,11 +11,11 @@
     supernet search --space nasbench201 --score te_nas --output runs/te_nas
 
 Accuracy, or the first metric of another task, is that on the held-out images with BatchNorm recalibrated; the test
-images are not touched. Without a latency
-predictor it is traded off against MACs. With `--workers` on Ray workers, with the same result. A search that was killed
-goes on with `--resume`. Writes OUTPUT/report.html to look at, OUTPUT/search.jsonl (every evaluation),
-OUTPUT/generations.csv and OUTPUT/front.csv; the front's latency is measured for devices that are this machine. About
-10 subnets of digits a second on 2 cores. Where a latency is limited, the column "DEVICE, within limit" of front.csv
+images are not touched. Without a latency predictor it is traded off against MACs. With `--workers` on Ray workers, with
+the same result. A search that was killed goes on with `--resume`, on any machine if it has a `--storage` that is not on
+the one that was lost. Writes OUTPUT/report.html to look at, OUTPUT/search.jsonl (every evaluation),
+OUTPUT/generations.csv and OUTPUT/front.csv; the front's latency is measured for devices that are this machine. About 10
+subnets of digits a second on 2 cores. Where a latency is limited, the column "DEVICE, within limit" of front.csv
 says how probable it is that each architecture keeps within the limit, and what was measured to be slower is named.
 
 A teacher has the classes, by name, and the input size of the run: `supernet train-standalone --run runs/digits --model
@@ -138,8 +138,10 @@ class Arguments:
     gpus_per_worker: GpusFlag = 0.0
     address: str | None = None
     """Ray cluster to join, such as auto; by default one is started on this machine."""
+    storage: str | None = None
+    """Folder or address (s3://, ...) where every evaluation is kept as well as in OUTPUT."""
     resume: bool = False
-    """Go on with the search in OUTPUT, with the same settings."""
+    """Go on with the search in OUTPUT, or that in the storage, with the same settings."""
     confirm: bool = False
     """Judge the front anew by held-out images that the search did not see, as many again as --images or those that are
     left: the best of many looks better than it is on those it was picked by. With --resume, a search that has ended."""
@@ -159,7 +161,8 @@ def main() -> None:
     job = arguments.job()
     logging.getLogger("search").setLevel(logging.INFO)  # how far blocks are trained and rated
     folder = arguments.output or arguments.run or Path()
-    if arguments.resume and not any((folder / name).exists() for name in ("search.jsonl", "dna")):
+    begun = arguments.storage or any((folder / name).exists() for name in ("search.jsonl", "dna"))
+    if arguments.resume and not begun:
         raise ValueError(f"there is no search to resume in {folder}: start without --resume, or name another folder")
     trained = find_run(arguments, job)
     predictors = load_predictors(arguments.predictors, trained.family)
@@ -185,6 +188,7 @@ def main() -> None:
             trained,
             predictors,
             output / "search.jsonl",
+            storage=arguments.storage,
             resume=arguments.resume,
             device=arguments.device,
             workers=arguments.workers,

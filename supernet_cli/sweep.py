@@ -15,9 +15,9 @@ OUTPUT/report.html to look at.
 Every strategy searches by its own score and hands in its front: what it would choose, and up to `--hand-in`
 architectures in all. When all searches have ended, one yardstick (`--judge`) judges what was handed in, each
 architecture once, on Ray as well. OUTPUT/strategies.csv says how strategies stand on each device under each limit,
-OUTPUT/handed_in.csv what each search handed in. OUTPUT/judged_JUDGE.jsonl keeps what was judged, so that `--resume`
-goes on from there, or judges a finished sweep by another yardstick. A teacher sees the images, and blocks are trained
-(in OUTPUT/dna), once, before the searches begin.
+OUTPUT/handed_in.csv what each search handed in. OUTPUT/judged_JUDGE.jsonl, and a `--storage` that is an address, keep
+what was judged, so that `--resume` goes on from there, or judges a finished sweep by another yardstick. A teacher sees
+the images, and blocks are trained (in OUTPUT/dna), once, before the searches begin.
 
 The last line is for a cluster, typed on one of its machines. Every machine needs this package installed, the same files
 at RUN and at the predictors' folders (a network file system, or copies), and a `--storage` that all can write to.
@@ -69,6 +69,7 @@ from search.settings import POPULATION, SearchJob
 from search.sweep import Sweep, TrialSettings, combined_front, run_sweep, write_sweep
 from search.untrained.te_nas import TeNasConfig
 from supernet.artifacts.runs import Run, load_run
+from supernet.artifacts.storage import beneath, is_address
 from supernet.own_code import absolute
 from supernet.space import Arch
 from supernet.training.data import DataConfig
@@ -290,6 +291,9 @@ def judge(
     if not arguments.table:
         threads, gpus = arguments.threads, arguments.gpus_per_worker
         evaluate = on_workers(yardstick, space, arguments.workers, threads, gpus, arguments.address)
+    storage = None
+    if arguments.storage and is_address(arguments.storage):
+        storage = beneath(arguments.storage, arguments.name, f"judged_{arguments.judge}")
     with progress_bar() as progress:
         task = progress.add_task("Judging", total=len(missing), note="")
         values, failed = judged(
@@ -299,6 +303,7 @@ def judge(
             {device: predictor.cost for device, predictor in predictors.items()},
             evaluate,
             output / f"judged_{arguments.judge}.jsonl",
+            storage,
             on_evaluation=lambda evaluation, count: progress.update(task, completed=count),
         )
     for evaluation in failed:
@@ -381,6 +386,7 @@ def opened(arguments: Arguments) -> Run:
 def search(
     settings: TrialSettings,
     history: Path,
+    storage: str | None,
     on_generation: Callable[[Generation], None],
     arguments: Arguments,
     directory: Path,
@@ -399,6 +405,7 @@ def search(
         trained,
         predictors,
         history,
+        storage=storage,
         judge=judges.get(job.score),
         resume=True,
         device=where,

@@ -146,6 +146,7 @@ def run_of(histories: Path, settings: TrialSettings) -> dict[str, str]:
 def search(
     settings: TrialSettings,
     history: Path,
+    storage: str | None,
     on_generation: Callable[[Generation], None],
     arguments: Arguments,
     base: Job,
@@ -165,4 +166,4 @@ def search(
         calibration_images=arguments.calibration_images,
         seed=int(settings["seed"]),
     )
-    run_search(job, trained, {}, history, resume=True, device=where, on_generation=on_generation)
+    run_search(job, trained, {}, history, storage=storage, resume=True, device=where, on_generation=on_generation)

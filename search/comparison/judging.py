@@ -24,12 +24,14 @@ def judged(
     costs: Mapping[str, Cost],
     evaluate: Evaluator,
     history: Path,
+    storage: str | None = None,
     on_evaluation: Callable[[Evaluation, int], None] | None = None,
 ) -> tuple[dict[Arch, float], list[Evaluation]]:
     """The values of architectures, and those that failed.
 
     What the yardstick knows is not evaluated, nor what is in `history`, where every evaluation is written with its
-    `costs` as soon as it ends, unless it failed. `evaluate` is called for the others at once, if there are any.
+    `costs` as soon as it ends, unless it failed, or in its `storage` (`History`). `evaluate` is called for the others
+    at once, if there are any.
     ValueError if the history is of another yardstick, but for settings that may be said anew.
     """
     missing = [arch for arch in dict.fromkeys(archs) if arch not in yardstick.known]
@@ -38,7 +40,7 @@ def judged(
         return values, []
     problem = Problem(space, [yardstick.name], costs)
     settings = problem.describe() | json.loads(json.dumps(yardstick.settings))
-    with History(history, settings, resume=True, said_anew=SAID_ANEW) as record:
+    with History(history, settings, resume=True, said_anew=SAID_ANEW, storage=storage) as record:
         record.past = {arch: evaluation for arch, evaluation in record.past.items() if not evaluation.error}
         result = ask_and_tell(
             problem,

@@ -14,6 +14,7 @@ from typing import Any
 
 from supernet.artifacts.ownership import owned
 from supernet.artifacts.runs import Job, open_data, run_job
+from supernet.artifacts.storage import beneath, is_address, shown
 from supernet.errors import first_line
 from supernet.own_code import absolute, modules_from_files
 from supernet.training import distributed
@@ -61,7 +62,7 @@ def run_on_cluster(job: Job, output: Path, cluster: Cluster, *, resume: bool = F
     """
     output = output.absolute()
     storage = cluster.storage or str(output.parent / "cluster")
-    storage = storage if "://" in storage else os.path.abspath(storage)
+    storage = storage if is_address(storage) else os.path.abspath(storage)
     data = located(replace(job.data, dataset=absolute(job.data.dataset)))
     job = replace(job, space=absolute(job.space), data=data)
     worker_device(job.execution.device, cluster.gpus_per_worker)
@@ -69,14 +70,15 @@ def run_on_cluster(job: Job, output: Path, cluster: Cluster, *, resume: bool = F
     job = replace(job, execution=replace(job.execution, device=device))
     _check(job, cluster.cluster_workers)
     with owned(output):
-        stored = f"{storage}/{output.name}"
+        stored = beneath(storage, output.name)
         begun = _has_checkpoints(stored)
         if (output / "config.json").exists() and not (resume and begun):
-            missing = f", of which {stored} has no checkpoint" if resume else ""
+            missing = f", of which {shown(stored)} has no checkpoint" if resume else ""
             raise ValueError(f"{output} holds a run already{missing}: name another output")
         if begun and not resume:
             raise ValueError(
-                f"{stored} holds a training already: add --resume to go on with it, or name another output or storage"
+                f"{shown(stored)} holds a training already: add --resume to go on with it, or name another output or "
+                "storage"
             )
         import ray
 

@@ -4,6 +4,7 @@ import pytest
 
 from search.history import Evaluation, History, read_history
 from supernet.space import Arch
+from tests.object_store import object_store
 
 SETTINGS = {"space": "abc", "limits": {"macs": 1.0}, "objectives": ("accuracy",)}
 
@@ -98,3 +99,74 @@ def test_how_a_search_is_executed_may_be_said_anew(tmp_path):
         assert len(history.past) == 1
     with pytest.raises(ValueError, match=r"another search: its dna is \{'lr': 1.0\}, not \{'lr': 2.0\}$"):
         History(path, {**anew, "dna": {"lr": 2.0}}, resume=True, said_anew=free)
+
+
+@pytest.fixture(scope="module")
+def store():
+    with object_store() as running:
+        yield running
+
+
+def widths(history):
+    return sorted(arch["width"] for arch in history.past)
+
+
+def test_a_search_whose_machine_is_lost_goes_on_from_the_object_store(store, tmp_path):
+    storage = store.address("bucket/lost")
+    history = History(tmp_path / "here.jsonl", SETTINGS, storage=storage)
+    for width in (1, 2):
+        history.append(evaluation(width))
+    with pytest.raises(ValueError, match=r"^s3://bucket/lost exists already"):
+        History(tmp_path / "there.jsonl", SETTINGS, storage=storage)
+    with History(tmp_path / "there.jsonl", SETTINGS, resume=True, storage=storage) as resumed:
+        assert widths(resumed) == [1, 2]
+        history.append(evaluation(3))  # it was not lost
+        resumed.append(evaluation(4))
+    history.close()
+    with History(tmp_path / "again.jsonl", SETTINGS, resume=True, storage=storage) as again:
+        assert widths(again) == [1, 2, 3, 4]
+    assert len(read_history(tmp_path / "again.jsonl")[1]) == 4
+
+
+def test_what_could_not_be_stored_is_in_the_file_and_is_stored_later(store, tmp_path):
+    storage = store.address("bucket/refused")
+    path = tmp_path / "history.jsonl"
+    with History(path, SETTINGS, storage=storage) as history:
+        history.append(evaluation(1))
+        store.refuses = lambda key: "refused" in key
+        with pytest.raises(OSError, match="AccessDenied"):
+            history.append(evaluation(2))
+    store.refuses = lambda key: False
+    with History(path, SETTINGS, resume=True, storage=storage) as history:
+        assert widths(history) == [1, 2]
+    with History(tmp_path / "elsewhere.jsonl", SETTINGS, resume=True, storage=storage) as history:
+        assert widths(history) == [1, 2]
+    assert (tmp_path / "elsewhere.jsonl").read_bytes() == path.read_bytes()
+
+
+def test_another_search_in_the_object_store_is_named(store, tmp_path):
+    storage = store.address("bucket/another")
+    with History(tmp_path / "one.jsonl", SETTINGS, storage=storage) as history:
+        history.append(evaluation(1))
+    with pytest.raises(ValueError, match=r"s3://bucket/another is .* another search: its space is 'abc'"):
+        History(tmp_path / "other.jsonl", SETTINGS | {"space": "xyz"}, resume=True, storage=storage)
+
+
+def test_a_storage_with_no_more_than_the_header_is_resumed(store, tmp_path):
+    storage = store.address("bucket/header")
+    History(tmp_path / "one.jsonl", SETTINGS | {"batch_size": 1}, storage=storage).close()
+    anew = SETTINGS | {"batch_size": 2}
+    with History(tmp_path / "two.jsonl", anew, True, ("batch_size",), storage) as history:
+        history.append(evaluation(1))
+    with History(tmp_path / "two.jsonl", anew, True, ("batch_size",), storage) as history:
+        assert widths(history) == [1]
+
+
+def test_without_a_storage_the_file_is_all_that_there_is(tmp_path):
+    for name in ("one", "two"):
+        storage = str(tmp_path / "stored") if name == "two" else None
+        with History(tmp_path / f"{name}.jsonl", SETTINGS, storage=storage) as history:
+            for width in range(70):
+                history.append(evaluation(width))
+    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"one.jsonl", "two.jsonl", "stored"}

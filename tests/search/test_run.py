@@ -35,6 +35,24 @@ def test_a_search_begun_on_one_device_goes_on_on_another(trained, elsewhere, tmp
     assert next(trained.net.parameters()).device.type == "cpu"
 
 
+def test_a_search_whose_machine_is_lost_goes_on_from_its_storage(trained, tmp_path):
+    storage = str(tmp_path / "storage")
+    first = dataclasses.replace(JOB, evaluations=2)
+    begun = run_search(first, trained, {}, tmp_path / "lost" / "search.jsonl", storage=storage).result.evaluations
+    evaluated = []
+    whole = run_search(
+        JOB,
+        trained,
+        {},
+        tmp_path / "new" / "search.jsonl",
+        storage=storage,
+        resume=True,
+        on_evaluation=lambda evaluation, count: evaluated.append(evaluation),
+    ).result.evaluations
+    assert (whole[:2], whole[2:]) == (begun, evaluated)
+    assert read_history(tmp_path / "new" / "search.jsonl")[1] == whole
+
+
 def rights(trained, arch, first, count):
     """Whether the subnet is right about each of `count` held-out images from `first` on."""
     resolution, seed = trained.family.resolution(arch), trained.job.train.seed

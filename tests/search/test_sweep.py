@@ -20,6 +20,7 @@ from search.problem import Problem
 from search.strategies import make_strategy
 from search.sweep import run_sweep, write_sweep
 from supernet import SearchSpace
+from tests.object_store import object_store
 
 SPACE = SearchSpace({"a": tuple(range(10)), "b": tuple(range(10))})
 TRIALS = [
@@ -46,20 +47,20 @@ class Total:
             yield index, total([arch])[0]
 
 
-def search(settings, history, on_generation, before=None):
+def search(settings, history, storage, on_generation, before=None):
     slower = {"phone": "a", "watch": "b"}[settings["device"]]
     costs = {"ms": lambda archs: [1.0 + arch[slower] for arch in archs]}
     problem = Problem(SPACE, ["total"], costs, {"ms": settings["limit"]})
     strategy = make_strategy(settings["strategy"], problem, settings["seed"], 6)
     evaluate = evaluate_here({"total": Total(before)})
-    with History(history, problem.describe(), resume=True) as record:
+    with History(history, problem.describe(), resume=True, storage=storage) as record:
         ask_and_tell(problem, strategy, evaluate, 24, history=record, on_generation=on_generation)
 
 
-def search_on_a_gpu(settings, history, on_generation, learnt):
+def search_on_a_gpu(settings, history, storage, on_generation, learnt):
     assert learnt == "for all"
     assert ray.get_runtime_context().get_accelerator_ids()["GPU"] == ["0"]
-    search(settings, history, on_generation)
+    search(settings, history, storage, on_generation)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ class KillOnce:
     def __init__(self, folder):
         self.folder = folder
 
-    def __call__(self, settings, history, on_generation):
+    def __call__(self, settings, history, storage, on_generation):
         def before(arch):
             if settings == TRIALS[0]:
                 seen = len(list(self.folder.iterdir()))
@@ -133,7 +134,7 @@ class KillOnce:
                 if seen == 15:
                     os.kill(os.getpid(), signal.SIGKILL)
 
-        search(settings, history, on_generation, before)
+        search(settings, history, storage, on_generation, before)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -147,20 +148,24 @@ def test_a_killed_worker_changes_nothing(undisturbed, tmp_path):
 
 
 class Logged:
-    """A search that notes each evaluation in `folder`, and hangs after 21 of all trials together if it is to."""
+    """A search that notes each evaluation in `folder`, and hangs after 21 of all trials together if it is to, or kills
+    its process at the 50th."""
 
-    def __init__(self, folder, hangs=False):
+    def __init__(self, folder, hangs=False, dies=False):
         self.log = Path(folder, "log")
         self.hangs = hangs
+        self.dies = dies
 
-    def __call__(self, settings, history, on_generation):
+    def __call__(self, settings, history, storage, on_generation):
         def before(arch):
             with self.log.open("a") as file:
                 file.write(f"{os.getpid()} {settings} {arch}\n")
             if self.hangs and len(self.lines()) > 21:
                 time.sleep(10**6)
+            if self.dies and len(self.lines()) == 50:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-        search(settings, history, on_generation, before)
+        search(settings, history, storage, on_generation, before)
 
     def lines(self):
         return self.log.read_text().splitlines() if self.log.exists() else []
@@ -174,8 +179,8 @@ DRIVER = """
 import sys
 from tests.search.test_sweep import *
 
-address, folder = sys.argv[1:]
-run_sweep(Logged(folder, hangs=True), TRIALS, folder, "killed", workers=2, address=address)
+address, folder, storage = sys.argv[1:]
+run_sweep(Logged(folder, hangs=True), TRIALS, storage, "killed", workers=2, address=address)
 """
 
 
@@ -187,10 +192,10 @@ def is_running(pid):
     return True
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_killed_driver_loses_nothing_evaluated(undisturbed, address, tmp_path):
-    logged = Logged(tmp_path)
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, address, tmp_path], cwd=ROOT)
+def drive_and_kill(address, folder, storage):
+    """The log of a sweep whose driver was killed."""
+    logged = Logged(folder)
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, address, folder, storage], cwd=ROOT)
     while len(logged.lines()) <= 21:  # beyond the first generation of six
         assert driver.poll() is None
         time.sleep(0.01)
@@ -198,15 +203,39 @@ def test_a_killed_driver_loses_nothing_evaluated(undisturbed, address, tmp_path)
     driver.wait()
     while ray.available_resources().get("CPU", 0) < 2 or any(map(is_running, logged.workers())):
         time.sleep(0.01)
+    assert len(logged.lines()) <= 23
+    return logged
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_killed_driver_loses_nothing_evaluated(undisturbed, address, tmp_path):
+    logged = drive_and_kill(address, tmp_path, tmp_path)
     with pytest.raises(ValueError, match="holds a sweep already: resume it, or choose another name"):
         run_sweep(search, TRIALS, str(tmp_path), "killed")
-    assert len(logged.lines()) <= 23
     sweep = run_sweep(logged, TRIALS, str(tmp_path), "killed", resume=True)
     assert outcome(sweep) == outcome(undisturbed)
     # only what each of two workers was busy with is evaluated again
     evaluated = [line.split(maxsplit=1)[1] for line in logged.lines()]
     assert len(set(evaluated)) == 3 * 24
     assert len(evaluated) <= 3 * 24 + 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_killed_driver_and_a_killed_worker_lose_nothing_evaluated_in_an_object_store(
+    undisturbed, address, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("TUNE_GLOBAL_CHECKPOINT_S", raising=False)  # which other sweeps of this process have set
+    with object_store() as store:
+        storage = store.address("bucket/sweeps")
+        logged = drive_and_kill(address, tmp_path, storage)
+        sweep = run_sweep(Logged(tmp_path, dies=True), TRIALS, storage, "killed", resume=True)
+        assert all(key.startswith("bucket/sweeps/") for key in store.objects)
+    assert outcome(sweep) == outcome(undisturbed)
+    assert len(sweep.retried) == 1
+    evaluated = [line.split(maxsplit=1)[1] for line in logged.lines()]
+    assert len(set(evaluated)) == 3 * 24
+    assert len(evaluated) <= 3 * 24 + 2 + 1
+    assert {path.name for path in tmp_path.iterdir()} == {"log"}
 
 
 class Killed(Exception):
@@ -231,7 +260,7 @@ def test_a_driver_that_is_killed_before_it_noted_a_trial_is_resumed(undisturbed,
     assert len(logged.lines()) == 24
 
 
-def die(settings, history, on_generation):
+def die(settings, history, storage, on_generation):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
