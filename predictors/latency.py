@@ -1,4 +1,8 @@
-"""`LatencyPredictor`: how long an architecture takes on one device, from few measurements."""
+"""`LatencyPredictor`: how long an architecture takes on one device, from few measurements.
+
+The same serves for further costs that are measured there, energy and peak memory (`predictors.quantities`); what is
+called a latency, in milliseconds, is then such a cost, in its unit.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from predictors import stored
 from predictors.design import most_informative
 from predictors.device import Device
 from predictors.measuring.measurements import positive
+from predictors.quantities import LATENCY, NOUNS, UNITS, check_quantity
 from predictors.regression import mixture
 from predictors.regression.embedding import Embedding, embedding
 from predictors.regression.held_out import HeldOut, error_scale, held_out
@@ -25,7 +30,7 @@ from supernet.space import Arch, SearchSpace
 
 # n architectures to predict, m measurements, c choices, s sources
 
-FILE = "predictor.json"
+FILE = "predictor.json"  # of the latency; others are named after their quantity
 MINIMUM_WITH_SOURCES = 3  # different architectures measured
 GRADED = 500  # candidates of all sizes, beside random ones, to suggest from
 
@@ -43,6 +48,7 @@ class Prediction(NamedTuple):
 class LatencyPredictor:
     """The latency in milliseconds of any architecture of `space` on one device.
 
+    `quantity` says what the numbers are: latency_ms, or a further cost in its unit.
     A predictor is its measurements, the regressors that `fit` chose for them, and each measurement as predicted when
     its architecture is held out; `save` writes these.
 
@@ -58,6 +64,7 @@ class LatencyPredictor:
         predicted: Mixture,
         found: HeldOut | None = None,
         device: Device | None = None,
+        quantity: str = LATENCY,
     ):
         """`fit` and `load` make predictors. Without held-out predictions, the mixture's left-out predictions serve
         (`Mixture.left_out`)."""
@@ -65,6 +72,7 @@ class LatencyPredictor:
         self.codes = codes
         self.latency_ms = latency_ms
         self.device = device
+        self.quantity = check_quantity(quantity)
         self.mixture = predicted
         self.held_out = found or HeldOut(*predicted.left_out())
         self._embedding = embedding(space)
@@ -79,6 +87,7 @@ class LatencyPredictor:
         sources: Sequence[LatencyPredictor | Cost] = (),
         device: Device | None = None,
         seed: int = 0,
+        quantity: str = LATENCY,
     ) -> LatencyPredictor:
         """The predictor from the measured `latency_ms` of `archs`, given as they are or encoded [m, c].
 
@@ -92,10 +101,10 @@ class LatencyPredictor:
         of `space`.
         """
         codes = _codes(space, archs)
-        latency = np.array([positive(value) for value in latency_ms])
+        latency = np.array([positive(value, check_quantity(quantity)) for value in latency_ms])
         if len(codes) != len(latency):
             raise ValueError(f"{len(codes)} architectures but {len(latency)} latencies")
-        check_enough(space, codes, latency, bool(sources))
+        check_enough(space, codes, latency, bool(sources), quantity)
         shuffled = np.random.default_rng(seed).permutation(len(codes))
         codes, latency = codes[shuffled], latency[shuffled]
         measured = _measured(space, codes, latency)
@@ -104,7 +113,7 @@ class LatencyPredictor:
         regressors = tuned(measured, applicable(measured.embedding, transfers, different))
         fitted = mixture.average(measured, regressors)
         found = held_out(measured, lambda part: mixture.fit(part, regressors), fitted)
-        return cls(space, codes, latency, fitted, found, device)
+        return cls(space, codes, latency, fitted, found, device, quantity)
 
     def predict(self, archs: Sequence[Arch] | np.ndarray) -> Prediction:
         """Latencies and standard errors of `archs`, given as they are or encoded [n, c].
@@ -131,8 +140,9 @@ class LatencyPredictor:
         return self.held_out.latency_ms
 
     def save(self, directory: str | Path) -> None:
-        """Write the predictor to `directory`/predictor.json."""
+        """Write the predictor to `directory`: predictor.json, or for a further cost energy_mj.json and the like."""
         content = {
+            "quantity": self.quantity,
             "device": self.device and asdict(self.device),
             "space": json.loads(self.space.to_json()),
             "codes": self.codes.tolist(),
@@ -150,16 +160,18 @@ class LatencyPredictor:
                 for regressor, weight in zip(self.mixture.regressors, self.mixture.weights)
             ],
         }
-        stored.write(Path(directory) / FILE, content)
+        stored.write(file_of(directory, self.quantity), content)
 
     @classmethod
-    def load(cls, directory: str | Path, space: SearchSpace | None = None) -> LatencyPredictor:
-        """The predictor that `save` wrote, now or in an earlier version.
+    def load(cls, directory: str | Path, space: SearchSpace | None = None, quantity: str = LATENCY) -> LatencyPredictor:
+        """The predictor of the `quantity` that `save` wrote, now or in an earlier version.
 
         ValueError if the file is damaged, edited, of a later version, or made for another space than `space`.
         """
-        path = Path(directory) / FILE
+        path = file_of(directory, check_quantity(quantity))
         content = stored.read(path)
+        if content["quantity"] != quantity:
+            raise ValueError(f"{path} predicts {content['quantity']}, not {quantity}: fit and save it again")
         own = SearchSpace.from_json(json.dumps(content["space"]))
         if space is not None and space != own:
             raise ValueError(f"{path} is for another search space: {own!r} {own.fingerprint}, not {space.fingerprint}")
@@ -179,7 +191,7 @@ class LatencyPredictor:
             found = HeldOut(np.array(content["held_out_ms"]), np.array(content["held_out_error_ms"]))
         device = Device(**content["device"]) if content["device"] else None
         predicted = mixture.average(_measured(own, codes, latency_ms), regressors, weights)
-        return cls(own, codes, latency_ms, predicted, found, device)
+        return cls(own, codes, latency_ms, predicted, found, device, quantity)
 
     def suggest(
         self,
@@ -236,7 +248,14 @@ def load_devices(directory: str | Path) -> dict[str, LatencyPredictor]:
     return {path.parent.name: LatencyPredictor.load(path.parent) for path in sorted(directory.glob(f"*/{FILE}"))}
 
 
-def check_enough(space: SearchSpace, codes: np.ndarray, latency_ms: np.ndarray, with_sources: bool) -> None:
+def file_of(directory: str | Path, quantity: str) -> Path:
+    """Where the predictor of a `quantity` lies in the folder of its device."""
+    return Path(directory) / (FILE if quantity == LATENCY else f"{quantity}.json")
+
+
+def check_enough(
+    space: SearchSpace, codes: np.ndarray, latency_ms: np.ndarray, with_sources: bool, quantity: str = LATENCY
+) -> None:
     """ValueError if these measurements, of architectures with `codes` [m, c], cannot tell one from another."""
     minimum = min(MINIMUM_WITH_SOURCES if with_sources else MINIMUM, space.size)
     different = len(np.unique(codes, axis=0))
@@ -244,6 +263,11 @@ def check_enough(space: SearchSpace, codes: np.ndarray, latency_ms: np.ndarray, 
         repeats = f" ({len(codes)} measurements, some of the same)" if len(codes) > different else ""
         raise ValueError(
             f"a predictor needs at least {minimum} different architectures measured, not {different}{repeats}"
+        )
+    if np.ptp(latency_ms) == 0 and quantity != LATENCY:
+        raise ValueError(
+            f"all {len(latency_ms)} measurements of the {NOUNS[quantity]} are {latency_ms[0]:g} {UNITS[quantity]}, "
+            "which says nothing of which architecture takes more: leave it out"
         )
     if np.ptp(latency_ms) == 0:
         raise ValueError(

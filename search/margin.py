@@ -8,6 +8,7 @@ import numpy as np
 from scipy.stats import norm
 
 from predictors import LatencyPredictor
+from predictors.quantities import LATENCY, UNITS
 from supernet.space import Arch
 
 # n architectures
@@ -33,19 +34,24 @@ def beyond_measurements(name: str, predictor: LatencyPredictor, limit_ms: float)
     Within such a limit, predictions go beyond what the predictor knows.
     """
     low, high = predictor.latency_ms.min(), predictor.latency_ms.max()
-    measured = f"all {len(predictor.latency_ms)} measurements of its predictor, {low:.3g} to {high:.3g} ms"
+    unit = UNITS[predictor.quantity]
+    measured = f"all {len(predictor.latency_ms)} measurements of its predictor, {low:.3g} to {high:.3g} {unit}"
     if limit_ms < low:
         return (
-            f"the limit {name} <= {limit_ms:g} ms is below {measured}: what keeps within it was never measured, "
+            f"the limit {name} <= {limit_ms:g} {unit} is below {measured}: what keeps within it was never measured, "
             "so measure smaller subnets as well"
         )
     if limit_ms > high:
-        return f"the limit {name} <= {limit_ms:g} ms is above {measured}: latencies near it are extrapolated"
+        return f"the limit {name} <= {limit_ms:g} {unit} is above {measured}: values near it are extrapolated"
     return None
 
 
 def limit_notes(
-    name: str, limit_ms: float, probabilities: Sequence[float], measured_ms: Sequence[float] = ()
+    name: str,
+    limit_ms: float,
+    probabilities: Sequence[float],
+    measured_ms: Sequence[float] = (),
+    quantity: str = LATENCY,
 ) -> list[str]:
     """Lines on a front whose latencies on the device `name` are limited: how many of its architectures keep within the
     limit with less than `SURE`, and how surely, and how many of those that were measured are slower.
@@ -56,22 +62,22 @@ def limit_notes(
     measured = np.asarray(measured_ms, dtype=float)
     measured = measured[np.isfinite(measured)]
     unsure, slower = probabilities < SURE, measured > limit_ms
-    lines = []
+    lines, unit = [], UNITS[quantity]
     if unsure.any():
         lines.append(
-            f"{_share(unsure, 'architecture')} predicted within {limit_ms:g} ms on {name} by less than 1.64 standard "
-            f"errors: each keeps within the limit with a probability of {_range(probabilities[unsure], '.0%')}"
+            f"{_share(unsure, 'architecture')} predicted within {limit_ms:g} {unit} on {name} by less than 1.64 "
+            f"standard errors: each keeps within the limit with a probability of {_range(probabilities[unsure], '.0%')}"
         )
     if slower.any():
         lines.append(
-            f"{_share(slower, 'measured architecture')} slower than the limit of {limit_ms:g} ms on {name}: "
-            f"{_range(measured[slower], '.4g')} ms"
+            f"{_share(slower, 'measured architecture')} slower than the limit of {limit_ms:g} {unit} on {name}: "
+            f"{_range(measured[slower], '.4g')} {unit}"
         )
     return lines
 
 
 def device_limits(limits: Mapping[str, float | None], predictors: Mapping[str, LatencyPredictor]) -> dict[str, float]:
-    """Those of the limits that are on the latency of a device and finite."""
+    """Those of the limits that are on what `predictors` predict, the latencies of devices say, and finite."""
     return {name: limits[name] for name in predictors if np.isfinite(limits.get(name) or np.inf)}
 
 

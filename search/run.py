@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from predictors import LatencyPredictor
+from predictors.latency import file_of
+from predictors.quantities import FURTHER, LATENCY, cost_name
 from search.counts import BITS, COUNTS, count, is_count
 from search.evaluator import Evaluator, EvaluatorOfParts, evaluate_here
 from search.history import Evaluation, History
@@ -175,16 +177,22 @@ def describe(job: SearchJob, problem: Problem) -> dict[str, object]:
     return problem.describe() | fields | {"strategy": job.searches_by} | streams
 
 
-def load_predictors(directories: Sequence[Path], family: Family) -> dict[str, LatencyPredictor]:
-    """Latency predictors by the name of their device; ValueError if two devices have one name, or a predictor is of
-    another space."""
+def load_predictors(
+    directories: Sequence[Path], family: Family, further: Collection[str] = ()
+) -> dict[str, LatencyPredictor]:
+    """Latency predictors by the name of their device, and those of further costs whose names, as
+    `predictors.quantities.cost_name` makes them, are among `further`; ValueError if two devices have one name, or a
+    predictor is of another space."""
     predictors: dict[str, LatencyPredictor] = {}
     for directory in directories:
         predictor = LatencyPredictor.load(directory, family.space)
-        name = predictor.device.name if predictor.device else directory.name
-        if name in predictors:
-            raise ValueError(f"two latency predictors are for the device {name!r}; the second is in {directory}")
-        predictors[name] = predictor
+        device = predictor.device.name if predictor.device else directory.name
+        if device in predictors:
+            raise ValueError(f"two latency predictors are for the device {device!r}; the second is in {directory}")
+        predictors[device] = predictor
+        for quantity in FURTHER:
+            if (name := cost_name(device, quantity)) in further and file_of(directory, quantity).is_file():
+                predictors[name] = LatencyPredictor.load(directory, family.space, quantity)
     return predictors
 
 
@@ -206,6 +214,7 @@ def make_problem(
                 f"{', '.join(dict.fromkeys([*costs, *COUNTS]))}, and of bytes those at a precision, "
                 f"such as activation_bytes.int8 ({', '.join(BITS)})"
             )
-    objectives = job.objectives or tuple(predictors) or ("macs",)
+    latencies = tuple(name for name, predictor in predictors.items() if predictor.quantity == LATENCY)
+    objectives = job.objectives or latencies or ("macs",)
     score = score or job.score
     return Problem(family.space, [score], costs, job.limits, [score, *objectives], {score: worst})

@@ -12,6 +12,7 @@ EXTRAS = {
     "onnxruntime": "onnx",
     "openvino": "openvino",
     "plotly": "report",
+    "pynvml": "energy",
     "tensorboard": "tensorboard",
 }
 

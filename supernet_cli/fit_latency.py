@@ -9,11 +9,13 @@
 
 The CSV file has the columns arch (JSON) and latency_ms, such as manifest.csv of `supernet measure-latency
 --export-only` once it is filled in. With predictors of other devices as sources ten measurements do; `--suggest 10`
-exports the ten to measure. Writes OUTPUT/NAME/device.json and predictor.json, in seconds.
+exports the ten to measure, the smallest and the largest among them. Columns energy_mj and peak_memory_bytes, if the
+file has these, get predictors of their own. Writes OUTPUT/NAME/device.json and predictor.json, in seconds.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +25,7 @@ import tyro
 from predictors import Device, LatencyPredictor, family_costs, suggest
 from predictors.measuring.manifest import export_subnets
 from predictors.measuring.measurements import read_measurements
+from predictors.quantities import FURTHER, LATENCY, NOUNS
 from supernet_cli.command_line import console, family_of
 
 
@@ -75,12 +78,17 @@ def main() -> None:
     device = Device(arguments.name, arguments.runtime, arguments.precision, arguments.threads, arguments.batch_size)
     rows = read_measurements(arguments.measurements, family.space)
     good = [row for row in rows if not row.reference and not row.error]
-    predictor = LatencyPredictor.fit(
-        family.space, [row.arch for row in good], [row.latency_ms for row in good], sources, device
-    )
-    predictor.save(arguments.output / device.name)
-    device.save(arguments.output / device.name / "device.json")
-    console.print(
-        f"{len(good)} measurements; expected error of a prediction {predictor.error_percent:.2f} %. "
-        f"The predictor is in {arguments.output / device.name}."
-    )
+    directory = arguments.output / device.name
+    for quantity in (LATENCY, *FURTHER):
+        known = [row for row in good if not math.isnan(getattr(row, quantity))]
+        if not known and quantity != LATENCY:
+            continue
+        archs, values = [row.arch for row in known], [getattr(row, quantity) for row in known]
+        predictor = LatencyPredictor.fit(family.space, archs, values, sources, device, quantity=quantity)
+        predictor.save(directory)
+        console.print(
+            f"{len(known)} measurements of the {NOUNS[quantity]}; expected error of a prediction "
+            f"{predictor.error_percent:.2f} %."
+        )
+    device.save(directory / "device.json")
+    console.print(f"All is in {directory}.")

@@ -1,14 +1,20 @@
-"""Measure subnets on this machine and fit its latency predictor.
+"""Measure subnets on this machine and fit its latency predictor, and those of energy and peak memory.
 
     supernet measure-latency --run runs/mine
     supernet measure-latency --family ofa_mobilenet_v3 --subnets 200
     supernet measure-latency --family ofa_mobilenet_v3 --runtime onnxruntime --precision int8 --threads 2
+    supernet measure-latency --family ofa_mobilenet_v3 --further energy_mj peak_memory_bytes
     supernet measure-latency --family ofa_mobilenet_v3 --noise-floor
     supernet measure-latency --family ofa_mobilenet_v3 --subnets 100 --export-only onnx_files
 
 Writes OUTPUT/DEVICE/: device.json, measurements.csv (a row a subnet, as it goes) and predictor.json; the device's name
 is made of the processor and the options. Started again, it goes on where it stopped. One to two seconds a subnet of
 5 ms; let nothing else run meanwhile.
+
+`--further energy_mj` needs counters of energy that may be read (RAPL of processors, NVML of GPUs with the extra
+`energy`), and takes a third of a second more a subnet, three on a GPU; `--further peak_memory_bytes` takes seconds.
+Their predictors are energy_mj.json and peak_memory_bytes.json beside predictor.json; a search knows the costs as
+DEVICE:energy_mj and DEVICE:peak_memory_bytes.
 
 A target that cannot run Python: `--export-only` writes ONNX files and manifest.csv; fill in its column latency_ms and
 give it to supernet fit-latency.
@@ -19,6 +25,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,10 +36,12 @@ from rich.table import Table
 
 from predictors import LatencyPredictor, MeasuringConfig, family_costs, measure, prepare, stratified, this_device
 from predictors.device import Device
-from predictors.measuring import runtimes
+from predictors.measuring import energy, memory, runtimes
 from predictors.measuring.manifest import export_subnets
+from predictors.measuring.measure import FurtherCost
 from predictors.measuring.measurements import Measurement, read_measurements
 from predictors.measuring.noise import NOISE_SUBNETS, relative_differences
+from predictors.quantities import ENERGY, LATENCY, NOUNS, PEAK_MEMORY
 from predictors.regression.regressors import MINIMUM
 from supernet.families import Family
 from supernet.space import Arch
@@ -64,6 +73,9 @@ class Arguments:
     """Threads of the runtime."""
     batch_size: int = 1
     """Examples in one run; the latency is that of the batch."""
+    further: tuple[Literal["energy_mj", "peak_memory_bytes"], ...] = ()
+    """Further costs to measure, and to fit a predictor of each: the energy of a run, and the most memory that is
+    resident of a process that runs the subnet (allocated, on a GPU)."""
     name: str = ""
     """Name of the device; by default made of the processor and the options."""
     output: Path = Path("runs/latency")
@@ -113,6 +125,7 @@ def main() -> None:
         runtimes.check(device)
     except ModuleNotFoundError as error:
         fail(str(error), 2)
+    further = further_costs(family, device, arguments.further)
     directory = arguments.output / device.name
     claim(directory, device)
     if arguments.noise_floor:
@@ -128,7 +141,7 @@ def main() -> None:
                 sys.exit(done.returncode)
         report_noise(*(read_measurements(directory / f"noise_{number}.csv", family.space) for number in (1, 2)))
         return
-    rows = measured(family, device, archs, directory / "measurements.csv", arguments, arguments.seed)
+    rows = measured(family, device, archs, directory / "measurements.csv", arguments, arguments.seed, further)
     good = [row for row in rows if not row.error]
     for row in rows:
         if row.error:
@@ -136,18 +149,29 @@ def main() -> None:
     if len(good) < MINIMUM:
         console.print(f"{len(good)} subnets are too few for a predictor, which needs {MINIMUM}.")
         return
-    predictor = LatencyPredictor.fit(
-        family.space,
-        [row.arch for row in good],
-        [row.latency_ms for row in good],
-        sources=family_costs(family),
-        device=device,
-    )
-    predictor.save(directory)
-    console.print(
-        f"{len(good)} subnets measured, {len(rows) - len(good)} failed; expected error of a prediction "
-        f"{predictor.error_percent:.2f} %. All is in {directory}."
-    )
+    console.print(f"{len(good)} subnets measured, {len(rows) - len(good)} failed.")
+    for quantity in (LATENCY, *arguments.further):
+        values = [getattr(row, quantity) for row in good]
+        predictor = LatencyPredictor.fit(
+            family.space, [row.arch for row in good], values, family_costs(family), device, quantity=quantity
+        )
+        predictor.save(directory)
+        console.print(f"Expected error of a prediction of the {NOUNS[quantity]}: {predictor.error_percent:.2f} %.")
+    console.print(f"All is in {directory}.")
+
+
+def further_costs(family: Family, device: Device, names: Sequence[str]) -> dict[str, FurtherCost]:
+    """How the further costs of these names are measured; ValueError, or ModuleNotFoundError, for one that cannot be."""
+    costs: dict[str, FurtherCost] = {}
+    if ENERGY in names:
+        meter = energy.meter(device)
+        costs[ENERGY] = lambda arch, timer: energy.energy_mj(timer, meter)
+    if PEAK_MEMORY in names:
+        memory.check(device)
+        costs[PEAK_MEMORY] = lambda arch, timer: memory.peak_memory_bytes(
+            family.build(arch), device, family.example(arch)
+        )
+    return costs
 
 
 def claim(directory: Path, device: Device) -> None:
@@ -166,7 +190,13 @@ def claim(directory: Path, device: Device) -> None:
 
 
 def measured(
-    family: Family, device: Device, archs: list[Arch], path: Path, arguments: Arguments, seed: int
+    family: Family,
+    device: Device,
+    archs: list[Arch],
+    path: Path,
+    arguments: Arguments,
+    seed: int,
+    further: Mapping[str, FurtherCost] | None = None,
 ) -> list[Measurement]:
     if path.exists():
         read_measurements(path, family.space)  # an error if they are of another family
@@ -183,6 +213,7 @@ def measured(
             MeasuringConfig(rounds=arguments.rounds),
             seed,
             lambda done, total: progress.update(task, completed=done, total=total),
+            further,
         )
 
 

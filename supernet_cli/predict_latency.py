@@ -5,8 +5,9 @@
     supernet predict-latency --device xeon-onnxruntime-fp32-1t-b1 --archs archs.jsonl
     cat archs.jsonl | supernet predict-latency --device xeon-onnxruntime-fp32-1t-b1 --archs -
 
-Prints one line of JSON an architecture: {"latency_ms": ..., "standard_error_ms": ..., "arch": {...}}. A device is a
-folder in FOLDER, as supernet measure-latency and supernet fit-latency write it. Seconds.
+Prints one line of JSON an architecture: {"latency_ms": ..., "standard_error_ms": ..., "arch": {...}}, with "energy_mj"
+and "peak_memory_bytes" where the device has predictors of these. A device is a folder in FOLDER, as supernet
+measure-latency and supernet fit-latency write it. Seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import tyro
 from rich.table import Column, Table
 
 from predictors import LatencyPredictor
-from predictors.latency import FILE, load_devices
+from predictors.latency import FILE, file_of, load_devices
+from predictors.quantities import FURTHER
 from supernet.space import Arch
 from supernet_cli.command_line import console
 
@@ -51,10 +53,21 @@ def main() -> None:
         raise ValueError(
             f"no device {arguments.device!r} in {arguments.folder}; there are {', '.join(there) or 'none'}"
         )
-    predictor = LatencyPredictor.load(arguments.folder / arguments.device)
+    directory = arguments.folder / arguments.device
+    predictor = LatencyPredictor.load(directory)
     archs = [predictor.space.validate(arch) for arch in read_archs(arguments)]
-    for arch, latency, error in zip(archs, *predictor.predict(archs)):
-        line = {"latency_ms": float(f"{latency:.6g}"), "standard_error_ms": float(f"{error:.3g}"), "arch": dict(arch)}
+    further = {
+        quantity: LatencyPredictor.load(directory, predictor.space, quantity).cost(archs)
+        for quantity in FURTHER
+        if file_of(directory, quantity).is_file()
+    }
+    for index, (arch, latency, error) in enumerate(zip(archs, *predictor.predict(archs))):
+        line: dict[str, object] = {
+            "latency_ms": float(f"{latency:.6g}"),
+            "standard_error_ms": float(f"{error:.3g}"),
+            **{quantity: float(f"{values[index]:.6g}") for quantity, values in further.items()},
+            "arch": dict(arch),
+        }
         print(json.dumps(line))
 
 

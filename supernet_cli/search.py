@@ -42,6 +42,7 @@ from rich.table import Table
 
 from predictors import LatencyPredictor, is_this_machine, measure, prepare
 from predictors.measuring import runtimes
+from predictors.quantities import LATENCY
 from search.blockwise.dna import DnaConfig
 from search.certainty import decimals
 from search.front import HIGH, LOW, FrontCertainty, front_certainty
@@ -96,7 +97,7 @@ class Arguments:
     limits: tuple[str, ...] = ()
     """NAME=VALUE, the largest admissible value; names are macs, parameters, activation_bytes and stored_bytes (as in
     PyTorch, in single precision), activation_bytes.int8 and stored_bytes.int8 (as deployed, and so with fp32, fp16 and
-    int4), and devices (ms)."""
+    int4), devices (ms), and where these were measured DEVICE:energy_mj and DEVICE:peak_memory_bytes."""
     objectives: tuple[str, ...] = SearchJob.objectives
     """Costs to trade off against the score; by default the latency on every device, or macs if there is none."""
     evaluations: int = SearchJob.evaluations
@@ -165,7 +166,7 @@ def main() -> None:
     if arguments.resume and not begun:
         raise ValueError(f"there is no search to resume in {folder}: start without --resume, or name another folder")
     trained = find_run(arguments, job)
-    predictors = load_predictors(arguments.predictors, trained.family)
+    predictors = load_predictors(arguments.predictors, trained.family, {*job.limits, *job.objectives})
     output = arguments.output or arguments.run
     limits = device_limits(job.limits, predictors)
     for name, limit_ms in limits.items():
@@ -222,7 +223,8 @@ def main() -> None:
         say(note)
     for name, limit_ms in limits.items():
         probabilities = [row[f"{name}, within limit"] for row in columns]
-        for note in limit_notes(name, limit_ms, probabilities, [row.get(f"{name}, measured", nan) for row in columns]):
+        measured_ms = [row.get(f"{name}, measured", nan) for row in columns]
+        for note in limit_notes(name, limit_ms, probabilities, measured_ms, predictors[name].quantity):
             say(note)
     console.print(f"The front is in {output / 'front.csv'}, every evaluation in {output / 'search.jsonl'}.")
     report(output)
@@ -262,7 +264,12 @@ def measure_front(
     measured: dict[str, dict[Arch, float]] = {}
     for name, predictor in predictors.items():
         device = predictor.device
-        if device is None or device.runtime not in runtimes.RUNTIMES or not is_this_machine(device):
+        if (
+            predictor.quantity != LATENCY
+            or device is None
+            or device.runtime not in runtimes.RUNTIMES
+            or not is_this_machine(device)
+        ):
             continue
 
         def prepared(arch: Arch, device=device):

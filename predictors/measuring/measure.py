@@ -24,6 +24,8 @@ from supernet.space import Arch
 
 MOST_FAILURES = 10  # of reference subnets
 
+FurtherCost = Callable[[Arch, Timer], float]  # of a subnet that is loaded, by its timer
+
 
 @dataclass(frozen=True)
 class MeasuringConfig:
@@ -48,18 +50,21 @@ def measure(
     config: MeasuringConfig = MeasuringConfig(),
     seed: int = 0,
     progress: Callable[[int, int], object] = lambda done, total: None,
+    further: Mapping[str, FurtherCost] | None = None,
 ) -> list[Measurement]:
     """Measure the subnets and append them to the CSV file `path` as they are done; returns one row an architecture.
 
     What the file holds already is not measured again: a run that was killed goes on where it stopped. `prepare` builds,
     converts and loads a subnet, as `runtimes.prepare` does; a subnet that it fails for, or that fails to run, is
-    recorded with the reason. `progress` is called with the number of subnets done and of all. ValueError if none of ten
-    subnets runs, or if another process measures into the same file.
+    recorded with the reason. `progress` is called with the number of subnets done and of all. `further` says by its
+    name how each further cost is measured, after the latencies; a subnet whose row lacks one is measured again.
+    ValueError if none of ten subnets runs, or if another process measures into the same file.
     """
     path = Path(path)
+    further = further or {}
     with owned(path.parent, path.name):
         rows = read_measurements(path) if path.exists() else []
-        known = {row.arch for row in rows if not row.reference}
+        known = {row.arch for row in rows if not row.reference and (row.error or not _lacks(row, further))}
         waiting = [arch for arch in dict.fromkeys(archs) if arch not in known]
         total = len(set(archs))
         progress(total - len(waiting), total)
@@ -71,6 +76,7 @@ def measure(
                 batch = waiting[start : start + config.together]
                 timers, failed = _load(batch, prepare, config)
                 done = _measure_together(timers, references, baseline_ms, config, generator)
+                done = [row if row.reference else _with_further(row, timers[row.arch], further) for row in done]
                 append_measurements(path, [*done, *failed])
                 rows += [*done, *failed]
                 baseline_ms = baseline_ms or {row.arch: row.latency_ms for row in done if row.reference}
@@ -79,11 +85,26 @@ def measure(
         return [by_arch[arch] for arch in archs]
 
 
+def _lacks(row: Measurement, further: Mapping[str, FurtherCost]) -> bool:
+    return any(math.isnan(getattr(row, name)) for name in further)
+
+
+def _with_further(row: Measurement, steady: _Steady, further: Mapping[str, FurtherCost]) -> Measurement:
+    try:
+        return row._replace(**{name: float(cost(row.arch, steady.timer)) for name, cost in further.items()})
+    except RuntimeError as error:  # of the subnet: whether a cost can be measured at all was asked before
+        return Measurement(row.arch, math.nan, error=_reason(error))
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
+
+
 class _Steady:
     """A timer that has been warmed up, and the number of runs that make a visit."""
 
     def __init__(self, timer: Timer, config: MeasuringConfig):
-        self._timer = timer
+        self.timer = timer
         self._runs = config.visit_runs
         end = time.perf_counter() + config.warm_up_ms / 1e3
         before, now = math.inf, float(np.median(timer(1 + config.visit_runs)))
@@ -93,7 +114,7 @@ class _Steady:
 
     def visit(self) -> np.ndarray:
         """Milliseconds of each run [n]; one more goes before, since another subnet's weights lie in the caches."""
-        return self._timer(1 + self._runs)[1:]
+        return self.timer(1 + self._runs)[1:]
 
 
 def _load(
@@ -106,7 +127,7 @@ def _load(
         except ModuleNotFoundError:
             raise
         except Exception as error:  # whatever a converter or a runtime raises, it is this subnet's result
-            failed.append(Measurement(arch, math.nan, error=f"{type(error).__name__}: {error}"[:300]))
+            failed.append(Measurement(arch, math.nan, error=_reason(error)))
     return timers, failed
 
 

@@ -1,6 +1,7 @@
-"""Measured latencies as a CSV file, one row a subnet, that grows as the measuring goes on.
+"""Measured latencies, and further costs, as a CSV file, one row a subnet, that grows as the measuring goes on.
 
-Only the columns `arch` (JSON) and `latency_ms` are needed, so that a file may come from anywhere.
+Only the columns `arch` (JSON) and `latency_ms` are needed, so that a file may come from anywhere, or from an earlier
+version.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from predictors.quantities import FURTHER, LATENCY, NOUNS, UNITS_SPELT
+from supernet.artifacts.atomic import write_atomically
 from supernet.space import Arch, SearchSpace
 
 
@@ -28,6 +31,8 @@ class Measurement(NamedTuple):
     drift: float = 1.0  # how much slower than at the beginning the reference subnets were, median over the rounds
     reference: bool = False  # one of the reference subnets, whose latencies are not divided by the drift
     error: str = ""  # why the subnet failed
+    energy_mj: float = math.nan  # of a run, as `energy` measures it; NaN where it was not measured
+    peak_memory_bytes: float = math.nan  # as `memory` measures it; NaN where it was not measured
 
 
 def read_measurements(path: str | Path, space: SearchSpace | None = None) -> list[Measurement]:
@@ -52,10 +57,12 @@ def read_measurements(path: str | Path, space: SearchSpace | None = None) -> lis
 def append_measurements(path: str | Path, rows: Iterable[Measurement]) -> None:
     """Add `rows` to the file, which is made if it is not there, and flush them to the disk.
 
-    A last line that a killed run left unfinished is removed first.
+    A last line that a killed run left unfinished is removed first; a file of an earlier version, without columns that
+    there are today, gets these.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _add_columns(path)
     with path.open("a+b") as file:
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
@@ -70,6 +77,20 @@ def append_measurements(path: str | Path, rows: Iterable[Measurement]) -> None:
         os.fsync(file.fileno())
 
 
+def _add_columns(path: Path) -> None:
+    if not path.exists():
+        return
+    text = path.read_text()
+    reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+    fields = list(reader.fieldnames or ())
+    if not fields or set(Measurement._fields) <= set(fields):
+        return
+    with write_atomically(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Measurement._fields)
+        writer.writerows(_cells(row) for row in read_measurements(path))
+
+
 def _cells(row: Measurement) -> list[str]:
     cells = row._replace(arch=row.arch.to_json(), reference=int(row.reference), error=" ".join(row.error.split()))
     return [f"{cell:.6g}" if isinstance(cell, float) else str(cell) for cell in cells]
@@ -81,6 +102,8 @@ def _parse(row: dict[str, str], space: SearchSpace | None) -> Measurement:
         arch = space.validate(arch)
     error = row.get("error") or ""
     latency_ms = math.nan if error else positive(row["latency_ms"])
+    said = {name: row.get(name) or "nan" for name in FURTHER}
+    further = {name: math.nan if text == "nan" else positive(text, name) for name, text in said.items()}
     return Measurement(
         arch,
         latency_ms,
@@ -91,15 +114,17 @@ def _parse(row: dict[str, str], space: SearchSpace | None) -> Measurement:
         float(row.get("drift") or 1),
         row.get("reference") == "1",
         error,
+        **further,
     )
 
 
-def positive(latency_ms: str | float | None) -> float:
-    """`latency_ms` as a number; ValueError unless it is positive and finite."""
+def positive(number: str | float | None, quantity: str = LATENCY) -> float:
+    """`number` as a float; ValueError, which names the `quantity`, unless it is positive and finite."""
     try:
-        value = float(latency_ms or "")
+        value = float(number or "")
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise ValueError(f"a latency is a positive number of milliseconds, not {latency_ms!r}")
+        article = "an" if NOUNS[quantity][0] in "aeiou" else "a"
+        raise ValueError(f"{article} {NOUNS[quantity]} is a positive number of {UNITS_SPELT[quantity]}, not {number!r}")
     return value

@@ -86,11 +86,7 @@ def _onnxruntime(model: nn.Module, device: Device, inputs: tuple[Tensor, ...]) -
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.onnx")
-        export_onnx(model, path, inputs, names=None, batch_size=device.batch_size)
-        if device.precision == "int8":
-            source, path = path, Path(folder, "model.int8.onnx")
-            quantise_onnx(source, path, inputs, device.batch_size)
+        path = write_onnx(model, device, inputs, Path(folder))
         session = ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     feed = {own.name: tensor.numpy() for own, tensor in zip(session.get_inputs(), inputs, strict=True)}
     return lambda count: _time(lambda: session.run(None, feed), count)
@@ -99,8 +95,7 @@ def _onnxruntime(model: nn.Module, device: Device, inputs: tuple[Tensor, ...]) -
 def _openvino(model: nn.Module, device: Device, inputs: tuple[Tensor, ...]) -> Timer:
     openvino = require("openvino")
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.onnx")
-        export_onnx(model, path, inputs, names=None, batch_size=device.batch_size)
+        path = write_onnx(model, device, inputs, Path(folder))
         settings = {"INFERENCE_NUM_THREADS": device.threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
         request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
     tensors = [openvino.Tensor(tensor.numpy()) for tensor in inputs]
@@ -147,6 +142,16 @@ RUNTIMES: dict[str, Runtime] = {
 }
 PRECISIONS = {"onnxruntime": ("fp32", "int8"), "cuda": ("fp32", "tf32"), "cuda_graph": ("fp32", "tf32")}
 MODULES = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
+
+
+def write_onnx(model: nn.Module, device: Device, inputs: tuple[Tensor, ...], folder: Path) -> Path:
+    """The file in `folder` that a runtime of ONNX loads: `model` in the precision of `device`."""
+    path = folder / "model.onnx"
+    export_onnx(model, path, inputs, names=None, batch_size=device.batch_size)
+    if device.precision == "int8":
+        source, path = path, folder / "model.int8.onnx"
+        quantise_onnx(source, path, inputs, device.batch_size)
+    return path
 
 
 def random_inputs(example: Example, batch_size: int) -> tuple[Tensor, ...]:

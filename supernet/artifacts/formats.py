@@ -112,6 +112,11 @@ def _several_methods(predictor: dict[str, Any]) -> dict[str, Any]:
     return others | {"methods": [method], "held_out_ms": None, "held_out_error_ms": None}
 
 
+def _latency_alone(predictor: dict[str, Any]) -> dict[str, Any]:
+    """Format 2 of a predictor was of a latency."""
+    return {"quantity": "latency_ms"} | predictor
+
+
 def _score_apart(settings: dict[str, Any]) -> dict[str, Any]:
     """Format 1 of a search's settings called a score other than accuracy a strategy, and the score None."""
     if not {"strategy", "score"} <= settings.keys():
@@ -144,7 +149,7 @@ def _rejected(settings: dict[str, Any]) -> dict[str, Any]:
 RUN = Format("training run", (_execution_apart, _arguments_of_the_family, _step_by_name))
 SUBNET = Format("subnet", (_code_of_the_space, _family_of_the_subnet))
 COMPRESSED = Format("compressed subnet")
-PREDICTOR = Format("latency predictor", (_several_methods,))
+PREDICTOR = Format("latency predictor", (_several_methods, _latency_alone))
 HISTORY = Format(
     "search history",
     (_score_apart, _blocks_by_the_loop, _images_at_each_resolution, _rejected),

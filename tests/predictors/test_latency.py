@@ -222,7 +222,7 @@ def damaged(text, how):
         ("truncated", "no latency predictor, or damaged"),
         ("another file", "no latency predictor, or damaged"),
         ("edited", "edited or damaged after it was saved"),
-        ("another version", "is a latency predictor of format 99, and this version of the package reads 1 to 2"),
+        ("another version", "is a latency predictor of format 99, and this version of the package reads 1 to 3"),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path, how, message):

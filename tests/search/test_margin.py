@@ -7,6 +7,7 @@ from predictors.latency import Prediction
 from search.margin import beyond_measurements, device_limits, limit_notes, probability_within
 
 PREDICTOR = SimpleNamespace(
+    quantity="latency_ms",
     latency_ms=np.array([5.0, 14.8, 9.0]),
     predict=lambda archs: Prediction(np.array([3.0, 4.0, 4.0]), np.array([0.5, 1.0, 2.0])),
 )

@@ -5,24 +5,38 @@ import io
 import json
 import sys
 
+import numpy as np
 import pytest
 
+from predictors.measuring import energy, memory
+from search.run import load_predictors, make_problem
+from search.settings import SearchJob
 from supernet.families import FAMILIES
 
-SPACE = FAMILIES["mobilenet_v3_micro"](num_classes=10).space
+FAMILY = FAMILIES["mobilenet_v3_micro"](num_classes=10)
+SPACE = FAMILY.space
 MEASURE = ["--family", "mobilenet_v3_micro", "--num-classes", "10", "--subnets", "10", "--rounds", "1"]
 
 
 @pytest.fixture(scope="module")
 def folder(command, tmp_path_factory):
-    """A folder with the predictors of two devices."""
+    """A folder with the predictors of two devices; energy and peak memory are by stand-ins for what measures them."""
     folder = tmp_path_factory.mktemp("latency")
-    measured = command("measure-latency", *MEASURE, "--output", folder, "--name", "here", "--runtime", "torch")
+    measure = ["measure-latency", *MEASURE, "--output", folder, "--name", "here", "--runtime", "torch"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(energy, "meter", lambda device: 2.0)
+        patch.setattr(energy, "energy_mj", lambda timer, by: by * float(np.median(timer(3))))
+        patch.setattr(
+            memory, "peak_memory_bytes", lambda model, device, example: 8 * sum(p.numel() for p in model.parameters())
+        )
+        measured = command(*measure, "--further", "energy_mj", "peak_memory_bytes")
     fitted = command(
         "fit-latency", *MEASURE[:4], "--measurements", folder / "here/measurements.csv", "--name", "there",
         "--sources", folder / "here", "--output", folder,
     )  # fmt: skip
     assert (measured.returncode, fitted.returncode) == (0, 0)
+    assert "Expected error of a prediction of the peak memory" in measured.stdout
+    assert "10 measurements of the energy" in fitted.stdout
     return folder
 
 
@@ -102,6 +116,38 @@ def test_bad_input_is_one_line_and_exit_code_2(command, folder, name, arguments,
     assert result.returncode == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_further_costs_are_predicted_and_limit_a_search(command, folder):
+    arch = SPACE.largest
+    result = command("predict-latency", "--folder", folder, "--device", "here", "--arch", arch.to_json())
+    answer = json.loads(result.stdout)
+    assert list(answer) == ["latency_ms", "standard_error_ms", "energy_mj", "peak_memory_bytes", "arch"]
+    assert answer["peak_memory_bytes"] == pytest.approx(8 * FAMILY.parameters(arch), rel=0.3)
+    limits = {"here:energy_mj": 1e9, "here:peak_memory_bytes": 8.0 * FAMILY.parameters(SPACE.smallest) * 1.5}
+    predictors = load_predictors([folder / "here"], FAMILY, limits)
+    assert list(predictors) == ["here", *limits]
+    problem = make_problem(SearchJob(limits=limits), FAMILY, predictors)
+    assert problem.objectives == ("accuracy", "here")  # energy is limited, and not traded off unless that is said
+    small, large = problem.violation(problem.price([SPACE.smallest, SPACE.largest]))
+    assert small <= 1 < large
+    with pytest.raises(ValueError, match="a limit on 'here:energy_mj', which is no cost and no device"):
+        make_problem(SearchJob(limits=limits), FAMILY, load_predictors([folder / "here"], FAMILY))
+
+
+def test_measurements_with_further_costs_give_predictors_of_these(folder):
+    assert sorted(path.name for path in (folder / "there").iterdir()) == [
+        "device.json", "energy_mj.json", "peak_memory_bytes.json", "predictor.json",
+    ]  # fmt: skip
+
+
+def test_energy_that_cannot_be_measured_is_one_line(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(energy, "POWERCAP", tmp_path)
+    result = command("measure-latency", *MEASURE, "--output", tmp_path, "--runtime", "torch", "--further", "energy_mj")
+    assert result.returncode == 2
+    assert "energy cannot be measured: there is no counter" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_device_of_the_same_name_is_refused(command, folder):

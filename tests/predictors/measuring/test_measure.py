@@ -159,3 +159,51 @@ def test_measurements_come_back_as_they_were_written(tmp_path):
     append_measurements(again, rows[3:])
     assert [row.arch for row in read_measurements(again)] == [row.arch for row in rows]
     np.testing.assert_allclose(latencies(read_measurements(again)), latencies(rows), rtol=1e-5)
+
+
+FURTHER = {"energy_mj": lambda arch, timer: 3.0 * arch["width"], "peak_memory_bytes": lambda arch, timer: 2e6}
+
+
+def test_further_costs_are_columns_of_their_own_and_come_back(tmp_path):
+    path = tmp_path / "measurements.csv"
+    rows = measure(ARCHS[:4], Machine(lambda visits: 1.0).prepare, path, CONFIG, further=FURTHER)
+    assert [row.energy_mj for row in rows] == [3.0, 6.0, 9.0, 12.0]
+    again = [row for row in read_measurements(path, SPACE) if not row.reference]
+    assert sorted(row.energy_mj for row in again) == [3.0, 6.0, 9.0, 12.0]
+    assert {row.peak_memory_bytes for row in again} == {2e6}
+
+
+FORMER = 'arch,latency_ms,runs,reference,error\n"{""width"": 1}",1.5,27,0,\n"{""width"": 2}",nan,0,0,too wide\n'
+
+
+def test_a_file_from_before_further_costs_is_read_and_goes_on(tmp_path):
+    """Format of `measurements.csv` before energy: a row with what it lacks is measured again, a failed one is not."""
+    path = tmp_path / "measurements.csv"
+    path.write_text(FORMER + '"{""width"": 3}",9')  # killed while it wrote
+    (old, failed) = read_measurements(path, SPACE)
+    assert (old.latency_ms, np.isnan(old.energy_mj), failed.error) == (1.5, True, "too wide")
+    measure(ARCHS[:2], Machine(lambda visits: 1 / 0).prepare, path, CONFIG)
+    assert path.read_text().startswith(FORMER)  # nothing was to be done
+    rows = measure(ARCHS[:3], Machine(lambda visits: 1.0).prepare, path, CONFIG, further=FURTHER)
+    assert [row.error for row in rows] == ["", "too wide", ""]
+    assert [row.energy_mj for row in rows if not row.error] == [3.0, 9.0]
+    kept = [row for row in read_measurements(path, SPACE) if row.arch["width"] == 1 and not row.reference]
+    assert [np.isnan(row.energy_mj) for row in kept] == [True, False]
+    assert kept[0].runs == 27
+
+
+def test_a_subnet_whose_further_cost_fails_is_recorded(tmp_path):
+    def fails(arch, timer):
+        raise RuntimeError(f"no memory for {arch['width']}")
+
+    rows = measure(
+        ARCHS[:2], Machine(lambda visits: 1.0).prepare, tmp_path / "m.csv", CONFIG, further={"energy_mj": fails}
+    )
+    assert [row.error for row in rows] == ["RuntimeError: no memory for 1", "RuntimeError: no memory for 2"]
+
+
+def test_a_further_cost_is_a_positive_number_in_its_unit(tmp_path):
+    path = tmp_path / "measurements.csv"
+    path.write_text('arch,latency_ms,energy_mj\n"{""width"": 1}",2.5,-3\n')
+    with pytest.raises(ValueError, match="line 2: an energy is a positive number of millijoules, not '-3'"):
+        read_measurements(path, SPACE)
