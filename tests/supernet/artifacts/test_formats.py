@@ -123,7 +123,7 @@ def test_a_score_was_called_a_strategy(strategy, score, as_of_today, tmp_path):
 
 @pytest.fixture(scope="module")
 def newer(tmp_path_factory):
-    """Files of today's formats, with the number of one that is not known."""
+    """Files of today's formats or former ones, with the number of one that is not known."""
     folder = tmp_path_factory.mktemp("newer")
     run = run_job(Job(data=DATA, train=TRAIN, execution=Execution(workers=0, eval_epochs=0)), folder / "run")
     save_subnet(folder / "subnet", take_out(run, run.family.space.smallest, 20), onnx=False)
@@ -132,7 +132,7 @@ def newer(tmp_path_factory):
         assert content[name] == (RUN if path.parent.name == "run" else SUBNET).number
         path.write_text(json.dumps(content | {name: 99}))
     content = json.loads((FORMER / "predictor.json").read_text())
-    assert content["version"] == PREDICTOR.number
+    assert content["version"] == 2
     (folder / "predictor.json").write_text(json.dumps(content | {"version": 99}))
     text = (FORMER / "search.jsonl").read_text()
     label = json.loads(text.splitlines()[0])["format"]
