@@ -10,7 +10,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from supernet.artifacts.export import export_onnx, quantise_onnx
+from compress.quantisation import export_int8, quantise
 from supernet.artifacts.subnet import Subnet
 from supernet.views import tied_names
 
@@ -33,11 +33,11 @@ def uncompressed_bytes(subnet: Subnet, *, onnx: bool = True) -> dict[str, int]:
     }
     if onnx:
         with tempfile.TemporaryDirectory() as name:
-            folder, example = Path(name), config.example()
+            path, example = Path(name, "model.int8.onnx"), config.example()
             noise = tuple(torch.rand(4, *own.shape[1:]).to(own.dtype) for own in example)
-            export_onnx(model, folder / "model.onnx", example, names=config, dynamic_batch=True)
-            quantise_onnx(folder / "model.onnx", folder / "model.int8.onnx", noise)
-            sizes["int8, ONNX"] = (folder / "model.int8.onnx").stat().st_size
+            network = quantise(model, [noise], "extremes")
+            export_int8(network, path, example, names=config, dynamic_batch=True)
+            sizes["int8, ONNX"] = path.stat().st_size
     return sizes
 
 

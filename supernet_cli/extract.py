@@ -19,17 +19,18 @@ from pathlib import Path
 
 import tyro
 
+from compress.quantisation import export_int8, quantise
 from search.history import read_history
 from search.margin import probability_within
 from search.report.limits import latency_limit
 from search.report.sources import HISTORY, TRIALS, read_sources
 from supernet.artifacts.atomic import write_folder
+from supernet.artifacts.export import agreement, onnx_runner
 from supernet.artifacts.runs import load_run
 from supernet.artifacts.subnet import export_subnet, save_subnet, take_out
 from supernet.evaluation import CALIBRATION_BYTES, evaluate
 from supernet.space import Arch, SearchSpace
 from supernet.tasks import Classification
-from supernet.training.data.batch import joined
 from supernet.training.execution import Execution, pick_device, tf32
 from supernet_cli.command_line import DeviceFlag, console
 
@@ -95,9 +96,17 @@ def main() -> None:
             console.print(f"{name}: {value:.6g}", highlight=False)
         if arguments.onnx:
             some = data.calibration_batches(resolution, CALIBRATION_IMAGES, trained.job.train.seed)
-            calibration = joined([task.inputs(batch, arch) for batch in some])
+            calibration = [task.inputs(batch, arch) for batch in some]
             test = task.inputs(next(iter(data.evaluation_batches(data.test, resolution))), arch)
-            for name, found in export_subnet(folder, subnet, calibration, test).items():
+            export_int8(
+                quantise(subnet.model, calibration),
+                folder / "model.int8.onnx",
+                subnet.config.example(),
+                names=subnet.config,
+                dynamic_batch=True,
+            )
+            int8 = agreement(subnet.model, onnx_runner(folder / "model.int8.onnx"), test)
+            for name, found in {**export_subnet(folder, subnet, test), "model.int8.onnx": int8}.items():
                 same, outputs = "", "outputs"
                 if isinstance(task, Classification) and found.top1 is not None:
                     same, outputs = f"the same class for {found.top1:.1%}, ", "logits"

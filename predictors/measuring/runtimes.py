@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compress.quantisation import export_int8, quantise
 from distill.untouched import untouched
 from predictors.device import Device
 from supernet.artifacts.deployment import deployed
-from supernet.artifacts.export import export_onnx, quantise_onnx
+from supernet.artifacts.export import export_onnx
 from supernet.imports import require
 from supernet.training.execution import tf32
 
@@ -80,14 +81,18 @@ def _on_threads(run_once: Callable[[], object], device: Device) -> Timer:
 
 
 def _onnxruntime(model: nn.Module, device: Device, inputs: tuple[Tensor, ...]) -> Timer:
+    with tempfile.TemporaryDirectory() as folder:
+        return onnx_timer(write_onnx(model, device, inputs, Path(folder)), device, inputs)
+
+
+def onnx_timer(path: Path, device: Device, inputs: tuple[Tensor, ...]) -> Timer:
+    """A timer of the network in an ONNX file on `inputs`, by ONNX Runtime on the device's threads of this CPU."""
     ort = require("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads = device.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    with tempfile.TemporaryDirectory() as folder:
-        path = write_onnx(model, device, inputs, Path(folder))
-        session = ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     feed = {own.name: tensor.numpy() for own, tensor in zip(session.get_inputs(), inputs, strict=True)}
     return lambda count: _time(lambda: session.run(None, feed), count)
 
@@ -147,10 +152,11 @@ MODULES = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvin
 def write_onnx(model: nn.Module, device: Device, inputs: tuple[Tensor, ...], folder: Path) -> Path:
     """The file in `folder` that a runtime of ONNX loads: `model` in the precision of `device`."""
     path = folder / "model.onnx"
-    export_onnx(model, path, inputs, names=None, batch_size=device.batch_size)
     if device.precision == "int8":
-        source, path = path, folder / "model.int8.onnx"
-        quantise_onnx(source, path, inputs, device.batch_size)
+        network = quantise(model, [inputs], "extremes")
+        export_int8(network, path, inputs, names=None, batch_size=device.batch_size)
+    else:
+        export_onnx(model, path, inputs, names=None, batch_size=device.batch_size)
     return path
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from supernet.imports import lazily
 
 if TYPE_CHECKING:
-    from supernet.artifacts.export import export_onnx, export_program, quantise_onnx
+    from supernet.artifacts.export import export_onnx, export_program
     from supernet.artifacts.runs import Job, Run, load_run, run_job
     from supernet.artifacts.subnet import Subnet, load_subnet, save_subnet, take_out
     from supernet.artifacts.subnet_config import SubnetConfig
@@ -19,7 +19,6 @@ __all__ = [
     "export_program",
     "load_run",
     "load_subnet",
-    "quantise_onnx",
     "run_job",
     "save_subnet",
     "take_out",
@@ -28,7 +27,7 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
-        "supernet.artifacts.export": ["export_onnx", "export_program", "quantise_onnx"],
+        "supernet.artifacts.export": ["export_onnx", "export_program"],
         "supernet.artifacts.runs": ["Job", "Run", "load_run", "run_job"],
         "supernet.artifacts.subnet": ["Subnet", "load_subnet", "save_subnet", "take_out"],
         "supernet.artifacts.subnet_config": ["SubnetConfig"],

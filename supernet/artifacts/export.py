@@ -1,13 +1,11 @@
-"""A plain module as a file for other runtimes: ONNX, ONNX in int8, a program of torch.export; and whether it agrees."""
+"""A plain module as a file for other runtimes: ONNX, a program of torch.export; and whether it agrees."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-import platform
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -71,47 +69,6 @@ def export_onnx(
         except (RuntimeError, TypeError, ValueError) as error:  # what tracing raises on code that it cannot follow
             _logger.info("tracing %s failed, exporting it through torch.export: %s", type(model).__name__, error)
             _export_captured(model, inputs, found, temporary, dynamic_batch)
-
-
-def quantise_onnx(
-    source: str | Path, path: str | Path, inputs: Inputs, batch_size: int = 32, reduce_range: bool | None = None
-) -> None:
-    """Write the network of `source`, as `export_onnx` does, to `path` in int8: weights by channel, activations static.
-
-    The ranges of activations are their least and largest values on `inputs`, such as images [N, C, H, W], or a tuple of
-    several: real ones prepared as for evaluation. The file is in ONNX's QDQ form, where what cannot be quantised stays
-    in float32. Where the batch of `source` is not dynamic, `batch_size` is that one.
-
-    With `reduce_range` weights have 7 bits, so that x86 processors without VNNI compute what the file says
-    (`products_saturate`): give it for a device that is one, if this machine, which decides by default, is not.
-    """
-    quantization = require("onnxruntime.quantization")
-    names = [tensor.name for tensor in require("onnx").load(str(source)).graph.input]
-    batches: Iterator[tuple] = zip(*(tensor.split(batch_size) for tensor in as_arguments(inputs)), strict=True)
-    reduced = products_saturate() if reduce_range is None else reduce_range
-
-    class Batches(quantization.CalibrationDataReader):
-        def get_next(self) -> dict | None:
-            return next(({n: part.numpy() for n, part in zip(names, batch, strict=True)} for batch in batches), None)
-
-    logging.disable(logging.WARNING)  # of its own steps, by the root logger
-    try:
-        with tempfile.TemporaryDirectory() as folder, write_atomically(path) as temporary:
-            prepared = str(Path(folder, "prepared.onnx"))
-            pre_process = require("onnxruntime.quantization.shape_inference").quant_pre_process
-            pre_process(str(source), prepared, skip_symbolic_shape=True)
-            quantization.quantize_static(prepared, str(temporary), Batches(), per_channel=True, reduce_range=reduced)
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def products_saturate() -> bool:
-    """Whether this processor may add two products of 8-bit numbers to less than their sum: ONNX Runtime goes by 16-bit
-    sums on x86 without VNNI, which hold them for weights of 7 bits alone."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return False
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return not any(known.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
 def export_program(

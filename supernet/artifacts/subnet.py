@@ -4,7 +4,7 @@ config.json         the space and the architecture, what goes in and comes out, 
                     they are prepared, what is known of it
 model.safetensors   weights, under the names of the plain module; tied ones once, the other names in the metadata
 model.onnx          the same network for other runtimes, BatchNorm folded into the convolutions
-model.int8.onnx     that in int8, calibrated on examples (export_subnet)
+model.int8.onnx     that in int8, calibrated on examples (compress.quantisation.export_int8)
 model.pt2           the same network as a program of torch.export (export_subnet)
 
 Nothing outside of the directory is needed, and it may be moved. Of a space that is code of one's own it has the name,
@@ -33,7 +33,6 @@ from supernet.artifacts.export import (
     export_program,
     onnx_runner,
     program_runner,
-    quantise_onnx,
 )
 from supernet.artifacts.runs import Run
 from supernet.artifacts.subnet_config import Input, SubnetConfig, read_subnet_config
@@ -217,19 +216,16 @@ def _classes(model: TimmModel, wanted: Sequence[str]) -> tuple[str, ...]:
     return tuple(map(str, range(model.num_classes)))
 
 
-def export_subnet(directory: Path, subnet: Subnet, calibration: Inputs, inputs: Inputs) -> dict[str, Agreement]:
-    """Write model.int8.onnx and model.pt2 beside the model.onnx that `save_subnet` wrote.
+def export_subnet(directory: Path, subnet: Subnet, inputs: Inputs) -> dict[str, Agreement]:
+    """Write model.pt2 beside the model.onnx that `save_subnet` wrote.
 
-    int8 takes its ranges from `calibration`. Gives, for each of the three files, how it agrees with the module on
-    `inputs`: both are tensors that the module takes, such as images [N, C, R, R] prepared as for evaluation, or a tuple
-    of several.
+    Gives, for both files, how they agree with the module on `inputs`: tensors that the module takes, such as images
+    [N, C, R, R] prepared as for evaluation, or a tuple of several.
     """
     model, config = subnet
-    quantise_onnx(directory / "model.onnx", directory / "model.int8.onnx", calibration)
     export_program(model, directory / "model.pt2", config.example())
     runners = {
         "model.onnx": onnx_runner(directory / "model.onnx"),
-        "model.int8.onnx": onnx_runner(directory / "model.int8.onnx"),
         "model.pt2": program_runner(directory / "model.pt2"),
     }
     return {name: agreement(model, run, inputs) for name, run in runners.items()}

@@ -1,5 +1,4 @@
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 import timm
@@ -11,10 +10,7 @@ from supernet.artifacts.export import (
     agreement,
     export_onnx,
     export_program,
-    onnx_runner,
-    products_saturate,
     program_runner,
-    quantise_onnx,
 )
 from supernet.families import FAMILIES
 
@@ -108,37 +104,3 @@ def test_an_exported_program_computes_the_same_for_any_batch(tmp_path):
         found = agreement(model, run, images)
         assert found.top1 == 1
         assert found.difference < 1e-5
-
-
-@pytest.mark.parametrize("reduced", [True, None])
-def test_int8_takes_its_ranges_from_the_calibration_images(tmp_path, reduced):
-    """One linear layer, so that every rounding can be followed."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
-    export_onnx(model, tmp_path / "model.onnx", (3, 2, 2), dynamic_batch=True)
-    images = torch.rand(40, 3, 2, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    quantise_onnx(tmp_path / "model.onnx", tmp_path / "int8.onnx", images, batch_size=16, reduce_range=reduced)
-    run = onnx_runner(tmp_path / "int8.onnx")
-    with torch.no_grad():
-        logits, large = model(images), model((images * 10).clamp(-1, 1))
-    # half a step of inputs in [-1, 1], of weights by channel, and of outputs
-    largest = model[1].weight.abs().max()
-    bound = 12 * (0.5 * 2 / 255 + 0.5 / (63 if reduced or products_saturate() else 127)) * largest + 0.5 / 255 * (
-        logits.max() - logits.min()
-    )
-    assert 0 < agreement(model, run, images).difference < 1.1 * bound.item()
-    # ten times as large, inputs and outputs are beyond their ranges, and cut off there
-    cut = large.clamp(logits.min(), logits.max())
-    assert (run(images * 10) - cut).abs().max() < 1.1 * bound < (large - cut).abs().max()
-    kinds = {node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node}
-    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
-
-
-def test_int8_of_a_network_gives_nearly_the_same_logits(tmp_path):
-    model = random_model("resnet10t", num_classes=7)
-    export_onnx(model, tmp_path / "model.onnx", (3, 64, 64), dynamic_batch=True)
-    images = torch.randn(16, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    quantise_onnx(tmp_path / "model.onnx", tmp_path / "int8.onnx", images)
-    with torch.no_grad():
-        spread = model(images).std()
-    assert agreement(model, onnx_runner(tmp_path / "int8.onnx"), images).difference < spread
-    assert (tmp_path / "int8.onnx").stat().st_size < (tmp_path / "model.onnx").stat().st_size / 3
