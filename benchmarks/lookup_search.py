@@ -14,9 +14,7 @@ alone. The settings of strategies were chosen on seeds from 1000 on, those repor
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import gzip
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tyro
-from ranking import published
+from published import published_accuracy
 from report import report
 from rich.progress import track
 
@@ -35,10 +33,11 @@ from search.loop import Result, ask_and_tell
 from search.problem import Problem
 from search.strategies import STRATEGIES, make_strategy
 from supernet import Arch
-from supernet.families import FAMILIES, nas_bench_201
+from supernet.families import FAMILIES
 from supernet.space import SearchSpace
 
 QUANTILES = (0.25, 0.5, 0.75)  # of the networks' MACs: the limits
+TABLES = {"macro": "nasbench_macro", "201": "nasbench201"}
 COUNTS = (25, 50, 100, 200)  # evaluations after which regret is reported
 BAYESIAN_COUNTS = COUNTS[:-1]  # it is to do with half as many what others do
 
@@ -113,8 +112,8 @@ def main() -> None:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     known = read(arguments.output)
     rows, summary = [], {}
-    for table_name, load in tables.items():
-        table = load(arguments.data / "accuracy")
+    for table_name, space in tables.items():
+        table = read_table(space, arguments.data)
         quantiles = np.quantile(list(table.macs.values()), QUANTILES).tolist()
         for question, limits in {"limit": quantiles, "front": [None]}.items():
             for name in arguments.strategies:
@@ -162,22 +161,9 @@ def reached(result: Result, count: int) -> float:
     return result.problem.hypervolume(result.values()[:count])
 
 
-def nasbench_macro(folder: Path) -> Table:
-    family = FAMILIES["nasbench_macro"]()
-    accuracy = published(folder / "nasbench_macro_cifar10.csv.gz")
+def read_table(name: str, data: Path) -> Table:
+    family, accuracy = FAMILIES[name](), published_accuracy(name, data)
     return Table(family.space, accuracy, {arch: float(family.macs(arch)) for arch in accuracy})
-
-
-def nasbench201(folder: Path) -> Table:
-    family = FAMILIES["nasbench201"]()
-    with gzip.open(folder / "nasbench201_cifar10.csv.gz", "rt") as file:
-        accuracy = {
-            nas_bench_201.from_string(line["arch"]): float(line["test_accuracy"]) for line in csv.DictReader(file)
-        }
-    return Table(family.space, accuracy, {arch: float(family.macs(arch)) for arch in accuracy})
-
-
-TABLES = {"macro": nasbench_macro, "201": nasbench201}
 
 
 if __name__ == "__main__":

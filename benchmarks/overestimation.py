@@ -32,7 +32,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import tyro
-from ranking import published
+from published import published_accuracy
 from report import report
 from rich.progress import track
 from scipy.optimize import brentq
@@ -82,7 +82,7 @@ def main() -> None:
     generator = np.random.default_rng(0)
     right = predictions(arguments)
     correlation = tetrachoric(right, generator)
-    table = published(arguments.data / "accuracy" / "nasbench_macro_cifar10.csv.gz")
+    table = published_accuracy("nasbench_macro", arguments.data)
     true = np.sort(np.array(list(table.values())) / 100)
     rows = list(real_rows(right, arguments.trials, generator))
     for name, pool in (("all", true), ("best tenth", true[-len(true) // 10 :])):

@@ -1,40 +1,47 @@
-"""How well a supernet ranks architectures: recalibrated accuracy against published stand-alone accuracy.
+"""What ranks architectures: scores by supernets, without training, and ensembles of these, against published accuracy.
 
-    python benchmarks/ranking.py [--quick] [--json FILE] [--images 10000 --epochs 6 --resolution 16]
+    python benchmarks/ranking.py [--quick] [--json FILE] [--spaces nasbench_macro] [--methods spos] [--seeds 0 1 2]
 
-Trains the supernet of NAS-Bench-Macro (Su et al., CVPR 2021) on CIFAR-10 with each method, judges 200 random
-architectures by it on held-out training images, and reports Kendall's tau and Spearman's rho with the mean test
-accuracy of the published table, beside the same for MACs and parameters, which a method has to beat. Every method sees
-the same number of images as many times, so that a sandwich step of four subnets costs as much as four of SPOS. Goes on
-where it stopped when started again with the same --output. By default about 20 minutes on one core for each method (two
-processes may share the --methods and the --output); with all images at 32 pixels, hours on a GPU.
+The supernets of NAS-Bench-Macro (Su et al., CVPR 2021) and NAS-Bench-201 (Dong & Yang, ICLR 2020) train on CIFAR-10 by
+each method, once a seed, and judge random architectures of the table on held-out training images. Every method sees the
+same number of images as many times, so that a sandwich step of four subnets costs as much as four of SPOS. Ensembles
+(`search.scores.ensemble`) learn from the published accuracy of some of these architectures, which stands for that
+of networks that are trained alone and costs nothing here. Kendall's tau is that among all other architectures,
+which no ensemble has seen, averaged over --draws choices of the networks to learn from, the same ones for every score;
+the standard error is that over seeds. Seeds have the architectures in common. All is kept in --output as it is
+computed, and a run with the same settings goes on there; several may share it, each with other --spaces or --seeds.
+
+By default about 5 minutes on one core for each space, method and seed to train, and 3 for the scores; with all images
+at 32 pixels and 50 times the epochs, hours on a GPU.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import gzip
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tyro
+from published import SPACES, Known, cifar10, drawn, published_accuracy
 from report import report
 from rich.progress import track
 from scipy.stats import kendalltau, spearmanr
-from torch.utils.data import Subset
 
 from search.scores.accuracy import SupernetAccuracy, resized
-from supernet import Arch
-from supernet.artifacts.atomic import write_atomically
+from search.scores.ensemble import Ensemble
+from search.scores.judges import training_batch
+from search.scores.untrained import score_architecture
+from supernet import Arch, SearchSpace, Supernet
 from supernet.families import FAMILIES, Family
-from supernet.families.nas_bench_macro import from_string
-from supernet.training.data import DataConfig, ImageData, open_images
 from supernet.training.execution import Execution
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
+
+# n architectures, s scores
 
 METHODS = {
     "sandwich_kl": {"method": "sandwich"},
@@ -42,29 +49,40 @@ METHODS = {
     "spos": {"method": "spos", "random_subnets": 1},
     "fairnas": {"method": "fairnas"},
 }
-SUBNETS = {"sandwich_kl": 4, "sandwich_alpha": 4, "spos": 1, "fairnas": 3}  # a step
+SUBNETS = {"sandwich_kl": 4, "sandwich_alpha": 4, "spos": 1}  # a step; of fairnas, the operations of the space
+UNTRAINED = ("macs", "parameters", "naswot", "synflow")
 
 
 @dataclass(frozen=True)
 class Arguments:
     data: Path = Path("../shared/data")
-    """Folder with cifar10/train.tar, cifar10/val.tar and accuracy/nasbench_macro_cifar10.csv.gz."""
-    methods: tuple[str, ...] = tuple(METHODS)
-    """Methods to compare."""
+    """Folder with cifar10/train.tar, cifar10/val.tar and accuracy/SPACE_cifar10.csv.gz."""
+    spaces: tuple[str, ...] = tuple(SPACES)
+    """nasbench_macro, nasbench201 or both."""
+    methods: tuple[str, ...] = ("spos",)
+    """Methods by which supernets train: spos, fairnas, sandwich_kl, sandwich_alpha."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the supernets and of the networks that ensembles learn from."""
+    untrained: tuple[str, ...] = UNTRAINED
+    """Scores without training, all of which are members of the ensembles."""
     images: int = 10000
     """Training images."""
-    epochs: int = 6
-    """Epochs of a method that trains four subnets a step; others get more, for the same number of subnets."""
-    archs: int = 200
-    """Architectures of the table, drawn at random, that are ranked."""
-    judges: int = 2000
+    epochs: int = 5
+    """Epochs of a method that trains one subnet a step; others get fewer, for the same number of subnets."""
+    archs: int = 230
+    """Architectures of the table, drawn at random, always the same ones."""
+    fitted: tuple[int, ...] = (15, 30)
+    """How many of them ensembles learn from; the rest is ranked."""
+    draws: int = 10
+    """Choices of these for each seed."""
+    judges: int = 500
     """Held-out images that judge them."""
+    calibration: int = 250
+    """Training images that BatchNorm is calibrated on."""
     resolution: int = 16
-    """Pixels a side."""
+    """Pixels a side in supernets; scores without training see 32."""
     device: str = "auto"
     """cpu, cuda or auto."""
-    seed: int = 0
-    """All that is random follows from it."""
     output: Path = Path("runs/ranking")
     """Folder for checkpoints and scores."""
     quick: bool = False
@@ -73,89 +91,190 @@ class Arguments:
     """File for the result."""
 
 
+QUICK = {
+    "spaces": ("nasbench_macro",),
+    "seeds": (0,),
+    "untrained": ("macs", "synflow"),
+    "images": 512,
+    "epochs": 2,
+    "archs": 24,
+    "fitted": (10,),
+    "draws": 2,
+    "judges": 100,
+    "calibration": 100,
+}
+
+
+class Scored(NamedTuple):
+    """Architectures of a space with all that is known of them."""
+
+    space: SearchSpace
+    archs: list[Arch]
+    truth: np.ndarray  # [n], published accuracy in percent
+    untrained: dict[str, np.ndarray]  # name -> [n]
+    supernets: dict[str, dict[int, np.ndarray]]  # method -> seed -> [n]
+
+
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     if arguments.quick:
-        arguments = dataclasses.replace(
-            arguments,
-            images=512,
-            epochs=1,
-            archs=20,
-            judges=200,
-            methods=arguments.methods[:2],
-            output=arguments.output / "quick",
-        )
-    family = FAMILIES["nasbench_macro"](num_classes=10)
-    table = published(arguments.data / "accuracy" / "nasbench_macro_cifar10.csv.gz")
-    chosen = np.random.default_rng(arguments.seed).choice(len(table), arguments.archs, replace=False)
-    archs = [list(table)[index] for index in chosen]
-    truth = [table[arch] for arch in archs]
-    rows = [
-        row("macs", [family.macs(arch) for arch in archs], truth),
-        row("parameters", [family.parameters(arch) for arch in archs], truth),
-    ]
-    config = DataConfig(
-        "folder",
-        str(arguments.data / "cifar10" / "train.tar"),
-        str(arguments.data / "cifar10" / "val.tar"),
-        scale=(0.6, 1.0),
-        color_jitter=0.0,
-        crop_pct=1.0,
-    )
-    data = open_images(config, arguments.seed, workers=2)
-    data = dataclasses.replace(data, train=Subset(data.train, range(arguments.images)))
-    for name in arguments.methods:
-        rows.append(row(name, judged(name, family, data, archs, arguments), truth))
-    summary = {f"kendall_{row['method']}": row["kendall"] for row in rows}
+        arguments = dataclasses.replace(arguments, output=arguments.output / "quick", **QUICK)
+    rows = [row for space in arguments.spaces for row in correlations(space, scored(space, arguments), arguments)]
+    summary = {}
+    for row in rows:
+        name = f"{row['space']}_{row['score']}" + (f"_{row['fitted']}" if row["fitted"] else "")
+        summary |= {f"kendall_{name}": row["kendall"], f"standard_error_{name}": row["standard_error"]}
     report(rows, summary, arguments.json, budget=json.loads(json.dumps(vars(arguments), default=str)))
 
 
-def published(path: Path) -> dict[Arch, float]:
-    """Mean test accuracy in percent of every architecture of the table."""
-    with gzip.open(path, "rt") as file:
-        return {
-            from_string(line["arch"]): float(np.mean([float(line[f"accuracy_{i}"]) for i in (1, 2, 3)]))
-            for line in csv.DictReader(file)
-        }
-
-
-def row(method: str, scores: list[float], truth: list[float]) -> dict[str, object]:
-    return {
-        "method": method,
-        "kendall": float(kendalltau(scores, truth).statistic),
-        "spearman": float(spearmanr(scores, truth).statistic),
+def scored(name: str, arguments: Arguments) -> Scored:
+    """Train and score what is not yet known."""
+    table = published_accuracy(name, arguments.data)
+    archs = drawn(table, arguments.archs)
+    family = FAMILIES[name](num_classes=10)
+    supernets = {
+        method: {seed: by_supernet(name, family, method, seed, archs, arguments) for seed in arguments.seeds}
+        for method in arguments.methods
     }
+    untrained = {score: without_training(name, family, score, archs, arguments) for score in arguments.untrained}
+    return Scored(family.space, archs, np.array([table[arch] for arch in archs]), untrained, supernets)
 
 
-def judged(name: str, family: Family, data: ImageData, archs: list[Arch], arguments: Arguments) -> list[float]:
-    """Accuracy of each architecture by a supernet trained with the method `name`."""
-    directory = (
-        arguments.output / f"{name}-{arguments.images}-{arguments.epochs}-{arguments.resolution}px-{arguments.seed}"
-    )
-    path = directory / f"scores-{arguments.archs}-{arguments.judges}.json"
-    if path.exists():
-        return json.loads(path.read_text())
+def without_training(space: str, family: Family, score: str, archs: Sequence[Arch], arguments: Arguments) -> np.ndarray:
+    """A score without training of each architecture."""
+    known = Known(arguments.output / f"{space}-untrained.jsonl")
+    names = {arch: SPACES[space].write(arch) for arch in archs}
+    if all((score, names[arch]) in known for arch in archs):
+        return np.array([known.value(score, names[arch], float) for arch in archs])
+    batch = training_batch(cifar10(arguments.data, 10000, 0, 0), family.input_size, 64, 0)
+
+    def value(arch: Arch) -> float:
+        return known.value(score, names[arch], lambda: score_architecture(family, [score], arch, batch)[score])
+
+    return np.array([value(arch) for arch in track(archs, f"Scoring {space} by {score}")])
+
+
+def by_supernet(
+    space: str, family: Family, method: str, seed: int, archs: Sequence[Arch], arguments: Arguments
+) -> np.ndarray:
+    """Accuracy of each architecture by a supernet trained with `method`."""
+    directory = supernet_folder(space, method, seed, arguments)
+    known = Known(directory / f"scores-{arguments.judges}-{arguments.calibration}.jsonl")
+    names = [SPACES[space].write(arch) for arch in archs]
+    missing = [index for index, name in enumerate(names) if ("accuracy", name) not in known]
+    if missing:
+        data = cifar10(arguments.data, arguments.images, seed, 1)
+        family = dataclasses.replace(family, input_size=arguments.resolution)
+        net = trained(family, data, method, seed, arguments, directory)
+        calibration = data.calibration_images(arguments.resolution, arguments.calibration, seed)
+        images = resized(calibration, *data.images(data.holdout, arguments.resolution, arguments.judges))
+        score = SupernetAccuracy(net, images, family.resolution)
+        each = score.each([archs[index] for index in missing])
+        for index, value in track(each, f"Judging {space} by {method}, seed {seed}", len(missing)):
+            known.add("accuracy", names[missing[index]], float(value), 0.0)
+    return np.array([known.value("accuracy", name, float) for name in names])
+
+
+def supernet_folder(space: str, method: str, seed: int, arguments: Arguments) -> Path:
+    """Where a supernet is kept, by all that it follows from."""
+    settings = f"{arguments.images}-{arguments.epochs}-{arguments.resolution}px-{seed}"
+    return arguments.output / f"{space}-{method}-{settings}"
+
+
+def trained(family: Family, data, method: str, seed: int, arguments: Arguments, directory: Path) -> Supernet:
+    """The supernet that `method` trains, in eval mode, from where its training was stopped."""
+    subnets = SUBNETS.get(method) or max(len(choice.values) for choice in family.space.choices.values())
     config = TrainConfig(
-        epochs=arguments.epochs * 4 // SUBNETS[name],
+        epochs=max(arguments.epochs // subnets, 1),
         batch_size=64,
         lr=0.1,
         weight_decay=1e-4,
         warmup_epochs=1,
         clip=5.0,
-        seed=arguments.seed,
-        **METHODS[name],
+        seed=seed,
+        **METHODS[method],
     )
-    family = dataclasses.replace(family, input_size=arguments.resolution)
     execution = Execution(arguments.device, eval_epochs=0)
-    net = train(family, family.supernet(arguments.seed), data, config, directory, execution, resume=True).eval()
-    calibration = data.calibration_images(arguments.resolution, 1000, arguments.seed)
-    images = resized(calibration, *data.images(data.holdout, arguments.resolution, arguments.judges))
-    score = SupernetAccuracy(net, images, family.resolution)
-    known = dict(track(score.each(archs), f"Judging by {name}", len(archs)))
-    scores = [known[index] for index in range(len(archs))]
-    with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(scores))
-    return scores
+    return train(family, family.supernet(seed), data, config, directory, execution, resume=True).eval()
+
+
+def correlations(name: str, found: Scored, arguments: Arguments) -> Iterator[dict[str, object]]:
+    """A row for each score by itself and each ensemble, over the architectures that no ensemble has seen."""
+    for score, values in found.untrained.items():
+        yield row(name, score, max(arguments.fitted), alone(found, {s: values for s in arguments.seeds}, arguments))
+    for method, values in found.supernets.items():
+        yield row(name, method, max(arguments.fitted), alone(found, values, arguments))
+    for fitted in arguments.fitted:
+        yield row(name, "choices", fitted, together(found, {}, None, fitted, arguments), learnt=True)
+        yield row(name, "untrained", fitted, together(found, found.untrained, None, fitted, arguments), learnt=True)
+        for method, values in found.supernets.items():
+            for members, label in (({}, f"{method}+choices"), (found.untrained, f"{method}+untrained")):
+                correlated = together(found, members, values, fitted, arguments)
+                yield row(name, label, fitted, correlated, learnt=True)
+
+
+def splits(count: int, fitted: int, seed: int, draws: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Indices of architectures to learn from, and of all others."""
+    for draw in range(draws):
+        order = np.random.default_rng([seed, draw]).permutation(count)
+        yield order[:fitted], order[fitted:]
+
+
+def alone(found: Scored, values: Mapping[int, np.ndarray], arguments: Arguments) -> np.ndarray:
+    """Correlations [seeds, 2] of a score with the truth, Kendall's and Spearman's, by its values of every seed."""
+    fitted = max(arguments.fitted)
+    return np.array(
+        [
+            np.mean(
+                [
+                    both(values[seed][held_out], found.truth[held_out])
+                    for _, held_out in splits(len(found.archs), fitted, seed, arguments.draws)
+                ],
+                axis=0,
+            )
+            for seed in arguments.seeds
+        ]
+    )
+
+
+def together(
+    found: Scored,
+    members: Mapping[str, np.ndarray],
+    supernets: Mapping[int, np.ndarray] | None,
+    fitted: int,
+    arguments: Arguments,
+) -> np.ndarray:
+    """The same of the ensemble of `members` and a supernet, which sees the choices as well."""
+    rows = []
+    for seed in arguments.seeds:
+        own = [*members.values(), *([supernets[seed]] if supernets else [])]
+        scores = np.array(own).reshape(len(own), len(found.archs)).T
+        draws = []
+        for chosen, held_out in splits(len(found.archs), fitted, seed, arguments.draws):
+            archs = [found.archs[index] for index in chosen]
+            ensemble = Ensemble.fit(found.space, archs, scores[chosen], found.truth[chosen])
+            predicted = ensemble([found.archs[index] for index in held_out], scores[held_out])
+            draws.append(both(predicted, found.truth[held_out]))
+        rows.append(np.mean(draws, axis=0))
+    return np.array(rows)
+
+
+def both(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    return float(kendalltau(scores, truth).statistic), float(spearmanr(scores, truth).statistic)
+
+
+def row(space: str, score: str, fitted: int, correlated: np.ndarray, learnt: bool = False) -> dict[str, object]:
+    """Means over seeds of correlations [seeds, 2]. `fitted` is 0 for a score that learns from no network."""
+    seeds = len(correlated)
+    return {
+        "space": space,
+        "score": score,
+        "fitted": fitted if learnt else 0,
+        "seeds": seeds,
+        "kendall": float(correlated[:, 0].mean()),
+        "standard_error": float(correlated[:, 0].std(ddof=1) / np.sqrt(seeds)) if seeds > 1 else float("nan"),
+        "spearman": float(correlated[:, 1].mean()),
+    }
 
 
 if __name__ == "__main__":

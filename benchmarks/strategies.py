@@ -30,11 +30,10 @@ from typing import NamedTuple
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
-from ranking import published
+from published import Known, cifar10, drawn, published_accuracy
 from report import report
 from rich.progress import track
 from scipy.stats import kendalltau, spearmanr
-from torch.utils.data import Subset
 
 from distill.blockwise import Teacher
 from predictors import LatencyPredictor, measure, prepare, stratified, this_device
@@ -55,7 +54,7 @@ from supernet import Arch, Supernet
 from supernet.artifacts.atomic import write_atomically
 from supernet.families import FAMILIES, Family
 from supernet.families.nas_bench_macro import to_string
-from supernet.training.data import DataConfig, ImageData, open_images
+from supernet.training.data import ImageData
 from supernet.training.execution import Execution
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
@@ -120,35 +119,6 @@ QUICK = {
     "measured": 8,
     "resolution": 16,
 }
-
-
-class Known:
-    """Numbers by name and architecture with the seconds that they took, kept as JSON lines."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._entries: dict[tuple[str, str], tuple[float, float]] = {}
-        for line in path.read_text().splitlines() if path.exists() else ():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # of a process that was killed
-                continue
-            self._entries[entry["name"], entry["arch"]] = entry["value"], entry["seconds"]
-
-    def value(self, name: str, arch: str, compute: Callable[[], float]) -> float:
-        if (name, arch) not in self._entries:
-            begun = time.perf_counter()
-            value = compute()
-            seconds = time.perf_counter() - begun
-            self._entries[name, arch] = value, seconds
-            with self._path.open("a") as file:
-                entry = {"name": name, "arch": arch, "value": value, "seconds": seconds}
-                file.write("\n" + json.dumps(entry) if file.tell() else json.dumps(entry))
-        return self._entries[name, arch][0]
-
-    def seconds(self, name: str) -> float:
-        """The median over architectures."""
-        return float(np.median([seconds for (own, _), (_, seconds) in self._entries.items() if own == name]))
 
 
 class Bench(NamedTuple):
@@ -216,22 +186,12 @@ def prepare_bench(arguments: Arguments) -> Bench:
         raise ValueError(f"{arguments.output} holds a run with other settings: {path.read_text()}; name another")
     with write_atomically(path) as temporary:
         temporary.write_text(json.dumps(settings))
-    config = DataConfig(
-        "folder",
-        str(arguments.data / "cifar10" / "train.tar"),
-        str(arguments.data / "cifar10" / "val.tar"),
-        scale=(0.6, 1.0),
-        color_jitter=0.0,
-        crop_pct=1.0,
-    )
-    data = open_images(config, arguments.seed, workers=0 if arguments.quick else 2)
-    data = dataclasses.replace(data, train=Subset(data.train, range(arguments.images)))
+    data = cifar10(arguments.data, arguments.images, arguments.seed, 0 if arguments.quick else 2)
     family = dataclasses.replace(FAMILIES["nasbench_macro"](num_classes=10), input_size=arguments.resolution)
     calibration = data.calibration_images(arguments.resolution, arguments.calibration, arguments.seed)
     images = resized(calibration, *data.images(data.holdout, arguments.resolution, arguments.judges))
-    table = published(arguments.data / "accuracy" / "nasbench_macro_cifar10.csv.gz")
-    chosen = np.random.default_rng(arguments.seed).choice(len(table), arguments.archs, replace=False)
-    archs = [list(table)[index] for index in chosen]
+    table = published_accuracy("nasbench_macro", arguments.data)
+    archs = drawn(table, arguments.archs, arguments.seed)
     return Bench(arguments, family, data, images, table, archs, Known(arguments.output / "scores.jsonl"))
 
 

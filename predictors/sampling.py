@@ -34,10 +34,10 @@ def stratified(
     """
     if space.size < count:
         raise ValueError(f"the space has {space.size} architectures, fewer than {count}")
-    uniform = _distinct(space, count - count // 2, generator)
+    uniform = distinct(space, count - count // 2, generator)
     pool = [arch for arch in dict.fromkeys(graded(space, POOL * count, generator)) if arch not in uniform]
     if len(pool) < count // 2:  # a space so small that most of it is wanted
-        return _distinct(space, count, generator)
+        return distinct(space, count, generator)
     sizes = np.log([macs(arch) for arch in pool])
     taken = np.zeros(len(pool), dtype=bool)
     for wanted in np.linspace(sizes.min(), sizes.max(), count // 2):
@@ -45,7 +45,10 @@ def stratified(
     return [*uniform, *(arch for arch, is_taken in zip(pool, taken) if is_taken)]
 
 
-def _distinct(space: SearchSpace, count: int, generator: np.random.Generator) -> list[Arch]:
+def distinct(space: SearchSpace, count: int, generator: np.random.Generator) -> list[Arch]:
+    """`count` distinct architectures, each uniform. ValueError if the space has fewer."""
+    if space.size < count:
+        raise ValueError(f"the space has {space.size} architectures, fewer than {count}")
     archs: dict[Arch, None] = {}
     while len(archs) < count:
         archs[space.sample(generator)] = None

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from search.blockwise.dna import DnaConfig
+from search.scores.ensemble import EnsembleConfig
 from search.scores.teacher_guided import GuidanceConfig
 from search.strategies import check_strategy
 from search.untrained.te_nas import PUBLISHED, TeNasConfig
 from supernet.evaluation import CALIBRATION_BYTES
 
 ACCURACY = "accuracy"
-SCORES = (ACCURACY, "te_nas", "zero_cost", "rdm", "dna")
+ENSEMBLE = "ensemble"
+SCORES = (ACCURACY, "te_nas", "zero_cost", "rdm", "dna", ENSEMBLE)
 WITH_SEARCH = ("te_nas", "dna")
 """Scores that come with a search of their own: pruning, and the traversal of blocks."""
 POPULATION = 100
@@ -30,7 +32,7 @@ class SearchJob:
     strategy: str | None = None
     """One of search.strategies.STRATEGIES; by default the search that comes with the score, or else evolution."""
     score: str = ACCURACY
-    """What architectures are judged by: accuracy, te_nas, zero_cost, rdm or dna."""
+    """What architectures are judged by: accuracy, te_nas, zero_cost, rdm, dna or ensemble."""
     limits: Mapping[str, float] = field(default_factory=dict)
     """The largest admissible macs, parameters, activation_bytes (for one image), stored_bytes, both at a precision too
     (`search.counts`), and milliseconds by device name."""
@@ -69,6 +71,8 @@ class SearchJob:
     """How the score rdm compares with the teacher."""
     dna: DnaConfig = field(default_factory=DnaConfig)
     """How the score dna trains blocks by the teacher."""
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+    """Which scores the score ensemble combines, and what it learns from."""
     seed: int = 0
     """All that is random follows from it."""
 

@@ -8,6 +8,8 @@
         --output runs/rdm
     supernet search --run runs/digits --score dna --teacher models/teacher --limits macs=2e6 \
         --images 100 --calibration-images 100 --dna.epochs 5 --output runs/dna
+    supernet search --run runs/digits --score ensemble --ensemble.trained 12 --ensemble.epochs 5 \
+        --output runs/ensemble
     supernet search --space nasbench201 --score te_nas --output runs/te_nas
 
 Accuracy, or the first metric of another task, is that on the held-out images with BatchNorm recalibrated; the test
@@ -23,8 +25,9 @@ resnet18 --input-size 32 --output models/teacher trains one. `rdm` then scores t
 core. `dna` trains blocks first, in OUTPUT/dna, from where it was stopped; then it rates every path of each block, which
 takes tens of milliseconds each, and proposes the best architectures within the limits in order. The line above trains
 four blocks and rates 6,278 paths in three minutes on one core. Where blocks end follows from the resolutions of both
-networks, unless --dna.points and --dna.cuts say it. `te_nas` prunes where operations can be mixed and nothing is
-limited.
+networks, unless --dna.points and --dna.cuts say it. `ensemble` trains some networks alone first, in OUTPUT/ensemble,
+from where it was stopped, and learns from these what the supernet's accuracy and other scores are worth. `te_nas`
+prunes where operations can be mixed and nothing is limited.
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ from search.loop import Generation
 from search.margin import beyond_measurements, device_limits, limit_notes, probability_within
 from search.report.sources import write_origin
 from search.run import load_predictors, run_search
+from search.scores.ensemble import EnsembleConfig
 from search.scores.judges import TRAINING_FREE, untrained_run
 from search.scores.teacher_guided import GuidanceConfig
 from search.settings import SCORES, SearchJob
@@ -90,7 +94,7 @@ class Arguments:
     with the score, or else evolution."""
     score: str = SearchJob.score
     """What architectures are judged by: accuracy (of another task than images with classes, its first metric), te_nas,
-    zero_cost, rdm or dna, which are for such images. te_nas comes with a search by pruning,
+    zero_cost, rdm, dna or ensemble, which are for such images. te_nas comes with a search by pruning,
     dna with one that puts the best paths of blocks together."""
     predictors: tuple[Path, ...] = ()
     """Folders of latency predictors, one a device."""
@@ -129,6 +133,7 @@ class Arguments:
     """Whom rdm and dna follow: a pretrained model of timm's, or the folder of an extracted subnet or a training run."""
     rdm: GuidanceConfig = field(default_factory=GuidanceConfig)
     dna: DnaConfig = field(default_factory=DnaConfig)
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     seed: int = SearchJob.seed
     """All that is random follows from it."""
     device: DeviceFlag = Execution.device

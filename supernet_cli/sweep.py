@@ -17,7 +17,8 @@ architectures in all. When all searches have ended, one yardstick (`--judge`) ju
 architecture once, on Ray as well. OUTPUT/strategies.csv says how strategies stand on each device under each limit,
 OUTPUT/handed_in.csv what each search handed in. OUTPUT/judged_JUDGE.jsonl, and a `--storage` that is an address, keep
 what was judged, so that `--resume` goes on from there, or judges a finished sweep by another yardstick. A teacher sees
-the images, and blocks are trained (in OUTPUT/dna), once, before the searches begin.
+the images, blocks are trained (in OUTPUT/dna), and so are the networks that an ensemble learns from (in
+OUTPUT/ensemble), once, before the searches begin.
 
 The last line is for a cluster, typed on one of its machines. Every machine needs this package installed, the same files
 at RUN and at the predictors' folders (a network file system, or copies), and a `--storage` that all can write to.
@@ -63,7 +64,8 @@ from search.loop import Generation
 from search.margin import beyond_measurements, limit_notes, probability_within
 from search.report.sources import write_origin
 from search.run import load_predictors, make_problem, prepared_judge, run_search
-from search.scores.judges import BY_TEACHER, Judge, make_judge
+from search.scores.ensemble import EnsembleConfig
+from search.scores.judges import BY_TEACHER, LEARNT, Judge, make_judge
 from search.scores.teacher_guided import GuidanceConfig
 from search.settings import POPULATION, SearchJob
 from search.sweep import Sweep, TrialSettings, combined_front, run_sweep, write_sweep
@@ -87,8 +89,8 @@ class Arguments:
     """Folders of latency predictors, one a device."""
     strategies: tuple[str, ...] = ("evolution",)
     """What to compare: a strategy of search.strategies.STRATEGIES, which goes by accuracy in the supernet, or the first
-    metric of another task; a score (te_nas, zero_cost, rdm, dna, or one that zero_cost combines, such as ntk, synflow
-    or macs), searched as `supernet search --score` does; or both, as evolution:dna."""
+    metric of another task; a score (te_nas, zero_cost, rdm, dna, ensemble, or one that zero_cost combines, such as ntk,
+    synflow or macs), searched as `supernet search --score` does; or both, as evolution:dna."""
     limits_ms: tuple[float, ...] = ()
     """Latency limits, each of which is a search on every device; none gives searches without a limit."""
     seeds: tuple[int, ...] = (0,)
@@ -117,6 +119,7 @@ class Arguments:
     """Whom rdm and dna follow: a pretrained model of timm's, or the folder of an extracted subnet or a training run."""
     rdm: GuidanceConfig = field(default_factory=GuidanceConfig)
     dna: DnaConfig = field(default_factory=DnaConfig)
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     judge: Literal["supernet", "standalone", "table"] = "supernet"
     """What judges all that was handed in: the supernet's accuracy (or first metric) on the held-out images, the same of
     architectures that are trained alone, or a table of what was published."""
@@ -240,9 +243,9 @@ def plan(arguments: Arguments, trained: Run) -> list[TrialSettings]:
         same = searches.setdefault(str(dataclasses.replace(job, strategy=job.searches_by)), name)
         if same != name:
             raise ValueError(f"{same} and {name} are one and the same strategy: name it once")
-        if job.score not in BY_TEACHER:
+        if job.score not in LEARNT:
             make_judge(job, trained)
-        elif job.teacher is None:
+        elif job.score in BY_TEACHER and job.teacher is None:
             raise ValueError(f"the score {job.score} needs a teacher: name a model of timm's, or a folder: --teacher")
         elif job.score == "rdm" and job.rdm.epochs:
             raise ValueError("in a sweep, candidates of rdm come from the supernet: leave out --rdm.epochs")
@@ -264,11 +267,11 @@ def make_yardstick(arguments: Arguments, trained: Run, output: Path) -> Yardstic
 
 
 def prepare(arguments: Arguments, trained: Run, output: Path) -> dict[str, object]:
-    """What trials share: for each score by a teacher, the judge, which has learnt what it is to learn."""
+    """What trials share: for each score that learns first, the judge, which has learnt what it is to learn."""
     jobs = {}
     for entry in arguments.strategies:
         job = arguments.job({"strategy": entry, "device": "", "limit_ms": float("inf"), "seed": arguments.seeds[0]})
-        if job.score in BY_TEACHER:
+        if job.score in LEARNT:
             jobs[job.score] = job
     return {"judges": {score: prepared_judge(job, trained, output, arguments.device) for score, job in jobs.items()}}
 

@@ -11,28 +11,22 @@ import csv
 import dataclasses
 import gzip
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-import torch
-
 from search.problem import Score
 from search.scores.judges import settled, supernet_score
+from search.scores.trained_alone import TrainedAlone, alone_settings
 from search.settings import SAID_ANEW, SearchJob
 from search.sweep import Trial, folder_of
 from supernet.artifacts.runs import Run
-from supernet.evaluation import evaluate
 from supernet.families import Family
 from supernet.families.nas_bench_201 import from_string as nasbench201_arch
 from supernet.families.nas_bench_macro import from_string as nasbench_macro_arch
 from supernet.space import Arch
-from supernet.training.cohort import train_models
-from supernet.training.data import Data, ImageData
 from supernet.training.execution import Execution
-from supernet.training.loop.config import LoopConfig
-from supernet.training.standalone import model_settings
 
 PUBLISHED_AS: Mapping[str, Callable[[str], Arch]] = {
     "nasbench201": nasbench201_arch,
@@ -82,13 +76,9 @@ def trained_alone(run: Run, epochs: int, directory: Path, execution: Execution) 
     """
     if epochs < 1:
         raise ValueError(f"an architecture that is trained alone takes at least 1 epoch, not {epochs}")
-    config = model_settings(run.job.train)
-    config = dataclasses.replace(config, epochs=epochs, warmup_epochs=min(config.warmup_epochs, epochs / 4))
-    data = run.data
-    if isinstance(data, ImageData):
-        data = dataclasses.replace(data, workers=0)  # a worker has its CPUs for all
+    config = alone_settings(run.job.train, epochs)
     settings = {"yardstick": "standalone", "train": dataclasses.asdict(config)}
-    score = TrainedAlone(run.family, data, config, folder_of(directory, settings), execution)
+    score = TrainedAlone(run.family, run.data, config, folder_of(directory, settings), execution)
     return Yardstick(f"{run.family.task.metric}_alone", score, settings, together=1)
 
 
@@ -138,47 +128,3 @@ def _unpublished(path: Path) -> Score:
         raise ValueError(f"{path.name} has no such architecture")
 
     return missing
-
-
-class TrainedAlone:
-    """The score "the first metric on held-out examples after a training alone", from fresh weights of the seed of
-    `config`; higher is better, NaN if an output is not finite."""
-
-    def __init__(self, family: Family, data: Data, config: LoopConfig, directory: Path, execution: Execution) -> None:
-        self._family, self._data, self._config = family, data, config
-        self._directory, self._execution = directory, execution
-
-    def to(self, device: torch.device | str) -> TrainedAlone:
-        """Has networks train on `device`, in place."""
-        self._execution = dataclasses.replace(self._execution, device=str(device))
-        return self
-
-    def __call__(self, archs: Sequence[Arch]) -> list[float]:
-        return [self._value(arch) for arch in archs]
-
-    def each(self, archs: Sequence[Arch]) -> Iterator[tuple[int, float | Exception]]:
-        """The index and the value of each architecture, or what its training raised, as soon as it is known."""
-        for index, arch in enumerate(archs):
-            try:
-                yield index, self._value(arch)
-            except Exception as error:
-                yield index, error
-
-    def _value(self, arch: Arch) -> float:
-        family, config = self._family, self._config
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(config.seed)
-            model = family.build(arch, drop_rate=config.drop_rate, drop_path_rate=config.drop_path_rate)
-        resolution = family.resolution(arch)
-        (trained,) = train_models(
-            [model],
-            [resolution],
-            self._data,
-            config,
-            self._directory / "-".join(map(str, family.space.encode([arch])[0])),
-            task=family.task,
-            execution=self._execution,
-            resume=True,
-        )
-        metrics = evaluate(trained, family.task, self._data.evaluation_batches(self._data.holdout, resolution), arch)
-        return next(iter(metrics.values()))

@@ -5,6 +5,7 @@ te_nas      the combined rank of trainability and expressivity (TE-NAS), without
 zero_cost   the mean rank of zero-cost scores, without training
 rdm         accuracy plus how much a subnet sees images as a teacher does (P+TG)
 dna         how well blocks imitate those of a teacher (DNA)
+ensemble    what some of these say together, learnt from a few networks that are trained alone
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import IterableDataset, Subset
 
 from distill.blockwise import Teacher
+from predictors.sampling import distinct
 from search.blockwise.dna import BlockRating
 from search.problem import Problem, Score
 from search.scores.accuracy import EvaluationBatches, EvaluationImages, SupernetScore, held_out
+from search.scores.ensemble import EnsembleScore
 from search.scores.teacher_guided import FromSupernet, MakeCandidate, TeacherGuided, TrainedBriefly, brief_training
+from search.scores.trained_alone import TrainedAlone, alone_settings
 from search.scores.untrained import LabelledImages, TrainingFreeScore
-from search.settings import ACCURACY, SearchJob
+from search.settings import ACCURACY, ENSEMBLE, SearchJob
 from search.untrained.proxies import PROXIES
 from search.untrained.te_nas import Proxies, prunable, search_by_pruning
 from supernet.artifacts.runs import Job, Run
@@ -46,7 +50,8 @@ from supernet.training.randomness import Stream, generator
 logger = logging.getLogger(__name__)
 
 TRAINING_FREE = ("te_nas", "zero_cost")  # what needs images and a space, but no trained supernet
-BY_TEACHER = ("rdm", "dna")  # what learns from a teacher before it judges, and may be learnt once for many searches
+BY_TEACHER = ("rdm", "dna")  # what learns from a teacher before it judges
+LEARNT = (*BY_TEACHER, ENSEMBLE)  # what learns before it judges, once for many searches
 POOL = 8  # times the batch of the zero-cost scores: images that TE-NAS draws from
 
 
@@ -290,6 +295,26 @@ def _dna(job: SearchJob, run: Run, directory: Path | None) -> Judge:
     return Judge(score, score.prepare, score.best_first, worst=-float(len(score.blocks)))
 
 
+def _ensemble(job: SearchJob, run: Run, directory: Path | None) -> Judge:
+    if directory is None:
+        raise ValueError("an ensemble needs a folder for the networks that it learns from: record a history")
+    config, folder = job.ensemble, directory / ENSEMBLE
+    members: dict[str, Score] = {}
+    if untrained := [name for name in config.members if name != ACCURACY]:
+        batch = _batch(job, run)
+        members = {name: _training_free(job, run, (name,), batch) for name in untrained}
+    if ACCURACY in config.members:
+        members[ACCURACY] = supernet_score(job, run)
+    training = alone_settings(run.job.train, config.epochs)
+    execution = Execution(eval_epochs=0, keep_checkpoints=1, calibration_bytes=job.calibration_bytes)
+    alone = TrainedAlone(run.family, run.data, training, folder / "networks", execution)
+    archs = distinct(run.family.space, config.trained, generator(job.seed, Stream.SCORES, 1))
+    names = ("seed", "images", "resize_images", "calibration_images", "zero_cost_images", "te_nas")
+    fields = dataclasses.asdict(job)
+    settings = {name: fields[name] for name in names} | {"train": dataclasses.asdict(training)}
+    return Judge(EnsembleScore(run.family.space, members, alone, archs, folder, settings))
+
+
 def _log_blocks(result: StepResult) -> None:
     if result.losses and (result.step % 50 == 0 or result.step == result.steps):
         found = ", ".join(f"{loss:.3f}" for loss in result.losses)
@@ -335,4 +360,5 @@ JUDGES: Mapping[str, Callable[[SearchJob, Run, Path | None], Judge]] = {
     "zero_cost": _zero_cost,
     "rdm": _rdm,
     "dna": _dna,
+    ENSEMBLE: _ensemble,
 }
