@@ -146,11 +146,12 @@ class EnsembleScore:
     def each(self, archs: Sequence[Arch]) -> Iterator[tuple[int, float | Exception]]:
         """The index and the value of each architecture, or what scoring it raised, as soon as it is known."""
         self.prepare()
-        for index, scores, error in evaluate_here(self._members)(archs):
-            if error:
-                yield index, RuntimeError(error)
+        for found in evaluate_here(self._members)(archs):
+            if found.error:
+                yield found.index, RuntimeError(found.error)
             else:
-                yield index, float(self.ensemble([archs[index]], np.array([self._row(scores)]))[0])
+                row = np.array([self._row(found.scores)])
+                yield found.index, float(self.ensemble([archs[found.index]], row)[0])
 
     def _row(self, scores: Mapping[str, float]) -> list[float]:
         return [scores[name] for name in self._members]

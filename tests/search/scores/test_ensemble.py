@@ -154,7 +154,7 @@ def test_a_member_that_fails_is_the_evaluations_error(archs, tmp_path):
 
 
 def test_a_run_is_searched_by_an_ensemble(tmp_path):
-    run = untrained_run("nasbench201", '{"channels": 4, "cells": 1}', DataConfig())
+    run = untrained_run("nasbench201", '{"channels": 4, "cells": 1}', DataConfig(holdout=0.8))
     names = list(run.family.space.choices)
     kept = dict.fromkeys(names[:4], ("skip_connect", "nor_conv_1x1")) | dict.fromkeys(names[4:], ("nor_conv_3x3",))
     train = TrainConfig(epochs=1, batch_size=256, warmup_epochs=0)
