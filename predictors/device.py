@@ -15,6 +15,8 @@ from pathlib import Path
 from supernet.artifacts import provenance
 from supernet.artifacts.atomic import write_atomically
 
+BITS = {"fp32": 32, "tf32": 32, "fp16": 16, "int8": 8, "int4": 4}  # of a number, by precision
+
 
 @dataclass(frozen=True)
 class Device:
@@ -36,6 +38,11 @@ class Device:
             raise ValueError(f"a device's name is made of letters, digits, '-', '_' and '.', unlike {self.name!r}")
         if self.threads < 1 or self.batch_size < 1:
             raise ValueError(f"threads and batch_size are at least 1, not {self.threads} and {self.batch_size}")
+
+    @property
+    def bits(self) -> int:
+        """Of a weight or an activation at the device's precision."""
+        return BITS.get(self.precision, 32)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2)

@@ -8,11 +8,11 @@ single precision, and `stored_bytes.int8` with weights of 8 bits.
 from __future__ import annotations
 
 from predictors.activation_memory import peak_activation
+from predictors.device import BITS
 from predictors.stored_bytes import stored
 from search.problem import Cost
 from supernet.families import Family
 
-BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
 COUNTS = ("macs", "parameters", "activation_bytes", "stored_bytes")
 
 

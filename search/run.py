@@ -13,9 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from predictors import LatencyPredictor
+from predictors.device import BITS
 from predictors.latency import file_of
 from predictors.quantities import FURTHER, LATENCY, cost_name
-from search.counts import BITS, COUNTS, count, is_count
+from search.counts import COUNTS, count, is_count
 from search.evaluator import Evaluator, EvaluatorOfParts, evaluate_here
 from search.history import Evaluation, History
 from search.limits import reachable

@@ -78,7 +78,8 @@ def _bytes_an_example(net: Supernet, inputs: Any) -> int | None:
         return None
 
 
-def _peak(inputs: tuple, model: nn.Module, bits: int = 32) -> int:
+def _peak(inputs: tuple, model: nn.Module, bits: int | None = None) -> int:
+    """With floating-point activations of `bits` each, or of the size of their type."""
     with torch.no_grad(), _Alive([*model.parameters(), *model.buffers()], bits) as alive:
         for tensor in tree_leaves(inputs):
             if isinstance(tensor, Tensor):
@@ -90,7 +91,7 @@ def _peak(inputs: tuple, model: nn.Module, bits: int = 32) -> int:
 class _Alive(TorchDispatchMode):
     """Follows the storages that operations make."""
 
-    def __init__(self, weights: Sequence[Tensor], bits: int) -> None:
+    def __init__(self, weights: Sequence[Tensor], bits: int | None) -> None:
         super().__init__()
         self.peak, self._bits = 0.0, bits
         self._weights = {StorageWeakRef(tensor.untyped_storage()) for tensor in weights}
@@ -106,8 +107,8 @@ class _Alive(TorchDispatchMode):
     def note(self, tensor: Tensor) -> None:
         storage = StorageWeakRef(tensor.untyped_storage())
         if storage not in self._weights:
-            size = tensor.untyped_storage().nbytes()
-            if tensor.is_floating_point():
+            size: float = tensor.untyped_storage().nbytes()
+            if self._bits and tensor.is_floating_point():
                 size = size // tensor.element_size() * self._bits / 8
             self._sizes[storage] = size
         self._sizes = {storage: size for storage, size in self._sizes.items() if not storage.expired()}

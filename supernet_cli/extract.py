@@ -138,19 +138,33 @@ def latency_lines(history: Path, arch: Arch) -> Iterator[str]:
 
 
 def chosen_arch(arguments: Arguments, space: SearchSpace) -> Arch:
-    ways = [arguments.arch is not None, arguments.history is not None, arguments.largest, arguments.smallest]
-    if sum(ways) != 1:
+    a = arguments
+    return arch_of(space, a.arch, a.history, a.line, largest=a.largest, smallest=a.smallest)
+
+
+def arch_of(
+    space: SearchSpace,
+    arch: str | None = None,
+    history: Path | None = None,
+    line: int | None = None,
+    *,
+    largest: bool = False,
+    smallest: bool = False,
+) -> Arch:
+    """The architecture that is said in one of these ways; ValueError if it is said in none or in several."""
+    if sum([arch is not None, history is not None, largest, smallest]) != 1:
         raise ValueError("say which architecture: one of --arch, --history, --largest and --smallest")
-    if arguments.largest or arguments.smallest:
-        return space.largest if arguments.largest else space.smallest
-    if arguments.arch is not None:
-        return space.validate(Arch.from_json(arguments.arch))
-    evaluations = read_history(arguments.history)[1]
-    if arguments.line is None:
+    if largest or smallest:
+        return space.largest if largest else space.smallest
+    if arch is not None:
+        return space.validate(Arch.from_json(arch))
+    assert history is not None
+    evaluations = read_history(history)[1]
+    if line is None:
         scored = [evaluation for evaluation in evaluations if evaluation.scores]
         if not scored:
-            raise ValueError(f"{arguments.history} holds no architecture with a score")
+            raise ValueError(f"{history} holds no architecture with a score")
         return max(scored, key=lambda evaluation: next(iter(evaluation.scores.values()))).arch
-    if not 1 <= arguments.line <= len(evaluations):
-        raise ValueError(f"{arguments.history} has evaluations 1 to {len(evaluations)}, not {arguments.line}")
-    return evaluations[arguments.line - 1].arch
+    if not 1 <= line <= len(evaluations):
+        raise ValueError(f"{history} has evaluations 1 to {len(evaluations)}, not {line}")
+    return evaluations[line - 1].arch

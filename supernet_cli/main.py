@@ -20,6 +20,7 @@ COMMANDS = (
     "fit-latency",
     "predict-latency",
     "compare-devices",
+    "diagnose",
     "search",
     "sweep",
     "sweep-trainings",

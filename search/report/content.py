@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -104,6 +105,36 @@ def make_content(sources: Sources, title: str = "") -> Content:
         "trainings": [_training(training) for training in sources.trainings if training.metrics],
         "comparison": comparison(sources.searches, searches, groups, judge),
         "standings": [_standing(row) for row in sources.standings],
+        "diagnoses": [_diagnosis(row) for row in sources.diagnoses],
+    }
+
+
+def _diagnosis(found: Mapping[str, Any]) -> Content:
+    """What holds a network back: its layers as points of a roofline, in FLOP/byte and GFLOP/s at most, and advice."""
+    names = ("network", "device", "bottlenecks", "limits", "exceeded", "shares", "activation_bytes", "stored_bytes")
+    rates = {int(size): rate for size, rate in found["bandwidths"].items()}
+    points = [
+        (
+            layer["name"],
+            rounded(layer["intensity"]),
+            rounded(
+                2e-6 * layer["macs"] / (max(layer["compute_ms"], layer["transfer_ms"]) + layer["overhead_ms"]),
+            ),
+            layer["bound_by"],
+        )
+        for layer in found["layers"]
+        if layer["macs"]
+    ]
+    return {
+        **{name: found[name] for name in names},
+        "estimate_ms": rounded(found["estimate_ms"]),
+        "peak_gflops": rounded(2e-9 * found["peak_macs"]),
+        "bandwidth_gb": [rounded(1e-9 * rate) for rate in (max(rates.values()), rates[max(rates)])],
+        "points": points,
+        "advice": [
+            {**row, **{name: rounded(row[name]) for name in ("estimate_ms", "activation_bytes", "stored_bytes")}}
+            for row in found["advice"]
+        ],
     }
 
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from compress.diagnosis_record import FILE as DIAGNOSIS
+from compress.diagnosis_record import read_record
 from predictors import LatencyPredictor
 from predictors.latency import FILE as PREDICTOR
 from predictors.measuring.measurements import Measurement, read_measurements
@@ -87,6 +89,7 @@ class Sources:
     trainings: Sequence[Training]
     holdout: Mapping[Path, int]  # held-out examples of each training run
     standings: Sequence[Mapping[str, str]] = ()  # of strategies by one yardstick, as sweeps wrote them
+    diagnoses: Sequence[Mapping[str, Any]] = ()  # of networks on devices, as `supernet diagnose` wrote them
 
 
 def write_origin(
@@ -136,6 +139,7 @@ def read_sources(folders: Sequence[Path], predictors: Sequence[Path] = ()) -> So
         [training for run, config in configs.items() for training in _trainings(run, config)],
         {run: config["held_out"] for run, config in configs.items()},
         [row for folder in folders for row in _standings(folder / STANDINGS)],
+        [read_record(folder) for folder in dict.fromkeys([*folders, *runs]) if (folder / DIAGNOSIS).exists()],
     )
 
 

@@ -155,4 +155,6 @@ HISTORY = Format(
     (_score_apart, _blocks_by_the_loop, _images_at_each_resolution, _rejected),
     prefix="supernet search history ",
 )
+ROOFLINE = Format("roofline of a device")
+DIAGNOSIS = Format("diagnosis")
 CHECKPOINT = Format("checkpoint of a training", prefix="supernet-checkpoint-")

@@ -31,6 +31,6 @@ def test_a_limit_holds_at_its_precision():
 
 def test_an_unknown_precision_is_named():
     with pytest.raises(
-        ValueError, match=r"a limit on 'stored_bytes.int3', .* activation_bytes.int8 \(fp32, fp16, int8"
+        ValueError, match=r"a limit on 'stored_bytes.int3', .* activation_bytes.int8 \(fp32, tf32, fp16, int8"
     ):
         make_problem(SearchJob(limits={"stored_bytes.int3": 1}), FAMILY, {})

@@ -169,6 +169,29 @@ function drawDevice(target, device) {
   Plotly.newPlot(target, traces, layout("measured (ms)", "predicted (ms)", { x: { rangemode: "tozero" }, y: { rangemode: "tozero" } }), STILL);
 }
 
+// The best that a device attains by intensity, from its nearest cache and from memory, and where each layer is.
+function drawRoofline(target, found) {
+  const x = found.points.map((point) => point[1]);
+  const ends = [Math.min(0.5, ...x), Math.max((4 * found.peak_gflops) / found.bandwidth_gb[1], ...x)];
+  const roofs = found.bandwidth_gb.map((rate, index) => {
+    const ridge = Math.max(ends[0], Math.min(found.peak_gflops / rate, ends[1]));
+    const at = [ends[0], ridge, ends[1]];
+    return {
+      type: "scatter", mode: "lines", x: at, y: at.map((intensity) => Math.min(found.peak_gflops, rate * intensity)), hoverinfo: "skip",
+      line: { color: "#8c959f", dash: index ? "solid" : "dash", width: 1 }, name: `${index ? "memory" : "nearest cache"}: ${rate} GB/s`,
+    };
+  });
+  const layers = ["compute", "bandwidth", "overhead"].map((bound, index) => {
+    const own = found.points.filter((point) => point[3] === bound);
+    return {
+      type: "scatter", mode: "markers", name: `bound by ${bound}`, x: own.map((p) => p[1]), y: own.map((p) => p[2]), text: own.map((p) => plain(p[0])),
+      marker: { color: COLOURS[index], symbol: MARKS[index], size: 7 }, hovertemplate: "%{text}: %{x:.3g} FLOP/byte, %{y:.3g} GFLOP/s at most<extra></extra>",
+    };
+  });
+  const traces = [...roofs, ...layers.filter((trace) => trace.x.length)];
+  Plotly.newPlot(target, traces, layout("FLOP for each byte moved", "GFLOP/s at most", { x: { type: "log" }, y: { type: "log" } }), STILL);
+}
+
 function drawCurves(target, curves, title, scale) {
   const traces = Object.entries(curves).map(([name, points], index) => ({
     type: "scatter", mode: points.length > 40 ? "lines" : "lines+markers", name: plain(name),

@@ -205,6 +205,28 @@ function drawDevices() {
   }
 }
 
+function drawDiagnoses() {
+  const section = $("diagnoses");
+  section.hidden = !report.diagnoses.length;
+  const part = (value, whole) => `${quantity(value, "")} (${Math.round((100 * value) / whole)} %)`;
+  for (const found of report.diagnoses) {
+    const shares = Object.entries(found.shares).map(([name, share]) => `${name} ${Math.round(100 * share)} %`).join(", ");
+    const exceeded = Object.entries(found.exceeded).map(([name, times]) => ` ${name} is ${times.toFixed(2)} times its limit.`).join("");
+    const caption = `${found.network} on ${found.device}: held back by ${found.bottlenecks.join(", then ")}. Its time: ${shares}.${exceeded}`;
+    figure(section, caption, (chart) => drawRoofline(chart, found));
+    const table = element("table");
+    table.append(
+      row(["change", "why", "ms", "activation bytes", "stored bytes"], "th"),
+      ...found.advice.map((each) =>
+        row([each.change, each.reason, ...["estimate_ms", "activation_bytes", "stored_bytes"].map((name) => part(each[name], found[name]))]),
+      ),
+    );
+    const scroll = element("div", { className: "scroll" });
+    scroll.append(table);
+    section.append(scroll);
+  }
+}
+
 function drawTrainings() {
   const section = $("trainings");
   section.hidden = !report.trainings.length;
@@ -305,7 +327,7 @@ function start() {
   drawComparison();
   drawStandings();
   document.documentElement.dataset.ready = "true";
-  later([() => drawHypervolume($("hypervolume"), report), drawDevices, drawTrainings]);
+  later([() => drawHypervolume($("hypervolume"), report), drawDevices, drawDiagnoses, drawTrainings]);
 }
 
 // What lies further down is drawn a piece at a time, so that the page can be used meanwhile.
