@@ -27,9 +27,10 @@ from rich.progress import track
 from scipy.stats import spearmanr
 
 from compress.diagnosis import Diagnosis, diagnose
+from compress.roofline import Roofline
 from predictors import prepare, this_device
 from predictors.measuring.runtimes import Timer, random_inputs
-from predictors.roofline import Roofline, measure_roofline
+from predictors.roofline import measure_roofline
 from supernet.artifacts.export import export_onnx
 from supernet.families import FAMILIES, Family
 from supernet.space import Arch

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.diagnosis import BANDWIDTH, COMPUTE, FLASH, MEMORY, OVERHEAD, Diagnosis, diagnose
-from predictors.stored_bytes import stored_bytes
 from supernet.channels import Channels, trace
+from supernet.costs import stored_bytes
 from supernet.errors import first_line
 from supernet.families.traced.models import from_model
 from supernet.skeleton import copy_to

@@ -1,7 +1,7 @@
 """What holds a network back on a device: compute, bandwidth, overhead, memory or flash.
 
 Each layer, as it runs once deployed (`supernet.operations.fuse`), takes no less than its multiply-accumulates at the
-device's peak, and no less than the bytes that it moves at the device's bandwidth (`predictors.roofline`); the larger of
+device's peak, and no less than the bytes that it moves at the device's bandwidth (`compress.roofline`); the larger of
 the two says what bounds it, unless what every operation takes whatever it does is larger still.
 """
 
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from predictors.roofline import Roofline
-from predictors.stored_bytes import stored_bytes
+from compress.roofline import Roofline
 from supernet.activation_memory import peak_activation_bytes
 from supernet.artifacts.deployment import deployed
+from supernet.costs import stored_bytes
 from supernet.operations import Operation, Operations, operations
 
 COMPUTE, BANDWIDTH, OVERHEAD, MEMORY, FLASH = "compute", "bandwidth", "overhead", "memory", "flash"

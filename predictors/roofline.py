@@ -1,30 +1,22 @@
-"""How fast a device can compute and move data at best: the roofline that no network's time goes below.
+"""Measuring the roofline of a device: by its own runtime, on layers that suit it, as the best of many runs.
 
-A layer of M multiply-accumulates that moves B bytes takes at least max(M / peak, B / bandwidth) (Williams, Waterman and
-Patterson, Communications of the ACM 52(4), 2009). Peak and bandwidth are measured by the device's own runtime, on
-layers that suit it, as the best of many runs: data sheets promise what no runtime attains, and what else runs on the
-machine can only slow it down.
+Data sheets promise what no runtime attains, and what else runs on the machine can only slow it down.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from compress.roofline import Roofline
 from predictors.device import Device
 from predictors.measuring.runtimes import Timer, check, prepare
-from supernet.artifacts.atomic import write_atomically
-from supernet.artifacts.formats import ROOFLINE
 
 # C channels, H height, W width
 
-FILE = "roofline.json"
 CONVOLUTIONS = ((64, 56, 3), (128, 28, 3), (256, 28, 1), (512, 14, 1))  # C, H = W, kernel size
 PRODUCTS = (512, 1024)  # of square matrices
 WORKING_SETS = (2**14, 2**17, 2**20, 2**23, 2**26)  # bytes that one operation reads and writes
@@ -33,59 +25,6 @@ CHAIN = 16  # operations one after another
 REPEATS = 4
 ROUNDS = 4
 VISIT_MS, VISIT_RUNS = 20.0, 16  # of a round: no longer and no more than this, but for a first run
-
-
-@dataclass(frozen=True)
-class Roofline:
-    """The best that a device does, at its precision and with its threads."""
-
-    peak_macs: float  # multiply-accumulates a second
-    bandwidths: Mapping[
-        int, float
-    ]  # bytes a second, by the bytes that an operation moves: caches are faster than memory
-    overhead_ms: float = 0.0  # of each operation, whatever it does
-
-    def __post_init__(self):
-        if not self.peak_macs > 0 or not self.bandwidths or not min(self.bandwidths.values()) > 0:
-            raise ValueError(f"peak and bandwidth are positive, not {self.peak_macs} and {dict(self.bandwidths)}")
-
-    def bandwidth(self, moved: float) -> float:
-        """Bytes a second at best where an operation moves so many bytes: the most at any measured number of bytes that
-        is not smaller, and at the next smaller one."""
-        smaller = [size for size in self.bandwidths if size <= moved]
-        least = max(smaller, default=min(self.bandwidths))
-        return max(rate for size, rate in self.bandwidths.items() if size >= least)
-
-    @property
-    def memory_bandwidth(self) -> float:
-        """Bytes a second of what no cache holds."""
-        return self.bandwidths[max(self.bandwidths)]
-
-    def compute_ms(self, macs: float) -> float:
-        return 1e3 * macs / self.peak_macs
-
-    def transfer_ms(self, moved: float) -> float:
-        return 1e3 * moved / self.bandwidth(moved)
-
-    def save(self, folder: str | Path) -> None:
-        """Write `roofline.json` beside what else is known of the device."""
-        content = {"format": ROOFLINE.label, **dataclasses.asdict(self)}
-        with write_atomically(Path(folder, FILE)) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Roofline:
-        """The roofline in `folder`; ValueError if there is none or it cannot be read."""
-        path = Path(folder, FILE)
-        try:
-            content = json.loads(path.read_text())
-            content = ROOFLINE.upgraded(content, content.pop("format"), path)
-            rates = {int(size): float(rate) for size, rate in content.pop("bandwidths").items()}
-            return cls(bandwidths=rates, **content)
-        except FileNotFoundError:
-            raise ValueError(f"there is no {path}: measure the device, or say its peak and bandwidth") from None
-        except (AttributeError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no roofline, or damaged ({error}): delete it and measure again") from None
 
 
 def measure_roofline(device: Device, progress: Callable[[int, int], object] = lambda done, total: None) -> Roofline:

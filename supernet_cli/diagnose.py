@@ -27,11 +27,12 @@ from torch import nn
 from compress.advice import Advice, advise
 from compress.diagnosis import FLASH, MEMORY, Diagnosis, diagnose
 from compress.diagnosis_record import FILE, PICTURE, plot_roofline, record, write_record
+from compress.roofline import FILE as ROOFLINE
+from compress.roofline import Roofline
 from predictors import is_this_machine, this_device
 from predictors.device import BITS, Device
 from predictors.measuring import runtimes
-from predictors.roofline import FILE as ROOFLINE
-from predictors.roofline import Roofline, measure_roofline
+from predictors.roofline import measure_roofline
 from supernet.artifacts.runs import read_family
 from supernet.artifacts.subnet import load_subnet
 from supernet.families.timm_models import timm_model

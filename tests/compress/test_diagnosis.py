@@ -7,7 +7,7 @@ from torch import nn
 from compress.advice import advise
 from compress.diagnosis import diagnose
 from compress.diagnosis_record import plot_roofline, read_record, record, write_record
-from predictors.roofline import Roofline
+from compress.roofline import Roofline
 
 PIXELS = 16 * 16
 SIZE = (3, 16, 16)

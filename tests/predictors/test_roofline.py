@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
+from compress.roofline import Roofline
 from predictors import Device, roofline
 from predictors.measuring import runtimes
-from predictors.roofline import Roofline, measure_roofline
+from predictors.roofline import measure_roofline
 from supernet.operations import operations
 
 
