@@ -7,20 +7,23 @@ each method, once a seed, and judge random architectures of the table on held-ou
 same number of images as many times, so that a sandwich step of four subnets costs as much as four of SPOS. Ensembles
 (`search.scores.ensemble`) learn from the published accuracy of some of these architectures, which stands for that
 of networks that are trained alone and costs nothing here. Kendall's tau is that among all other architectures,
-which no ensemble has seen, averaged over --draws choices of the networks to learn from, the same ones for every score;
-the standard error is that over seeds. Seeds have the architectures in common. All is kept in --output as it is
-computed, and a run with the same settings goes on there; several may share it, each with other --spaces or --seeds.
+which no ensemble has seen, averaged over --draws choices of the networks to learn from; the regret is how far the one
+of the highest score is from the best of them, in percentage points, the mean over three limits on MACs. `±` is the
+standard error over seeds, which have the architectures in common, and the deviation is that of single choices. All is
+kept in --output as it is computed, and a run with the same settings goes on there; several may share it, each with
+other --spaces or --seeds. Without any --methods, no supernet is trained.
 
-By default about 5 minutes on one core for each space, method and seed to train, and 3 for the scores; with all images
-at 32 pixels and 50 times the epochs, hours on a GPU.
+By default about 3 minutes on one core for each space, method and seed to train, and 2 for its scores; those without
+training take 4 minutes once. With all images at 32 pixels and 50 times the epochs, hours on a GPU.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,11 +33,16 @@ from published import SPACES, Known, cifar10, drawn, published_accuracy
 from report import report
 from rich.progress import track
 from scipy.stats import kendalltau, spearmanr
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from search.scores.accuracy import SupernetAccuracy, resized
 from search.scores.ensemble import Ensemble
 from search.scores.judges import training_batch
 from search.scores.untrained import score_architecture
+from search.untrained.ensemble import mean_rank
+from search.untrained.zero_cost import WORST
 from supernet import Arch, SearchSpace, Supernet
 from supernet.families import FAMILIES, Family
 from supernet.training.execution import Execution
@@ -50,7 +58,12 @@ METHODS = {
     "fairnas": {"method": "fairnas"},
 }
 SUBNETS = {"sandwich_kl": 4, "sandwich_alpha": 4, "spos": 1}  # a step; of fairnas, the operations of the space
-UNTRAINED = ("macs", "parameters", "naswot", "synflow")
+UNTRAINED = {  # all of which are members of the ensembles; jacob_cov takes seconds a network of NAS-Bench-Macro
+    "nasbench_macro": ("macs", "naswot", "synflow"),
+    "nasbench201": ("macs", "naswot", "synflow", "jacob_cov"),
+}
+QUANTILES = (0.25, 0.5, 0.75)  # of the architectures' MACs: the limits
+Members = Callable[[int], list[np.ndarray]]  # the scores [n] of an ensemble, for a seed
 
 
 @dataclass(frozen=True)
@@ -63,15 +76,13 @@ class Arguments:
     """Methods by which supernets train: spos, fairnas, sandwich_kl, sandwich_alpha."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the supernets and of the networks that ensembles learn from."""
-    untrained: tuple[str, ...] = UNTRAINED
-    """Scores without training, all of which are members of the ensembles."""
     images: int = 10000
     """Training images."""
     epochs: int = 5
     """Epochs of a method that trains one subnet a step; others get fewer, for the same number of subnets."""
     archs: int = 230
     """Architectures of the table, drawn at random, always the same ones."""
-    fitted: tuple[int, ...] = (15, 30)
+    fitted: tuple[int, ...] = (15, 30, 60)
     """How many of them ensembles learn from; the rest is ranked."""
     draws: int = 10
     """Choices of these for each seed."""
@@ -94,7 +105,6 @@ class Arguments:
 QUICK = {
     "spaces": ("nasbench_macro",),
     "seeds": (0,),
-    "untrained": ("macs", "synflow"),
     "images": 512,
     "epochs": 2,
     "archs": 24,
@@ -111,6 +121,7 @@ class Scored(NamedTuple):
     space: SearchSpace
     archs: list[Arch]
     truth: np.ndarray  # [n], published accuracy in percent
+    macs: np.ndarray  # [n]
     untrained: dict[str, np.ndarray]  # name -> [n]
     supernets: dict[str, dict[int, np.ndarray]]  # method -> seed -> [n]
 
@@ -119,11 +130,11 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     if arguments.quick:
         arguments = dataclasses.replace(arguments, output=arguments.output / "quick", **QUICK)
-    rows = [row for space in arguments.spaces for row in correlations(space, scored(space, arguments), arguments)]
+    rows = [row for space in arguments.spaces for row in judged(space, scored(space, arguments), arguments)]
     summary = {}
     for row in rows:
         name = f"{row['space']}_{row['score']}" + (f"_{row['fitted']}" if row["fitted"] else "")
-        summary |= {f"kendall_{name}": row["kendall"], f"standard_error_{name}": row["standard_error"]}
+        summary |= {f"{what}_{name}": row[what] for what in ("kendall", "regret")}
     report(rows, summary, arguments.json, budget=json.loads(json.dumps(vars(arguments), default=str)))
 
 
@@ -136,8 +147,9 @@ def scored(name: str, arguments: Arguments) -> Scored:
         method: {seed: by_supernet(name, family, method, seed, archs, arguments) for seed in arguments.seeds}
         for method in arguments.methods
     }
-    untrained = {score: without_training(name, family, score, archs, arguments) for score in arguments.untrained}
-    return Scored(family.space, archs, np.array([table[arch] for arch in archs]), untrained, supernets)
+    untrained = {score: without_training(name, family, score, archs, arguments) for score in UNTRAINED[name]}
+    truth, macs = (np.array([value(arch) for arch in archs], dtype=float) for value in (table.get, family.macs))
+    return Scored(family.space, archs, truth, macs, untrained, supernets)
 
 
 def without_training(space: str, family: Family, score: str, archs: Sequence[Arch], arguments: Arguments) -> np.ndarray:
@@ -198,82 +210,86 @@ def trained(family: Family, data, method: str, seed: int, arguments: Arguments, 
     return train(family, family.supernet(seed), data, config, directory, execution, resume=True).eval()
 
 
-def correlations(name: str, found: Scored, arguments: Arguments) -> Iterator[dict[str, object]]:
+def judged(name: str, found: Scored, arguments: Arguments) -> Iterator[dict[str, object]]:
     """A row for each score by itself and each ensemble, over the architectures that no ensemble has seen."""
-    for score, values in found.untrained.items():
-        yield row(name, score, max(arguments.fitted), alone(found, {s: values for s in arguments.seeds}, arguments))
+    most = max(arguments.fitted)
+    untrained = found.untrained | {"mean_rank": mean_rank(list(found.untrained.values()))}
+    by_itself = {score: dict.fromkeys(arguments.seeds, values) for score, values in untrained.items()}
+    for score, values in (by_itself | found.supernets).items():
+        yield row(name, score, 0, measured(found, partial(as_it_is, values), most, arguments))
+    members: dict[str, Members] = {"choices": lambda seed: [], "untrained": lambda seed: [*found.untrained.values()]}
     for method, values in found.supernets.items():
-        yield row(name, method, max(arguments.fitted), alone(found, values, arguments))
+        members[f"{method}+choices"] = lambda seed, own=values: [own[seed]]
+        members[f"{method}+untrained"] = lambda seed, own=values: [*found.untrained.values(), own[seed]]
     for fitted in arguments.fitted:
-        yield row(name, "choices", fitted, together(found, {}, None, fitted, arguments), learnt=True)
-        yield row(name, "untrained", fitted, together(found, found.untrained, None, fitted, arguments), learnt=True)
-        for method, values in found.supernets.items():
-            for members, label in (({}, f"{method}+choices"), (found.untrained, f"{method}+untrained")):
-                correlated = together(found, members, values, fitted, arguments)
-                yield row(name, label, fitted, correlated, learnt=True)
+        yield row(name, "linear", fitted, measured(found, partial(weighted, found), fitted, arguments))
+        for label, scores in members.items():
+            yield row(name, label, fitted, measured(found, partial(learnt, found, scores), fitted, arguments))
 
 
-def splits(count: int, fitted: int, seed: int, draws: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices of architectures to learn from, and of all others."""
-    for draw in range(draws):
-        order = np.random.default_rng([seed, draw]).permutation(count)
-        yield order[:fitted], order[fitted:]
+def as_it_is(values: Mapping[int, np.ndarray], seed: int, chosen: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    """A score of the architectures `held_out`, by its values [n] of every seed."""
+    return values[seed][held_out]
 
 
-def alone(found: Scored, values: Mapping[int, np.ndarray], arguments: Arguments) -> np.ndarray:
-    """Correlations [seeds, 2] of a score with the truth, Kendall's and Spearman's, by its values of every seed."""
-    fitted = max(arguments.fitted)
-    return np.array(
-        [
-            np.mean(
-                [
-                    both(values[seed][held_out], found.truth[held_out])
-                    for _, held_out in splits(len(found.archs), fitted, seed, arguments.draws)
-                ],
-                axis=0,
-            )
-            for seed in arguments.seeds
-        ]
-    )
+def weighted(found: Scored, seed: int, chosen: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    """The same of a weighted sum of the scores without training, by ridge regression, its penalty by leave-one-out."""
+    scores = np.array(list(found.untrained.values())).T
+    lowest = np.where(scores > WORST, scores, np.inf).min(axis=0)
+    scores = np.arcsinh(np.where(scores > WORST, scores, lowest))
+    model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 3, 16)))
+    return model.fit(scores[chosen], found.truth[chosen]).predict(scores[held_out])
 
 
-def together(
-    found: Scored,
-    members: Mapping[str, np.ndarray],
-    supernets: Mapping[int, np.ndarray] | None,
-    fitted: int,
-    arguments: Arguments,
+def learnt(found: Scored, members: Members, seed: int, chosen: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    """The same of an ensemble of scores, learnt from the architectures `chosen`."""
+    own = members(seed)
+    scores = np.array(own).reshape(len(own), len(found.archs)).T
+    ensemble = Ensemble.fit(found.space, [found.archs[i] for i in chosen], scores[chosen], found.truth[chosen])
+    return ensemble([found.archs[i] for i in held_out], scores[held_out])
+
+
+def measured(
+    found: Scored, predict: Callable[[int, np.ndarray, np.ndarray], np.ndarray], fitted: int, arguments: Arguments
 ) -> np.ndarray:
-    """The same of the ensemble of `members` and a supernet, which sees the choices as well."""
+    """Kendall's and Spearman's correlation and the regret [seeds, draws, 3]."""
+    limits = np.quantile(found.macs, QUANTILES)
     rows = []
     for seed in arguments.seeds:
-        own = [*members.values(), *([supernets[seed]] if supernets else [])]
-        scores = np.array(own).reshape(len(own), len(found.archs)).T
         draws = []
-        for chosen, held_out in splits(len(found.archs), fitted, seed, arguments.draws):
-            archs = [found.archs[index] for index in chosen]
-            ensemble = Ensemble.fit(found.space, archs, scores[chosen], found.truth[chosen])
-            predicted = ensemble([found.archs[index] for index in held_out], scores[held_out])
-            draws.append(both(predicted, found.truth[held_out]))
-        rows.append(np.mean(draws, axis=0))
+        for draw in range(arguments.draws):
+            order = np.random.default_rng([seed, draw]).permutation(len(found.archs))
+            chosen, held_out = order[:fitted], order[fitted:]
+            scores, truth, macs = predict(seed, chosen, held_out), found.truth[held_out], found.macs[held_out]
+            regrets = [regret(scores[macs <= limit], truth[macs <= limit]) for limit in limits]
+            correlations = (kendalltau(scores, truth).statistic, spearmanr(scores, truth).statistic)
+            draws.append([*correlations, np.mean(regrets)])
+        rows.append(draws)
     return np.array(rows)
 
 
-def both(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    return float(kendalltau(scores, truth).statistic), float(spearmanr(scores, truth).statistic)
+def regret(scores: np.ndarray, truth: np.ndarray) -> float:
+    """How much worse the architecture of the highest score is than the best, on average over those that share it."""
+    return float(truth.max() - truth[scores == scores.max()].mean())
 
 
-def row(space: str, score: str, fitted: int, correlated: np.ndarray, learnt: bool = False) -> dict[str, object]:
-    """Means over seeds of correlations [seeds, 2]. `fitted` is 0 for a score that learns from no network."""
-    seeds = len(correlated)
+def row(space: str, score: str, fitted: int, found: np.ndarray) -> dict[str, object]:
+    """Means of what was `measured`, with the standard errors over seeds of Kendall's correlation and of the regret, and
+    the standard deviation of the former from draw to draw. `fitted` is 0 for a score that learns from no network."""
+    seeds = found.mean(axis=1)
+    mean = seeds.mean(axis=0)
+    error = seeds.std(axis=0, ddof=1) / np.sqrt(len(seeds)) if len(seeds) > 1 else mean
     return {
         "space": space,
         "score": score,
-        "fitted": fitted if learnt else 0,
-        "seeds": seeds,
-        "kendall": float(correlated[:, 0].mean()),
-        "standard_error": float(correlated[:, 0].std(ddof=1) / np.sqrt(seeds)) if seeds > 1 else float("nan"),
-        "spearman": float(correlated[:, 1].mean()),
+        "fitted": fitted,
+        "seeds": len(seeds),
+        "kendall": float(mean[0]),
+        "kendall ±": float(error[0]) if len(seeds) > 1 else "",
+        "kendall, deviation": float(found[:, :, 0].std()),
+        "spearman": float(mean[1]),
+        "regret": float(mean[2]),
+        "regret ±": float(error[2]) if len(seeds) > 1 else "",
     }
 
 

@@ -34,7 +34,7 @@ TRAINED = "trained_alone"
 class EnsembleConfig:
     """Of what an ensemble consists, and what it learns from."""
 
-    members: tuple[str, ...] = ("accuracy", "naswot", "synflow", "macs")
+    members: tuple[str, ...] = ("accuracy", "naswot", "synflow", "jacob_cov", "macs")
     """Scores: the supernet's accuracy, and any of search.scores.untrained.NAMES."""
     trained: int = 24
     """Random architectures that are trained alone, from which it learns what the members are worth."""
