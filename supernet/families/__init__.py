@@ -14,6 +14,7 @@ from supernet.families.nas_bench_201 import nasbench201
 from supernet.families.nas_bench_macro import nasbench_macro
 from supernet.families.ofa_checkpoint import load_ofa_checkpoint
 from supernet.families.resnet import ofa_resnet50
+from supernet.families.shufflenet import shufflenet_spos
 from supernet.families.timm_models import just_timm
 from supernet.families.traced.models import from_model, from_timm
 
@@ -27,6 +28,7 @@ FAMILIES: dict[str, Callable[..., Family]] = {
     "nasbench_macro": nasbench_macro,
     "ofa_mobilenet_v3": ofa_mobilenet_v3,
     "ofa_resnet50": ofa_resnet50,
+    "shufflenet_spos": shufflenet_spos,
     "timm": just_timm,
 }
 

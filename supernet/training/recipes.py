@@ -181,15 +181,22 @@ def prune() -> Job:
 
 
 def spos() -> Job:
-    """SPOS (arXiv 1904.00420): one uniform path a step; a day on several GPUs."""
+    """SPOS (arXiv 1904.00420): one path a step, uniform over bins of MACs; a day on several GPUs.
+
+    Images are normalised, and in the order of red, green and blue, where the authors' are neither. Searched, a network
+    is trained alone in the space with `{"affine": true}`.
+    """
     return Job(
-        space="ofa_mobilenet_v3",
+        space="shufflenet_spos",
         data=DataConfig(dataset="folder"),
         train=TrainConfig(
             epochs=120,
             batch_size=1024,
             method="spos",
             random_subnets=1,
+            macs_range=(290.0, 360.0),
+            macs_step=10.0,
+            label_smoothing=0.1,
             lr=0.125,
             sched="poly",
             decay_rate=1.0,

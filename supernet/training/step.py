@@ -41,7 +41,10 @@ class TrainConfig(LoopConfig):
     trials: int = 3
     """Subnets of similar MACs that best_up and worst_up pick from."""
     macs_step: float = 25.0
-    """How similar, in millions of MACs."""
+    """How similar, in millions of MACs; and the width of the bins of macs_range."""
+    macs_range: tuple[float, float] | None = None
+    """Fewest and most millions of MACs of the subnets of spos, which are then drawn uniformly over bins of MACs; by
+    default they are drawn uniformly, and nearly all of a large space have about the same."""
     board_epoch: int = 20
     """Epoch, counted from 0, from which cream keeps the best paths, to teach others."""
     matching_steps: int = 200
@@ -65,6 +68,11 @@ class TrainConfig(LoopConfig):
             raise ValueError(
                 f"subnets_per_rank goes with the methods {', '.join(INDEPENDENT)}; {self.method} compares subnets on "
                 "the images of all processes, which therefore have the same ones"
+            )
+        if self.macs_range and (self.method != "spos" or not 0 <= self.macs_range[0] < self.macs_range[1]):
+            raise ValueError(
+                f"macs_range is the fewest and the most millions of MACs, for the method spos, not {self.macs_range} "
+                f"for {self.method}: leave it out"
             )
         if self.macs_step <= 0:
             raise ValueError(f"macs_step is above 0, not {self.macs_step}")

@@ -22,6 +22,7 @@ from supernet.training.data.batch import Batch, on, take
 from supernet.training.execution import DEFAULT, Execution
 from supernet.training.loop import Loop, StepResult
 from supernet.training.loop.average import MovingAverage
+from supernet.training.methods.macs_bins import MacsBins
 from supernet.training.methods.prioritized import PrioritizedPaths
 from supernet.training.methods.sampling import Attentive, Fair, Method, Sandwich, Step, Uniform
 from supernet.training.pieces import ways_of
@@ -146,7 +147,11 @@ def make_method(family: Family, config: TrainConfig) -> Method:
     if config.method == "sandwich":
         return Sandwich(space, subnets)
     if config.method == "spos":
-        return Uniform(space, subnets)
+        bins = None
+        if config.macs_range:
+            low, high = config.macs_range
+            bins = MacsBins(space, family.macs, low * 1e6, high * 1e6, config.macs_step * 1e6)
+        return Uniform(space, subnets, bins=bins)
     if config.method == "fairnas":
         return Fair(space)
     if config.method == "cream":

@@ -16,6 +16,7 @@ from supernet.tasks import Task
 from supernet.tasks.task import Output
 from supernet.training import distributed
 from supernet.training.data.batch import Batch
+from supernet.training.methods.macs_bins import MacsBins
 
 
 class Learner(NamedTuple):
@@ -117,19 +118,21 @@ class Sandwich(Method):
 class Uniform(Method):
     """Single path, uniform (SPOS, Guo et al. 2020, arXiv 1904.00420, section 3.2): random subnets on the labels.
 
-    The paper trains one subnet a step. With a `teacher_weight` the subnets learn from the frozen network of `train` as
-    well.
+    The paper trains one subnet a step, and on its large spaces draws it from `bins`. With a `teacher_weight` the
+    subnets learn from the frozen network of `train` as well.
     """
 
     space: SearchSpace
     subnets: int = 1
     teacher_weight: float = 0.0
     regularised: bool = False
+    bins: MacsBins | None = None
 
     def learners(self, step: Step) -> list[Learner]:
+        sample = self.bins.sample if self.bins else self.space.sample
         teacher = "external" if self.teacher_weight else None
         return [
-            Learner(self.space.sample(step.generator), teacher, 1.0, self.teacher_weight, self.regularised)
+            Learner(sample(step.generator), teacher, 1.0, self.teacher_weight, self.regularised)
             for _ in range(self.subnets)
         ]
 

@@ -18,6 +18,7 @@ SPACES = FAMILIES | {f"from_timm({name})": partial(from_timm, name, input_size=3
 SPACES["ofa_mobilenet_v3(1.2, kernel_transform)"] = partial(
     FAMILIES["ofa_mobilenet_v3"], width_mult=1.2, kernel_transform=True
 )
+SPACES["shufflenet_spos"] = partial(FAMILIES["shufflenet_spos"], input_size=32, channel_search=True, affine=True)
 
 
 LARGE = ("alphanet", "ofa_resnet50", "ofa_mobilenet_v3")  # the transformed ofa_mobilenet_v3 is built as they are
@@ -46,7 +47,11 @@ def net(built):
 @pytest.fixture(scope="module")
 def archs(family):
     generator = np.random.default_rng(0)
-    return [family.space.smallest, family.space.largest, *(family.space.sample(generator) for _ in range(18))]
+    archs = [family.space.smallest, family.space.largest, *(family.space.sample(generator) for _ in range(18))]
+    unordered = {name: choice.values for name, choice in family.space.choices.items() if not choice.ordered}
+    while any({arch[name] for arch in archs if name in arch} < set(values) for name, values in unordered.items()):
+        archs.append(family.space.sample(generator))
+    return archs
 
 
 @pytest.fixture(scope="module")

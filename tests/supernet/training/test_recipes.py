@@ -25,13 +25,15 @@ def test_a_recipe_is_a_whole_job_with_a_space_of_its_own(recipe):
                     "min_lr": 0.0008, "random_subnets": 2, "distillation": "kl", "drop_rate": 0.2}),
         ("once_for_all", {"epochs": 590, "method": "progressive", "weight_decay": 3e-5, "label_smoothing": 0.1}),
         ("cream", {"epochs": 120, "method": "cream", "board_epoch": 20, "matching_steps": 200, "weight_decay": 4e-5}),
-        ("spos", {"epochs": 120, "method": "spos", "random_subnets": 1, "sched": "poly", "decay_rate": 1.0}),
+        ("spos", {"epochs": 120, "method": "spos", "random_subnets": 1, "sched": "poly", "decay_rate": 1.0,
+                  "macs_step": 10.0, "label_smoothing": 0.1}),
         ("fairnas", {"epochs": 150, "method": "fairnas", "lr": 0.045, "batch_size": 256}),
     ],
 )  # fmt: skip
 def test_published_settings(name, settings):
     train = RECIPES[name]().train
     assert {setting: getattr(train, setting) for setting in settings} == pytest.approx(settings)
+    assert train.macs_range == ((290.0, 360.0) if name == "spos" else None)
 
 
 def test_a_linear_schedule_falls_by_the_same_amount_every_step(tmp_path):
