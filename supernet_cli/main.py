@@ -26,6 +26,7 @@ COMMANDS = (
     "sweep-trainings",
     "report",
     "extract",
+    "quantise",
     "finetune",
     "compress",
     "train-standalone",

@@ -87,8 +87,9 @@ class _Integers(NamedTuple):
 def _dequantised(graph: Any, name: str, integers: _Integers) -> str:
     """The name of a tensor in float that a new node makes of integers."""
     onnx = require("onnx")
-    zeros = np.zeros(len(integers.steps), integers.values.dtype)
-    parts = {f"{name}/integers": integers.values, f"{name}/steps": integers.steps, f"{name}/zeros": zeros}
+    parts = {f"{name}/integers": integers.values, f"{name}/steps": integers.steps}
+    if integers.values.dtype == np.int8:  # linear layers run in int8 only if their weights' zero points are said
+        parts[f"{name}/zeros"] = np.zeros(len(integers.steps), np.int8)
     graph.initializer.extend(onnx.numpy_helper.from_array(array, part) for part, array in parts.items())
     node = onnx.helper.make_node("DequantizeLinear", list(parts), [name], f"{name}/dequantise", axis=integers.axis)
     graph.node.insert(0, node)

@@ -1,0 +1,190 @@
+"""Put a subnet into int8, and give layers back their float where it is not good enough.
+
+    supernet quantise --subnet subnets/mine --run runs/mine --output subnets/mine8 --limits accuracy_drop=0.5
+    supernet quantise --subnet subnets/mine --root images/ --output subnets/mine8 --limits stored_bytes=1.5e6
+    supernet quantise --subnet mobilenetv3_large_100 --recipe alphanet --root imagenet/ --output models/mnv3_int8
+
+Training images calibrate the ranges of activations; held-out images choose which layers are given back: the fewest that
+keep the drop of accuracy, in points, within its limit, the worst first. With a limit on stored_bytes alone these bytes
+are used up, by the choice of least divergence. Test images, on which nothing is chosen, give the drop that is told,
+with its standard error. Writes the folder as `supernet extract` does, with the network in model.int8.onnx, how each
+layer is quantised in quantisation.json, and the measured milliseconds of float, int8 and what was chosen. Seconds for
+digits; layers are looked at one by one only if int8 is not good enough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+
+from compress.quantisation import Quantisation, Quantised, activation_ranges, export_int8
+from compress.quantisation.limits import Candidate, Candidates, Limits, drop, logits
+from compress.quantisation.processor import weight_bits
+from compress.sensitivity import Sensitivity
+from predictors import Device, this_device
+from predictors.measuring.runtimes import onnx_timer
+from supernet.artifacts import provenance
+from supernet.artifacts.atomic import write_atomically, write_folder
+from supernet.artifacts.deployment import deployed
+from supernet.artifacts.export import onnx_runner
+from supernet.artifacts.runs import open_data
+from supernet.artifacts.subnet import Subnet, save_subnet
+from supernet.imports import require
+from supernet.tasks import Classification
+from supernet.training.data import DataConfig, ImageData
+from supernet.training.data.batch import take
+from supernet_cli.command_line import console
+from supernet_cli.evaluate import opened
+from supernet_cli.model_training import job_of
+
+
+@dataclass(frozen=True)
+class Arguments:
+    data: Annotated[DataConfig, tyro.conf.arg(name="")]
+    subnet: str
+    """Folder of a saved subnet, NAME=FILE or NAME of a timm model."""
+    output: Path
+    """Folder for the quantised subnet."""
+    limits: tuple[str, ...] = ()
+    """What it keeps within: accuracy_drop=POINTS, stored_bytes=BYTES, milliseconds=MS; none for all of it in int8."""
+    recipe: str = "digits"
+    """Recipe that says which images."""
+    run: Path | None = None
+    """Folder of a supernet's training run that says so instead."""
+    space: str | None = None
+    """The space of the subnet and of the run, said again if it is code of your own: path/to/file.py:function."""
+    input_size: int | None = None
+    """Pixels a side of a timm model's images; by default the model's own."""
+    calibration_images: int = 256
+    """Training images that the ranges of activations are from."""
+    choosing_images: int = 2000
+    """Held-out images that layers are chosen on, at most."""
+    reduce_range: bool | None = None
+    """Weights of 7 bits, for x86 processors without VNNI; by default if this machine has one."""
+    threads: int = 1
+    """Threads of ONNX Runtime where milliseconds are measured."""
+    workers: int = 0
+    """Processes that load images; 0 loads in this one."""
+    seed: int = 0
+    """Seed of the training run, which the split into parts follows from."""
+
+
+def main() -> None:
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe", default=Arguments.recipe)
+    first.add_argument("--run", type=Path)
+    first.add_argument("--space")
+    first.add_argument("--dataset")
+    known = first.parse_known_args()[0]
+    job = job_of(known.run, known.recipe, known.space, known.dataset)
+    default = Arguments(job.data, tyro.MISSING, tyro.MISSING, seed=job.train.seed, workers=job.execution.workers)
+    arguments = tyro.cli(Arguments, default=default, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    limits = Limits.of(arguments.limits)
+    require("onnxruntime")
+    if arguments.calibration_images < 1 or arguments.choosing_images < 1:
+        raise ValueError(
+            f"at least 1 image calibrates and 1 chooses, not {arguments.calibration_images} and "
+            f"{arguments.choosing_images}"
+        )
+    if (arguments.output / "config.json").exists():
+        raise ValueError(f"{arguments.output} holds a subnet already; name another folder")
+    data = open_data(arguments.data, arguments.seed, arguments.workers)
+    subnet = opened(arguments.subnet, data, arguments.input_size, arguments.space)
+    if not (isinstance(data, ImageData) and isinstance(subnet.config.family().task, Classification)):
+        raise ValueError("int8 is judged on images with classes, and these data are something else")
+    kept = {name: getattr(subnet.config, name) for name in ("mean", "std", "interpolation", "crop_pct")}
+    data = dataclasses.replace(data, config=dataclasses.replace(data.config, **kept))
+    quantise(arguments, limits, subnet, data)
+
+
+def quantise(arguments: Arguments, limits: Limits, subnet: Subnet, data: ImageData) -> None:
+    """Quantise, choose, judge, measure, say and write."""
+    size = subnet.config.input_size[-1]
+    calibrating = data.calibration_batches(size, arguments.calibration_images, arguments.seed)
+    choosing = list(take(data.evaluation_batches(data.holdout, size), arguments.choosing_images))
+    model = deployed(subnet.model)
+    ranges = activation_ranges(model, [images for images, _ in calibrating])
+    plan = Quantisation(ranges, weight_bits=weight_bits(arguments.reduce_range))
+    device = this_device("onnxruntime", threads=arguments.threads)
+
+    def write(network: Quantised, path: Path) -> None:
+        export_int8(network, path, subnet.config.example(), names=subnet.config, dynamic_batch=True)
+
+    with write_folder(arguments.output, last="config.json") as folder, tempfile.TemporaryDirectory() as scratch:
+        candidates = Candidates(model, plan, choosing, write, Path(scratch))
+        int8 = candidates({})
+        image = (choosing[0][0][:1],)
+        chosen, found = candidates.within(limits, lambda path: latencies_ms([path], device, image)[0])
+        save_subnet(folder, subnet)
+        files = {"float": folder / "model.onnx", "int8": int8.path}
+        if chosen is not int8:
+            files["mixed"] = chosen.path
+        measured = latencies_ms(list(files.values()), device, image)
+        testing = list(data.evaluation_batches(data.test, size))
+        expected = logits(onnx_runner(files["float"]), testing)
+        rows = {}
+        for (name, path), ms in zip(files.items(), measured):
+            told = drop(expected, logits(onnx_runner(path), testing), testing)
+            rows[name] = {**told._asdict(), "bytes": path.stat().st_size, "milliseconds": ms}
+        (folder / "model.int8.onnx").write_bytes(chosen.path.read_bytes())
+        say(chosen, found, rows, f"{data.count(data.test)} test images, {device.name}")
+        content = content_of(chosen, found, rows, arguments, device)
+        with write_atomically(folder / "quantisation.json") as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n")
+    console.print(f"The network is in {arguments.output}/model.int8.onnx.", highlight=False, soft_wrap=True)
+
+
+def latencies_ms(
+    paths: Sequence[Path], device: Device, inputs: tuple[torch.Tensor, ...], rounds: int = 30
+) -> list[float]:
+    """Median milliseconds of each file over `rounds` turns, each turn after a run to warm up."""
+    timers = [onnx_timer(path, device, inputs) for path in paths]
+    turns = [[timer(2)[1] for timer in timers] for _ in range(rounds)]
+    return np.median(turns, axis=0).tolist()
+
+
+def say(chosen: Candidate, found: Sequence[Sensitivity], rows: dict[str, dict[str, float]], where: str) -> None:
+    divergences = {own.layer: own.divergence for own in found if own.precision == "int8"}
+    for layer, precision in chosen.network.quantisation.precisions.items():
+        what = "float" if precision == "float" else "activations in float, weights in 8 bits"
+        told = f"{layer}: {what}; alone in int8 it diverges by {divergences[layer]:.2g} nats"
+        console.print(told, highlight=False, soft_wrap=True)
+    console.print(f"On {where}:", highlight=False, soft_wrap=True)
+    for name, own in rows.items():
+        costs = f"{own['bytes']:,} bytes, {own['milliseconds']:.3g} ms"
+        lost = f"{own['points']:.2f} points fewer right, give or take {own['standard_error']:.2g}"
+        told = "" if name == "float" else f", {lost}, the same class for {own['told_alike']:.1%}"
+        console.print(f"{name}: {costs}{told}", highlight=False, soft_wrap=True)
+
+
+def content_of(
+    chosen: Candidate,
+    found: Sequence[Sensitivity],
+    rows: dict[str, dict[str, float]],
+    arguments: Arguments,
+    device: Device,
+) -> dict[str, object]:
+    plan = chosen.network.quantisation
+    return {
+        "command": provenance.command(),
+        "date": provenance.today(),
+        "versions": provenance.versions(),
+        "device": dataclasses.asdict(device),
+        "limits": list(arguments.limits),
+        "weight_bits": plan.weight_bits,
+        "precisions": dict(plan.precisions),
+        "ranges": plan.ranges,
+        "drop_on_choosing_images": chosen.drop._asdict(),
+        "on_test_images": rows,
+        "sensitivities": [dataclasses.asdict(own) for own in found],
+    }
