@@ -27,17 +27,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from csv import DictReader
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
-import timm
 import torch
 import tyro
+from photographs import photographs, prepared, supernet
 from PIL import Image
 from report import report
 from rich.progress import track
@@ -50,9 +47,8 @@ from torchvision.transforms import RandomResizedCrop
 from supernet import Arch, Supernet
 from supernet.calibration import calibrate, keeps_statistics, references
 from supernet.evaluation import references_of
-from supernet.families import Family, from_timm
+from supernet.families import Family
 
-MODEL = "tf_efficientnet_lite0"
 WIDTHS = (1.0, 0.9, 0.75)  # the last one, which is right on few images whatever is done, for the first draw alone
 BATCH = 50
 MOST = 500  # photographs that calibrate; the others judge
@@ -179,43 +175,15 @@ class Measured:
         return {"judges": judges, "right": (logits.argmax(1) == labels).int().tolist(), "loss": losses.tolist()}
 
 
-def supernet(weights: Path) -> tuple[Family, Supernet]:
-    """The published network as a supernet; its tensors are in the order of timm's."""
-    model = timm.create_model(MODEL)
-    tensors = [t for n, t in torch.load(weights, weights_only=True).items() if "num_batches" not in n]
-    names = [name for name in model.state_dict() if "num_batches" not in name]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "weights.pth"
-        torch.save(model.state_dict() | dict(zip(names, tensors, strict=True)), path)
-        family = from_timm(MODEL, width=(0.75, 0.9, 1.0), depth=(1.0,), pretrained=path)
-        return family, family.supernet()
-
-
 def scaled(family: Family, width: float) -> Arch:
     """The architecture whose every width is the nearest that there is to this fraction of the largest."""
     choices = family.space.choices.items()
     return family.space.validate({n: min(c.values, key=lambda v: abs(v - width * c.values[-1])) for n, c in choices})
 
 
-def photographs(data: Path) -> tuple[list[Image.Image], Tensor]:
-    with (data / "photos" / "labels.csv").open() as file:
-        labels = {row["file"]: int(row["label"]) for row in DictReader(file)}
-    images, found = [], []
-    with tarfile.open(data / "photos" / "images.tar") as tar:
-        for member in sorted(filter(tarfile.TarInfo.isfile, tar), key=lambda member: member.name):
-            images.append(Image.open(BytesIO(tar.extractfile(member).read())).convert("RGB"))
-            found.append(labels[Path(member.name).name])
-    return images, torch.tensor(found)
-
-
 def first_half(count: int) -> set[int]:
     """The photographs by which an estimator is chosen."""
     return set(torch.randperm(count, generator=torch.Generator().manual_seed(2**31)).tolist()[: count // 2])
-
-
-def prepared(photos: Sequence[Image.Image], size: int) -> Tensor:
-    transform = create_transform(size, interpolation="bicubic", crop_pct=0.875, mean=(0.5,) * 3, std=(0.5,) * 3)
-    return torch.stack([transform(photo) for photo in photos]).contiguous(memory_format=torch.channels_last)
 
 
 # Estimators: each gives a model, with the supernet's running statistics, others from photographs

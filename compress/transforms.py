@@ -102,7 +102,7 @@ class Codebook:
 
     def __call__(self, weight: Tensor) -> Tensor:
         centroids = torch.tensor(self.centroids, dtype=weight.dtype, device=weight.device)
-        return _straight_through(weight, centroids[self.indices(weight)])
+        return straight_through(weight, centroids[self.indices(weight)])
 
     def indices(self, weight: Tensor) -> Tensor:
         """Which centroid stands for each entry; integers from 0 in the shape of `weight`."""
@@ -128,7 +128,7 @@ class Binary:
         signs = torch.where(weight.detach() >= 0, 1.0, -1.0).to(weight.dtype)
         scale = _channel_mean(weight.detach().abs()) if self.scale == "mean" else 1.0
         within = torch.where(weight.detach().abs() <= 1, weight, weight.detach())
-        return _straight_through(within, scale * signs)
+        return straight_through(within, scale * signs)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Ternary:
         beyond = absolute > self.threshold * _channel_mean(absolute)
         count = _channel_mean(beyond.to(weight.dtype))
         scale = torch.where(count > 0, _channel_mean(torch.where(beyond, absolute, 0)) / count, 0)
-        return _straight_through(weight, scale * weight.detach().sign() * beyond)
+        return straight_through(weight, scale * weight.detach().sign() * beyond)
 
 
 def transformed(model: nn.Module, transforms: Mapping[str, Transform]) -> nn.Module:
@@ -198,7 +198,7 @@ class _Transformed(nn.Module):
         return repr(self.transform)
 
 
-def _straight_through(weight: Tensor, rounded: Tensor) -> Tensor:
+def straight_through(weight: Tensor, rounded: Tensor) -> Tensor:
     """The value of `rounded`, bit for bit, with the gradient of `weight`."""
     return _StraightThrough.apply(weight, rounded)
 

@@ -32,6 +32,7 @@ COMMANDS = (
     "train-standalone",
     "train-netaug",
     "train-ensemble",
+    "find-ticket",
     "evaluate",
     "zero-cost",
 )

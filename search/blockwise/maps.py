@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from distill.blockwise import Teacher
 from search.prefix.dependence import end_of, layer_names
 from search.prefix.pieces import cut
-from search.temporary import hooks
+from supernet.temporary import hooks
 
 # B batch, C channels, H height, W width
 

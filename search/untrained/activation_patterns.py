@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
-from search.temporary import hooks
+from supernet.temporary import hooks
 
 # B batch, N units
 

@@ -12,24 +12,23 @@ section 3) and their code use them to rank architectures.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
-from torch.overrides import TorchFunctionMode
 
+from compress.tickets import saliency
+from compress.tickets.saliency import copies, layers_of, weights_and_gradients
 from distill.untouched import untouched
-from search.temporary import batch_statistics, hooks
 from search.untrained.activation_patterns import watch_patterns
+from supernet.temporary import batch_statistics, hooks
 
 # B batch, C channels, H height, W width, O output channels of a layer
 
@@ -37,8 +36,6 @@ logger = logging.getLogger(__name__)
 
 WORST = -1e30
 """The score of a network that cannot be scored: below all others, and yet a number."""
-
-_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def _score(function: Callable[..., Tensor]) -> Callable[..., float]:
@@ -61,34 +58,27 @@ def _score(function: Callable[..., Tensor]) -> Callable[..., float]:
 @_score
 def grad_norm(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """sum over layers of ||g||_2."""
-    _, gradients = _weights_and_gradients(model, images, labels)
-    return torch.stack([gradient.norm() for gradient in gradients]).sum()
+    _, gradients = weights_and_gradients(model, images, labels)
+    return torch.stack([gradient.norm() for gradient in gradients.values()]).sum()
 
 
 @_score
 def plain(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """sum W g: the first-order change of the loss when all weights vanish, with the sign turned (Mozer & Smolensky)."""
-    weights, gradients = _weights_and_gradients(model, images, labels)
-    return torch.stack([(w * g).sum() for w, g in zip(weights, gradients)]).sum()
+    weights, gradients = weights_and_gradients(model, images, labels)
+    return torch.stack([(weights[name] * gradients[name]).sum() for name in weights]).sum()
 
 
 @_score
 def snip(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """sum |W g|: how much the loss depends on each connection (Lee et al., arXiv 1810.02340)."""
-    weights, gradients = _weights_and_gradients(model, images, labels)
-    return torch.stack([(w * g).abs().sum() for w, g in zip(weights, gradients)]).sum()
+    return _total(saliency.snip(model, images, labels))
 
 
 @_score
 def grasp(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """-sum W (H g), H the Hessian of L: how much the gradient's flow depends on each connection (arXiv 2002.07376)."""
-    weights, rest = _copies(model)
-    with _TwiceDifferentiable(), sdpa_kernel(SDPBackend.MATH):  # fused attention has one derivative alone
-        loss = F.cross_entropy(functional_call(model, {**weights, **rest}, (images,)), labels)
-    gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True, materialize_grads=True)
-    flow = torch.stack([(g.detach() * g).sum() for g in gradients]).sum()
-    products = torch.autograd.grad(flow, list(weights.values()), materialize_grads=True)  # H g
-    return -torch.stack([(w.detach() * product).sum() for w, product in zip(weights.values(), products)]).sum()
+    return -_total(saliency.grasp(model, images, labels, temperature=1.0))
 
 
 @_score
@@ -98,14 +88,14 @@ def fisher(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     a are the outputs of a layer, and I_O the number of weights of an output channel: every weight has the Fisher
     information of its channel.
     """
-    weights, rest = _copies(model)
+    weights, rest = copies(model)
     outputs: list[tuple[nn.Module, Tensor]] = []
 
     def keep(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         outputs.append((layer, output))
         return output.clone()  # what follows may work in place
 
-    with hooks(layer.register_forward_hook(keep) for layer in _layers(model).values()):
+    with hooks(layer.register_forward_hook(keep) for layer in layers_of(model).values()):
         loss = F.cross_entropy(functional_call(model, {**weights, **rest}, (images,)), labels)
     gradients = torch.autograd.grad(loss, [output for _, output in outputs], materialize_grads=True)
     information = [
@@ -123,15 +113,7 @@ def synflow(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> T
 
     Of `images` only the shape counts. Weights and biases of normalisation layers play no part.
     """
-    weights, rest = _copies(model, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
-    biases = {name for name, _ in model.named_parameters()} - weights.keys()
-    weights = {name: weight.detach().abs().requires_grad_() for name, weight in weights.items()}
-    rest = {name: tensor.abs() if name in biases else tensor for name, tensor in rest.items()}
-    ones = images.new_ones(1, *images.shape[1:], dtype=torch.float64)
-    with _without_norms(model), _Unbounded():
-        flow = functional_call(model, {**weights, **rest}, (ones,)).sum()
-    gradients = torch.autograd.grad(flow, list(weights.values()), materialize_grads=True)
-    return torch.stack([(w.detach() * g).abs().sum() for w, g in zip(weights.values(), gradients)]).sum()
+    return _total(saliency.synflow(model, images))
 
 
 @_score
@@ -141,7 +123,7 @@ def jacob_cov(model: nn.Module, images: Tensor, labels: Tensor | None = None) ->
 
     High where the network answers to different images in different directions.
     """
-    weights, rest = _copies(model)
+    weights, rest = copies(model)
     inputs = images.detach().clone().requires_grad_()
     outputs = untouched(lambda own: functional_call(model, {**weights, **rest}, (own,)), inputs)
     (jacobian,) = torch.autograd.grad(outputs.sum(), inputs)
@@ -165,7 +147,7 @@ def naswot(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> Te
         on = pattern.float()
         kernel.add_(on @ on.T + (1 - on) @ (1 - on).T)
 
-    weights, rest = _copies(model)
+    weights, rest = copies(model)
     with torch.no_grad(), watch_patterns(model, agree):
         functional_call(model, {**weights, **rest}, (images,))
     return torch.linalg.slogdet(kernel).logabsdet
@@ -194,7 +176,7 @@ def zen_score(
     def normal(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=generator).to(like)
 
-    weights, rest = _copies(model)
+    weights, rest = copies(model)
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.affine:
             rest |= {f"{name}.weight": torch.ones_like(module.weight), f"{name}.bias": torch.zeros_like(module.bias)}
@@ -223,65 +205,8 @@ SCORES: dict[str, Callable[..., float]] = {
 }
 
 
-class _Unbounded(TorchFunctionMode):
-    """While active, nothing bounds activations from above: ReLU6 and Hardtanh are ReLU."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in (F.relu6, F.hardtanh):
-            return F.relu(args[0])
-        return func(*args, **(kwargs or {}))
-
-
-class _TwiceDifferentiable(TorchFunctionMode):
-    """While active, activations that torch can differentiate only once are computed by others that it can twice."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is F.hardsigmoid:
-            return F.relu6(args[0] + 3) / 6
-        return func(*args, **(kwargs or {}))
-
-
-@contextlib.contextmanager
-def _without_norms(model: nn.Module) -> Iterator[None]:
-    """While the context lasts, normalisation layers pass their input on, and timm's fused ones activate it."""
-    norms = [module for module in model.modules() if isinstance(module, _NORMS)]
-    try:
-        for module in norms:
-            module.forward = module.act.forward if hasattr(module, "act") else _pass_on
-        yield
-    finally:
-        for module in norms:
-            module.__dict__.pop("forward", None)
-
-
-def _pass_on(x: Tensor) -> Tensor:
-    return x
-
-
-def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The convolutions and linear layers by name; ValueError if there is none."""
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, _ConvNd | nn.Linear)}
-    if not layers:
-        raise ValueError(f"a {type(model).__name__} has no convolution and no linear layer to score")
-    return layers
-
-
-def _copies(
-    model: nn.Module, change: Callable[[Tensor], Tensor] = lambda tensor: tensor
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Copies of the weights of `_layers`, which ask for gradients, and of all other tensors, for `functional_call`."""
-    names = {f"{name}.weight" for name in _layers(model)}
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
-    weights = {name: change(tensors[name].detach()).clone().requires_grad_() for name in tensors if name in names}
-    rest = {name: change(tensor.detach()).clone() for name, tensor in tensors.items() if name not in names}
-    return weights, rest
-
-
-def _weights_and_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    weights, rest = _copies(model)
-    loss = F.cross_entropy(functional_call(model, {**weights, **rest}, (images,)), labels)
-    values = list(weights.values())
-    return [weight.detach() for weight in values], torch.autograd.grad(loss, values, materialize_grads=True)
+def _total(scores: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([score.sum() for score in scores.values()]).sum()
 
 
 def _by_channel(layer: nn.Module, output: Tensor) -> Tensor:
