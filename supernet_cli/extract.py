@@ -58,6 +58,9 @@ class Arguments:
     calibration_bytes: int = CALIBRATION_BYTES
     """Bytes that the activations of these images may take at once; where those of all take more, BatchNorm is
     recalibrated in chunks of them."""
+    refit_images: int | None = None
+    """Fit the weights, layer by layer, to do what the largest does on so many training images, whose labels are not
+    looked at: for a subnet of a pretrained model that was not trained on (docs/methods/refitting.md)."""
     device: DeviceFlag = Execution.device
     onnx: bool = True
     """Write model.onnx, model.int8.onnx and model.pt2 too."""
@@ -86,7 +89,9 @@ def main() -> None:
     data, task, resolution = trained.data, trained.family.task, trained.family.resolution(arch)
     trained.net.to(device)
     with tf32(False):
-        subnet = take_out(trained, arch, arguments.calibration_images, arguments.calibration_bytes)
+        subnet = take_out(
+            trained, arch, arguments.calibration_images, arguments.calibration_bytes, arguments.refit_images
+        )
         batches = data.evaluation_batches(data.test, resolution)
         subnet.config.facts.update(evaluate(subnet.model.to(device), task, batches, arch))
     subnet.model.cpu()

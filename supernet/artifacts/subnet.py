@@ -43,6 +43,7 @@ from supernet.errors import first_line
 from supernet.evaluation import CALIBRATION_BYTES, calibrated
 from supernet.families.named import SPACES
 from supernet.families.timm_models import TimmModel, self_contained, timm_model
+from supernet.refitting import refitted
 from supernet.space import Arch
 from supernet.training.data import DataConfig
 from supernet.training.data.batch import on
@@ -61,11 +62,14 @@ def take_out(
     arch: Mapping[str, Any],
     calibration_images: int | None = None,
     calibration_bytes: int = CALIBRATION_BYTES,
+    refit_images: int | None = None,
 ) -> Subnet:
     """The subnet `arch` of a finished run, its BatchNorm recalibrated on training examples.
 
     `calibration_images` is their number, by default that of the run's settings, and `calibration_bytes` what their
-    activations may take at once (`supernet.evaluation.calibrated`). ValueError if `arch` is not of the run's space.
+    activations may take at once (`supernet.evaluation.calibrated`). With `refit_images`, as many training examples are
+    what its weights are refitted on instead (`supernet.refitting.refitted`). ValueError if `arch` is not of the run's
+    space.
     """
     arch = run.net.space.validate(arch)
     resolution = run.family.resolution(arch)
@@ -74,13 +78,16 @@ def take_out(
         count = calibration_images
     if count < 1:
         raise ValueError(f"BatchNorm is recalibrated on at least 1 example, not {count}")
+    if refit_images is not None and refit_images < 1:
+        raise ValueError(f"weights are refitted on at least 1 example, not {refit_images}")
     if calibration_bytes < 1:
         raise ValueError(f"calibration_bytes is at least 1, not {calibration_bytes}")
-    batches = run.data.calibration_batches(resolution, count, run.job.train.seed)
+    batches = run.data.calibration_batches(resolution, refit_images or count, run.job.train.seed)
     config = SubnetConfig.of(run.job.space, run.job.space_options, arch, run.data)
     device = next(run.net.parameters()).device
     inputs = (run.family.task.inputs(on(device, batch), arch) for batch in batches)
-    model = calibrated(run.net, arch, inputs, calibration_bytes)
+    adapted = refitted if refit_images else calibrated
+    model = adapted(run.net, arch, inputs, calibration_bytes)
     return Subnet(model.to("cpu", memory_format=torch.contiguous_format), config)
 
 
