@@ -7,7 +7,8 @@ import dataclasses
 import gzip
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ import numpy as np
 from torch.utils.data import Subset
 
 from supernet import Arch
+from supernet.artifacts.atomic import write_atomically
 from supernet.families import nas_bench_201, nas_bench_macro
 from supernet.training.data import DataConfig, ImageData, open_images
 
@@ -93,3 +95,23 @@ class Known:
     def seconds(self, name: str) -> float:
         """The median over architectures."""
         return float(np.median([seconds for (own, _), (_, seconds) in self._entries.items() if own == name]))
+
+
+@contextmanager
+def timed(path: Path) -> Iterator[None]:
+    """Note in `path` how long a training took, over all attempts that came to an end or were interrupted by Ctrl-C."""
+    before = json.loads(path.read_text()) if path.exists() else {"seconds": 0.0, "done": False}
+    begun, done = time.monotonic(), False
+    try:
+        yield
+        done = True
+    finally:
+        if not before["done"]:
+            content = {"seconds": before["seconds"] + time.monotonic() - begun, "done": done}
+            with write_atomically(path) as temporary:
+                temporary.write_text(json.dumps(content))
+
+
+def seconds_of(path: Path) -> float:
+    """How long the training took that `timed` noted in `path`."""
+    return json.loads(path.read_text())["seconds"]

@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tyro
-from published import SPACES, Known, cifar10, drawn, published_accuracy
+from published import SPACES, Known, cifar10, drawn, published_accuracy, timed
 from report import report
 from rich.progress import track
 from scipy.stats import kendalltau, spearmanr
@@ -62,6 +62,7 @@ UNTRAINED = {  # all of which are members of the ensembles; jacob_cov takes seco
     "nasbench_macro": ("macs", "naswot", "synflow"),
     "nasbench201": ("macs", "naswot", "synflow", "jacob_cov"),
 }
+SECONDS = "seconds.json"  # in the folder of a supernet: how long it trained
 QUANTILES = (0.25, 0.5, 0.75)  # of the architectures' MACs: the limits
 Members = Callable[[int], list[np.ndarray]]  # the scores [n] of an ensemble, for a seed
 
@@ -207,7 +208,8 @@ def trained(family: Family, data, method: str, seed: int, arguments: Arguments, 
         **METHODS[method],
     )
     execution = Execution(arguments.device, eval_epochs=0)
-    return train(family, family.supernet(seed), data, config, directory, execution, resume=True).eval()
+    with timed(directory / SECONDS):
+        return train(family, family.supernet(seed), data, config, directory, execution, resume=True).eval()
 
 
 def judged(name: str, found: Scored, arguments: Arguments) -> Iterator[dict[str, object]]:
