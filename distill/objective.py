@@ -82,6 +82,9 @@ class Objective:
     (arXiv 1905.08094)."""
     mutual: float = 0.0
     """Weight of the KL divergence from each peer's predictions, their mean over the peers (arXiv 1706.00384)."""
+    slimming: float = 0.0
+    """Weight of the sum of absolute scales of all BatchNorms (network slimming, arXiv 1708.06519); the authors take
+    1e-4 for VGG on CIFAR-10, beside a weight decay of these scales that is not on here."""
     layers: tuple[tuple[str, str], ...] = ()
     """Pairs of modules to compare features at, the student's and the teacher's, such as blocks.4 layer3."""
     auxiliary_layers: tuple[str, ...] = ()
@@ -90,7 +93,7 @@ class Objective:
     def __post_init__(self):
         object.__setattr__(self, "layers", tuple(tuple(pair) for pair in self.layers))
         object.__setattr__(self, "auxiliary_layers", tuple(self.auxiliary_layers))
-        for name, weight in self._weights.items():
+        for name, weight in (*self._weights.items(), ("slimming", self.slimming)):
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"the weight {name} is 0 or more, not {weight}")
         if not any(self._weights[name] for name in ("labels", *BY_TEACHER)):

@@ -27,8 +27,9 @@ from search.racing import Racing
 from search.scores.accuracy import Judged, SupernetScore, WithExamples
 from search.scores.judges import Judge, held_out_count, make_judge, settled
 from search.settings import ACCURACY, ENSEMBLE, SAID_ANEW, SearchJob
-from search.strategies import make_strategy
+from search.strategies import GLOBAL_THRESHOLD, make_strategy
 from search.strategies.given_order import GivenOrder
+from search.strategies.global_threshold import importance_of, thresholded
 from supernet.artifacts.runs import Run
 from supernet.families import Family
 from supernet.space import Arch
@@ -111,6 +112,8 @@ def run_search(
         placed(judge.score, here)
         judge.prepare()
         archs = judge.best_first(problem) if job.searches_by is None else None
+        if job.searches_by == GLOBAL_THRESHOLD:
+            archs = thresholded(problem, trained.net, trained.family, importance_of(trained.job))
         if archs is not None:
             strategy: Strategy = GivenOrder(archs, job.population)
         else:

@@ -30,7 +30,7 @@ class SearchJob:
     """All that the result of a search follows from, given the run."""
 
     strategy: str | None = None
-    """One of search.strategies.STRATEGIES; by default the search that comes with the score, or else evolution."""
+    """One of search.strategies.NAMES; by default the search that comes with the score, or else evolution."""
     score: str = ACCURACY
     """What architectures are judged by: accuracy, te_nas, zero_cost, rdm, dna or ensemble."""
     limits: Mapping[str, float] = field(default_factory=dict)

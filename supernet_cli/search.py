@@ -90,7 +90,8 @@ class Arguments:
     output: Path | None = None
     """Folder for the results; by default that of the training run."""
     strategy: str | None = SearchJob.strategy
-    """evolution, screened, bayesian, once_for_all, spos, reinforce, random or local; by default the search that comes
+    """evolution, screened, bayesian, once_for_all, spos, reinforce, random, local or global_threshold (pruning by the
+    importance of channels, in a run whose widths are those of single layers); by default the search that comes
     with the score, or else evolution."""
     score: str = SearchJob.score
     """What architectures are judged by: accuracy (of another task than images with classes, its first metric), te_nas,

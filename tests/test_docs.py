@@ -21,7 +21,7 @@ import tyro
 from PIL import Image
 
 from search.settings import ACCURACY, SCORES
-from search.strategies import STRATEGIES
+from search.strategies import NAMES
 from supernet.training.recipes import RECIPES
 from supernet_cli.main import COMMANDS, module
 
@@ -157,7 +157,7 @@ def test_flags_in_the_text_are_those_of_commands(command, monkeypatch):
 
 def test_every_strategy_and_every_recipe_is_described():
     strategies = (DOCS / "strategies.md").read_text()
-    assert set(re.findall(r"^\| `(\w+)` \|", strategies, flags=re.MULTILINE)) == set(STRATEGIES)
+    assert set(re.findall(r"^\| `(\w+)` \|", strategies, flags=re.MULTILINE)) == set(NAMES)
     assert [name for name in SCORES if name != ACCURACY and f"`{name}`" not in strategies] == []
     described = "".join(page.read_text() for page in (README, *PAGES))
     assert [name for name in RECIPES if not re.search(rf"(`|--recipe ){name}\b", described)] == []

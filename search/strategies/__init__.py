@@ -37,6 +37,11 @@ STRATEGIES: Mapping[str, Callable[[Problem, int, int], Strategy]] = {
 }
 
 
+GLOBAL_THRESHOLD = "global_threshold"
+"""The strategy that follows from the weights of the supernet, and is made where these are known (`search.run`)."""
+NAMES = (*STRATEGIES, GLOBAL_THRESHOLD)
+
+
 def make_strategy(name: str, problem: Problem, seed: int, size: int = 100) -> Strategy:
     """The strategy `name`, with generations of `size` architectures; ValueError if there is no such strategy."""
     check_strategy(name)
@@ -45,5 +50,5 @@ def make_strategy(name: str, problem: Problem, seed: int, size: int = 100) -> St
 
 def check_strategy(name: str) -> None:
     """ValueError unless there is a strategy `name`."""
-    if name not in STRATEGIES:
-        raise ValueError(f"there is no strategy {name!r}; the strategies are {', '.join(STRATEGIES)}")
+    if name not in NAMES:
+        raise ValueError(f"there is no strategy {name!r}; the strategies are {', '.join(NAMES)}")

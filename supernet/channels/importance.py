@@ -6,7 +6,7 @@ the same, and sorting them by importance makes every narrower subnet start from 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -47,34 +47,107 @@ def bn_scale(scale: Tensor) -> Tensor:
     return scale.abs()
 
 
+def channel_scores(
+    model: nn.Module, channels: Iterable[Channels], importance: Importance, *, relative: bool = True
+) -> dict[str, Tensor]:
+    """How much each of these channels of `model` matters, [O] by the channels' name; higher matters more.
+
+    Channels that a residual ties are judged together, by the sum over the layers that put them out (for "outgoing_l1",
+    that take them in), each layer's values divided by their mean. Without `relative` it is the mean of the values as
+    they are, which layers can be compared by. Where channels lie in several blocks, or several times in a row, their
+    values there are added up. Channels without such layers, as those without BatchNorm under "bn_scale", are left out.
+    """
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    found: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for group in channels:
+            # the model may have more of these channels than the one that was traced
+            size = _size(group, tensors)
+            scores = [_score(tensors[m.tensor], m, size, importance) for m in _judged(group, importance, tensors)]
+            if scores and relative:
+                found[group.name] = torch.stack([score / score.mean().clamp_min(1e-12) for score in scores]).sum(0)
+            elif scores:
+                found[group.name] = torch.stack(scores).mean(0)
+    return found
+
+
+def activation_scores(
+    model: nn.Module, channels: Iterable[Channels], batches: Iterable[tuple[Tensor, ...]]
+) -> dict[str, Tensor]:
+    """Of each of these channels, 1 less its average percentage of zeros (APoZ, Hu et al. 2016, arXiv 1607.03250): which
+    part of the positions of all images is not zero where layers take the channel in, [O] by the channels' name.
+
+    The channel of the most zeros matters least. Batches are what `model`, which is in eval mode, is called with. Where
+    several layers take the same channels in, it is the mean over these. Channels that no layer takes in as they are
+    have no score.
+    """
+    taken = {
+        m.tensor.rpartition(".")[0]: (group, m)
+        for group in channels
+        for m in group.members
+        if m.dim == 1 and m.tensor.endswith(".weight")
+    }
+    tensors = dict(model.named_parameters())
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def note(layer: str, group: Channels, member: Member) -> Callable[[nn.Module, tuple], None]:
+        size = _size(group, tensors)
+
+        def hook(_: nn.Module, inputs: tuple) -> None:
+            dim = 1 if inputs[0].dim() == 4 else -1
+            is_kept = (inputs[0] != 0).double().movedim(dim, 0).flatten(1)
+            parts = is_kept.unflatten(0, (member.blocks, size, -1)).movedim(1, 0).flatten(1)
+            sums[layer] = sums.get(layer, 0) + parts.sum(1)
+            counts[layer] = counts.get(layer, 0) + parts.shape[1]
+
+        return hook
+
+    handles = [
+        model.get_submodule(layer).register_forward_pre_hook(note(layer, *where)) for layer, where in taken.items()
+    ]
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                model(*batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found: dict[str, list[Tensor]] = {}
+    for layer, total in sums.items():
+        found.setdefault(taken[layer][0].name, []).append(total / counts[layer])
+    return {name: torch.stack(scores).mean(0).float() for name, scores in found.items()}
+
+
 def order_channels(
     model: nn.Module,
     channels: Iterable[Channels],
-    importance: Importance,
+    importance: Importance | Mapping[str, Tensor],
     companions: Sequence[Mapping[str, Tensor]] = (),
 ) -> nn.Module:
     """Sort `channels` of `model` by falling importance, in place; returns `model`, which computes what it did.
 
-    Channels that a residual ties are sorted together, by the sum over the layers that put them out (for "outgoing_l1",
-    that take them in), each layer's values divided by their mean. Where channels lie in several blocks, or several
-    times in a row, their values there are added up. Channels without such layers, as those without BatchNorm under
-    "bn_scale", keep their order. `companions` are tensors by the names of the model's, such as an optimizer's momentum,
-    that are reordered in the same way.
+    They are judged by `channel_scores`, or by scores like those it gives. Channels without any keep their order.
+    `companions` are tensors by the names of the model's, such as an optimizer's momentum, that are reordered in the
+    same way.
     """
+    channels = list(channels)
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    scores = channel_scores(model, channels, importance) if isinstance(importance, str) else importance
     with torch.no_grad():
         for group in channels:
-            # the model may have more of these channels than the one that was traced
-            size = min(tensors[name].shape[dim] // blocks for name, dim, blocks in group.members)
-            scores = [_score(tensors[m.tensor], m, size, importance) for m in _judged(group, importance, tensors)]
-            if not scores:
+            if group.name not in scores:
                 continue
-            order = sum(score / score.mean().clamp_min(1e-12) for score in scores).argsort(descending=True, stable=True)
+            size, order = _size(group, tensors), scores[group.name].argsort(descending=True, stable=True)
             for name, dim, blocks in group.members:
                 for tensor in (tensors[name], *(c[name] for c in companions if name in c)):
                     parts = tensor.unflatten(dim, (blocks, size, -1))
                     tensor.copy_(parts.index_select(dim + 1, order).flatten(dim, dim + 2))
     return model
+
+
+def _size(group: Channels, tensors: Mapping[str, Tensor]) -> int:
+    return min(tensors[name].shape[dim] // blocks for name, dim, blocks in group.members)
 
 
 def _judged(group: Channels, importance: Importance, tensors: Mapping[str, Tensor]) -> list[Member]:

@@ -22,6 +22,7 @@ from supernet.training.execution import DEFAULT, Execution
 from supernet.training.loop import Loop, StepResult
 from supernet.training.loop.config import LoopConfig
 from supernet.training.randomness import Stream, part_seed
+from supernet.training.slimming import add_slimming
 
 # N images, C channels, R resolution in pixels
 
@@ -83,6 +84,7 @@ def train_models(
             on_step=on_step,
             on_begin=on_begin,
             uninformed=uninformed,
+            penalise=partial(add_slimming, models, objective.slimming),
         )
         if teacher is not None:
             loop.place(teacher).eval()

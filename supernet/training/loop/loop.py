@@ -68,8 +68,9 @@ class Loop:
     pass, `alike` whether all processes have gradients for the same parameters. `task` says what a batch is, and the
     loss of a network that knows nothing unless `uninformed` does, which tells a diverged training
     (`supernet.training.loop.divergence`). `apart` is the number of losses a step where each is of a network by itself,
-    and is watched by itself. Where `distributed.joined` has joined processes, all of them do this, and evaluate and
-    call `on_step`, and the first one reads and writes.
+    and is watched by itself. `penalise` adds the gradient of a penalty on the weights to the gradients of a step, once,
+    when they are those of the whole batch. Where `distributed.joined` has joined processes, all of them do this, and
+    evaluate and call `on_step`, and the first one reads and writes.
 
     Writes `run_dir/checkpoints/` and `run_dir/metrics.jsonl`, nothing of it before the first step is done, and calls
     `on_begin` just before. What an earlier training left there is kept beside it, as checkpoints.1 and metrics.jsonl.1,
@@ -100,6 +101,7 @@ class Loop:
         on_begin: Callable[[], None] = lambda: None,
         uninformed: float | None = None,
         apart: int = 1,
+        penalise: Callable[[], None] = lambda: None,
     ) -> None:
         self.device = pick_device(execution.device)
         processes = distributed.world_size()
@@ -108,6 +110,7 @@ class Loop:
         self.net = self.place(net).train()
         self._data, self._task, self._config, self._kept = data, task, config, kept
         self._evaluate, self._on_step, self._on_begin = evaluate, on_step, on_begin
+        self._penalise = penalise
         self.steps_per_epoch = data.steps_per_epoch(config.batch_size)
         self.optimizer, self._scheduler = make_optimizer(net, config, self.steps_per_epoch)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=execution.amp == "fp16")
@@ -183,6 +186,7 @@ class Loop:
         if self.average:
             self.average.finish()
         self._scaler.unscale_(self.optimizer)
+        self._penalise()
         norm = clip_gradients(self.net, self._config)
         scale = self._scaler.get_scale()  # 1 but in fp16
         means = distributed.average(losses.detach().clone())
