@@ -87,7 +87,7 @@ def activation_scores(
         for m in group.members
         if m.dim == 1 and m.tensor.endswith(".weight")
     }
-    tensors = dict(model.named_parameters())
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
