@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +53,9 @@ def train_models(
     default to tell the classes of `data` apart, with the label smoothing of `config`.
 
     A step minimises `distill.objective.cohort_losses`, by which the models teach each other if `objective` says so; the
-    frozen `teacher` takes the same inputs as each. With several models, metrics give losses and metrics of each, in
-    their order; checkpoints hold all of them, and the companions of `objective`, if it has such. Writes, resumes, joins
-    processes and raises as `supernet.training.loop.Loop` does.
+    frozen `teacher` takes the same inputs as each. Models that are `ToldOfSteps` are told before. With several models,
+    metrics give losses and metrics of each, in their order; checkpoints hold all of them, and the companions of
+    `objective`, if it has such. Writes, resumes, joins processes and raises as `supernet.training.loop.Loop` does.
     """
     net = Cohort(models) if len(models) > 1 else models[0]
     task = task or Classification(data.num_classes, label_smoothing=config.label_smoothing)
@@ -90,6 +91,9 @@ def train_models(
             loop.place(teacher).eval()
         students = [torch.compile(model, dynamic=False) for model in models] if execution.step == "compile" else models
         for step, batch in loop.batches(largest):
+            for model in models:
+                if isinstance(model, ToldOfSteps):
+                    model.begin_step(step, loop.steps.stop)
             with loop.seeded(step), execution.autocast(loop.device):
                 losses = cohort_losses(
                     objective,
@@ -106,6 +110,14 @@ def train_models(
             loop.update(step, losses.total[None], [name])
             loop.finish(step, {"loss": losses.total, "losses": losses.parts})
         return _members(loop.result)
+
+
+@runtime_checkable
+class ToldOfSteps(Protocol):
+    """A model that trains otherwise in some steps than in others."""
+
+    def begin_step(self, step: int, steps: int) -> None:
+        """Before the step `step`, counted from 0, of so many in the whole training."""
 
 
 class Cohort(nn.ModuleList):

@@ -92,18 +92,24 @@ AnyModelJob = TypeVar("AnyModelJob", bound=ModelJob)
 
 
 def run_model_job(
-    job: ModelJob, directory: Path, *, resume: bool = False, on_step: Callable[[StepResult], None] = lambda result: None
+    job: ModelJob,
+    directory: Path,
+    *,
+    resume: bool = False,
+    on_step: Callable[[StepResult], None] = lambda result: None,
+    around: Callable[[Trainee, ImageData], nn.Module] = lambda trainee, data: trainee.model,
 ) -> Subnet:
     """Train the model that `job` describes, with its run in `directory`; the model on the CPU, in eval mode.
 
-    Its peers are saved in `directory/peers/`, each as a folder like 1-resnet18. With `resume` a run that was begun
+    `around` makes of the model what is trained in its place, and comes out. Peers are saved in `directory/peers/`, each
+    as a folder like 1-resnet18. With `resume` a run that was begun
     there goes on, and one that was not begins. ValueError if there is a run already and `resume` is not said, if it was
     begun with other settings (its execution, and where images lie, may be said anew), or if another process is at it.
     """
     with owned(directory):
         data, trainees, teacher, begin = prepare_job(job, directory, resume)
         trained = train_models(
-            [trainee.model for trainee in trainees],
+            [around(trainees[0], data), *(trainee.model for trainee in trainees[1:])],
             [trainee.family.resolution(trainee.arch) for trainee in trainees],
             data,
             job.train,

@@ -6,6 +6,8 @@ import pytest
 import timm
 import torch
 
+from compress.quantisation.processor import weight_bits
+from compress.transforms import Bits
 from supernet.artifacts.export import onnx_runner
 from supernet.artifacts.runs import open_data
 from supernet.artifacts.subnet import Subnet, load_subnet, save_subnet
@@ -60,3 +62,15 @@ def test_bad_input_ends_in_one_line(subnet, command, tmp_path, arguments, messag
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert message in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_subnet_is_trained_for_int8(subnet, command, tmp_path):
+    output = tmp_path / "tuned"
+    few = ["--holdout", "0.9", "--epochs", "1", "--eval-epochs", "0"]
+    result = command("finetune", "--subnet", subnet, "--precision", "int8", *few, "--output", output)
+    assert result.returncode == 0, result.stderr
+    assert f"{output / 'model.int8.onnx'}: " in result.stdout
+    weight = load_subnet(output).model.layer1[0].conv1.weight.detach()
+    assert torch.equal(weight, Bits(weight_bits())(weight))
+    result = command("finetune", "--subnet", subnet, "--precision", "int4", *few, "--output", tmp_path / "other")
+    assert result.returncode == 2
