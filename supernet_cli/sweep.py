@@ -116,7 +116,8 @@ class Arguments:
     """Images that the scores without training see at a time; te_nas draws from eight times as many."""
     te_nas: TeNasConfig = SearchJob.te_nas
     teacher: str | None = SearchJob.teacher
-    """Whom rdm and dna follow: a pretrained model of timm's, or the folder of an extracted subnet or a training run."""
+    """Whom rdm and dna follow: a pretrained model of timm's, or torchvision's as torchvision/NAME, or the folder of an
+    extracted subnet or a training run."""
     rdm: GuidanceConfig = field(default_factory=GuidanceConfig)
     dna: DnaConfig = field(default_factory=DnaConfig)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)

@@ -1,4 +1,5 @@
-"""timm's models by name, with weights from their source or from a file, and each as a family of its own."""
+"""timm's and torchvision's models by name, with weights from their source or from a file, and each as a family of its
+own."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from supernet.costs import count_macs, count_parameters
 from supernet.families.family import Family
 from supernet.families.timm_weights import load_pretrained, own_classes, read_source
+from supernet.families.torchvision_models import PREFIX, create_torchvision, torchvision_names
 from supernet.skeleton import build_skeleton, build_uninitialised
 from supernet.space import Arch, SearchSpace
 
@@ -25,7 +27,7 @@ LABELS = ("label_names", "label_descriptions")  # of timm's configurations: long
 
 
 class TimmModel(NamedTuple):
-    """A model that timm knows, not made yet."""
+    """A model that timm or torchvision knows, not made yet."""
 
     name: str
     create: Callable[..., nn.Module]  # takes timm's other options, such as drop_rate
@@ -66,36 +68,46 @@ def timm_model(
     saved_config: Mapping[str, Any] | None = None,
 ) -> TimmModel:
     """The model that `timm.create_model` makes of `name`: a name, with or without the tag of its weights, `hf-hub:ID`,
-    or `local-dir:PATH`; with its own number of classes and size of images where `num_classes` and `input_size` are
-    None.
+    or `local-dir:PATH`; or torchvision's, of the name in `torchvision/NAME`; with its own number of classes and size of
+    images where `num_classes` and `input_size` are None.
 
     `saved_config` is what such an ID or PATH says beside the name, as `TimmModel.self_contained` gives it.
-    ValueError for a name that timm does not know, and for a size that images cannot have.
+    ValueError for a name that is not known, and for a size that images cannot have.
     """
     if not isinstance(name, str):
         raise ValueError(f"name is that of a model of timm's, such as 'resnet18', not {name!r}")
     if input_size is not None and not (isinstance(input_size, int) and input_size > 0):
         raise ValueError(f"input_size is a number of pixels, at least 1, not {input_size!r}")
-    source, known = parse_model_name(name)
     options: dict[str, object] = {}
+    if name.startswith(PREFIX):
+        source, known = None, name.removeprefix(PREFIX)
+        create, names, whose = (
+            create_torchvision,
+            torchvision_names(),
+            "torchvision has no model for images of any size",
+        )
+    else:
+        source, known = parse_model_name(name)
+        create, names = timm.create_model, timm.list_models()
+        whose = "timm has no model"
     if source:
         known, options = read_source(source, known, name)
     elif saved_config is not None:
         options = {"pretrained_cfg": dict(saved_config["pretrained_cfg"]), **saved_config["model_args"]}
-    if not timm.is_model(known):
-        similar = difflib.get_close_matches(known, timm.list_models(), n=3)
-        raise ValueError(f"timm has no model {known!r}; similar ones: {', '.join(similar) or 'none'}")
+    if not (known in names or (create is timm.create_model and timm.is_model(known))):
+        similar = difflib.get_close_matches(known, names, n=3)
+        raise ValueError(f"{whose} {known!r}; similar ones: {', '.join(similar) or 'none'}")
     if num_classes is not None:
         options["num_classes"] = num_classes
     options["in_chans"] = in_chans
     with torch.device("meta"):
-        model = build_uninitialised(partial(timm.create_model, **options), known)
+        model = build_uninitialised(partial(create, **options), known)
     config = model.pretrained_cfg
     if input_size is None:
         input_size = config["input_size"][-1]
     elif config.get("fixed_input_size"):  # a transformer's positions are as many as its patches
         options["img_size"] = input_size
-    return TimmModel(name, partial(timm.create_model, known, **options), input_size, model.num_classes, config)
+    return TimmModel(name, partial(create, known, **options), input_size, model.num_classes, config)
 
 
 def self_contained(space: str, options: str) -> str:

@@ -47,16 +47,17 @@ def from_timm(
     """The family of the timm model `name` at fractions of its width and depth; the largest subnet is the model itself.
 
     `name` is what `timm.create_model` takes: a name, with or without the tag of its weights, `hf-hub:ID`, or
-    `local-dir:PATH`. `pretrained` starts the supernet from its weights, or from those in a file; timm's loader adapts
-    them to `num_classes` (the model's own if None) and `in_chans`. They are loaded when the supernet is made, not
-    before, and their channels are ordered by `importance`, which leaves what the model computes unchanged. All but the
-    classifier have to be of this model, see `timm_weights.load_pretrained`. Images are `input_size` pixels a side (the
-    model's own if None). `saved_config` stands in for an ID or PATH in what is saved (`timm_models.self_contained`).
+    `local-dir:PATH`; or `torchvision/NAME`, for one of torchvision's. `pretrained` starts the supernet from its
+    weights, or from those in a file; timm's loader adapts them to `num_classes` (the model's own if None) and
+    `in_chans`. They are loaded when the supernet is made, not before, and their channels are ordered by `importance`,
+    which leaves what the model computes unchanged. All but the classifier have to be of this model, see
+    `timm_weights.load_pretrained`. Images are `input_size` pixels a side (the model's own if None). `saved_config`
+    stands in for an ID or PATH in what is saved (`timm_models.self_contained`).
 
     Attention keeps its heads, and layers whose channels are concatenated with others keep their width. Channels that
     lie in equal blocks (a gate, a grouped convolution, a GroupNorm) vary within each block, all blocks alike.
 
-    ValueError for a name that timm does not know, a missing file, and a model with nothing to vary.
+    ValueError for a name that is not known, a missing file, and a model with nothing to vary.
     """
     model = timm_model(name, num_classes, in_chans, input_size, saved_config)
     family = from_model(
