@@ -96,8 +96,10 @@ def run_search(
         raise ValueError(f"there are {gpus_per_worker:g} GPUs for each worker, but no workers: say how many")
     job = settled(job, trained)
     judge = judge or make_judge(job, trained, history and history.parent)
-    if job.race is not None and judge.examples is None:
-        raise ValueError(f"the score {job.score} is not that of held-out examples, by some of which it could race")
+    if judge.examples is None:
+        for name, what in (("race", "by some of which it could race"), ("amp", "which alone are judged in bfloat16")):
+            if getattr(job, name) is not None:
+                raise ValueError(f"the score {job.score} is not that of held-out examples, {what}")
     if confirm and judge.fresh is None:
         raise ValueError(f"the score {job.score} is not that of held-out examples, which others could confirm")
     fresh = judge.fresh() if confirm and judge.fresh else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from search.blockwise.dna import DnaConfig
 from search.scores.ensemble import EnsembleConfig
@@ -56,6 +57,9 @@ class SearchJob:
     """Bytes that the activations of images may take at once, at one depth of the largest subnet. BatchNorm is
     recalibrated exactly where all calibration images are within them, and in chunks where they are not, which changes
     values by much less than other images would (docs/methods/calibration.md)."""
+    amp: Literal["bf16"] | None = None
+    """bf16 judges by networks that compute in bfloat16, which is faster where the device has instructions for it, and
+    refused where it has not; None in single precision."""
     race: float | None = None
     """Confidence, such as 0.9, with which each architecture of the front survives races (`search.racing`): all are
     judged by some of the images, and only those that may be on the front by all. None judges all by all."""

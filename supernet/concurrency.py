@@ -37,14 +37,20 @@ def side_by_side(count: int) -> Iterator[Executor]:
     one.
 
     Running the batches of a small network side by side takes less time than sharing out every operation among the
-    cores.
+    cores. On a CPU the threads compute in the precision of the thread that made them (`torch.autocast`).
     """
     if count == 1:
         yield Here()
         return
-    cores = torch.get_num_threads()
+    cores, autocast, dtype = torch.get_num_threads(), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+    def begin() -> None:
+        torch.set_num_threads(max(1, cores // count))
+        torch.set_autocast_enabled("cpu", autocast)
+        torch.set_autocast_dtype("cpu", dtype)
+
     try:
-        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(max(1, cores // count),)) as pool:
+        with ThreadPoolExecutor(count, initializer=begin) as pool:
             yield pool
     finally:
         torch.set_num_threads(cores)  # what a thread sets holds for those that start later, too

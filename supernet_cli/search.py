@@ -38,7 +38,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.table import Table
@@ -121,6 +121,9 @@ class Arguments:
     more, BatchNorm is recalibrated in chunks of them, which changes values a little."""
     batch_size: int = SearchJob.batch_size
     """Images that a subnet runs on at a time."""
+    amp: Literal["bf16"] | None = SearchJob.amp
+    """bf16 judges by networks that compute in bfloat16: faster where the device has instructions for it, refused where
+    it has not, and a little other values."""
     race: float | None = SearchJob.race
     """Confidence, such as 0.9, with which each architecture of the front survives races: all are judged by 250 of the
     images, then by 500, and so on, but those that are surely not on the front are left out. What is left out has no

@@ -19,10 +19,11 @@ from supernet.evaluation import CALIBRATION_BYTES, calibrated
 from supernet.space import Arch
 from supernet.supernet import Supernet
 from supernet.tasks import Classification, Task
-from supernet.tasks.task import Output
+from supernet.tasks.task import Output, in_float32
 from supernet.training.data import Data, resize
 from supernet.training.data.batch import Batch, chosen, device_of, dropped, is_pixels, joined, on, split, take
 from supernet.training.data.pixels import Pixels
+from supernet.training.execution import computes_bf16
 
 # N images or other examples, C channels, R resolution in pixels, K classes
 
@@ -76,7 +77,9 @@ def held_out(
 class SupernetScore:
     """The score "the first metric of `task` of the subnet, with BatchNorm statistics of its own", higher is better.
 
-    In single precision; NaN if an output is not finite.
+    In single precision; NaN if an output is not finite. With `bf16`, networks compute in bfloat16 where torch's
+    autocast says so, when they are calibrated and when they are judged, and statistics are in float32: faster where the
+    device has instructions for it, and a little other values. Where it has none, it would be slower: ValueError.
 
     `batches(resolution)` gives the batches to calibrate and to judge by, `resolution(arch)` the resolution of an
     architecture. The value of an architecture does not depend on which others it is evaluated with; on `batch_size` it
@@ -98,6 +101,7 @@ class SupernetScore:
         batch_size: int = 500,
         memory_bytes: int = 2**31,
         calibration_bytes: int = CALIBRATION_BYTES,
+        bf16: bool = False,
     ) -> None:
         self.net = net
         self.task = task
@@ -105,6 +109,7 @@ class SupernetScore:
         self.resolution = resolution
         self.batch_size = batch_size
         self.calibration_bytes = calibration_bytes
+        self.bf16 = bf16
         self._remembered = trie.Remembered(memory_bytes)
         self._version = -1
 
@@ -141,6 +146,9 @@ class SupernetScore:
     def _each(
         self, archs: Sequence[Arch], judge: Callable[[Task, Output, Batch], Found], examples: np.ndarray | None
     ) -> Iterator[tuple[int, Found | Exception]]:
+        device = next(self.net.parameters()).device
+        if self.bf16 and not computes_bf16(device):
+            raise ValueError(f"bf16 is slower than float32 on this {device.type}, which lacks instructions for it")
         used = {size: self._batches(size, examples) for size in {self.resolution(arch) for arch in archs}}
         version = sum(tensor._version for tensor in self.net.state_dict(keep_vars=True).values())
         if version != self._version:
@@ -148,7 +156,7 @@ class SupernetScore:
             self._version = version
         arch_of = {self.resolution(arch): arch for arch in archs}  # of one resolution, all inputs are the same
         if not all(_is_single(self._calls(used[size].evaluation, arch)) for size, arch in arch_of.items()):
-            yield from self._one_by_one(archs, judge, used)
+            yield from self._in_precision(self._one_by_one(archs, judge, used))
             return
 
         def batches(resolution: int | None) -> trie.Batches:
@@ -164,11 +172,21 @@ class SupernetScore:
             calibration_bytes=self.calibration_bytes,
             judges=None if examples is None else examples.tobytes(),
         )
-        for index, output in found:
+        for index, output in self._in_precision(found):
             if isinstance(output, Exception):
                 yield index, output
             else:
-                yield index, judge(self.task, output, used[self.resolution(archs[index])].evaluation)
+                yield index, judge(self.task, in_float32(output), used[self.resolution(archs[index])].evaluation)
+
+    def _in_precision(self, found: Iterator[Found]) -> Iterator[Found]:
+        """`found`, each of which is computed in the precision of the score."""
+        device = next(self.net.parameters()).device.type
+        while True:
+            with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
+                item = next(found, None)
+            if item is None:
+                return
+            yield item
 
     def _batches(self, size: int | None, examples: np.ndarray | None) -> EvaluationBatches:
         batches = self.batches(size)
@@ -189,7 +207,7 @@ class SupernetScore:
                 model = calibrated(self.net, arch, calibration, self.calibration_bytes)
                 with torch.inference_mode():
                     output = joined([untouched(model, *inputs) for inputs in evaluation])
-                yield index, judge(self.task, output, batches.evaluation)
+                yield index, judge(self.task, in_float32(output), batches.evaluation)
             except Exception as error:
                 yield index, error
 

@@ -114,6 +114,7 @@ def supernet_score(job: SearchJob, trained: Run, fresh: bool = False) -> Superne
         family.resolution,
         job.batch_size,
         calibration_bytes=job.calibration_bytes,
+        bf16=job.amp == "bf16",
     )
 
 

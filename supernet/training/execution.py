@@ -153,6 +153,14 @@ def tf32(allowed: bool) -> Iterator[None]:
             backend.allow_tf32 = was_allowed
 
 
+def computes_bf16(device: torch.device) -> bool:
+    """Whether `device` has instructions for bfloat16, without which it is slower than float32: on a CPU AVX512-BF16 or
+    AMX."""
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def channels_last(module: nn.Module) -> nn.Module:
     """Put the kernels of `module` that are of four dimensions into the channels-last format, in place; returns it.
 

@@ -2,19 +2,22 @@
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
-from search.scores.accuracy import EvaluationBatches, SupernetScore, first_metric
+from search.scores.accuracy import EvaluationBatches, SupernetAccuracy, SupernetScore, first_metric, resized
 from search.scores.judges import RunBatches, resolutions, run_batches
 from search.scores.teacher_guided import GuidanceConfig, TeacherGuided
 from search.settings import SearchJob
 from supernet.artifacts.runs import Job, Run
+from supernet.evaluation import calibrated
 from supernet.families import FAMILIES
 from supernet.tasks import Task
 from supernet.training.data import DataConfig, load_data, resize
 from supernet.training.data.batch import joined
 from supernet.training.data.pixels import Pixels
+from tests.small import small
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +113,33 @@ def test_metrics_see_images_as_networks_do_part_by_part():
     assert task.parts == 3
     assert in_parts == pytest.approx(first_metric(task, output, pixels.normalised()))
     assert task.parts == 1
+
+
+def of_noise(bf16):
+    family = small()
+    images = torch.randn(2, 40, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(40) % 10
+    score = SupernetAccuracy(family.supernet(), resized(*images, labels), family.resolution, 10)
+    score.bf16 = bf16
+    return score, [family.space.smallest, family.space.largest, family.space.sample(np.random.default_rng(0))]
+
+
+def test_in_bfloat16_a_subnet_makes_of_images_what_the_extracted_one_does(monkeypatch):
+    monkeypatch.setattr("search.scores.accuracy.computes_bf16", lambda device: True)
+    score, archs = of_noise(bf16=True)
+    for index, judged in score.judged(archs):
+        assert not torch.is_autocast_enabled("cpu")  # between values
+        (calibration,), (images, labels) = score.batches(score.resolution(archs[index]))
+        with torch.autocast("cpu", torch.bfloat16):
+            model = calibrated(score.net, archs[index], calibration.split(10))
+            with torch.inference_mode():
+                logits = torch.cat([model(batch) for batch in images.split(10)])
+        assert logits.dtype == torch.bfloat16
+        np.testing.assert_array_equal(judged.per_example, (logits.float().argmax(1) == labels).numpy())
+
+
+def test_bfloat16_is_refused_where_it_is_slow(monkeypatch):
+    monkeypatch.setattr("search.scores.accuracy.computes_bf16", lambda device: False)
+    score, archs = of_noise(bf16=True)
+    with pytest.raises(ValueError, match="bf16 is slower than float32 on this cpu, which lacks instructions for it"):
+        score(archs)
