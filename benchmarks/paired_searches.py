@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+import report  # noqa: F401  (first, or benchmarks/search.py would hide the package)
 import torch
 from rich.progress import track
 from torch.optim.swa_utils import update_bn
