@@ -19,8 +19,9 @@ from rich.progress import track
 from torch.optim.swa_utils import update_bn
 
 from search import pareto
+from search.evaluator import Evaluator, EvaluatorOfParts, Scored, evaluate_here
 from search.history import Evaluation
-from search.loop import Evaluator, EvaluatorOfParts, Scored, ask_and_tell, evaluate_here
+from search.loop import ask_and_tell
 from search.problem import Problem
 from search.racing import Racing
 from search.run import ACCURACY, make_problem
@@ -179,20 +180,26 @@ def paired(trained: Run, settings: CheaperEvaluations, seed: int) -> Iterator[di
     racing = Racing(problem, judge, judges, settings.race, seed)
     users = Search(problem, Clock(loop), seed, settings.population, lambda evaluated: judges)
     cheaper = Search(problem, Clock(racing), seed, settings.population, lambda evaluated: judge.seen / evaluated)
+    accuracy: dict[Arch, float] = {}
+
+    def volumes(search: Search) -> list[float]:
+        """The largest hypervolume up to each generation."""
+        archs = {arch for point in search.points for arch in point.front}
+        fresh = sorted(archs - accuracy.keys(), key=Arch.to_json)
+        accuracy.update(zip(fresh, exact(fresh)))
+        found = (
+            problem.values(np.array([[accuracy[arch]] for arch in point.front]), problem.price(point.front))
+            for point in search.points
+        )
+        return list(itertools.accumulate(map(problem.hypervolume, found), max))
+
     count = settings.generations
     turns = itertools.zip_longest(users.generations(count), cheaper.generations(count + count // 2))
-    for _ in track(turns, f"Searching, seed {seed}", total=count + count // 2):
-        pass
-    archs = list(dict.fromkeys(arch for search in (users, cheaper) for point in search.points for arch in point.front))
-    accuracy = dict(zip(archs, exact(archs)))
-
-    def volume(point: Point) -> float:
-        scores = np.array([[accuracy[arch]] for arch in point.front])
-        return problem.hypervolume(problem.values(scores, problem.price(point.front)))
-
-    reached = list(itertools.accumulate(map(volume, cheaper.points), max))
-    for index, point in enumerate(users.points):
-        wanted = max(map(volume, users.points[: index + 1]))
+    for turn, _ in enumerate(track(turns, f"Searching, seed {seed}", total=count + count // 2), start=1):
+        if turn >= count and volumes(cheaper)[-1] >= volumes(users)[-1]:
+            break
+    reached = volumes(cheaper)
+    for index, (point, wanted) in enumerate(zip(users.points, volumes(users))):
         then = next((p for p, found in zip(cheaper.points, reached) if found >= wanted), None)
         yield {
             "seed": seed,

@@ -35,6 +35,7 @@ from supernet.views import View
 # N images, B batch, K classes
 
 MOST_PREFIXES = 20_000  # whose keys are kept, some 5 kB each
+MOST_CHAINS = 1_000  # of pieces that are kept, those of the last architectures, some 100 kB each
 STATISTICS_BYTES = 2**28  # that BatchNorm statistics are kept in
 GROUP = 16  # architectures whose outputs for all images are kept at a time, if the images do not fit in memory at once
 
@@ -101,6 +102,7 @@ class Remembered:
 
     def clear(self) -> None:
         self.fingerprints: WeakKeyDictionary[nn.Module, Hashable] = WeakKeyDictionary()  # see `pieces.cut`
+        self.chains: dict[Arch, Sequence[Piece]] = {}
         self.references: dict[int, dict[str, Reference]] = {}  # by resolution, see `evaluation.known_references`
         self._prefixes: dict[tuple[int, Hashable], int] = {}
         self._shares: _Recent[Share] = _Recent(self.limit_bytes)
@@ -110,6 +112,8 @@ class Remembered:
         """To be called before a population: forgets everything if too many prefixes were seen to keep their keys."""
         if len(self._prefixes) > MOST_PREFIXES:
             self.clear()
+        if len(self.chains) > MOST_CHAINS:
+            self.chains.clear()
 
     def prefix(self, before: int, key: Hashable) -> int:
         """The number of the prefix that goes on with `key` after the prefix `before`; 0 is the empty one."""
@@ -187,7 +191,10 @@ def outputs(
         alone = arch == net.statistics_of
         try:
             if not alone:
-                chain = pieces(arch) if pieces else cut(net.skeleton(arch), remembered.fingerprints, net.views(arch))
+                if arch not in remembered.chains:
+                    own = pieces(arch) if pieces else cut(net.skeleton(arch), remembered.fingerprints, net.views(arch))
+                    remembered.chains[arch] = own
+                chain = remembered.chains[arch]
                 alone = _repeats_batch_norm(chain)
             if alone:
                 output = _output_alone(net, arch, batches(resolution(arch)), calibration_bytes)
