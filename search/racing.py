@@ -54,9 +54,10 @@ class Racing:
     among the objectives and the score on all examples. Those of one call race. Each that is on the exact front is
     rejected with a probability of 1 - `confidence` at most, if the architectures do not follow from the order of the
     examples, which `seed` shuffles; so with a confidence of 1 - 0.05 / n none of n is lost with 95 %. Where examples'
-    values are 0 and 1 this holds exactly, else as far as a t-test does. The risk is shared out evenly among the looks.
-    Half of it is for the test against the best of former calls that costs no more, half for those against all in the
-    race that cost no more, by Bonferroni.
+    values are 0 and 1 this holds exactly, else as far as a t-test does.
+
+    Half of the risk that is left is taken at each look, since early looks save most. The rival is the best of former
+    calls that costs no more; where there is none, all in the race that cost no more are rivals, by Bonferroni.
 
     An architecture that is judged by all examples has their mean as its score, as without a race. One that is rejected
     has a `search.history.Rejection`: the score of the rival that rejected it plus the mean difference on the examples
@@ -97,9 +98,9 @@ class Racing:
             self._recall()
         values = np.full((len(archs), len(self._order)), np.nan)
         racing, errors, beaten = list(range(len(archs))), {}, {}
-        level = self._risk / max(len(self.looks) - 1, 1)
-        seen = 0
+        level, seen = self._risk, 0
         for look in self.looks:
+            level /= 2
             errors |= self._look(archs, racing, values, seen, look)
             racing = [index for index in racing if index not in errors]
             rivals = self._rivals(archs, values)
@@ -182,15 +183,12 @@ def _beaten(rivals: _Rivals, racing: Sequence[int], look: int, level: float) -> 
     own = rivals.judged + np.array(racing)
     affordable = (rivals.costs[None] <= rivals.costs[own, None]).all(axis=2)  # [n, m]
     affordable[np.arange(len(own)), own] = False
-    former, fellows = affordable[:, : rivals.judged], affordable[:, rivals.judged :]
-    both = former.any(axis=1) & fellows.any(axis=1)
-    share = np.where(both, level / 2, level)
-    levels = np.zeros(affordable.shape)
-    if rivals.judged:
-        scores = np.where(former, rivals.values[: rivals.judged].mean(axis=1), -np.inf)
-        levels[np.arange(len(own)), scores.argmax(axis=1)] = share
-    levels[:, rivals.judged :] = (share / np.maximum(fellows.sum(axis=1), 1))[:, None]
-    levels[~affordable] = 0.0
+    levels = np.where(affordable, level / np.maximum(affordable.sum(axis=1, keepdims=True), 1), 0.0)
+    former = affordable[:, : rivals.judged]
+    for row in np.flatnonzero(former.any(axis=1)):
+        scores = np.where(former[row], rivals.values[: rivals.judged].mean(axis=1), -np.inf)
+        levels[row] = 0.0
+        levels[row, scores.argmax()] = level
     compared = np.flatnonzero((levels > 0).any(axis=0) & ~np.isnan(rivals.values[:, look - 1]))
     p_values = np.ones(affordable.shape)
     p_values[:, compared] = worse_p_values(rivals.values[own, :look], rivals.values[compared, :look])

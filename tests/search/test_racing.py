@@ -94,32 +94,33 @@ def test_the_exact_test_holds_for_examples_drawn_without_replacement():
 
 
 def races(count, confidence):
-    """Of races among networks about equally good, where a mistake is as easy as it gets, how often each network was on
-    the front, was on the front and rejected, and was rejected, [3, 8]."""
+    """Of races among networks about equally good, where a mistake is as easy as it gets, first of those of even and
+    then of those of odd numbers, how often each was on the front so far, was on it and rejected, and was rejected,
+    [3, 8]."""
     draw, problem = np.random.default_rng(0), Problem(LINE, ["accuracy"], {"macs": by_numbers})
-    archs = list(LINE.decode(np.arange(8)[:, None]))
+    archs, numbers = list(LINE.decode(np.arange(8)[:, None])), np.arange(8)
     counts = np.zeros((3, 8))
     for _ in range(count):
         values = networks(draw, 0.6 - 0.4 * (draw.random(8) < 0.2), 64, agreement=0.5)
-        racing = Racing(problem, Table(values, by_number), 64, confidence, first_look=16)
-        out = np.array([each.rejected is not None for each in racing(archs)])
-        on_front = np.isin(np.arange(8), list(exact_front(values, np.arange(8.0))))
-        counts += [on_front, on_front & out, out]
+        racing = Racing(problem, Table(values, by_number), 64, confidence, first_look=4)
+        for known, own in ((numbers[::2], numbers[::2]), (numbers, numbers[1::2])):
+            out = np.array([each.rejected is not None for each in racing([archs[number] for number in own])])
+            on_front = np.isin(own, known[list(exact_front(values[known], known.astype(float)))])
+            counts[:, own] += [on_front, on_front & out, out]
     return counts
 
 
 def test_each_of_the_front_is_kept_in_two_thousand_races():
-    on_front, lost, rejected = races(2000, 0.8)
-    assert (lost <= 0.2 * on_front).all()
+    on_front, lost, rejected = races(1000, 0.5)  # two each
+    assert (lost <= 0.5 * on_front).all()
     assert lost.sum() > 0
-    assert rejected.sum() > 2000
+    assert rejected.sum() > 1000
 
 
-def test_without_a_correction_for_all_tests_the_front_is_not_kept(monkeypatch):
-    tests = 2 * 7  # looks and rivals
-    monkeypatch.setattr("search.racing.worse_p_values", lambda *rows: worse_p_values(*rows) / tests)
-    on_front, lost, _ = races(200, 0.8)
-    assert lost.sum() > 0.2 * on_front.sum()
+def test_by_what_looks_better_alone_the_front_is_not_kept(monkeypatch):
+    monkeypatch.setattr("search.racing.worse_p_values", lambda *rows: (worse_p_values(*rows) > 0.5).astype(float))
+    on_front, lost, _ = races(100, 0.8)
+    assert lost[1::2].sum() > 0.2 * on_front[1::2].sum()
 
 
 def grid(seed=0, examples=1000):
