@@ -10,9 +10,10 @@ tuned, on the 1,437 training images; the file is read again and judged on the 36
 chosen. Bytes are those of the whole file, beside those of the network as it was, as files of float32, float16 and gzip,
 and as int8 ONNX, whose accuracy is not looked at.
 
-EfficientNet-Lite0 has its published weights. Its 700 photographs of as many classes of ImageNet are too few to tune by,
-so it is clustered or rounded as it is, without training and without any image; pruning would need training. Standard
-errors are over seeds, and over photographs, of paired differences.
+EfficientNet-Lite0 has its published weights. There are 700 photographs of as many classes of ImageNet, too few to tune
+by, so that it is rounded to float16, clustered ("codebooks") or rounded to equal steps of each channel ("steps") as it
+is, without training and without any image; pruning would need training. Standard errors are over seeds, and over
+photographs, of paired differences.
 """
 
 from __future__ import annotations
@@ -52,14 +53,14 @@ class Arguments:
     """Parts of the MLP's weights that are kept."""
     bits: tuple[int, ...] = (5,)
     """Bits of the MLP's codebooks."""
-    prune_rounds: int = 5
+    prune_rounds: int = 3
     """Rounds of pruning."""
     weights: Path | None = None
     """EfficientNet-Lite0's published weights."""
-    photo_bits: tuple[int, ...] = (4, 5, 6, 8)
+    photo_bits: tuple[int, ...] = (5, 8)
     """Bits of EfficientNet-Lite0's weights."""
-    photos: int = 700
-    """Photographs."""
+    photos: int = 300
+    """Photographs that judge, of the 700."""
     resolution: int = 224
     """Pixels a side of the photographs."""
     data: Path = Path("../shared/data")
@@ -97,9 +98,7 @@ def of_digits(arguments: Arguments, folder: Path) -> Iterator[dict[str, object]]
     sizes = uncompressed_bytes(Subnet(networks[0][1], interface("pixels", 64)))
     for density in arguments.densities:
         for bits in arguments.bits:
-            settings = CompressConfig(
-                density=density, prune_rounds=arguments.prune_rounds, bits=bits, centroid_lr=1.0, exclude=()
-            )
+            settings = CompressConfig(density=density, prune_rounds=arguments.prune_rounds, bits=bits, centroid_lr=1.0)
             stored, after = [], []
             for config, network in networks:
                 run = folder / f"{config.seed}-{density}-{bits}"

@@ -39,7 +39,7 @@ def kmeans(values: np.ndarray, clusters: int, iterations: int = 300) -> np.ndarr
         before, counts = bounds, np.diff(bounds)
         used = counts > 0
         centroids = np.diff(sums[bounds])[used] / counts[used]
-        if not used.all():
+        if len(centroids) < clusters:
             errors = np.diff(squares[bounds])[used] - counts[used] * centroids**2
             split = np.argsort(-errors, kind="stable")[: clusters - len(centroids)]
             deviations = np.sqrt(np.maximum(errors[split], 0) / counts[used][split])

@@ -30,9 +30,9 @@ def encode(array: np.ndarray) -> tuple[dict[str, Any], bytes]:
 
     The streams are those of the smallest of these forms:
 
-    values              the entries as numbers, as float16 where that is exact
+    values              the entries as numbers, as int8 or float16 where that is exact
     table, symbols      at most 256 different entries, and which of them each is
-    ... and steps       the same, times a step for each output channel, as of weights rounded to 8 bits or fewer
+    ... and steps       either of these, times a step for each output channel: weights of 8 bits or fewer
     ... and gaps        any of these for the entries that are not 0 alone, and how many zeros are before each
 
     ValueError for a type of numbers that is none of `DTYPES`.
@@ -91,9 +91,10 @@ def _forms(array: np.ndarray) -> Iterator[tuple[int | None, Form]]:
         yield gaps[0], {"gaps": gaps[1], "values": _numbers(flat[kept])}
     for steps, levels in _levels(array):
         form: Form = {} if steps is None else {"steps": _numbers(steps)}
-        yield None, form | _tabled(levels)
-        if gaps:
-            yield gaps[0], {"gaps": gaps[1]} | form | _tabled(levels[kept])
+        for which, limit, first in ((slice(None), None, {}), *([(kept, gaps[0], {"gaps": gaps[1]})] if gaps else ())):
+            yield limit, first | form | _tabled(levels[which])
+            if steps is not None:
+                yield limit, first | form | {"values": _numbers(levels[which])}
 
 
 def _levels(array: np.ndarray) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
@@ -140,24 +141,27 @@ def _gaps(positions: np.ndarray) -> tuple[int, tuple[Stream, bytes]]:
     A symbol below the limit is that number of zeros and a stored entry; one that is the limit is as many zeros alone.
     """
     zeros = np.diff(positions, prepend=-1) - 1
-    coded = []
+    tried = []
     for limit in LIMITS:
         fillers, rest = np.divmod(zeros, limit)
         symbols = np.full(int(fillers.sum()) + len(zeros), limit, np.uint8)
         symbols[np.cumsum(fillers + 1) - 1] = rest
-        coded.append((limit, _symbols(symbols)))
-    return min(coded, key=lambda limit_and_stream: len(limit_and_stream[1][1]))
+        tried.append((len(_deflated(symbols.tobytes(), zlib.Z_HUFFMAN_ONLY)), limit, symbols))
+    _, limit, symbols = min(tried, key=lambda own: own[:2])
+    return limit, _symbols(symbols)
 
 
 def _numbers(array: np.ndarray) -> tuple[Stream, bytes]:
-    """Little-endian numbers; float16 in the place of others where that is exact, deflated where that is smaller."""
+    """Little-endian numbers; int8 or float16 in the place of others where that is exact, deflated where that is
+    smaller."""
     if array.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            half = array.astype(np.float16)
-        if np.array_equal(half, array, equal_nan=True):
-            array = half
+        with np.errstate(over="ignore", invalid="ignore"):
+            for narrower in (array.astype(np.int8), array.astype(np.float16)):
+                if np.array_equal(narrower, array, equal_nan=narrower.dtype.kind == "f"):
+                    array = narrower
+                    break
     plain = array.astype(array.dtype.newbyteorder("<")).tobytes()
-    deflated = _deflated(plain, zlib.Z_DEFAULT_STRATEGY)
+    deflated = _smallest_deflated(plain)
     stream = {"type": array.dtype.name, "count": int(array.size)}
     return _smaller(stream, plain, deflated)
 
@@ -167,9 +171,7 @@ def _symbols(symbols: np.ndarray) -> tuple[Stream, bytes]:
     bits = int(symbols.max(initial=0)).bit_length()
     as_bits = np.unpackbits(symbols[:, None], axis=1, count=bits, bitorder="little") if bits else symbols[:0]
     packed, plain = np.packbits(as_bits, bitorder="little").tobytes(), symbols.tobytes()
-    strategies = (zlib.Z_HUFFMAN_ONLY, zlib.Z_DEFAULT_STRATEGY)
-    deflated = min((_deflated(plain, strategy) for strategy in strategies), key=len)
-    return _smaller({"bits": bits, "count": len(symbols)}, packed, deflated)
+    return _smaller({"bits": bits, "count": len(symbols)}, packed, _smallest_deflated(plain))
 
 
 def _smaller(stream: Stream, plain: bytes, deflated: bytes) -> tuple[Stream, bytes]:
@@ -178,8 +180,12 @@ def _smaller(stream: Stream, plain: bytes, deflated: bytes) -> tuple[Stream, byt
     return stream | {"bytes": len(plain)}, plain
 
 
+def _smallest_deflated(data: bytes) -> bytes:
+    return min((_deflated(data, strategy) for strategy in (zlib.Z_HUFFMAN_ONLY, zlib.Z_DEFAULT_STRATEGY)), key=len)
+
+
 def _deflated(data: bytes, strategy: int) -> bytes:
-    coder = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
+    coder = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
     return coder.compress(data) + coder.flush()
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compress.codebooks import clustered
+from compress.coding import encode
 from compress.tickets.masks import Scope, magnitude_mask, weights_of
 from compress.transforms import Mask, fold, transformed
 from supernet.artifacts.ownership import owned
@@ -44,7 +45,7 @@ class CompressConfig:
     centroid_lr: float = 0.1
     """Learning rate that centroids are tuned by, as a factor of lr: their gradients are sums over many weights."""
     float16: bool = True
-    """Round to 16 bits whatever has no value that 16 bits cannot hold to 11 binary digits."""
+    """Round to 16 bits what is stored in fewer bytes then and keeps 11 binary digits of its largest values."""
     post_training: bool = False
     """Train nothing: prune, cluster and round the network as it is."""
 
@@ -134,15 +135,23 @@ def deep_compression(
 
 @torch.no_grad()
 def round_to_float16(model: nn.Module) -> nn.Module:
-    """`model`, in place and still in float32, with its tensors rounded to float16, but for those with a value, other
-    than 0, that has fewer than 11 binary digits there: below 2^-14 or above 65504 in magnitude."""
+    """`model`, in place and still in float32, with those of its tensors rounded to float16 that are stored in fewer
+    bytes then, which weights in equal steps are not.
+
+    An error is at most 2^-11 of the value or of the largest of its tensor: tensors whose largest value is above 65504
+    or, but for 0, below 2^-14 in magnitude stay as they are.
+    """
+    limits = torch.finfo(torch.float16)
     for tensor in model.state_dict().values():
         if tensor.dtype == torch.float32 and tensor.numel():
-            absolute = tensor.abs()
-            lowest = torch.where(absolute > 0, absolute, 1).amin()
-            if lowest >= torch.finfo(torch.float16).tiny and absolute.amax() <= torch.finfo(torch.float16).max:
-                tensor.copy_(tensor.half())
+            rounded, largest = tensor.half().float(), tensor.abs().max()
+            if limits.tiny <= largest <= limits.max and _coded_bytes(rounded) < _coded_bytes(tensor):
+                tensor.copy_(rounded)
     return model
+
+
+def _coded_bytes(tensor: Tensor) -> int:
+    return len(encode(tensor.cpu().numpy())[1])
 
 
 def _as_it_is(model: nn.Module, config: LoopConfig, folder: Path) -> nn.Module:

@@ -34,6 +34,11 @@ class TicketJob(ModelJob):
         super().__post_init__()
         if self.peers:
             raise ValueError("tickets are found one at a time: leave out peers and the loss mutual")
+        if self.ticket.rewind_epochs and self.objective.has_companions:
+            raise ValueError(
+                "a ticket goes back to rewind_epochs of the network alone, not of what learns beside it: leave out "
+                "rewind_epochs, or the losses that have parts of their own"
+            )
 
 
 def run_ticket_job(
