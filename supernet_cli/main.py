@@ -32,6 +32,7 @@ COMMANDS = (
     "train-standalone",
     "train-netaug",
     "train-ensemble",
+    "synthesise",
     "find-ticket",
     "evaluate",
     "zero-cost",

@@ -32,6 +32,7 @@ class Stream(IntEnum):
     COMPANIONS = 13
     RACE = 14
     MEMBERS = 15
+    INVERSION = 16
 
 
 VERSION = 2
