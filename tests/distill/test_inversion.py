@@ -26,6 +26,7 @@ def trained():
         optimizer.zero_grad()
         F.cross_entropy(net(images), labels).backward()
         optimizer.step()
+    optimizer.zero_grad()
     return net.eval().requires_grad_(False), images
 
 
