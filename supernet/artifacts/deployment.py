@@ -22,11 +22,11 @@ def deployed(model: nn.Module) -> nn.Module:
     merged = copy_to(model, parameter.device).eval()
     for module in list(merged.modules()):
         if is_parametrized(module):
-            _settle(module)
+            settle(module)
     return reparameterize_model(merged, inplace=True)
 
 
-def _settle(module: nn.Module) -> None:
+def settle(module: nn.Module) -> None:
     """Give `module` the weights that its parametrisations make, in their place.
 
     `torch.nn.utils.parametrize.remove_parametrizations` would take them from the module that this one was copied from,

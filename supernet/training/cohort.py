@@ -44,6 +44,7 @@ def train_models(
     resume: bool = False,
     on_step: Callable[[StepResult], None] = lambda result: None,
     on_begin: Callable[[], None] = lambda: None,
+    proximal: Callable[[float], None] = lambda lr: None,
 ) -> list[nn.Module]:
     """Train one model, or several side by side on the same examples; the networks to use: their moving averages if
     there are such.
@@ -86,6 +87,7 @@ def train_models(
             on_begin=on_begin,
             uninformed=uninformed,
             penalise=partial(add_slimming, models, objective.slimming),
+            proximal=proximal,
         )
         if teacher is not None:
             loop.place(teacher).eval()

@@ -69,8 +69,9 @@ class Loop:
     loss of a network that knows nothing unless `uninformed` does, which tells a diverged training
     (`supernet.training.loop.divergence`). `apart` is the number of losses a step where each is of a network by itself,
     and is watched by itself. `penalise` adds the gradient of a penalty on the weights to the gradients of a step, once,
-    when they are those of the whole batch. Where `distributed.joined` has joined processes, all of them do this, and
-    evaluate and call `on_step`, and the first one reads and writes.
+    when they are those of the whole batch, and `proximal` changes weights once a step, after the optimizer, by its
+    learning rate. Where `distributed.joined` has joined processes, all of them do this, and evaluate and call
+    `on_step`, and the first one reads and writes.
 
     Writes `run_dir/checkpoints/` and `run_dir/metrics.jsonl`, nothing of it before the first step is done, and calls
     `on_begin` just before. What an earlier training left there is kept beside it, as checkpoints.1 and metrics.jsonl.1,
@@ -102,6 +103,7 @@ class Loop:
         uninformed: float | None = None,
         apart: int = 1,
         penalise: Callable[[], None] = lambda: None,
+        proximal: Callable[[float], None] = lambda lr: None,
     ) -> None:
         self.device = pick_device(execution.device)
         processes = distributed.world_size()
@@ -110,7 +112,7 @@ class Loop:
         self.net = self.place(net).train()
         self._data, self._task, self._config, self._kept = data, task, config, kept
         self._evaluate, self._on_step, self._on_begin = evaluate, on_step, on_begin
-        self._penalise = penalise
+        self._penalise, self._proximal = penalise, proximal
         self.steps_per_epoch = data.steps_per_epoch(config.batch_size)
         self.optimizer, self._scheduler = make_optimizer(net, config, self.steps_per_epoch)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=execution.amp == "fp16")
@@ -193,8 +195,10 @@ class Loop:
         self._watch.note(step, means, norm, names, may_overflow=scale > 1, is_last=step + 1 == self.steps.stop)
         self._scaler.step(self.optimizer)
         self._scaler.update()
-        if self.ema and self._scaler.get_scale() >= scale:
-            self.ema.update(self.net, step)
+        if self._scaler.get_scale() >= scale:  # the step was taken
+            self._proximal(self.lr)
+            if self.ema:
+                self.ema.update(self.net, step)
 
     def finish(self, step: int, losses: Mapping[str, Any]) -> None:
         """Write, evaluate and report what is due after a step; `losses` are tensors by name, or mappings of such."""
