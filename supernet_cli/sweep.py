@@ -244,9 +244,9 @@ def plan(arguments: Arguments, trained: Run) -> list[TrialSettings]:
         same = searches.setdefault(str(dataclasses.replace(job, strategy=job.searches_by)), name)
         if same != name:
             raise ValueError(f"{same} and {name} are one and the same strategy: name it once")
-        if job.score not in LEARNT:
-            make_judge(job, trained)
-        elif job.score in BY_TEACHER and job.teacher is None:
+        if job.score not in BY_TEACHER:
+            make_judge(job, trained, arguments.output or arguments.run)
+        elif job.teacher is None:
             raise ValueError(f"the score {job.score} needs a teacher: name a model of timm's, or a folder: --teacher")
         elif job.score == "rdm" and job.rdm.epochs:
             raise ValueError("in a sweep, candidates of rdm come from the supernet: leave out --rdm.epochs")

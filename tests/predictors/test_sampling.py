@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from predictors.sampling import graded, stratified
+from predictors.sampling import distinct, graded, stratified
 from supernet.families import FAMILIES
 from supernet.space import Choice, SearchSpace
 
@@ -38,3 +38,6 @@ def test_a_small_space_is_drawn_from_as_far_as_it_goes():
     assert len(set(archs)) == 4 == space.size
     with pytest.raises(ValueError, match="the space has 4 architectures, fewer than 5"):
         stratified(space, lambda arch: sum(arch.values()), 5, np.random.default_rng(0))
+    assert set(distinct(space, 4, np.random.default_rng(0))) == set(space)
+    with pytest.raises(ValueError, match="the space has 4 architectures, fewer than 5"):
+        distinct(space, 5, np.random.default_rng(0))

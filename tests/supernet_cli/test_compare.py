@@ -89,6 +89,7 @@ def test_strategies_by_different_scores_are_judged_by_one_yardstick(cpus, sweep,
         (["--strategies", "macs", "macs"], "--strategies has macs twice"),
         (["--limits-ms", "1.5", "1.50"], "--limits-ms has 1.5 twice"),
         (["--strategies", "evolution", "accuracy"], "evolution and accuracy are one and the same strategy"),
+        (["--strategies", "ensemble", "--ensemble.members", "accurcy"], "there is no score 'accurcy'"),
         (["--strategies", "regions"], "regions cannot be counted in this space"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -118,6 +119,7 @@ def test_trainings_that_are_stopped_are_not_repeated(archs, tmp_path):
     assert stopped.asked == archs[:5]
     assert alone.asked == archs[4:]
     assert rank_correlation(values, [sum(arch.values()) for arch in archs]) > 0.8
+    assert pickle.loads(pickle.dumps(score))(archs) == values  # as Ray workers get it
     again = Alone()
     assert EnsembleScore(SPACE, members, again, archs, tmp_path, {"seed": 0})(archs[:3]) == values[:3]
     assert again.asked == []
