@@ -3,19 +3,22 @@
     supernet compare-devices --plot devices.png
 
 Reads the predictors in FOLDER/DEVICE/, asks them for 1,000 random architectures, and prints Spearman's rank correlation
-for every two devices and the architectures on which those that agree least disagree most. Seconds.
+for every two devices and the architectures on which those that agree least disagree most. Of each device it says whose
+predictor would do in the place of its own: how well that ranks what was measured on the device, and how much slower
+than the fastest tenth by its own the fastest tenth by the other's predictor is. Seconds.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations
+from math import isnan
 from pathlib import Path
 
 import tyro
 from rich.table import Column, Table
 
-from predictors.comparison import Comparison, Disagreement, compare, disagreements
+from predictors.comparison import Comparison, Disagreement, StandIn, compare, disagreements, stand_ins
 from predictors.latency import load_devices
 from supernet_cli.command_line import console
 
@@ -30,6 +33,8 @@ class Arguments:
     """Random architectures to compare by."""
     disagreements: int = 6
     """Architectures to show that the two devices which agree least disagree on most."""
+    most_loss: float = 2.0
+    """Percent that choosing by another device's predictor may cost for it to do."""
     plot: Path | None = None
     """Image file for a plot of these two devices (needs matplotlib)."""
     seed: int = 0
@@ -49,6 +54,7 @@ def main() -> None:
     for name, correlations in zip(names, comparison.spearman):
         table.add_row(name, *(f"{value:.3f}" for value in correlations))
     console.print(table)
+    print_stand_ins(stand_ins(chosen, arguments.seed), arguments.most_loss)
     a, b = min(combinations(range(len(names)), 2), key=lambda pair: comparison.spearman[pair])
     rows = disagreements(comparison, a, b, arguments.disagreements)
     console.print(f"Ranks (0 fastest, 1 slowest) and milliseconds on {names[a]} and {names[b]}, which agree least:")
@@ -63,6 +69,30 @@ def main() -> None:
     if arguments.plot:
         plot(comparison, a, b, rows, arguments.plot)
         console.print(f"The plot is in {arguments.plot}.")
+
+
+def print_stand_ins(found: list[StandIn], most_percent: float) -> None:
+    table = Table("device", "by the predictor of", "rank correlation", "its own", "loss (%)", "would do")
+    for each in found:
+        (low, high), (least, most) = each.spearman_interval, each.loss_interval
+        table.add_row(
+            each.device,
+            each.predictor,
+            f"{each.spearman:.3f} ({low:.3f} to {high:.3f})",
+            f"{each.own_spearman:.3f}",
+            f"{each.loss_percent:.1f} ({least:.1f} to {most:.1f})",
+            "yes" if each.would_do(most_percent) else "",
+        )
+    console.print(table)
+    for device in dict.fromkeys(each.device for each in found):
+        best = next(each for each in found if each.device == device)
+        if best.would_do(most_percent):
+            verdict = f"the predictor of {best.predictor} would do"
+        elif isnan(best.loss_percent):
+            verdict = f"{best.measured} measurements do not tell whether another's predictor would do"
+        else:
+            verdict = f"no other's predictor would surely do; that of {best.predictor} comes nearest"
+        console.print(f"For {device}, {verdict}.", highlight=False, markup=False, soft_wrap=True)
 
 
 def plot(comparison: Comparison, a: int, b: int, marked: list[Disagreement], path: Path) -> None:

@@ -72,6 +72,7 @@ def test_devices_are_listed_and_compared(command, folder, tmp_path):
     compared = command("compare-devices", "--folder", folder, "--archs", 50, "--plot", plot)
     assert compared.returncode == 0
     assert "Spearman" in compared.stdout
+    assert "For there, " in compared.stdout
     assert plot.stat().st_size > 0
 
 
