@@ -8,7 +8,8 @@
 FBNet (HELP, Lee et al., NeurIPS 2021, arXiv 2106.08630): predictors of nine source devices, each from 4,000 samples,
 and ten samples of a new device; Spearman correlation over all other architectures, mean of ten seeds. The ten samples
 are random, as published (MAML 0.736, Meta-SGD 0.806, HELP 0.910 on average over the test devices), or those that
-`suggest` picks among the table's. Methods were chosen on the validation devices.
+`suggest` picks among the table's. Beside that with MACs and parameters among the sources, which HELP had not.
+Methods were chosen by leaving out source devices, and on the validation devices.
 
 Once-for-All: one device at a time, from 100, 300 and 1,000 random samples; mean absolute percentage error and
 Spearman correlation on the rest. Beside ours, an additive lookup table (ridge regression on indicators of the choices)
@@ -34,6 +35,7 @@ from typing import Literal
 
 import numpy as np
 import tyro
+from fbnet_costs import totals
 from latency_coverage import Device, coverage_rows, summary, synthetic
 from report import report
 from rich.progress import track
@@ -43,6 +45,7 @@ from sklearn.linear_model import RidgeCV
 from predictors import LatencyPredictor, family_costs, suggest
 from predictors.measuring.measurements import read_measurements
 from predictors.measuring.noise import relative_differences
+from predictors.transfer import Cost
 from supernet.families import FAMILIES
 from supernet.space import Arch, SearchSpace
 
@@ -52,6 +55,7 @@ VALIDATION = "titanx_1 titanx_32 titanx_64 gold_6240".split()
 TEST = "fpga raspi4 eyeriss".split()
 OTHERS = "2080ti_1 2080ti_32 2080ti_64 titan_rtx_1 titan_rtx_32 titan_rtx_64 titanxp_1 titanxp_32 titanxp_64".split()
 OTHERS += "gold_6226 pixel2".split()
+COUNTED = ", with MACs and parameters"
 LOOKUP_NOISE = 0.01  # of a measurement, where a table is exactly a sum of its blocks' latencies, as of all TEST devices
 TARGET_SAMPLES = 10
 SOURCE_SAMPLES = 4000
@@ -128,6 +132,11 @@ def fbnet_sources(
     return sources
 
 
+def fbnet_costs(space: SearchSpace) -> list[Cost]:
+    """MACs and parameters, as the commands always have them among the sources."""
+    return [lambda archs, which=which: totals(OPERATIONS, space.encode(archs))[which] for which in (0, 1)]
+
+
 def fbnet(arguments: Arguments) -> tuple[list[dict], dict[str, float]]:
     table, space, codes = read_fbnet(arguments)
     archs = space.decode(codes)
@@ -137,22 +146,26 @@ def fbnet(arguments: Arguments) -> tuple[list[dict], dict[str, float]]:
         generator = np.random.default_rng(seed)
         sources = fbnet_sources(arguments, table, space, codes, generator)
         shuffled = [archs[i] for i in generator.permutation(len(archs))]
-        chosen = {
-            "random": generator.permutation(len(codes))[:TARGET_SAMPLES],
-            "suggested": np.array([index[a] for a in suggest(space, TARGET_SAMPLES, sources, shuffled)]),
-        }
-        for device in VALIDATION + TEST:
-            latency = table[f"ms_{device}"]
-            for how, part in chosen.items():
+        random = generator.permutation(len(codes))[:TARGET_SAMPLES]
+        for which, of in (("", sources), (COUNTED, [*sources, *fbnet_costs(space)])):
+            suggested = np.array([index[arch] for arch in suggest(space, TARGET_SAMPLES, of, shuffled)])
+            for how, part in ((f"random{which}", random), (f"suggested{which}", suggested)):
                 rest = np.setdiff1d(np.arange(len(codes)), part)
-                predictor = LatencyPredictor.fit(space, codes[part], latency[part], sources)
-                score = spearmanr(predictor.cost(codes[rest]), latency[rest]).statistic
-                scores.setdefault((device, how), []).append(score)
+                for device in VALIDATION + TEST:
+                    latency = table[f"ms_{device}"]
+                    predictor = LatencyPredictor.fit(space, codes[part], latency[part], of)
+                    score = spearmanr(predictor.cost(codes[rest]), latency[rest]).statistic
+                    scores.setdefault((device, how), []).append(score)
     rows = [row("fbnet", d, f"transfer, {how}", TARGET_SAMPLES, float(np.mean(s))) for (d, how), s in scores.items()]
     summary = {}
-    for how, suffix in (("suggested", ""), ("random", "_random")):
+    suffixes = {"suggested": "", "random": "_random"}
+    suffixes |= {f"{how}{COUNTED}": f"{suffix}_with_macs" for how, suffix in suffixes.items()}
+    for how, suffix in suffixes.items():
         means = {device: float(np.mean(scores[device, how])) for device in TEST}
+        of_seeds = np.mean([scores[device, how] for device in TEST], axis=0)
         summary[f"fbnet_spearman_mean{suffix}"] = float(np.mean(list(means.values())))
+        if len(of_seeds) > 1:
+            summary[f"fbnet_spearman_error{suffix}"] = float(of_seeds.std(ddof=1) / np.sqrt(len(of_seeds)))
         summary |= {f"fbnet_spearman_{device}{suffix}": value for device, value in means.items()}
         summary[f"fbnet_validation_spearman{suffix}"] = float(np.mean([np.mean(scores[d, how]) for d in VALIDATION]))
     return rows, summary

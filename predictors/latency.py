@@ -23,6 +23,7 @@ from predictors.regression import mixture
 from predictors.regression.embedding import Embedding, embedding
 from predictors.regression.held_out import HeldOut, error_scale, held_out
 from predictors.regression.mixture import Mixture
+from predictors.regression.outliers import pulled_in
 from predictors.regression.regressors import MINIMUM, Measured, Regressor, applicable, source_regressors, tuned
 from predictors.sampling import graded
 from predictors.transfer import OWN_PARTS, Cost, components, own_components
@@ -65,12 +66,15 @@ class LatencyPredictor:
         found: HeldOut | None = None,
         device: Device | None = None,
         quantity: str = LATENCY,
+        fitted_ms: np.ndarray | None = None,
     ):
         """`fit` and `load` make predictors. Without held-out predictions, the mixture's left-out predictions serve
-        (`Mixture.left_out`)."""
+        (`Mixture.left_out`). `fitted_ms` are the latencies with outliers pulled in, if there are any, which the mixture
+        is fitted to."""
         self.space = space
         self.codes = codes
         self.latency_ms = latency_ms
+        self.fitted_ms = latency_ms if fitted_ms is None else fitted_ms
         self.device = device
         self.quantity = check_quantity(quantity)
         self.mixture = predicted
@@ -94,7 +98,8 @@ class LatencyPredictor:
         `sources` are predictors of other devices on the same space, or any costs, such as MACs: functions from a list
         of architectures to one positive number each. With them, ten measurements go far; `suggest` says which.
         An architecture may have been measured several times. Errors are those on architectures that a fit has not seen
-        (`predictors.regression.held_out`), for which everything is done again ten times.
+        (`predictors.regression.held_out`), for which everything is done again ten times. From 200 measurements on,
+        outliers are pulled in (`predictors.regression.outliers`); errors count them as they are.
 
         ValueError if there are fewer than 8 different architectures, or 3 with sources, unless that is the whole
         space, if a latency is not positive and finite, if all are the same, or if an architecture or a source is not
@@ -111,9 +116,12 @@ class LatencyPredictor:
         transfers = _transfers(embedding(space), sources)
         different = int(measured.architectures.max()) + 1
         regressors = tuned(measured, applicable(measured.embedding, transfers, different))
-        fitted = mixture.average(measured, regressors)
+        common = pulled_in(measured, lambda part: mixture.average(part, regressors))
+        if common is not measured:
+            regressors = tuned(common, regressors)
+        fitted = mixture.average(common, regressors)
         found = held_out(measured, lambda part: mixture.fit(part, regressors), fitted)
-        return cls(space, codes, latency, fitted, found, device, quantity)
+        return cls(space, codes, latency, fitted, found, device, quantity, common.latency_ms)
 
     def predict(self, archs: Sequence[Arch] | np.ndarray) -> Prediction:
         """Latencies and standard errors of `archs`, given as they are or encoded [n, c].
@@ -147,6 +155,7 @@ class LatencyPredictor:
             "space": json.loads(self.space.to_json()),
             "codes": self.codes.tolist(),
             "latency_ms": self.latency_ms.tolist(),
+            "fitted_ms": None if self.fitted_ms is self.latency_ms else self.fitted_ms.tolist(),
             "held_out_ms": self.held_out.latency_ms.tolist(),
             "held_out_error_ms": self.held_out.standard_error_ms.tolist(),
             "methods": [
@@ -186,12 +195,13 @@ class LatencyPredictor:
         ]
         weights = np.array([method["weight"] for method in content["methods"]])
         codes, latency_ms = np.array(content["codes"]), np.array(content["latency_ms"])
+        fitted_ms = latency_ms if content["fitted_ms"] is None else np.array(content["fitted_ms"])
         found = None
         if content["held_out_ms"] is not None:
             found = HeldOut(np.array(content["held_out_ms"]), np.array(content["held_out_error_ms"]))
         device = Device(**content["device"]) if content["device"] else None
-        predicted = mixture.average(_measured(own, codes, latency_ms), regressors, weights)
-        return cls(own, codes, latency_ms, predicted, found, device, quantity)
+        predicted = mixture.average(_measured(own, codes, fitted_ms), regressors, weights)
+        return cls(own, codes, latency_ms, predicted, found, device, quantity, fitted_ms)
 
     def suggest(
         self,
@@ -214,19 +224,22 @@ def suggest(
 ) -> list[Arch]:
     """The `count` architectures whose latencies on a new device would say most about the latencies of all others.
 
-    Chosen one by one from `candidates`, by default random architectures, some of all sizes, the smallest and the
-    largest, so that what remains uncertain of the latency of a random architecture, or of one of any size, is least
-    (V-optimality), given what the `sources` have in common: within tight limits, a search ends among the smallest.
+    The smallest and the largest come first, if they are among the `candidates` and more than one is to be suggested;
+    in a space without a choice of ordered values, nothing tells which these are. The others are chosen one by one from
+    the candidates, by default random architectures and some of all sizes, so that what remains uncertain of the
+    latency of a random architecture, or of one of any size, is least (V-optimality), given what the `sources` have in
+    common: within tight limits, a search ends among the smallest.
     ValueError if there are fewer candidates than `count`.
     """
     own = embedding(space)
     of_all_sizes = [*graded(space, GRADED, np.random.default_rng(0)), space.smallest, space.largest]
     if candidates is None:
         candidates = own.sample_archs + of_all_sizes
-    everywhere = own.sample
+    everywhere, first = own.sample, []
     if any(choice.ordered for choice in space.choices.values()):  # or else nothing tells what is small
         graded_part = own.indicators(space.encode(of_all_sizes))
         everywhere = np.concatenate([own.sample[: len(graded_part)], graded_part])
+        first = [space.smallest, space.largest] if count > 1 else []
     archs = list(dict.fromkeys(candidates))
     if not 1 <= count <= len(archs):
         raise ValueError(f"between 1 and {len(archs)} of the candidates can be suggested, not {count}")
@@ -234,7 +247,9 @@ def suggest(
         prior = sum(components(own, transfers[0].sources))
     else:
         prior = sum(variance * part for variance, part in zip(OWN_PARTS, own_components(own)))
-    return [archs[i] for i in most_informative(own, own.indicators(space.encode(archs)), prior, count, everywhere)]
+    ends = [archs.index(arch) for arch in dict.fromkeys(first) if arch in archs]
+    indicators = own.indicators(space.encode(archs))
+    return [archs[i] for i in most_informative(own, indicators, prior, count, everywhere, ends)]
 
 
 def load_devices(directory: str | Path) -> dict[str, LatencyPredictor]:

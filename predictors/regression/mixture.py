@@ -15,7 +15,8 @@ from predictors.regression.regressors import MOST_PAIRWISE, Measured, Regressor,
 # n architectures, m measurements, k regressors
 
 LEAST_WEIGHT = 0.01  # a regressor of less is not worth its time
-EVEN = 1.0  # measurements that speak for all regressors alike, beside those that were made
+PRIOR = 3.0  # measurements that speak for all regressors of a kind alike, beside those that were made
+WITHOUT_SOURCES = 0.05  # the part of these for regressors without sources, where there are others with sources
 ITERATIONS = 100
 FASTEST = 0.1  # of the fastest measurement: no architecture is predicted to be faster
 
@@ -58,7 +59,8 @@ def average(measured: Measured, regressors: Sequence[Regressor], weights: np.nda
     """The mixture of `regressors` by `weights` [k], or else by the weights that `stacked` gives."""
     models = [condition(measured, regressor) for regressor in regressors]
     if weights is None:
-        weights = stacked(np.array([_log_density(measured, *pair) for pair in zip(regressors, models)]))
+        density = np.array([_log_density(measured, *pair) for pair in zip(regressors, models)])
+        weights = stacked(density, _prior(regressors))
         kept = np.flatnonzero(weights >= LEAST_WEIGHT)
         regressors, models, weights = [regressors[i] for i in kept], [models[i] for i in kept], weights[kept]
     return Mixture(regressors, models, weights / weights.sum(), FASTEST * measured.latency_ms.min())
@@ -69,21 +71,31 @@ def fit(measured: Measured, regressors: Sequence[Regressor]) -> Mixture:
     return average(measured, tuned(measured, regressors))
 
 
-def stacked(log_density: np.ndarray) -> np.ndarray:
+def _prior(regressors: Sequence[Regressor]) -> np.ndarray:
+    """How many measurements speak for each regressor [k] before any is made: a handful cannot tell which of them is
+    best, and sources help more often than not."""
+    transfers = np.array([len(regressor.sources) > 0 for regressor in regressors])
+    if transfers.all() or not transfers.any():
+        return np.full(len(regressors), PRIOR / len(regressors))
+    shares = np.where(transfers, 1 - WITHOUT_SOURCES, WITHOUT_SOURCES)
+    return PRIOR * shares / np.where(transfers, transfers.sum(), (~transfers).sum())
+
+
+def stacked(log_density: np.ndarray, prior: np.ndarray) -> np.ndarray:
     """The weights [k], of sum 1, whose mixture gives left-out measurements the greatest density.
 
     `log_density` [k, m] is log p_k(y_i | measurements of other architectures), in milliseconds. The weights maximise
 
-        sum_i log sum_k w_k p_k(y_i)  +  sum_k EVEN/K log w_k,    K regressors,
+        sum_i log sum_k w_k p_k(y_i)  +  sum_k prior_k log w_k,
 
-    stacking of predictive distributions (Yao et al. 2018, section 3.1) with a Dirichlet prior, without which a few
-    measurements drop a regressor by chance and what it disagrees in is missing from the standard error.
+    stacking of predictive distributions (Yao et al. 2018, section 3.1) with a Dirichlet `prior` [k], without which a
+    few measurements drop a regressor by chance and what it disagrees in is missing from the standard error.
     """
-    regressors, measurements = log_density.shape
-    weights = np.full(regressors, 1 / regressors)
+    measurements = log_density.shape[1]
+    weights = prior / prior.sum()
     for _ in range(ITERATIONS):  # expectation maximisation
         responsible = softmax(np.log(weights)[:, None] + log_density, axis=0)
-        weights = (responsible.sum(axis=1) + EVEN / regressors) / (measurements + EVEN)
+        weights = (responsible.sum(axis=1) + prior) / (measurements + prior.sum())
     return weights
 
 

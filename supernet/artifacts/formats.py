@@ -113,8 +113,8 @@ def _several_methods(predictor: dict[str, Any]) -> dict[str, Any]:
 
 
 def _latency_alone(predictor: dict[str, Any]) -> dict[str, Any]:
-    """Format 2 of a predictor was of a latency."""
-    return {"quantity": "latency_ms"} | predictor
+    """Format 2 of a predictor was of a latency, and fitted to all measurements as they were."""
+    return predictor | {"quantity": "latency_ms", "fitted_ms": None}
 
 
 def _score_apart(settings: dict[str, Any]) -> dict[str, Any]:

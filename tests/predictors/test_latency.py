@@ -249,7 +249,7 @@ def test_a_file_of_version_1_predicts_as_it_did(tmp_path):
     predictor = LatencyPredictor.fit(SPACE, ARCHS[:12], noisy(TRUE[:12], 0.02), [MACS], Device("phone", "torch"))
     predictor.save(tmp_path)
     content = json.loads((tmp_path / FILE).read_text())
-    for name in ("sha256", "held_out_ms", "held_out_error_ms"):
+    for name in ("sha256", "held_out_ms", "held_out_error_ms", "quantity", "fitted_ms"):
         del content[name]
     method = content.pop("methods")[0]
     del method["weight"]
@@ -266,3 +266,28 @@ def test_a_file_of_version_1_predicts_as_it_did(tmp_path):
     expected = np.exp(mean) if predictor.mixture.regressors[0].logarithmic else mean
     np.testing.assert_allclose(loaded.cost(ARCHS), expected, rtol=1e-5)
     assert 0 < loaded.error_percent < 50
+
+
+@pytest.mark.parametrize("space", [SPACE, SearchSpace({"depth": (1, 2, 3), "width": (8, 16, 32)})])
+def test_the_smallest_and_the_largest_are_suggested(space):
+    suggested = suggest(space, 3)
+    assert {space.smallest, space.largest} < set(suggested)
+    assert len(suggest(space, 1)) == 1
+    others = [arch for arch in suggest(space, 5) if arch not in (space.smallest, space.largest)]
+    assert set(suggest(space, 2, candidates=others)) <= set(others)
+
+
+def test_outliers_are_pulled_in_and_what_is_loaded_knows_it(tmp_path):
+    """One in twenty measurements takes twice as long, as on a phone that is too hot."""
+    measured = noisy(TRUE[:300], 0.02)
+    hot = measured.copy()
+    hot[::20] *= 2
+    true = TRUE[300:]
+    clean, robust = (LatencyPredictor.fit(SPACE, ARCHS[:300], latency) for latency in (measured, hot))
+    error, robust_error = (np.abs(each.cost(ARCHS[300:]) / true - 1).mean() for each in (clean, robust))
+    assert robust_error < 1.25 * error
+    robust.save(tmp_path)
+    loaded = LatencyPredictor.load(tmp_path)
+    np.testing.assert_allclose(loaded.cost(ARCHS), robust.cost(ARCHS), rtol=1e-6)
+    np.testing.assert_array_equal(loaded.latency_ms, robust.latency_ms)
+    assert sorted(robust.latency_ms) == sorted(hot)  # what was measured is kept

@@ -70,19 +70,28 @@ def test_regressors_are_weighed_by_the_densities_of_left_out_milliseconds(monkey
     )
     first = np.linspace(0, 1, 10_001)[1:-1]  # by brute force
     posterior = np.log(first[:, None] * densities[0] + (1 - first[:, None]) * densities[1]).sum(axis=1)
-    posterior += 0.5 * np.log(first * (1 - first))
+    posterior += 1.5 * np.log(first * (1 - first))  # three measurements that speak for both alike
     weights = mixture.average(measured(latency), regressors).weights
     assert weights[0] == pytest.approx(first[posterior.argmax()], abs=2e-4)
     assert weights.sum() == pytest.approx(1)
 
 
 def test_regressors_that_are_each_right_on_half_share_the_weight():
-    assert mixture.stacked(np.log([[1.0, 1e-9] * 20, [1e-9, 1.0] * 20])) == pytest.approx([0.5, 0.5])
+    density = np.log([[1.0, 1e-9] * 20, [1e-9, 1.0] * 20])
+    assert mixture.stacked(density, np.array([0.5, 0.5])) == pytest.approx([0.5, 0.5])
 
 
 def test_a_method_keeps_the_weight_of_the_prior_alone_where_another_is_always_better():
-    weights = mixture.stacked(np.log([[1.0] * 9, [1e-9] * 9]))
+    weights = mixture.stacked(np.log([[1.0] * 9, [1e-9] * 9]), np.array([0.5, 0.5]))
     assert weights == pytest.approx([0.95, 0.05])  # (9 + 1/2) and 1/2, of 10
+
+
+def test_the_prior_is_for_sources():
+    """Three measurements: 0.95 of them for two regressors with sources, 0.05 for two without."""
+    with_sources = np.ones((1, OWN.size))
+    regressors = [Regressor("additive", log, sources) for sources in (with_sources, NOTHING) for log in (True, False)]
+    assert mixture._prior(regressors) == pytest.approx([1.425, 1.425, 0.075, 0.075])
+    assert mixture._prior(regressors[2:]) == pytest.approx([1.5, 1.5])
 
 
 def test_of_more_than_a_thousand_measurements_a_thousand_are_left_out(monkeypatch):

@@ -193,3 +193,13 @@ def test_the_first_measurement_is_the_one_that_brute_force_finds():
         [remaining(i) for i in range(25)]
     )
     assert len(set(most_informative(EMBEDDING, INDICATORS, prior, 10, EMBEDDING.sample))) == 10
+
+
+def test_what_is_taken_in_any_case_counts_for_what_is_chosen_after_it():
+    prior = np.eye(EMBEDDING.size)
+    free = most_informative(EMBEDDING, INDICATORS, prior, 3, EMBEDDING.sample)
+    assert most_informative(EMBEDDING, INDICATORS, prior, 3, EMBEDDING.sample, free[:2]) == free
+    last = next(i for i in range(25) if i not in free)
+    forced = most_informative(EMBEDDING, INDICATORS, prior, 3, EMBEDDING.sample, [last])
+    assert forced[0] == last
+    assert len(set(forced)) == 3
