@@ -16,7 +16,8 @@ from predictors.regression.regressors import MOST_PAIRWISE, Measured, Regressor,
 
 LEAST_WEIGHT = 0.01  # a regressor of less is not worth its time
 PRIOR = 3.0  # measurements that speak for all regressors of a kind alike, beside those that were made
-WITHOUT_SOURCES = 0.05  # the part of these for regressors without sources, where there are others with sources
+WITHOUT_SOURCES = 0.45  # the part of these for regressors without sources beside others with one source; it falls ...
+LEAST_WITHOUT_SOURCES = 0.05  # ... with their number to this
 ITERATIONS = 100
 FASTEST = 0.1  # of the fastest measurement: no architecture is predicted to be faster
 
@@ -73,11 +74,12 @@ def fit(measured: Measured, regressors: Sequence[Regressor]) -> Mixture:
 
 def _prior(regressors: Sequence[Regressor]) -> np.ndarray:
     """How many measurements speak for each regressor [k] before any is made: a handful cannot tell which of them is
-    best, and sources help more often than not."""
+    best, and sources help more often than not, the more of them the surer."""
     transfers = np.array([len(regressor.sources) > 0 for regressor in regressors])
     if transfers.all() or not transfers.any():
         return np.full(len(regressors), PRIOR / len(regressors))
-    shares = np.where(transfers, 1 - WITHOUT_SOURCES, WITHOUT_SOURCES)
+    without = max(WITHOUT_SOURCES / max(len(regressor.sources) for regressor in regressors), LEAST_WITHOUT_SOURCES)
+    shares = np.where(transfers, 1 - without, without)
     return PRIOR * shares / np.where(transfers, transfers.sum(), (~transfers).sum())
 
 

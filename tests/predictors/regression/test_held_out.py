@@ -87,10 +87,15 @@ def test_a_method_keeps_the_weight_of_the_prior_alone_where_another_is_always_be
 
 
 def test_the_prior_is_for_sources():
-    """Three measurements: 0.95 of them for two regressors with sources, 0.05 for two without."""
-    with_sources = np.ones((1, OWN.size))
-    regressors = [Regressor("additive", log, sources) for sources in (with_sources, NOTHING) for log in (True, False)]
-    assert mixture._prior(regressors) == pytest.approx([1.425, 1.425, 0.075, 0.075])
+    """Three measurements: with two sources 0.225 of them for two regressors without, with many 0.05."""
+
+    def prior(count):
+        both = np.ones((count, OWN.size)), NOTHING
+        return [Regressor("additive", log, sources) for sources in both for log in (True, False)]
+
+    assert mixture._prior(prior(2)) == pytest.approx([1.1625, 1.1625, 0.3375, 0.3375])
+    assert mixture._prior(prior(20)) == pytest.approx([1.425, 1.425, 0.075, 0.075])
+    regressors = prior(1)
     assert mixture._prior(regressors[2:]) == pytest.approx([1.5, 1.5])
 
 
