@@ -100,21 +100,3 @@ class Chosen(nn.Module):
         magnitude = scores.abs()
         kept = highest({"": magnitude}, self.density)[""]
         return self.weight * straight_through(magnitude, kept.to(scores.dtype))
-
-
-def growth(gradients: Mapping[str, Tensor], masks: Mapping[str, Tensor], density: float) -> dict[str, Tensor]:
-    """`masks` with as many more weights as make the density of all together `density`: those that are pruned now whose
-    gradients are largest in magnitude, and would lower the loss the most if they came to life (NeST: Dai, Yin and Jha,
-    arXiv 1711.02017).
-
-    `gradients` are those of the weights in use, not of raw weights under a mask. ValueError for a density below that of
-    the masks.
-    """
-    wanted = round(density * sum(mask.numel() for mask in masks.values()))
-    kept = sum(int(mask.sum()) for mask in masks.values())
-    if wanted < kept:
-        raise ValueError(f"masks that keep {kept} weights do not grow to {wanted}: prune them by magnitude")
-    total = sum(mask.numel() for mask in masks.values())
-    pruned = {name: ~mask for name, mask in masks.items()}
-    added = highest({name: g.abs() for name, g in gradients.items()}, (wanted - kept) / total, "global", pruned)
-    return {name: mask | added[name] for name, mask in masks.items()}

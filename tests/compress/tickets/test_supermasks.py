@@ -1,4 +1,4 @@
-"""Supermasks by hand, edge-popup's choice and gradients, growth, and masks before any training."""
+"""Supermasks by hand, edge-popup's choice and gradients, and masks before any training."""
 
 import copy
 import math
@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from compress.tickets.masks import density_of, magnitude_mask, weights_of
+from compress.tickets.masks import magnitude_mask, weights_of
 from compress.tickets.saliency import grasp, snip, synflow
-from compress.tickets.supermasks import CRITERIA, growth, popup, supermask
+from compress.tickets.supermasks import CRITERIA, popup, supermask
 from compress.tickets.untrained import SCORES, mask_before_training, shuffled
 from compress.transforms import fold
 from search.untrained import zero_cost
@@ -89,16 +89,6 @@ def test_the_gradient_of_a_score_is_that_of_the_weight_in_use_times_the_weight()
     model(x).square().sum().backward()
     torch.testing.assert_close(scores.grad, used.grad * plain.weight * scores.sign())
     assert ((scores.grad != 0) & (used == 0)).any()
-
-
-def test_growth_wakes_the_pruned_weights_with_the_largest_gradients():
-    masks = {"a": torch.tensor([True, False, False]), "b": torch.tensor([[False, True]])}
-    gradients = {"a": torch.tensor([9.0, -2.0, 1.0]), "b": torch.tensor([[1.5, 7.0]])}
-    grown = growth(gradients, masks, 0.8)
-    assert {name: mask.tolist() for name, mask in grown.items()} == {"a": [True, True, False], "b": [[True, True]]}
-    assert density_of(growth(gradients, masks, 1)) == 1
-    with pytest.raises(ValueError, match="do not grow to 1"):
-        growth(gradients, masks, 0.2)
 
 
 @pytest.mark.parametrize("method", sorted(SCORES))
