@@ -13,6 +13,8 @@ new weights   the same mask, other random weights
 shuffled      as many weights of each layer, at random places, the weights of the beginning
 snip, ...     masks before any training, from one batch of all training images and by one threshold for all layers, as
               published; SynFlow in 100 rounds
+grown         NeST: a third of the density at random places, grown to twice it by gradients, then pruned by magnitude by
+              one threshold, in three rounds each, with a training after each and nothing put back
 supermask     weights of the beginning without any training, masked by what a training did to them
 edge-popup    weights of the beginning, frozen, and scores trained by SGD at 0.1 over --popup-epochs
 
@@ -36,6 +38,7 @@ import tyro
 from digits_mlp import CONFIG, accuracy, digits, mean_and_error, mlp, trained
 from report import report
 from torch import nn
+from torch.nn import functional as F
 
 from compress.tickets import (
     TicketConfig,
@@ -47,6 +50,7 @@ from compress.tickets import (
     supermask,
     weights_of,
 )
+from compress.tickets.growing import GrowConfig, grow_and_prune, mean_gradients
 from compress.tickets.iterative import Round
 from compress.tickets.supermasks import CRITERIA
 from compress.tickets.untrained import SCORES
@@ -69,6 +73,8 @@ class Arguments:
     """Rounds whose masks are compared with controls."""
     before: tuple[int, ...] = (8, 12, 16)
     """Rounds at whose densities masks are found before training."""
+    grown: tuple[int, ...] = (12,)
+    """Rounds to whose densities a network grows and is pruned."""
     supermasks: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5)
     """Densities of supermasks."""
     popups: tuple[float, ...] = (0.3, 0.5)
@@ -92,7 +98,7 @@ def main() -> None:
     if not arguments.quick:
         return measure(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        few = {"rounds": 12, "compared": (12,), "before": (12,), "supermasks": (0.3,), "popups": (0.3,)}
+        few = {"rounds": 12, "grown": (), "compared": (12,), "before": (12,), "supermasks": (0.3,), "popups": (0.3,)}
         measure(replace(arguments, seeds=1, epochs=6, popup_epochs=10, output=Path(folder), **few))
 
 
@@ -157,6 +163,9 @@ class Seed:
                 found = partial(mask_before_training, method, self._model, *self._data.train, density)
                 yield what, method, density, partial(self._trained, self._model, found, what)
 
+        for number in self._arguments.grown:
+            yield f"grown {number}", "grown", rounds[number].density, partial(self._grown, rounds[number].density)
+
     def _untrained(self, whole: nn.Module) -> Iterator[tuple[str, str, float, Compute]]:
         initial, final = weights_of(self._model), weights_of(whole)
         for criterion in CRITERIA:
@@ -179,6 +188,22 @@ class Seed:
 
     def _tested(self, found: Callable[[], Masks]) -> Accuracies:
         return None, accuracy(rewound(self._model, self._model.state_dict(), found()), self._data.test)
+
+    def _grown(self, density: float) -> Accuracies:
+        folder, generator = self._folder / "grown", torch.Generator().manual_seed(self._seed)
+        shutil.rmtree(folder, ignore_errors=True)
+
+        def gradients(model: nn.Module) -> Masks:
+            return mean_gradients(
+                model, [self._data.train], lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])
+            )
+
+        def train(model: nn.Module, run: Path) -> nn.Module:
+            return self._train(model, run, lambda result: None)
+
+        config = GrowConfig(first=density / 3, grown=2 * density, last=density)
+        found, _ = grow_and_prune(copy.deepcopy(self._model), config, gradients, train, folder, generator)
+        return None, accuracy(found, self._data.test)
 
     def _popup(self, density: float) -> Accuracies:
         model = popup(copy.deepcopy(self._model), density, generator=torch.Generator().manual_seed(self._seed))
