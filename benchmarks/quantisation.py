@@ -170,21 +170,23 @@ class Measured:
             export_int8(Quantised(self._model, Quantisation(ranges, back)), path, self._size, dynamic_batch=True)
 
         back: Mapping = dict.fromkeys(layers(self._model), "weights") if variant == "weights" else {}
-        if variant == "mixed":
+        write(back)
+        if variant != "mixed":
+            return back
+        labels, images = self._labels[choosing], self._photos[choosing]
+        least = accuracy(self._expected[choosing], labels) - ALLOWED - 1e-9
+
+        def fits(back: Mapping) -> bool:
+            write(back)
+            return accuracy(run(path, images), labels) >= least
+
+        if not fits(back):
             ranking = calibrating[: self._arguments.ranking]
             batch = [(self._photos[ranking], self._labels[ranking])]
-            steps = steps_back(
-                self._kept(f"sensitivities-{draw}", lambda: list(sensitivities(self._model, ranges, batch)))
-            )
-            labels, images = self._labels[choosing], self._photos[choosing]
-            least = accuracy(self._expected[choosing], labels) - ALLOWED - 1e-9
-
-            def fits(back: Mapping) -> bool:
-                write(back)
-                return accuracy(run(path, images), labels) >= least
-
+            found = self._kept(f"sensitivities-{draw}", lambda: list(sensitivities(self._model, ranges, batch)))
+            steps = steps_back(found)
             back = fewest_steps(steps, fits) or steps[-1]
-        write(back)
+            write(back)
         return back
 
     def _kept(self, name: str, compute: Callable[[], object]) -> object:

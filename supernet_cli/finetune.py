@@ -33,7 +33,7 @@ from supernet.artifacts.runs import open_data
 from supernet.artifacts.subnet_config import read_subnet_config
 from supernet.families.named import SPACES
 from supernet.training.data.named import is_of_any_kind
-from supernet.training.standalone import model_settings
+from supernet.training.standalone import ModelJob, model_settings
 from supernet_cli.command_line import console
 from supernet_cli.model_training import Arguments, parse, train, within
 
@@ -44,7 +44,7 @@ class ForAPrecision(Arguments):
 
 
 def main() -> None:
-    arguments = parse(ForAPrecision, __doc__, settings, PrecisionJob)
+    arguments = parse(ForAPrecision, __doc__, for_a_precision, PrecisionJob)
     if arguments.subnet is None:
         raise ValueError("say which subnet to train on: --subnet FOLDER")
     train(arguments, run_precision_job)
@@ -65,12 +65,17 @@ def take_along(trained: Path, arguments: ForAPrecision) -> None:
     console.print(f"{file}: {right:.2%} of the test images are right", highlight=False, soft_wrap=True)
 
 
-def settings(job, known) -> PrecisionJob:
+def for_a_precision(job, known) -> PrecisionJob:
+    plain = settings(job, known)
+    return PrecisionJob(**{field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)})
+
+
+def settings(job, known) -> ModelJob:
     """The subnet's architecture and weights, and a shorter and gentler training."""
     train = model_settings(job.train)
     train = dataclasses.replace(train, epochs=max(1, train.epochs // 5), lr=train.lr / 10, warmup_epochs=0.0)
     if known.subnet is None:
-        return PrecisionJob(job.space, job.space_options, data=job.data, train=train, execution=job.execution)
+        return ModelJob(job.space, job.space_options, data=job.data, train=train, execution=job.execution)
     config = read_subnet_config(known.subnet)
     if config.input_size is None:
         raise ValueError(
@@ -82,7 +87,7 @@ def settings(job, known) -> PrecisionJob:
         shared = {name: getattr(config, name) for name in ("mean", "std", "interpolation", "crop_pct")}
         data = dataclasses.replace(data, **shared)
     arch = json.dumps(config.arch)
-    return PrecisionJob(
+    return ModelJob(
         SPACES.said_again(config.space, known.space, known.subnet),
         config.space_options,
         arch,
