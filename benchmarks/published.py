@@ -34,12 +34,15 @@ SPACES = {
 }
 
 
-def published_accuracy(space: str, data: Path) -> dict[Arch, float]:
-    """Mean test accuracy in percent of every architecture in the table of a space; `data` is the folder of the data."""
+def published_accuracy(space: str, data: Path, trainings: int | None = None) -> dict[Arch, float]:
+    """Test accuracy in percent of every architecture in the table of a space: the mean over so many `trainings`, or all
+    that the table has. `data` is the folder of the data."""
     with gzip.open(data / "accuracy" / f"{space}_cifar10.csv.gz", "rt") as file:
+        reader = csv.DictReader(file)
+        columns = [name for name in reader.fieldnames or () if "accuracy" in name][:trainings]
         return {
-            SPACES[space].parse(line["arch"]): float(np.mean([float(v) for n, v in line.items() if "accuracy" in n]))
-            for line in csv.DictReader(file)
+            SPACES[space].parse(line["arch"]): float(np.mean([float(line[name]) for name in columns]))
+            for line in reader
         }
 
 

@@ -5,13 +5,13 @@
 The supernets of NAS-Bench-Macro (Su et al., CVPR 2021) and NAS-Bench-201 (Dong & Yang, ICLR 2020) train on CIFAR-10 by
 each method, once a seed, and judge random architectures of the table on held-out training images. Every method sees the
 same number of images as many times, so that a sandwich step of four subnets costs as much as four of SPOS. Ensembles
-(`search.scores.ensemble`) learn from the published accuracy of some of these architectures, which stands for that
-of networks that are trained alone and costs nothing here. Kendall's tau is that among all other architectures,
-which no ensemble has seen, averaged over --draws choices of the networks to learn from; the regret is how far the one
-of the highest score is from the best of them, in percentage points, the mean over three limits on MACs. `±` is the
-standard error over seeds, which have the architectures in common, and the deviation is that of single choices. All is
-kept in --output as it is computed, and a run with the same settings goes on there; several may share it, each with
-other --spaces or --seeds. Without any --methods, no supernet is trained.
+(`search.scores.ensemble`) learn from the published accuracy of one training of some of these architectures, which
+stands for a training alone and costs nothing here. Kendall's tau is that among all other architectures, which no
+ensemble has seen, averaged over --draws choices of the networks to learn from; the regret is how far the one of the
+highest score is from the best of them, in percentage points, the mean over three limits on MACs. `±` is the standard
+error over seeds, which have the architectures in common, and the deviation is that of single choices. All is kept in
+--output as it is computed, and a run with the same settings goes on there; several may share it, each with other
+--spaces or --seeds. Without any --methods, no supernet is trained.
 
 By default about 3 minutes on one core for each space, method and seed to train, and 2 for its scores; those without
 training take 4 minutes once. With all images at 32 pixels and 50 times the epochs, hours on a GPU.
@@ -121,7 +121,8 @@ class Scored(NamedTuple):
 
     space: SearchSpace
     archs: list[Arch]
-    truth: np.ndarray  # [n], published accuracy in percent
+    truth: np.ndarray  # [n], published accuracy in percent, the mean of all trainings
+    taught: np.ndarray  # [n], that of one training, from which ensembles learn
     macs: np.ndarray  # [n]
     untrained: dict[str, np.ndarray]  # name -> [n]
     supernets: dict[str, dict[int, np.ndarray]]  # method -> seed -> [n]
@@ -149,8 +150,9 @@ def scored(name: str, arguments: Arguments) -> Scored:
         for method in arguments.methods
     }
     untrained = {score: without_training(name, family, score, archs, arguments) for score in UNTRAINED[name]}
-    truth, macs = (np.array([value(arch) for arch in archs], dtype=float) for value in (table.get, family.macs))
-    return Scored(family.space, archs, truth, macs, untrained, supernets)
+    once = published_accuracy(name, arguments.data, trainings=1)
+    columns = (np.array([value(arch) for arch in archs], float) for value in (table.get, once.get, family.macs))
+    return Scored(family.space, archs, *columns, untrained, supernets)
 
 
 def without_training(space: str, family: Family, score: str, archs: Sequence[Arch], arguments: Arguments) -> np.ndarray:
@@ -240,14 +242,14 @@ def weighted(found: Scored, seed: int, chosen: np.ndarray, held_out: np.ndarray)
     lowest = np.where(scores > WORST, scores, np.inf).min(axis=0)
     scores = np.arcsinh(np.where(scores > WORST, scores, lowest))
     model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 3, 16)))
-    return model.fit(scores[chosen], found.truth[chosen]).predict(scores[held_out])
+    return model.fit(scores[chosen], found.taught[chosen]).predict(scores[held_out])
 
 
 def learnt(found: Scored, members: Members, seed: int, chosen: np.ndarray, held_out: np.ndarray) -> np.ndarray:
     """The same of an ensemble of scores, learnt from the architectures `chosen`."""
     own = members(seed)
     scores = np.array(own).reshape(len(own), len(found.archs)).T
-    ensemble = Ensemble.fit(found.space, [found.archs[i] for i in chosen], scores[chosen], found.truth[chosen])
+    ensemble = Ensemble.fit(found.space, [found.archs[i] for i in chosen], scores[chosen], found.taught[chosen])
     return ensemble([found.archs[i] for i in held_out], scores[held_out])
 
 
