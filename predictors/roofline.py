@@ -31,8 +31,8 @@ def measure_roofline(device: Device, progress: Callable[[int, int], object] = la
     """The roofline of `device`, which is this machine; some ten seconds.
 
     Peak: the best of convolutions and products of matrices that are large and dense. Bandwidth: of functions of each
-    number of a vector, and of products of matrices with a vector, at each of `WORKING_SETS`. Overhead: of functions of
-    a single number. What a runtime takes once a run is left out: each is the difference of a long and a short chain,
+    number of a vector, and of products of matrices with a vector, at each of `WORKING_SETS`. Overhead: of convolutions
+    of a single number. What a runtime takes once a run is left out: each is the difference of a long and a short chain,
     but for peaks and products, whose layers are long.
 
     ValueError as `runtimes.prepare` raises it.
@@ -59,7 +59,7 @@ def measure_roofline(device: Device, progress: Callable[[int, int], object] = la
             layers = [nn.Linear(side, side, bias=False) for _ in range(REPEATS)]
             add("read", moved, REPEATS * side**2 * device.bits / 8, nn.Sequential(*layers), 1, side)
     for length in (CHAIN, 4 * CHAIN):
-        add("overhead", 0, length, _Chain(length), 1)
+        add("overhead", 0, length, nn.Sequential(*(nn.Conv2d(1, 1, 1) for _ in range(length))), 1, 1, 1)
     best_ms = [float("inf")] * len(timers)
     for done in range(ROUNDS * len(timers)):
         index = done % len(timers)

@@ -14,6 +14,7 @@ this machine, say them. What each piece of advice would bring is computed, what 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +165,8 @@ def roofline_of(arguments: Arguments, device: Device) -> Roofline:
         task = progress.add_task(f"Measuring peak and bandwidth of {device.name}", total=None, note="")
         roofline = measure_roofline(device, lambda done, total: progress.update(task, completed=done, total=total))
     roofline.save(folder)
+    if (load := os.getloadavg()[0]) > (os.cpu_count() or 1):
+        say(f"{load:.0f} processes were at work meanwhile: delete {folder / ROOFLINE} to measure when fewer are")
     if not (folder / "device.json").exists():
         device.save(folder / "device.json")
     return roofline

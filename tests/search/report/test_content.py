@@ -7,7 +7,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from scipy.stats import norm
+from torch import nn
 
+from compress.advice import Advice
+from compress.diagnosis import diagnose
+from compress.diagnosis_record import record, write_record
+from compress.roofline import Roofline
 from predictors import Device, LatencyPredictor
 from search.certainty import wilson
 from search.comparison import handed_in, standings, with_values, write_comparison
@@ -241,3 +246,17 @@ def test_figures_are_written(folder, tmp_path):
             ElementTree.parse(path)
         else:
             assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_diagnosis_beside_a_search_is_shown(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    found = diagnose(model, (3, 16, 16), Roofline(1e9, {1: 4e9, 100: 2e9}), 8, {"stored_bytes": 100})
+    advice = [Advice("int4", "smaller", ("flash",), 0.1, 50, 25)]
+    write_record(tmp_path, record(found, advice, "tiny", "phone"))
+    write_history(tmp_path / "search.jsonl", SETTINGS, EVALUATIONS)
+    (shown,) = make_content(read_sources([tmp_path]))["diagnoses"]
+    assert (shown["network"], shown["device"], shown["bottlenecks"]) == ("tiny", "phone", ["flash", "compute"])
+    assert (shown["peak_gflops"], shown["bandwidth_gb"]) == (2.0, [4.0, 2.0])
+    assert [point[0] for point in shown["points"]] == ["0", "4"]
+    assert all(height <= 2.0 and height <= 4.0 * intensity for _, intensity, height, _ in shown["points"])
+    assert shown["advice"][0]["stored_bytes"] == 25
