@@ -52,7 +52,10 @@ CHANGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ),
     "late width": ("most weights are in few layers, which see few pixels", (FLASH, BANDWIDTH)),
     "depth": ("whole blocks save their time, their overhead and their weights", (COMPUTE, OVERHEAD, FLASH, BANDWIDTH)),
-    "int8": ("a number takes a byte, on the way and where it lies", (MEMORY, BANDWIDTH, FLASH)),
+    "int8": (
+        "a number takes a byte, on the way and where it lies; its products are taken to be as fast as before",
+        (MEMORY, BANDWIDTH, FLASH),
+    ),
     "codebooks": ("weights are stored as indices into a table by layer; they run as they are", (FLASH,)),
     "fusion": ("BatchNorm, activations and sums run as part of the layers before them", (OVERHEAD, BANDWIDTH)),
     "batches": (
