@@ -10,6 +10,8 @@ import numpy as np
 from torch import Tensor, nn
 from typing_extensions import assert_type
 
+from compress import load_compressed, save_compressed
+from compress.tickets import magnitude_mask
 from distill import Objective, kl_divergence
 from predictors import Device, LatencyPredictor, Prediction, family_costs, prepare, stratified, this_device
 from search import (
@@ -74,6 +76,13 @@ def runs(folder: Path, arch: Arch) -> None:
     assert_type(load_data(DataConfig("digits")), Data)
     assert_type(open_images(DataConfig("digits")), ImageData)
     load_subnet(3)  # type: ignore[arg-type]
+
+
+def files(subnet: Subnet, folder: Path) -> None:
+    assert_type(save_compressed(folder / "small.compressed", subnet), int)
+    assert_type(load_compressed(folder / "small.compressed"), Subnet)
+    assert_type(magnitude_mask(dict(subnet.model.named_parameters()), 0.8, "layer"), dict[str, Tensor])
+    save_compressed(subnet, folder)  # type: ignore[arg-type]
 
 
 def latencies(family: Family, generator: np.random.Generator) -> None:
