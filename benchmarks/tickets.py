@@ -16,7 +16,8 @@ snip, ...     masks before any training, from one batch of all training images a
 grown         NeST: a third of the density at random places, grown to twice it by gradients, then pruned by magnitude by
               one threshold, in three rounds each, with a training after each and nothing put back
 supermask     weights of the beginning without any training, masked by what a training did to them
-edge-popup    weights of the beginning, frozen, and scores trained by SGD at 0.1 over --popup-epochs
+edge-popup    frozen weights, of the beginning or of the distributions of its paper with biases of 0, and scores that
+              are trained by SGD at 0.1 over --popup-epochs
 
 Standard errors are over seeds; one test image is 0.28 points. Every cell is kept in OUTPUT and not computed again.
 """
@@ -56,6 +57,23 @@ from compress.tickets.supermasks import CRITERIA
 from compress.tickets.untrained import SCORES
 from supernet.training.loop import StepResult
 
+
+def normal(weight: torch.Tensor, generator: torch.Generator) -> None:
+    """Kaiming's normal distribution."""
+    nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
+
+
+def signed_constant(weight: torch.Tensor, generator: torch.Generator) -> None:
+    """The signs of that distribution, times its standard deviation."""
+    normal(weight, generator)
+    weight.copy_(weight.sign() * (2 / weight.shape[1]) ** 0.5)
+
+
+def as_it_is(weight: torch.Tensor, generator: torch.Generator) -> None:
+    """Torch's own."""
+
+
+POPUP_WEIGHTS = {"torch's": as_it_is, "normal": normal, "signed constant": signed_constant}
 EARLY = "early.json"  # the accuracy of then, in the folder of a training
 
 Masks = dict[str, torch.Tensor]
@@ -173,7 +191,9 @@ class Seed:
                 found = partial(supermask, criterion, initial, final, density)
                 yield f"{criterion} {density}", f"supermask, {criterion}", density, partial(self._tested, found)
         for density in self._arguments.popups:
-            yield f"popup {density}", "edge-popup", density, partial(self._popup, density)
+            for weights, draw in POPUP_WEIGHTS.items():
+                what = f"popup {weights} {density}"
+                yield what, f"edge-popup, {weights}", density, partial(self._popup, draw, density)
 
     def _ticket(self, found: Round) -> Accuracies:
         early = json.loads((self._folder / f"round-{found.number}" / EARLY).read_text())
@@ -205,8 +225,14 @@ class Seed:
         found, _ = grow_and_prune(copy.deepcopy(self._model), config, gradients, train, folder, generator)
         return None, accuracy(found, self._data.test)
 
-    def _popup(self, density: float) -> Accuracies:
-        model = popup(copy.deepcopy(self._model), density, generator=torch.Generator().manual_seed(self._seed))
+    def _popup(self, draw: Callable[..., object], density: float) -> Accuracies:
+        model, generator = copy.deepcopy(self._model), torch.Generator().manual_seed(self._seed)
+        for name, parameter in model.named_parameters():
+            if not name.endswith("bias"):
+                draw(parameter.data, generator)
+            elif draw is not as_it_is:
+                parameter.data.zero_()
+        popup(model, density, generator=generator)
         folder = self._folder / f"popup-{density}"
         shutil.rmtree(folder, ignore_errors=True)
         sgd = {"opt": "sgd", "lr": 0.1, "sched": "cosine", "weight_decay": 1e-4, "epochs": self._arguments.popup_epochs}
