@@ -65,13 +65,16 @@ class Points(TorchFunctionMode):
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         if name in FACTS:
             return func(*args, **kwargs)
-        if name in CALLS and (layer := self._weights.get(id(args[1]))) is not None:
-            output = func(self._given(layer, args[0]), self._weight(args[1]), *args[2:], **kwargs)
+        if name in CALLS:
+            said = {**dict(zip(("input", "weight"), args)), **kwargs}
+            layer = self._weights.get(id(said["weight"]))
+            if layer is None:  # in float, on what there is
+                return func(*args, **kwargs)
+            rest = {key: value for key, value in kwargs.items() if key not in ("input", "weight")}
+            output = func(self._given(layer, said["input"]), self._weight(said["weight"]), *args[2:], **rest)
             self._known[output] = _At(f"{layer}.output", "pending")
             return output
         first = self._known.get(args[0]) if args and isinstance(args[0], Tensor) else None
-        if name in CALLS:  # in float, on what there is
-            return func(*args, **kwargs)
         if name in MERGED:
             output = func(*args, **kwargs)
             self._known.pop(output, None)  # one that works in place gives what it took

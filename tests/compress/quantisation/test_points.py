@@ -17,7 +17,7 @@ class Residual(nn.Module):
     def forward(self, images):
         x = F.relu(self.norm(self.stem(images)), inplace=True)
         x = x + F.hardswish(self.branch(F.pad(x, [1, 1, 1, 1])))
-        return self.head(x.mean((2, 3)))
+        return F.linear(weight=self.head.weight, bias=self.head.bias, input=x.mean((2, 3)))  # as some networks do
 
 
 @pytest.fixture
