@@ -43,7 +43,8 @@ class CompressConfig:
     exclude: tuple[str, ...] = ()
     """Layers that are neither pruned nor clustered, by name."""
     centroid_lr: float = 0.1
-    """Learning rate that centroids are tuned by, as a factor of lr: their gradients are sums over many weights."""
+    """Learning rate that centroids are tuned by, as a factor of lr: their gradients are sums over many weights. 1 for
+    optimizers such as Adam, which scale gradients themselves."""
     float16: bool = True
     """Round to 16 bits what is stored in fewer bytes then and keeps 11 binary digits of its largest values."""
     post_training: bool = False
