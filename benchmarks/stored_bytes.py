@@ -158,8 +158,9 @@ def interface(name: str, *shape: int) -> SubnetConfig:
 
 def written(model: nn.Module, like: nn.Module, config: SubnetConfig, path: Path) -> tuple[int, nn.Module]:
     """The bytes of the file of `model`, and the network that it gives."""
-    size = save_compressed(path.with_suffix(".compressed"), Subnet(model, config))
-    return size, load_compressed(path.with_suffix(".compressed"), build=lambda arch: copy.deepcopy(like)).model
+    path = path.with_name(f"{path.name}.compressed")
+    size = save_compressed(path, Subnet(model, config))
+    return size, load_compressed(path, build=lambda arch: copy.deepcopy(like)).model
 
 
 @torch.no_grad()

@@ -102,11 +102,22 @@ def _levels(array: np.ndarray) -> Iterator[tuple[np.ndarray | None, np.ndarray]]
     flat = np.ascontiguousarray(array).ravel()
     if _is_few(flat):
         yield None, flat
-    by_channel = flat.reshape(len(array) if array.ndim > 1 else 1, -1)
-    if np.isfinite(by_channel).all():
-        grids = (_grid(by_channel, 2 ** (bits - 1) - 1) for bits in range(2, 9))
-        if grid := next(filter(None, grids), None):
-            yield grid[0], grid[1].ravel()
+    if grid := _steps(array):
+        yield grid[0], grid[1].ravel()
+
+
+def is_in_steps(array: np.ndarray) -> bool:
+    """Whether the entries of each output channel are multiples of a step, of at most 8 bits."""
+    return _steps(array) is not None
+
+
+def _steps(array: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """The steps [O] and multiples [O, ...] of an array in float32, if it is of such."""
+    by_channel = np.ascontiguousarray(array).reshape(len(array) if array.ndim > 1 else 1, -1)
+    if not by_channel.size or not np.isfinite(by_channel).all():
+        return None
+    grids = (_grid(by_channel, 2 ** (bits - 1) - 1) for bits in range(2, 9))
+    return next((grid for grid in grids if grid is not None), None)
 
 
 def _grid(by_channel: np.ndarray, highest: int) -> tuple[np.ndarray, np.ndarray] | None:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from compress.codebooks import clustered
-from compress.coding import encode
+from compress.coding import is_in_steps
 from compress.tickets.masks import Scope, magnitude_mask, weights_of
 from compress.transforms import Mask, fold, transformed
 from supernet.artifacts.ownership import owned
@@ -46,7 +46,7 @@ class CompressConfig:
     """Learning rate that centroids are tuned by, as a factor of lr: their gradients are sums over many weights. 1 for
     optimizers such as Adam, which scale gradients themselves."""
     float16: bool = True
-    """Round to 16 bits what is stored in fewer bytes then and keeps 11 binary digits of its largest values."""
+    """Round to 16 bits what keeps 11 binary digits of its largest values, but for weights in equal steps."""
     post_training: bool = False
     """Train nothing: prune, cluster and round the network as it is."""
 
@@ -136,23 +136,19 @@ def deep_compression(
 
 @torch.no_grad()
 def round_to_float16(model: nn.Module) -> nn.Module:
-    """`model`, in place and still in float32, with those of its tensors rounded to float16 that are stored in fewer
-    bytes then, which weights in equal steps are not.
+    """`model`, in place and still in float32, with its tensors rounded to float16, but for those that are in equal
+    steps, which take fewer bytes as they are.
 
     An error is at most 2^-11 of the value or of the largest of its tensor: tensors whose largest value is above 65504
     or, but for 0, below 2^-14 in magnitude stay as they are.
     """
     limits = torch.finfo(torch.float16)
     for tensor in model.state_dict().values():
-        if tensor.dtype == torch.float32 and tensor.numel():
-            rounded, largest = tensor.half().float(), tensor.abs().max()
-            if limits.tiny <= largest <= limits.max and _coded_bytes(rounded) < _coded_bytes(tensor):
-                tensor.copy_(rounded)
+        if tensor.dtype != torch.float32 or not tensor.numel() or is_in_steps(tensor.cpu().numpy()):
+            continue
+        if limits.tiny <= tensor.abs().max() <= limits.max:
+            tensor.copy_(tensor.half())
     return model
-
-
-def _coded_bytes(tensor: Tensor) -> int:
-    return len(encode(tensor.cpu().numpy())[1])
 
 
 def _as_it_is(model: nn.Module, config: LoopConfig, folder: Path) -> nn.Module:

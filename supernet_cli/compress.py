@@ -66,7 +66,7 @@ def main() -> None:
 
 def beside(output: Path) -> Path:
     """Where the runs for the file `output` lie."""
-    return output.with_name(f"{output.stem}.training")
+    return output.with_name(f"{output.name.removesuffix('.compressed')}.training")
 
 
 def settings(job, known) -> CompressJob:
