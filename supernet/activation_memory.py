@@ -45,7 +45,9 @@ def peak_activation_bytes(
         image_size = (3, image_size, image_size)
     if fused:
         found = operations(model, image_size, fused=True)
-        return math.ceil(max(sum(found.buffer_bytes(buffer, bits) for buffer in alive) for alive in found.alive()))
+        return math.ceil(
+            max((sum(found.buffer_bytes(buffer, bits) for buffer in alive) for alive in found.alive()), default=0)
+        )
     if isinstance(image_size[0], int):
         image_size = (torch.empty(1, *image_size, device="meta"),)
     return without_data(model, lambda module, device: _peak(inputs_like(image_size, module, device), module, bits))
