@@ -21,7 +21,8 @@ CPU has instructions for it (`paired_searches.py`). `speedup_to_hypervolume` is 
 the hypervolume that it has in the end than the other did: of the architectures that each took for its front, by
 exact accuracies, of all images and in single precision, which no time is counted for. The mean of seeds.
 
-Half an hour on 2 cores; `--parts` measures one part alone. The supernet and the populations are kept in OUTPUT.
+A quarter of an hour on 2 cores for the generations, and some 200 seconds of processor time for each seed of the
+searches; `--parts` measures one part alone. The supernet and the populations are kept in OUTPUT.
 """
 
 from __future__ import annotations

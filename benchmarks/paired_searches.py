@@ -39,17 +39,17 @@ from supernet.training.execution import computes_bf16
 class CheaperEvaluations:
     """How both searches evaluate."""
 
-    population: int = 16
+    population: int = 8
     """Architectures in a generation."""
     generations: int = 20
     """That the loop evaluates, and half as many again for the other if it needs them."""
-    judges: int = 5000
+    judges: int = 2000
     """Held-out images that judge."""
-    calibration: int = 2000
+    calibration: int = 800
     """Training images for BatchNorm in the loop and in exact accuracies."""
-    few: int = 500
+    few: int = 200
     """The same in cheaper evaluations."""
-    race: float = 0.9
+    race: float = 0.5
     """Confidence of races."""
     batch_size: int = 250
     """Images that a subnet runs on at a time."""
