@@ -104,7 +104,8 @@ def measure(arguments: Arguments) -> None:
     rows = [row(found, draws, variant) for variant in arguments.variants]
     for own, latency_ms in zip(rows, found.latencies_ms()):
         own["ms"] = latency_ms
-    report(rows, summary(rows), arguments.json, draws=[cell for cell in found.cells() if cell["variant"] == "mixed"])
+    mixed = [cell for cell in found.cells() if cell["variant"] == "mixed" and "mixed" in arguments.variants]
+    report(rows, summary(rows), arguments.json, mixed=mixed)
 
 
 class Measured:
