@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -182,7 +183,7 @@ class SupernetScore:
         """`found`, each of which is computed in the precision of the score."""
         device = next(self.net.parameters()).device.type
         while True:
-            with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
+            with torch.autocast(device, torch.bfloat16) if self.bf16 else nullcontext():
                 item = next(found, None)
             if item is None:
                 return
