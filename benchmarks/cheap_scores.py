@@ -2,8 +2,7 @@
 
     python benchmarks/cheap_scores.py [--quick] [--json FILE] [--data ../shared/data] [--run RUN ...]
 
-Subnets of supernets trained on CIFAR-10 and on the digits: random parents and mutants of each, as evolution asks for.
-Exact is BatchNorm recalibrated on all calibration images, and single precision. Differences are in percentage points of
+Subnets of supernets trained on CIFAR-10 and on the digits: mutants of random parents, as evolution asks for. Exact is BatchNorm recalibrated on all calibration images, and single precision. Differences are in percentage points of
 accuracy on the same held-out images.
 
 N images    recalibrated on the first N images alone
@@ -48,7 +47,7 @@ KEPT = (0.1, 0.5, 0.98)  # largest mean and single difference in points, and low
 @dataclass(frozen=True)
 class Arguments:
     subnets: int = 200
-    """Of each supernet, a third of which are random and the others their mutants."""
+    """Of each supernet, three mutants of each random parent."""
     images: int = 2000
     """Images for calibration and to judge by, at most."""
     few: tuple[int, ...] = (125, 250, 500, 1000)
@@ -121,14 +120,13 @@ def compare(run: Run, arguments: Arguments) -> Iterator[dict[str, object]]:
     found: dict[str, list[tuple[float, float, float]]] = {}  # accuracy, CPU seconds to judge, and to calibrate
     for index in track(range(arguments.subnets), f"Judging subnets on {run.data.config.dataset}"):
         if index % 3 == 0:
-            arch = parent = space.sample(generator)
+            parent = space.sample(generator)
             resolution = run.family.resolution(parent)
             if resolution not in at:
                 at[resolution] = images_at(run, resolution, arguments)
             images = at[resolution]
             known = parents_references(net.extract(parent).eval(), images, arguments.few)
-        else:
-            arch = space.complete({**space.mutate(parent, generator, 0.1), "resolution": parent["resolution"]})
+        arch = space.complete({**space.mutate(parent, generator, 0.1), "resolution": parent["resolution"]})
         calibrated: dict[object, tuple[nn.Module, float]] = {}
         for name, way in ways(arguments.few, known).items():
             if way.calibrate not in calibrated:
