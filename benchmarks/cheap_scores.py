@@ -2,8 +2,9 @@
 
     python benchmarks/cheap_scores.py [--quick] [--json FILE] [--data ../shared/data] [--run RUN ...]
 
-Subnets of supernets trained on CIFAR-10 and on the digits: mutants of random parents, as evolution asks for. Exact is BatchNorm recalibrated on all calibration images, and single precision. Differences are in percentage points of
-accuracy on the same held-out images.
+Subnets of supernets trained on CIFAR-10 and on the digits: mutants of random parents, as evolution asks for. Exact is
+BatchNorm recalibrated on all calibration images, and single precision. Differences are in percentage points of accuracy
+on the same held-out images.
 
 N images    recalibrated on the first N images alone
 parent, N   recalibrated on the first N images, each layer corrected by control variates (`supernet.calibration`) by the
