@@ -12,7 +12,7 @@ held-out training images, and the subnet taken out and fine-tuned as the pruned 
 the 5,000 test images with standard errors over seeds, the differences by seed, and what each arm computed in training,
 in that of the large network (its own training is in that of all that go on from it).
 
-Goes on where it stopped when started again with the same --output. Half an hour on one core for three seeds; --quick
+Goes on where it stopped when started again with the same --output. Ten minutes a seed on a loaded core; --quick
 shows within a minute that it works, not how well.
 """
 
