@@ -13,6 +13,7 @@ fitted, which can do all that such a convolution can.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from distill.untouched import untouched
 Layer = nn.Conv2d | nn.Linear
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 FOLDS = 4  # that images are divided into, to choose a ridge
+SAMPLES = 100  # for each unknown weight of an output that are enough
 FEWEST = 2  # samples for each unknown weight of an output, below which a layer is left as it is
 
 
@@ -64,8 +66,9 @@ def refit(
     is solved exactly, where x [I] is what the layer sees, t the teacher's output, W0 the present weight, and v the mean
     of x^2: with little to go by, weights stay near what they were. Of several `ridges` each layer takes the one that
     predicts the outputs on images left out best, in a cross-validation of `FOLDS`. Samples are up to `positions`
-    positions of each image, drawn by `generator`. The shift goes into the layer's bias, or else into the mean of the
-    BatchNorm that comes next, which takes over the teacher's statistics, weight and bias for its channels; without
+    positions of each image, drawn by `generator`, as many as give `SAMPLES` for each unknown weight of an output. The
+    shift goes into the layer's bias, or else into the mean of the BatchNorm that comes next, which takes over the
+    teacher's statistics, weight and bias for its channels; without
     either there is none. A layer with fewer than `FEWEST` samples for each unknown is left as it is.
 
     Both networks are in eval mode afterwards. One pass through the teacher, and one of the student for each layer, up
@@ -79,7 +82,10 @@ def refit(
     order, norms = _order(student, batches[0], layers)
     known = dict(teacher.named_modules())
     order = [name for name in order if name in known]
-    wanted = _Sampled(positions, generator or torch.Generator().manual_seed(0))
+    images = sum(len(_first_tensor(batch)) for batch in batches)
+    enough = {name: math.ceil(SAMPLES * layer.weight[0].numel() / images) for name, layer in layers.items()}
+    most = {name: min(positions, count) for name, count in enough.items()}
+    wanted = _Sampled(most, generator or torch.Generator().manual_seed(0))
     targets = wanted.outputs({name: (known[name], channels[name]) for name in order}, teacher, batches)
     fitted = []
     for name in order:
@@ -147,8 +153,8 @@ class _Enough(Exception):
 class _Sampled:
     """What layers see and put out at the same positions of the same images, whenever they are asked."""
 
-    def __init__(self, positions: int, generator: torch.Generator) -> None:
-        self._most = positions
+    def __init__(self, most: Mapping[str, int], generator: torch.Generator) -> None:
+        self._most = most  # positions of an image, by layer
         self._generator = generator
         self._drawn: dict[tuple[str, int], Tensor] = {}  # by layer and batch, [B, P]
 
@@ -161,7 +167,7 @@ class _Sampled:
 
         def keep(name: str, channels: Tensor, output: Tensor) -> None:
             rows = _rows(output)
-            self._drawn[name, batch_index] = drawn = self._draw(rows)
+            self._drawn[name, batch_index] = drawn = self._draw(name, rows)
             found.setdefault(name, []).append(_at(rows, drawn)[..., channels.to(rows.device)].flatten(0, 1))
 
         hooks = [
@@ -196,10 +202,14 @@ class _Sampled:
             found.append(_patches(layer, seen[0], self._drawn[name, index]))
         return torch.cat(found)
 
-    def _draw(self, rows: Tensor) -> Tensor:
+    def _draw(self, name: str, rows: Tensor) -> Tensor:
         images, positions = rows.shape[:2]
         noise = torch.rand(images, positions, generator=self._generator)
-        return noise.topk(min(self._most, positions), dim=1).indices.to(rows.device)
+        return noise.topk(min(self._most[name], positions), dim=1).indices.to(rows.device)
+
+
+def _first_tensor(batch: tuple) -> Tensor:
+    return next(part for part in batch if isinstance(part, Tensor))
 
 
 def _rows(features: Tensor) -> Tensor:
