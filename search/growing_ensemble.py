@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from distill.ensemble import fit_weights
 from distill.objective import Objective
-from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.ownership import owned
 from supernet.artifacts.runs import open_data
+from supernet.artifacts.settings import note_settings
 from supernet.artifacts.subnet import Subnet, SubnetConfig, load_subnet, save_subnet
 from supernet.families import FAMILIES
 from supernet.families.named import make_family
@@ -90,7 +90,7 @@ def grow_ensemble(
     another ensemble, and as `run_model_job` raises it.
     """
     with owned(directory):
-        _check_settings(job, directory)
+        note_settings(directory / "ensemble.json", job, but=("members", "execution"))
         data = open_data(job.data, job.train.seed, job.execution.workers)
         data = only_images(data, "an ensemble", "train a supernet whose space is that one architecture")
         members: list[Path] = []
@@ -178,18 +178,3 @@ def _answers(
         for model in models:
             model.cpu()
     return torch.cat(logits, 1).clone(), torch.cat(labels).clone()
-
-
-def _check_settings(job: EnsembleJob, directory: Path) -> None:
-    """Note down what is grown in `directory`; ValueError if that is another ensemble than before. More members may be
-    asked for than were."""
-    settings = json.loads(json.dumps(dataclasses.asdict(job)))
-    for name in ("members", "execution"):
-        del settings[name]
-    path = directory / "ensemble.json"
-    if path.exists():
-        if json.loads(path.read_text()) != settings:
-            raise ValueError(f"{directory} holds the growing of another ensemble; name another folder")
-        return
-    with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(settings, indent=2) + "\n")

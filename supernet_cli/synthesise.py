@@ -13,8 +13,7 @@ after the last one. Of networks without BatchNorm, such as transformers, there a
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,6 +24,7 @@ from torchvision.transforms.functional import to_pil_image
 from distill.inversion import InversionConfig, invert
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.ownership import owned
+from supernet.artifacts.settings import note_settings
 from supernet.artifacts.subnet import Subnet, load_network
 from supernet.training.data import DataConfig
 from supernet.training.execution import pick_device
@@ -61,7 +61,7 @@ def main() -> None:
     if arguments.count < 2 * classes:
         raise ValueError(f"count is at least 2 images of each of {classes} classes, not {arguments.count}")
     with owned(arguments.output):
-        _check_settings(arguments)
+        note_settings(arguments.output / "inversion.json", arguments, but=("count", "device", "output"))
         labels = torch.arange(arguments.count) % classes
         batches = labels.split(arguments.batch_size)
         network.model.to(pick_device(arguments.device)).requires_grad_(False)
@@ -98,17 +98,3 @@ def write(images: Tensor, network: Subnet, places: list[Path]) -> None:
         picture = to_pil_image((image * std + mean).clamp(0, 1))
         with write_atomically(path) as temporary:
             picture.save(temporary, format="png")
-
-
-def _check_settings(arguments: Arguments) -> None:
-    """Note down what is made; ValueError if the folder has images of other settings. More of them may be asked for."""
-    settings = json.loads(json.dumps(asdict(arguments), default=str))
-    for name in ("count", "device", "output"):
-        del settings[name]
-    path = arguments.output / "inversion.json"
-    if path.exists():
-        if json.loads(path.read_text()) != settings:
-            raise ValueError(f"{arguments.output} holds images of other settings; name another folder")
-        return
-    with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(settings, indent=2) + "\n")

@@ -71,7 +71,7 @@ def test_nothing_is_trained_again_and_more_members_may_be_asked_for(grown):
     folder, ensemble, _ = grown
     again = grow_ensemble(JOB, folder, on_step=lambda *place: pytest.fail("trained again"))
     assert same(again.model, ensemble.model)
-    with pytest.raises(ValueError, match="another ensemble; name another folder"):
+    with pytest.raises(ValueError, match=r"other settings \(learn_from=adaptive\): name another folder"):
         grow_ensemble(dataclasses.replace(JOB, learn_from="labels"), folder)
     fewer = grow_ensemble(dataclasses.replace(JOB, members=1), folder)
     assert len(fewer.model.members) == 1

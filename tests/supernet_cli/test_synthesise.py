@@ -37,7 +37,7 @@ def test_images_are_written_by_class_and_only_those_that_are_missing(command, te
     assert sum(data.count(part) for part in (data.train, data.holdout, data.test)) == 40
     result = command(*words, "--inversion.iterations", "3", "--count", "40")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    assert "holds images of other settings" in result.stderr
+    assert "was begun with other settings (inversion.iterations=2)" in result.stderr
 
 
 def test_too_few_images_are_refused(command, teacher, tmp_path):

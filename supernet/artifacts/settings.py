@@ -1,0 +1,32 @@
+"""The settings by which the files of a folder were made, noted down beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from supernet.artifacts.atomic import write_atomically
+from supernet.training.execution import differences
+
+
+def note_settings(path: Path, settings: Any, but: Collection[str] = ()) -> None:
+    """Write `settings`, a dataclass, to the file at `path` as JSON, without the fields in `but`, which may change.
+
+    ValueError, naming settings and their former values, if the file is there and holds others.
+    """
+    own = {name: value for name, value in asdict(settings).items() if name not in but}
+    own = json.loads(json.dumps(own, default=str))
+    if not path.exists():
+        with write_atomically(path) as temporary:
+            temporary.write_text(json.dumps(own, indent=2) + "\n")
+        return
+    try:
+        begun = json.loads(path.read_text())
+        changed = differences(begun, own)
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} holds no settings: {error}") from error
+    if changed:
+        raise ValueError(f"{path.parent} was begun with other settings ({changed}): name another folder")
