@@ -27,6 +27,7 @@ EXTRAS = {
     "report": "report.html of a search or a sweep",
     "datasets": "images from hfds/ and wds/ datasets",
     "tensorboard": "a training's metrics in TensorBoard",
+    "energy": "the energy of networks on a GPU",
     "docs": "building the documentation",
     "test": "the tests and the linter",
 }

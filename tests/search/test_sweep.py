@@ -220,6 +220,7 @@ def test_a_killed_driver_loses_nothing_evaluated(undisturbed, address, tmp_path)
     assert len(evaluated) <= 3 * 24 + 2
 
 
+@pytest.mark.exhaustive  # the same against files is tested above
 @pytest.mark.filterwarnings("ignore")
 def test_a_killed_driver_and_a_killed_worker_lose_nothing_evaluated_in_an_object_store(
     undisturbed, address, tmp_path, monkeypatch

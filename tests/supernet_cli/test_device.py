@@ -42,7 +42,7 @@ def test_a_sweep_and_its_searches_are_told(command, folder, monkeypatch):
     told = []
 
     def run_sweep(search, trials, *_, gpus, **others):
-        search(trials[0], folder / "search.jsonl", None)
+        search(trials[0], folder / "search.jsonl", None, None)
         raise ValueError(f"told: {gpus}")
 
     monkeypatch.setattr("supernet_cli.sweep.run_sweep", run_sweep)

@@ -84,7 +84,7 @@ def test_a_sweep_has_the_space_where_its_workers_find_it(tmp_path):
     here, elsewhere = Path.cwd(), sweep.elsewhere(arguments)
     assert elsewhere.space == f"{here / 'mine.py'}:tiny"
     try:
-        sweep.search(trial, tmp_path / "search.jsonl", lambda generation: None, elsewhere, tmp_path)
+        sweep.search(trial, tmp_path / "search.jsonl", None, lambda generation: None, elsewhere, tmp_path)
     finally:
         os.chdir(here)
     assert len(read_history(tmp_path / "search.jsonl")[1]) == 4

@@ -274,7 +274,9 @@ def test_a_sweep_runs_such_a_search(metric, tmp_path):
         Path("run"), (Path("here"),), evaluations=4, population=4, images=40, space="mine.py:family"
     )
     (trial,) = sweep.plan(arguments, sweep.opened(arguments))
-    sweep.search(trial, tmp_path / "search.jsonl", lambda generation: None, sweep.elsewhere(arguments), Path.cwd())
+    sweep.search(
+        trial, tmp_path / "search.jsonl", None, lambda generation: None, sweep.elsewhere(arguments), Path.cwd()
+    )
     assert [list(e.scores) for e in read_history(tmp_path / "search.jsonl")[1]] == [[metric]] * 4
 
 

@@ -70,8 +70,10 @@ def test_a_trial_that_was_lost_goes_on_from_its_training(folder, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(command_module, "run_search", lost)
         with pytest.raises(KeyboardInterrupt):
-            command_module.search(trial, tmp_path / "one.jsonl", lambda generation: None, arguments, job, Path.cwd())
+            command_module.search(
+                trial, tmp_path / "one.jsonl", None, lambda generation: None, arguments, job, Path.cwd()
+            )
     metrics = (tmp_path / "training" / "metrics.jsonl").read_text()
-    command_module.search(trial, tmp_path / "two.jsonl", lambda generation: None, arguments, job, Path.cwd())
+    command_module.search(trial, tmp_path / "two.jsonl", None, lambda generation: None, arguments, job, Path.cwd())
     assert (tmp_path / "training" / "metrics.jsonl").read_text() == metrics
     assert len(read_history(tmp_path / "two.jsonl")[1]) == 2

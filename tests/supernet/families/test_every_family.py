@@ -137,5 +137,5 @@ def test_dropout_and_stochastic_depth_add_no_tensors(family):
         plain, regularised = family.build(arch), family.build(arch, drop_rate=0.2, drop_path_rate=0.2)
     assert list(plain.state_dict()) == list(regularised.state_dict())
     rates = [m.p for m in regularised.modules() if isinstance(m, torch.nn.Dropout)]
-    assert 0.2 in [*rates, getattr(regularised, "drop_rate", None)]
+    assert 0.2 in [*rates, *(getattr(m, "drop_rate", None) for m in regularised.modules())]
     assert any(getattr(m, "drop_prob", 0) for m in regularised.modules())
