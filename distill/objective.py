@@ -237,7 +237,9 @@ def objective_losses(
     adaptive_alpha and mutual. `companions` are those that `companions_of` made. ValueError if `objective` needs a
     teacher, peers or companions and there are none, or if logits or features do not match.
     """
-    return cohort_losses(objective, [student], [inputs], loss, teacher, distil, companions and [companions])
+    return cohort_losses(
+        objective, [student], [inputs], loss, teacher, distil, None if companions is None else [companions]
+    )
 
 
 def cohort_losses(

@@ -114,6 +114,13 @@ def test_the_total_has_each_loss_by_its_weight(setting):
         torch.testing.assert_close(ours, reference)
 
 
+def test_no_companions_are_those_of_losses_without_any(setting):
+    student, _, images, labels = setting
+    companions = companions_of(Objective(), student, (images,))
+    assert len(companions) == 0
+    assert torch.equal(losses(Objective(), setting, companions).total, F.cross_entropy(student(images), labels))
+
+
 def test_a_heads_gradient_reaches_its_stage_and_nothing_behind(setting):
     student, _, images, _ = setting
     objective = Objective(labels=1e-30, auxiliary=1.0, auxiliary_layers=("0",))
