@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from distill.temporary import hooks
+
 # B batch, C channels, H height, W width
 
 
@@ -105,12 +107,8 @@ def statistics_met(network: nn.Module) -> Iterator[list[Tensor]]:
         mean, variance = x.mean(dims), x.var(dims, unbiased=False)
         distances.append((mean - layer.running_mean).norm() + (variance - layer.running_var).norm())
 
-    hooks = [layer.register_forward_pre_hook(meet) for layer in _layers(network)]
-    try:
+    with hooks(layer.register_forward_pre_hook(meet) for layer in _layers(network)):
         yield distances
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _layers(network: nn.Module) -> Iterator[_BatchNorm]:

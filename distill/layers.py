@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from distill.temporary import hooks
+
 
 def stages(model: nn.Module) -> dict[int, str]:
     """The last module at each resolution, by how many times smaller it is than the image: {2: "blocks.0.0", ...}.
@@ -45,9 +47,5 @@ def recorded(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tenso
     def keep(name: str, module: nn.Module, args: tuple, output: Any) -> None:
         outputs[name] = tree_map_only(Tensor, Tensor.clone, output)
 
-    hooks = [modules[name].register_forward_hook(partial(keep, name)) for name in names]
-    try:
+    with hooks(modules[name].register_forward_hook(partial(keep, name)) for name in names):
         yield outputs
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -20,6 +20,7 @@ from distill.companions import Head, Hint, VariationalInformation, channels
 from distill.features import attention_transfer, relational_angle, relational_distance, similarity_preserving
 from distill.layers import recorded, stages
 from distill.losses import adaptive_alpha_divergence, kl_divergence, mutual_learning
+from distill.temporary import modes
 from distill.untouched import untouched
 
 # B batch, K classes
@@ -209,13 +210,8 @@ def companions_of(
 
 def _features(network: nn.Module, inputs: tuple, names: Iterable[str]) -> tuple[dict[str, Tensor], Output]:
     """What the named modules put out, and the answer, with the network in eval mode meanwhile."""
-    modes = {module: module.training for module in network.modules()}
-    try:
-        with torch.no_grad(), recorded(network.eval(), names) as features:
-            output = untouched(network, *inputs)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with torch.no_grad(), modes(network, lambda module: False), recorded(network, names) as features:
+        output = untouched(network, *inputs)
     return features, output
 
 

@@ -13,8 +13,10 @@ fitted, which can do all that such a convolution can.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from distill.temporary import hooks
 from distill.untouched import untouched
 
 # B images, G groups, I inputs of a group and O outputs (of a convolution: channels times positions of its kernel), S
@@ -82,6 +85,7 @@ def refit(
     order, norms = _order(student, batches[0], layers)
     known = dict(teacher.named_modules())
     order = [name for name in order if name in known]
+    norms = {name: norm for name, norm in norms.items() if norm in known}
     images = sum(len(_first_tensor(batch)) for batch in batches)
     enough = {name: math.ceil(SAMPLES * layer.weight[0].numel() / images) for name, layer in layers.items()}
     most = {name: min(positions, count) for name, count in enough.items()}
@@ -134,15 +138,14 @@ def _order(student: nn.Module, batch: tuple, layers: Mapping[str, Layer]) -> tup
         if (maker := makers.get(id(args[0]))) is not None:
             norms[maker] = name
 
-    hooks = [layer.register_forward_hook(after) for layer in names]
-    for name, module in student.named_modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            hooks.append(module.register_forward_pre_hook(lambda _, args, name=name: before(name, args)))
-    try:
+    on_layers = (layer.register_forward_hook(after) for layer in names)
+    on_norms = (
+        module.register_forward_pre_hook(lambda _, args, name=name: before(name, args))
+        for name, module in student.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    )
+    with hooks(itertools.chain(on_layers, on_norms)):
         untouched(student, *(part[:1] if isinstance(part, Tensor) else part for part in batch))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return [name for name in runs if runs.count(name) == 1], norms
 
 
@@ -170,16 +173,12 @@ class _Sampled:
             self._drawn[name, batch_index] = drawn = self._draw(name, rows)
             found.setdefault(name, []).append(_at(rows, drawn)[..., channels.to(rows.device)].flatten(0, 1))
 
-        hooks = [
+        with hooks(
             layer.register_forward_hook(lambda _, args, output, name=name, own=own: keep(name, own, output))
             for name, (layer, own) in layers.items()
-        ]
-        try:
+        ):
             for batch_index, batch in enumerate(batches):  # noqa: B007
                 untouched(network, *batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
         return {name: torch.cat(parts) for name, parts in found.items()}
 
     def inputs(self, name: str, layer: Layer, network: nn.Module, batches: Iterable[tuple]) -> Tensor:
@@ -192,13 +191,8 @@ class _Sampled:
                 seen.append(args[0])
                 raise _Enough
 
-            hook = layer.register_forward_pre_hook(keep)
-            try:
+            with hooks([layer.register_forward_pre_hook(keep)]), suppress(_Enough):
                 untouched(network, *batch)
-            except _Enough:
-                pass
-            finally:
-                hook.remove()
             found.append(_patches(layer, seen[0], self._drawn[name, index]))
         return torch.cat(found)
 

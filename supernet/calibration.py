@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from distill.temporary import hooks, modes
 from distill.untouched import untouched
 from supernet.concurrency import at_a_time, side_by_side
 from supernet.training.data.batch import device_of, joined
@@ -102,24 +103,16 @@ def calibrate(
         raise ValueError("BatchNorm recalibration needs at least one batch of images")
     if device_of(batches[0]).type != "cpu":
         batches = [joined(batches)]  # which a single thread runs, see `supernet.concurrency`
-    modes = {module: module.training for module in model.modules()}
     calibration = _Calibration(layers, references, len(batches), at_a_time(device_of(batches[0])))
-    hooks = [layer.register_forward_pre_hook(calibration.meet) for layer in layers]
-    model.eval()
-    try:
-        with side_by_side(len(batches)) as pool:
-            results = [pool.submit(calibration.run, model, batch, i) for i, batch in enumerate(batches)]
-        errors = [error for result in results if (error := result.exception())]
-        if errors:
-            raise next((e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0])
-        for layer, found in calibration.found.items():
-            _unbias(layer, found)
-        return Calibrated([result.result() for result in results], calibration.found)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, training in modes.items():
-            module.training = training
+    meeting = (layer.register_forward_pre_hook(calibration.meet) for layer in layers)
+    with modes(model, lambda module: False), hooks(meeting), side_by_side(len(batches)) as pool:
+        results = [pool.submit(calibration.run, model, batch, i) for i, batch in enumerate(batches)]
+    errors = [error for result in results if (error := result.exception())]
+    if errors:
+        raise next((e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0])
+    for layer, found in calibration.found.items():
+        _unbias(layer, found)
+    return Calibrated([result.result() for result in results], calibration.found)
 
 
 class Pooled:
@@ -220,13 +213,11 @@ def references(model: nn.Module, batches: Sequence[Inputs]) -> dict[str, Referen
         with torch.no_grad():
             untouched(model, *as_arguments(batches[index]))
 
-    hooks = [layer.register_forward_pre_hook(record) for layer in layers]
-    try:
-        with side_by_side(min(len(batches), at_a_time(device_of(batches[0])))) as pool:
-            list(pool.map(run, range(len(batches))))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with (
+        hooks(layer.register_forward_pre_hook(record) for layer in layers),
+        side_by_side(min(len(batches), at_a_time(device_of(batches[0])))) as pool,
+    ):
+        list(pool.map(run, range(len(batches))))
     return {
         layers[layer]: Reference(
             layer.running_mean.double(),

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from distill.temporary import modes
 from supernet.space import Arch
 from supernet.tasks import Task
 from supernet.tasks.task import Output
-from supernet.temporary import modes
 from supernet.training.data.batch import Batch
 
 # N examples

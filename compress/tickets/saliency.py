@@ -1,6 +1,6 @@
 """How much each weight of a network matters before it was trained, from one batch: pure functions on a plain module.
 
-Higher matters more. The module runs in the mode that it is in (`supernet.temporary.batch_statistics`), and is left as
+Higher matters more. The module runs in the mode that it is in (`distill.temporary.batch_statistics`), and is left as
 it was. W are the weights of convolutions and linear layers, L is the mean cross-entropy on the labels, g = dL/dW.
 """
 

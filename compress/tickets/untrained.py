@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from compress.tickets.masks import Scope, highest, weights_of
 from compress.tickets.saliency import grasp, snip, synflow
+from distill.temporary import batch_statistics
 from distill.untouched import untouched
-from supernet.temporary import batch_statistics
 
 # N images
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from distill.blockwise import Teacher
+from distill.temporary import hooks
 from search.prefix.dependence import end_of, layer_names
 from search.prefix.pieces import cut
-from supernet.temporary import hooks
 
 # B batch, C channels, H height, W width
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
-from supernet.temporary import hooks
+from distill.temporary import hooks
 
 # B batch, N units
 

@@ -16,10 +16,10 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from distill.temporary import batch_statistics, hooks, modes
 from distill.untouched import untouched
 from search.untrained.activation_patterns import watch_patterns
 from search.untrained.zero_cost import WORST
-from supernet.temporary import batch_statistics, hooks, modes
 
 # B batch, C channels, H height, W width, P weights, N units
 

@@ -26,9 +26,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from compress.tickets import saliency
 from compress.tickets.saliency import copies, layers_of, weights_and_gradients
+from distill.temporary import batch_statistics, hooks
 from distill.untouched import untouched
 from search.untrained.activation_patterns import watch_patterns
-from supernet.temporary import batch_statistics, hooks
 
 # B batch, C channels, H height, W width, O output channels of a layer
 

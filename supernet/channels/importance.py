@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from distill.temporary import hooks
 from supernet.channels.tracer import Channels, Member
 
 # O output channels, I input channels
@@ -103,16 +104,12 @@ def activation_scores(
 
         return hook
 
-    handles = [
+    handles = (
         model.get_submodule(layer).register_forward_pre_hook(note(layer, *where)) for layer, where in taken.items()
-    ]
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                model(*batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    )
+    with torch.no_grad(), hooks(handles):
+        for batch in batches:
+            model(*batch)
     found: dict[str, list[Tensor]] = {}
     for layer, total in sums.items():
         found.setdefault(taken[layer][0].name, []).append(total / counts[layer])

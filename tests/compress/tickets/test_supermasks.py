@@ -13,8 +13,8 @@ from compress.tickets.saliency import grasp, snip, synflow
 from compress.tickets.supermasks import CRITERIA, popup, supermask
 from compress.tickets.untrained import SCORES, mask_before_training, shuffled
 from compress.transforms import fold
+from distill.temporary import batch_statistics
 from search.untrained import zero_cost
-from supernet.temporary import batch_statistics
 
 BEFORE = torch.tensor([1.0, -2.0, 0.5, -0.1, 3.0])
 AFTER = torch.tensor([1.5, 1.0, -0.2, -0.9, 2.0])
