@@ -176,6 +176,16 @@ def read_history(path: str | Path) -> tuple[dict[str, object], list[Evaluation]]
     return _parse(path, text[: text.rfind(b"\n") + 1].splitlines())
 
 
+def best_archs(path: str | Path, count: int) -> list[Arch]:
+    """The `count` architectures of the history at `path` whose first score is highest, the best first; ValueError if
+    none has a score, and as `read_history` raises it."""
+    scored = [evaluation for evaluation in read_history(path)[1] if evaluation.scores]
+    if not scored:
+        raise ValueError(f"{path} holds no architecture with a score")
+    scored.sort(key=lambda evaluation: -next(iter(evaluation.scores.values())))
+    return [evaluation.arch for evaluation in scored[:count]]
+
+
 def _parse(path: Path | str, lines: Sequence[bytes]) -> tuple[dict[str, object], list[Evaluation]]:
     entries = []
     for number, line in enumerate(lines, start=1):

@@ -15,7 +15,6 @@ minute for digits.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -31,7 +30,7 @@ from supernet.training.execution import pick_device
 from supernet_cli.command_line import console
 from supernet_cli.finetune import settings as fine_tuning
 from supernet_cli.model_training import Arguments as Training
-from supernet_cli.model_training import on_test_images, parse, run_with_progress, say
+from supernet_cli.model_training import as_kind, on_test_images, parse, run_with_progress, say
 
 
 @dataclass(frozen=True)
@@ -71,5 +70,4 @@ def beside(output: Path) -> Path:
 
 def settings(job, known) -> CompressJob:
     """As a fine-tuning of the subnet has them."""
-    plain = fine_tuning(job, known)
-    return CompressJob(**{field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)})
+    return as_kind(CompressJob, fine_tuning(job, known))

@@ -17,7 +17,6 @@ examples of a dataset of your own.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from rich.table import Table
 from compress.container import load_compressed
 from predictors import prepare, this_device
 from predictors.device import Device
+from predictors.measuring.runtimes import Timer
 from supernet.artifacts import provenance
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.runs import open_data
@@ -42,7 +42,7 @@ from supernet.tasks import Classification
 from supernet.training.data import Data, DataConfig, ImageData
 from supernet.training.execution import Execution, pick_device, tf32
 from supernet_cli.command_line import DeviceFlag, console
-from supernet_cli.model_training import job_of
+from supernet_cli.model_training import said_job
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,7 @@ class Arguments:
 
 
 def main() -> None:
-    first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--recipe", default=Arguments.recipe)
-    first.add_argument("--run", type=Path)
-    first.add_argument("--space")
-    first.add_argument("--dataset")
-    known = first.parse_known_args()[0]
-    job = job_of(known.run, known.recipe, known.space, known.dataset)
+    job = said_job()
     default = Arguments(job.data, tyro.MISSING, seed=job.train.seed, workers=job.execution.workers)
     arguments = tyro.cli(Arguments, default=default, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     if not arguments.networks:
@@ -92,7 +86,7 @@ def main() -> None:
     subnets = {name: opened(name, data, arguments.input_size, arguments.space) for name in arguments.networks}
     with tf32(False):
         rows = [
-            {"network": name, **figures(subnet, data, where), "stored_bytes": stored_bytes(name, subnet)}
+            {"network": name, **figures(subnet, data, where), "stored_bytes": file_bytes(name, subnet)}
             for name, subnet in subnets.items()
         ]
     device = None
@@ -157,7 +151,7 @@ def figures(subnet: Subnet, data: Data, device: torch.device) -> dict[str, float
     return {"resolution": config.input_size[-1], **found._asdict(), **costs}
 
 
-def stored_bytes(name: str, subnet: Subnet) -> int:
+def file_bytes(name: str, subnet: Subnet) -> int:
     """Bytes of the file with the network's weights, or what such a file would hold where there is none."""
     for path in (Path(name), Path(name) / "model.safetensors"):
         if path.is_file():
@@ -167,7 +161,11 @@ def stored_bytes(name: str, subnet: Subnet) -> int:
 
 def latencies_ms(subnets: Sequence[Subnet], device: Device, rounds: int = 10, runs: int = 5) -> list[float]:
     """Median milliseconds of each network over `rounds` turns of `runs`, each turn after a run to warm up."""
-    timers = [prepare(model, device, config.example()) for model, config in subnets]
+    return medians_ms([prepare(model, device, config.example()) for model, config in subnets], rounds, runs)
+
+
+def medians_ms(timers: Sequence[Timer], rounds: int, runs: int) -> list[float]:
+    """Median milliseconds of each timer over `rounds` turns of `runs`, each turn after a run to warm up."""
     turns = [[timer(runs + 1)[1:] for timer in timers] for _ in range(rounds + 1)][1:]
     return np.median(np.array(turns), axis=(0, 2)).tolist()
 

@@ -20,7 +20,8 @@ from pathlib import Path
 import tyro
 
 from compress.quantisation import export_int8, quantise
-from search.history import read_history
+from compress.quantisation.ranges import CALIBRATION_IMAGES
+from search.history import best_archs, read_history
 from search.margin import probability_within
 from search.report.limits import latency_limit
 from search.report.sources import HISTORY, TRIALS, read_sources
@@ -33,8 +34,6 @@ from supernet.space import Arch, SearchSpace
 from supernet.tasks import Classification
 from supernet.training.execution import Execution, pick_device, tf32
 from supernet_cli.command_line import DeviceFlag, console
-
-CALIBRATION_IMAGES = 256  # of int8
 
 
 @dataclass(frozen=True)
@@ -164,12 +163,9 @@ def arch_of(
     if arch is not None:
         return space.validate(Arch.from_json(arch))
     assert history is not None
-    evaluations = read_history(history)[1]
     if line is None:
-        scored = [evaluation for evaluation in evaluations if evaluation.scores]
-        if not scored:
-            raise ValueError(f"{history} holds no architecture with a score")
-        return max(scored, key=lambda evaluation: next(iter(evaluation.scores.values()))).arch
+        return best_archs(history, 1)[0]
+    evaluations = read_history(history)[1]
     if not 1 <= line <= len(evaluations):
         raise ValueError(f"{history} has evaluations 1 to {len(evaluations)}, not {line}")
     return evaluations[line - 1].arch

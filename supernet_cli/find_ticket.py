@@ -14,7 +14,6 @@ Zeros save no time; `supernet compress` makes them save bytes. Takes one more tr
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
@@ -23,7 +22,7 @@ import tyro
 
 from compress.tickets.job import TicketJob, run_ticket_job
 from supernet_cli.command_line import console
-from supernet_cli.model_training import FromScratch, from_scratch, parse, train
+from supernet_cli.model_training import FromScratch, as_kind, from_scratch, parse, train
 
 
 @dataclass(frozen=True)
@@ -43,5 +42,4 @@ def show(line: dict[str, float]) -> None:
 
 
 def settings(job, known) -> TicketJob:
-    plain = from_scratch(job, known)
-    return TicketJob(**{field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)})
+    return as_kind(TicketJob, from_scratch(job, known))

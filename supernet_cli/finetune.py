@@ -35,7 +35,7 @@ from supernet.families.named import SPACES
 from supernet.training.data.named import is_of_any_kind
 from supernet.training.standalone import ModelJob, model_settings
 from supernet_cli.command_line import console
-from supernet_cli.model_training import Arguments, parse, train, within
+from supernet_cli.model_training import Arguments, as_kind, parse, train, within
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,7 @@ def take_along(trained: Path, arguments: ForAPrecision) -> None:
 
 
 def for_a_precision(job, known) -> PrecisionJob:
-    plain = settings(job, known)
-    return PrecisionJob(**{field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)})
+    return as_kind(PrecisionJob, settings(job, known))
 
 
 def settings(job, known) -> ModelJob:

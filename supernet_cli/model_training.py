@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from supernet.training import distributed
 from supernet.training.data import ImageData
 from supernet.training.data.named import settings_for
 from supernet.training.execution import pick_device, tf32
-from supernet.training.standalone import ModelJob, model_settings, read_model_job, run_model_job
+from supernet.training.standalone import AnyModelJob, ModelJob, model_settings, read_model_job, run_model_job
 from supernet_cli.command_line import console, progress_bar, recipe_of, to_resume
 
 
@@ -105,6 +106,23 @@ def from_scratch(job: Job, known: argparse.Namespace) -> ModelJob:
     elif known.run is not None:
         space = SPACES.said_again(space, known.space, known.run)
     return ModelJob(space, options, arch, data=job.data, train=model_settings(job.train), execution=job.execution)
+
+
+def as_kind(kind: type[AnyModelJob], job: ModelJob) -> AnyModelJob:
+    """`job` with what jobs of that `kind` have besides, by its defaults."""
+    return kind(**{field.name: getattr(job, field.name) for field in dataclasses.fields(job)})
+
+
+def said_job() -> Job:
+    """The job that --run or --recipe on the command line names, whose other flags the command parses; --space and
+    --dataset say again what of it is code of one's own."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe", default=Arguments.recipe)
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--space")
+    parser.add_argument("--dataset")
+    known = parser.parse_known_args()[0]
+    return job_of(known.run, known.recipe, known.space, known.dataset)
 
 
 def job_of(run_folder: Path | None, recipe: str, space: str | None = None, dataset: str | None = None) -> Job:

@@ -14,7 +14,6 @@ digits; layers are looked at one by one only if int8 is not good enough.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import tempfile
@@ -23,13 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import tyro
 
 from compress.quantisation import Quantisation, Quantised, activation_ranges, export_int8
 from compress.quantisation.limits import Candidate, Candidates, Limits, drop, logits
 from compress.quantisation.processor import weight_bits
+from compress.quantisation.ranges import CALIBRATION_IMAGES
 from compress.sensitivity import Sensitivity
 from predictors import Device, this_device
 from predictors.measuring.runtimes import onnx_timer
@@ -44,8 +43,8 @@ from supernet.tasks import Classification
 from supernet.training.data import DataConfig, ImageData
 from supernet.training.data.batch import take
 from supernet_cli.command_line import console
-from supernet_cli.evaluate import opened
-from supernet_cli.model_training import job_of
+from supernet_cli.evaluate import medians_ms, opened
+from supernet_cli.model_training import said_job
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Arguments:
     """The space of the subnet and of the run, said again if it is code of your own: path/to/file.py:function."""
     input_size: int | None = None
     """Pixels a side of a timm model's images; by default the model's own."""
-    calibration_images: int = 256
+    calibration_images: int = CALIBRATION_IMAGES
     """Training images that the ranges of activations are from."""
     choosing_images: int = 2000
     """Held-out images that layers are chosen on, at most."""
@@ -80,13 +79,7 @@ class Arguments:
 
 
 def main() -> None:
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe", default=Arguments.recipe)
-    first.add_argument("--run", type=Path)
-    first.add_argument("--space")
-    first.add_argument("--dataset")
-    known = first.parse_known_args()[0]
-    job = job_of(known.run, known.recipe, known.space, known.dataset)
+    job = said_job()
     default = Arguments(job.data, tyro.MISSING, tyro.MISSING, seed=job.train.seed, workers=job.execution.workers)
     arguments = tyro.cli(Arguments, default=default, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     limits = Limits.of(arguments.limits)
@@ -148,9 +141,7 @@ def latencies_ms(
     paths: Sequence[Path], device: Device, inputs: tuple[torch.Tensor, ...], rounds: int = 30
 ) -> list[float]:
     """Median milliseconds of each file over `rounds` turns, each turn after a run to warm up."""
-    timers = [onnx_timer(path, device, inputs) for path in paths]
-    turns = [[timer(2)[1] for timer in timers] for _ in range(rounds)]
-    return np.median(turns, axis=0).tolist()
+    return medians_ms([onnx_timer(path, device, inputs) for path in paths], rounds, runs=1)
 
 
 def say(chosen: Candidate, found: Sequence[Sensitivity], rows: dict[str, dict[str, float]], where: str) -> None:

@@ -22,15 +22,14 @@ import numpy as np
 import tyro
 
 from search.growing_ensemble import EnsembleJob, grow_ensemble, with_fitted_weights
-from search.history import read_history
-from supernet.artifacts.runs import job_from_dict, open_data, read_config
+from search.history import best_archs
+from supernet.artifacts.runs import open_data, read_family
 from supernet.artifacts.subnet import save_subnet
-from supernet.space import Arch
 from supernet.training.data import ImageData
 from supernet.training.execution import located, pick_device
 from supernet.training.standalone import model_settings
 from supernet_cli.command_line import DeviceFlag, console, progress_bar
-from supernet_cli.model_training import on_test_images
+from supernet_cli.model_training import job_of, on_test_images
 
 
 @dataclass(frozen=True)
@@ -97,14 +96,14 @@ def main() -> None:
 
 def ensemble_job(arguments: Arguments) -> EnsembleJob:
     """What the flags ask for."""
-    job = job_from_dict(read_config(arguments.run)["job"])
-    space = job.family(read_config(arguments.run)["family_arguments"]).space
+    job = job_of(arguments.run, "")
+    space = read_family(arguments.run).space
     count = arguments.members * arguments.candidates
     if arguments.history is None:
         generator = np.random.default_rng(arguments.seed)
         archs = [space.sample(generator) for _ in range(count)]
     else:
-        archs = best_of(arguments.history, count)
+        archs = best_archs(arguments.history, count)
     if "resolution" in space.choices:
         resolution = arguments.resolution or archs[0]["resolution"]
         archs = list(dict.fromkeys(space.validate({**arch, "resolution": resolution}) for arch in archs))
@@ -122,12 +121,3 @@ def ensemble_job(arguments: Arguments) -> EnsembleJob:
         train,
         dataclasses.replace(job.execution, device=arguments.device),
     )
-
-
-def best_of(history: Path, count: int) -> list[Arch]:
-    """The `count` architectures of a search that score highest, the best first; ValueError if none has a score."""
-    scored = [evaluation for evaluation in read_history(history)[1] if evaluation.scores]
-    if not scored:
-        raise ValueError(f"{history} holds no architecture with a score")
-    scored.sort(key=lambda evaluation: -next(iter(evaluation.scores.values())))
-    return [evaluation.arch for evaluation in scored[:count]]

@@ -14,14 +14,13 @@ extract` does, and the run in training/ within it. Digits take about two minutes
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
 from netaug.training import NetAugJob, run_netaug_job
-from supernet_cli.model_training import FromScratch, from_scratch, parse, train
+from supernet_cli.model_training import FromScratch, as_kind, from_scratch, parse, train
 
 
 @dataclass(frozen=True)
@@ -34,5 +33,4 @@ def main() -> None:
 
 
 def settings(job, known) -> NetAugJob:
-    plain = from_scratch(job, known)
-    return NetAugJob(**{field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)})
+    return as_kind(NetAugJob, from_scratch(job, known))

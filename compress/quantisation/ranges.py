@@ -15,6 +15,7 @@ from supernet.calibration import Inputs, as_arguments
 
 LEVELS = 255  # steps of 8 bits without sign
 BINS = 2048  # of a histogram
+CALIBRATION_IMAGES = 256  # if nothing is said
 
 Method = Literal["extremes", "squares"]
 

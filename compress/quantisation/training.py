@@ -13,7 +13,7 @@ from compress.quantisation.aware import QuantisationAware
 from compress.quantisation.network import Quantised
 from compress.quantisation.onnx_file import export_int8
 from compress.quantisation.processor import weight_bits
-from compress.quantisation.ranges import activation_ranges
+from compress.quantisation.ranges import CALIBRATION_IMAGES, activation_ranges
 from supernet.artifacts.deployment import deployed
 from supernet.artifacts.subnet import Subnet
 from supernet.imports import require
@@ -23,7 +23,6 @@ from supernet.training.loop import StepResult
 from supernet.training.standalone import ModelJob, Trainee, run_model_job
 
 INT8_FILE = "model.int8.onnx"
-CALIBRATION_IMAGES = 256
 
 
 @dataclass(frozen=True)
