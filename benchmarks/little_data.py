@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,16 +85,14 @@ class Cell:
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
-    if arguments.quick:
-        arguments = dataclasses.replace(
-            arguments,
-            arms=ARMS[:3],
-            widths=(0.9,),
-            draws=1,
-            images=40,
-            resolution=96,
-            output=Path("runs/little_data_quick"),
-        )
+    if not arguments.quick:
+        return measure(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        small = {"arms": ARMS[:3], "widths": (0.9,), "draws": 1, "images": 40, "resolution": 96}
+        measure(dataclasses.replace(arguments, output=Path(folder), **small))
+
+
+def measure(arguments: Arguments) -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     kept = arguments.output / f"cells-{arguments.resolution}-{arguments.images}-{arguments.steps}-{arguments.lr}.jsonl"
     lines = map(json.loads, kept.read_text().splitlines() if kept.exists() else [])
@@ -110,7 +109,7 @@ def main() -> None:
     for cell in track([*whole, *plan], "Learning"):
         if cell not in found:
             order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(cell.draw)).tolist()
-            own, judges = order[: arguments.images], order[300:]
+            own, judges = order[: arguments.images], order[max(arguments.images, 300) :]
             start = time.perf_counter()
             model = learnt(net, scaled(family, cell.width), [photos[i] for i in own], cell, arguments)
             seconds = time.perf_counter() - start
