@@ -15,8 +15,8 @@ from torch import nn
 
 from compress.codebooks import clustered
 from compress.coding import is_in_steps
-from compress.tickets.masks import Scope, magnitude_mask, weights_of
-from compress.transforms import Mask, fold, transformed
+from compress.tickets.masks import Scope, magnitude_mask, masked, weights_of
+from compress.transforms import fold
 from supernet.artifacts.ownership import owned
 from supernet.artifacts.subnet import Subnet
 from supernet.artifacts.subnet_config import SubnetConfig
@@ -123,8 +123,7 @@ def deep_compression(
         part = config.density ** (number / config.prune_rounds)
         weights = weights_of(model, config.exclude)
         masks = magnitude_mask(weights, 1 - part, config.scope, {name: weight != 0 for name, weight in weights.items()})
-        transformed(model, {name: Mask(kept) for name, kept in masks.items()})
-        model = fold(train(model, training, directory / f"prune-{number}")).cpu()
+        model = fold(train(masked(model, masks), training, directory / f"prune-{number}")).cpu()
     if config.bits:
         clustered(model, dict.fromkeys(weights_of(model, config.exclude), config.bits))
         tuning = dataclasses.replace(training, lr=training.lr * config.centroid_lr)

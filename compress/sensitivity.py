@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,12 +40,12 @@ def sensitivities(
     """
     labels = torch.cat([labels for _, labels in batches])
     met = [name for name in layers(model) if f"{name}.input" in ranges]
-    expected = _logits(model, batches)
+    expected = logits(model.eval(), batches)
     for name in met:
         for precision in precisions:
             alone: dict[str, Precision] = dict.fromkeys(met, "float")
             alone[name] = precision
-            found = _logits(Quantised(model, Quantisation(ranges, alone, weight_bits)), batches)
+            found = logits(Quantised(model, Quantisation(ranges, alone, weight_bits)).eval(), batches)
             yield Sensitivity(name, precision, divergence(expected, found), accuracy_drop(expected, found, labels))
 
 
@@ -61,6 +61,7 @@ def accuracy_drop(expected: Tensor, found: Tensor, labels: Tensor) -> float:
     return (right[0] - right[1]).item()
 
 
-def _logits(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+def logits(run: Callable[[Tensor], Tensor], batches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """What `run`, a network in eval mode say, makes of the images in `batches`, [N, K]."""
     with torch.inference_mode():
-        return torch.cat([model.eval()(images) for images, _ in batches])
+        return torch.cat([run(images) for images, _ in batches])

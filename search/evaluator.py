@@ -68,6 +68,15 @@ def evaluate_here(scores: Mapping[str, Score]) -> EvaluatorOfParts:
     return evaluate
 
 
+def in_order(found: Iterator[tuple[int, float | Exception]]) -> list[float]:
+    """The values that a score's `each` gives, in the order of the architectures; raises what evaluating one raised."""
+    values = dict(found)
+    for value in values.values():
+        if isinstance(value, Exception):
+            raise value
+    return [values[index] for index in sorted(values)]
+
+
 def _each(score: Score, archs: Sequence[Arch], *part: np.ndarray) -> Iterator[tuple[int, float | Exception]]:
     if part or hasattr(score, "each"):
         yield from score.each(archs, *part)

@@ -11,7 +11,7 @@ import numpy as np
 
 from search import pareto
 from search.evaluator import Evaluator, Scored
-from search.history import Evaluation, History
+from search.history import Evaluation, History, Rejection
 from search.limits import reachable
 from search.problem import Problem
 from supernet.space import Arch
@@ -119,16 +119,19 @@ def _evaluation(arch: Arch, outcome: Scored, costs: Mapping[str, float], generat
 
 def _told(evaluations: Sequence[Evaluation], problem: Problem) -> np.ndarray:
     """What a strategy hears of the scores [n, s]: of rejected architectures the estimates, NaN of failed ones."""
-    known = [evaluation.rejected or evaluation for evaluation in evaluations]
-    return np.array([[each.scores.get(name, np.nan) for name in problem.scores] for each in known])
+    return _scores([evaluation.rejected or evaluation for evaluation in evaluations], problem)
 
 
 def _table(evaluations: Sequence[Evaluation], problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     """Scores [n, s], NaN for failed and rejected evaluations, and costs [n, c]."""
-    scores = [[evaluation.scores.get(name, np.nan) for name in problem.scores] for evaluation in evaluations]
     prices = [[evaluation.costs[name] for name in problem.costs] for evaluation in evaluations]
-    n = len(evaluations)
-    return np.array(scores).reshape(n, len(problem.scores)), np.array(prices).reshape(n, len(problem.costs))
+    return _scores(evaluations, problem), np.array(prices).reshape(len(evaluations), len(problem.costs))
+
+
+def _scores(found: Sequence[Evaluation | Rejection], problem: Problem) -> np.ndarray:
+    """[n, s], NaN where there is none."""
+    rows = [[each.scores.get(name, np.nan) for name in problem.scores] for each in found]
+    return np.array(rows).reshape(len(found), len(problem.scores))
 
 
 class _Standing:

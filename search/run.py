@@ -129,8 +129,8 @@ def run_search(
             )
         evaluate: Evaluator = evaluator
         if job.race is not None:
-            count = held_out_count(job, trained)
-            evaluate = Racing(problem, evaluator, count, job.race, job.seed, record.past if record else {})
+            examples = held_out_count(job, trained)
+            evaluate = Racing(problem, evaluator, examples, job.race, job.seed, record.past if record else {})
         result = ask_and_tell(
             problem,
             strategy,

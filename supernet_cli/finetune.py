@@ -26,8 +26,9 @@ from typing import Annotated
 import torch
 import tyro
 
-from compress.quantisation.limits import Batches, logits
+from compress.quantisation.limits import Batches
 from compress.quantisation.training import INT8_FILE, PrecisionJob, run_precision_job
+from compress.sensitivity import logits
 from supernet.artifacts.export import onnx_runner
 from supernet.artifacts.runs import open_data
 from supernet.artifacts.subnet_config import read_subnet_config

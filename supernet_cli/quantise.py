@@ -26,10 +26,10 @@ import torch
 import tyro
 
 from compress.quantisation import Quantisation, Quantised, activation_ranges, export_int8
-from compress.quantisation.limits import Candidate, Candidates, Limits, drop, logits
+from compress.quantisation.limits import Candidate, Candidates, Limits, drop
 from compress.quantisation.processor import weight_bits
 from compress.quantisation.ranges import CALIBRATION_IMAGES
-from compress.sensitivity import Sensitivity
+from compress.sensitivity import Sensitivity, logits
 from predictors import Device, this_device
 from predictors.measuring.runtimes import onnx_timer
 from supernet.artifacts import provenance

@@ -19,7 +19,7 @@ from supernet.skeleton import copy_to
 FRACTIONS = tuple(tenths / 10 for tenths in range(10))
 
 
-class Sensitivity(NamedTuple):
+class PrunedLayer(NamedTuple):
     """A network with one layer pruned, and not trained again."""
 
     layer: str  # that puts the channels out, the first of those that share them
@@ -34,7 +34,7 @@ def sensitivity(
     evaluate: Callable[[nn.Module], float],
     fractions: Sequence[float] = FRACTIONS,
     importance: Importance = "l1",
-) -> list[Sensitivity]:
+) -> list[PrunedLayer]:
     """For the channels of each layer and each of the `fractions`, how well `model` does without that part of them, the
     least important, by `evaluate`, which gets a plain module in eval mode.
 
@@ -55,18 +55,18 @@ def sensitivity(
                 smaller = copy_to(model, next(model.parameters(), torch.empty(0)).device).eval()
                 order_channels(smaller, [group], scores)
                 score = evaluate(keep_sizes(smaller, lambda m, kept=kept, group=group: narrow(m, {group: kept})))
-            rows.append(Sensitivity(group.name, fraction, kept, score))
+            rows.append(PrunedLayer(group.name, fraction, kept, score))
     return rows
 
 
-def plot_sensitivity(path: str | Path, rows: Sequence[Sensitivity], what: str = "accuracy") -> None:
+def plot_sensitivity(path: str | Path, rows: Sequence[PrunedLayer], what: str = "accuracy") -> None:
     """Write an SVG of the scores against the fraction that is gone, a line a layer; the most sensitive, by the mean of
     its scores, is named first."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    lines: dict[str, list[Sensitivity]] = {}
+    lines: dict[str, list[PrunedLayer]] = {}
     for row in rows:
         lines.setdefault(row.layer, []).append(row)
     by_mean = sorted(lines.items(), key=lambda item: sum(row.score for row in item[1]) / len(item[1]))

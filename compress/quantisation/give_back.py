@@ -58,12 +58,12 @@ def least_divergence(found: Iterable[Sensitivity], model: nn.Module, weight_byte
     exactly (`compress.allocation.allocate`). ValueError for fewer than all take in int8, which it names."""
     divergences = _by_layer(found)
     gains = [[-of[option] for option in OPTIONS] for of in divergences.values()]
-    costs = [[stored_bytes(layers(model)[layer], option) for option in OPTIONS] for layer in divergences]
+    costs = [[bytes_of_weight(layers(model)[layer], option) for option in OPTIONS] for layer in divergences]
     chosen = allocate(gains, costs, weight_bytes)
     return {layer: OPTIONS[option] for layer, option in zip(divergences, chosen) if option}
 
 
-def stored_bytes(layer: nn.Module, precision: Precision) -> int:
+def bytes_of_weight(layer: nn.Module, precision: Precision) -> int:
     """What the weight of a layer takes in a file."""
     weight = layer.weight
     return 4 * weight.numel() if precision == "float" else weight.numel() + len(weight) * SCALE_BYTES

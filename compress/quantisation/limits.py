@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from compress.quantisation.give_back import Precisions, fewest_steps, least_divergence, steps_back, stored_bytes
+from compress.quantisation.give_back import Precisions, bytes_of_weight, fewest_steps, least_divergence, steps_back
 from compress.quantisation.network import Quantisation, Quantised
 from compress.quantisation.points import layers
-from compress.sensitivity import Sensitivity, sensitivities
+from compress.sensitivity import Sensitivity, logits, sensitivities
 from supernet.artifacts.export import onnx_runner
 
 # N images
@@ -145,7 +145,7 @@ class Candidates:
         return nearest
 
     def _by_bytes(self, found: Sequence[Sensitivity], int8: Candidate, limits: Limits) -> Candidate:
-        least = sum(stored_bytes(layers(self._model)[own.layer], "int8") for own in found if own.precision == "int8")
+        least = sum(bytes_of_weight(layers(self._model)[own.layer], "int8") for own in found if own.precision == "int8")
         for_weights = limits.stored_bytes - (int8.bytes - least)
         candidate = self(least_divergence(found, self._model, for_weights))
         return candidate if candidate.bytes <= limits.stored_bytes else int8
@@ -158,9 +158,3 @@ def drop(expected: Tensor, found: Tensor, batches: Batches) -> Drop:
     lost = 100 * ((told[0] == labels).double() - (told[1] == labels).double())
     alike = (told[0] == told[1]).double().mean().item()
     return Drop(lost.mean().item(), (lost.std() / len(lost) ** 0.5).item(), alike)
-
-
-def logits(run: Callable[[Tensor], Tensor], batches: Batches) -> Tensor:
-    """What `run` makes of the images in `batches`, [N, K]."""
-    with torch.inference_mode():
-        return torch.cat([run(images) for images, _ in batches])

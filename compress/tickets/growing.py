@@ -10,8 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from compress.tickets.masks import density_of, highest, weights_of
-from compress.transforms import Mask, fold, transformed
+from compress.tickets.masks import density_of, highest, masked, weights_of
+from compress.transforms import fold
 
 Batch = TypeVar("Batch")
 Masks = dict[str, Tensor]
@@ -104,4 +104,4 @@ def growth(gradients: Mapping[str, Tensor], masks: Mapping[str, Tensor], density
 
 
 def _trained(model: nn.Module, masks: Masks, train: Callable[[nn.Module, Path], nn.Module], folder: Path) -> nn.Module:
-    return fold(train(transformed(model, {name: Mask(kept) for name, kept in masks.items()}), folder)).cpu()
+    return fold(train(masked(model, masks), folder)).cpu()

@@ -19,8 +19,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from compress.tickets.masks import Scope, density_of, highest, weights_of
-from compress.transforms import Mask, fold, transformed
+from compress.tickets.masks import Scope, density_of, highest, masked, weights_of
+from compress.transforms import fold
 from supernet.artifacts.atomic import set_aside, write_atomically
 from supernet.training.loop import StepResult
 from supernet.training.loop.average import MovingAverage
@@ -134,7 +134,7 @@ def rewound(model: nn.Module, start: Mapping[str, Tensor], masks: Masks) -> nn.M
     """A copy of `model` with the state `start` and `masks` on its weights, to be trained; `fold` makes it plain."""
     ticket = copy.deepcopy(model)
     ticket.load_state_dict(start)
-    return transformed(ticket, {name: Mask(mask) for name, mask in masks.items()})
+    return masked(ticket, masks)
 
 
 def begin_at(step: int, model: nn.Module, config: LoopConfig, steps_per_epoch: int, folder: Path) -> None:

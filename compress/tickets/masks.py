@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from compress.transforms import Mask, transformed
+
 # N entries of all tensors together, or of one
 
 Scope = Literal["global", "layer"]
@@ -77,6 +79,11 @@ def magnitude_mask(
     each = isinstance(fraction, Mapping)
     density = {name: 1 - part for name, part in fraction.items()} if each else 1 - fraction
     return highest({name: tensor.detach().abs() for name, tensor in tensors.items()}, density, scope, within)
+
+
+def masked(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
+    """`model`, in place, with these masks on its weights; `compress.transforms.fold` makes it plain."""
+    return transformed(model, {name: Mask(kept) for name, kept in masks.items()})
 
 
 def density_of(masks: Mapping[str, Tensor]) -> float:

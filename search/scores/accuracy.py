@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from distill.untouched import untouched
+from search.evaluator import in_order
 from search.prefix import trie
 from supernet.evaluation import CALIBRATION_BYTES, calibrated
 from supernet.space import Arch
@@ -122,11 +123,7 @@ class SupernetScore:
 
     def __call__(self, archs: Sequence[Arch]) -> list[float]:
         """The values in the order of `archs`; raises what evaluating one of them raises."""
-        values = dict(self.each(archs))
-        for value in values.values():
-            if isinstance(value, Exception):
-                raise value
-        return [values[index] for index in range(len(archs))]
+        return in_order(self.each(archs))
 
     def each(
         self, archs: Sequence[Arch], examples: np.ndarray | None = None

@@ -13,7 +13,7 @@ import torch
 
 from predictors.accuracy import rank_correlation
 from predictors.posterior import MINIMUM, Points, ScorePosterior
-from search.evaluator import evaluate_here
+from search.evaluator import evaluate_here, in_order
 from search.history import Evaluation, History
 from search.loop import ask_and_tell
 from search.problem import Problem, Score, placed
@@ -137,11 +137,7 @@ class EnsembleScore:
 
     def __call__(self, archs: Sequence[Arch]) -> list[float]:
         """The values in the order of `archs`; raises what scoring one of them raises."""
-        values = dict(self.each(archs))
-        for value in values.values():
-            if isinstance(value, Exception):
-                raise value
-        return [values[index] for index in range(len(archs))]
+        return in_order(self.each(archs))
 
     def each(self, archs: Sequence[Arch]) -> Iterator[tuple[int, float | Exception]]:
         """The index and the value of each architecture, or what scoring it raised, as soon as it is known."""

@@ -40,10 +40,18 @@ def ensemble(members: Sequence[Mapping[str, Any]] = MICRO, *, num_classes: int =
         build=partial(_build, parts),
         num_classes=num_classes,
         in_chans=in_chans,
-        macs=lambda _: sum(family.macs(arch) for family, arch in parts),
-        parameters=lambda _: sum(family.parameters(arch) for family, arch in parts),
+        macs=partial(_macs, parts),
+        parameters=partial(_parameters, parts),
         paper="arXiv 1903.06236",
     )
+
+
+def _macs(parts: Sequence[tuple[Family, Arch]], arch: Arch) -> int:
+    return sum(family.macs(own) for family, own in parts)
+
+
+def _parameters(parts: Sequence[tuple[Family, Arch]], arch: Arch) -> int:
+    return sum(family.parameters(own) for family, own in parts)
 
 
 def _build(parts: Sequence[tuple[Family, Arch]], arch: Arch, **rates: float) -> nn.Module:

@@ -3,7 +3,7 @@ import itertools
 import pytest
 from torch import nn
 
-from compress.quantisation.give_back import OPTIONS, fewest_steps, least_divergence, steps_back, stored_bytes
+from compress.quantisation.give_back import OPTIONS, bytes_of_weight, fewest_steps, least_divergence, steps_back
 from compress.sensitivity import Sensitivity
 
 DIVERGENCES = {"0": (0.5, 0.1), "2": (0.3, 0.25), "4": (0.05, 0.0)}  # in int8, and with weights alone in 8 bits
@@ -44,13 +44,13 @@ def test_bytes_are_used_up_as_brute_force_would():
     divergence |= dict.fromkeys(((layer, "float") for layer in DIVERGENCES), 0.0)
 
     def cost(way):
-        return sum(stored_bytes(model[int(layer)], precision) for layer, precision in zip(DIVERGENCES, way))
+        return sum(bytes_of_weight(model[int(layer)], precision) for layer, precision in zip(DIVERGENCES, way))
 
     def total(way):
         return sum(divergence[pair] for pair in zip(DIVERGENCES, way))
 
     ways = list(itertools.product(OPTIONS, repeat=3))
-    assert stored_bytes(model[0], "int8") == 120 + 20 * 4
+    assert bytes_of_weight(model[0], "int8") == 120 + 20 * 4
     for limit in (cost(("int8",) * 3), 1400, 2000, 2600, cost(("float",) * 3)):
         found = least_divergence(FOUND, model, limit)
         way = [found.get(layer, "int8") for layer in DIVERGENCES]
