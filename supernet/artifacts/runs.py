@@ -138,7 +138,7 @@ def _train(
     teacher, before = None, 0
     for index, (phase, config) in enumerate(zip(job.phases, configs)):
         space = phase_space(family.space, job.phases, index)
-        method = Uniform(space, phase.subnets, teacher_weight=1.0 if teacher else 0.0, regularised=True)
+        method = Uniform(space, phase.subnets, teacher_weight=0.0 if teacher is None else 1.0, regularised=True)
         sort_channels(family, net, new_kinds(job.phases, index))
         net = train(
             family,
@@ -154,7 +154,7 @@ def _train(
             on_begin=on_begin,
         )
         before += config.epochs * data.steps_per_epoch(config.batch_size)
-        teacher = teacher or net.eval().extract(family.space.largest)
+        teacher = net.eval().extract(family.space.largest) if teacher is None else teacher
     return net
 
 
