@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from supernet.artifacts.atomic import NO_SPACE, full_disk
 from supernet.artifacts.runs import Job, read_family
 from supernet.errors import first_line
 from supernet.families import Family
@@ -22,6 +23,7 @@ from supernet.families.named import SPACES, make_family
 from supernet.training.data.named import settings_for
 from supernet.training.distributed import LostProcess
 from supernet.training.loop.divergence import TrainingError
+from supernet.training.loop.signals import Stopped
 from supernet.training.recipes import RECIPES
 
 console = Console()
@@ -37,7 +39,8 @@ GpusFlag = Annotated[
 
 
 def run_and_exit(main: Callable[[], None]) -> NoReturn:
-    """Run a command's `main` and exit: with code 2 and one line for bad input, 1 for a failure, 130 for Ctrl-C."""
+    """Run a command's `main` and exit: with code 2 and one line for bad input, 1 for a failure, 130 for Ctrl-C and 143
+    for SIGTERM."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
     try:
         main()
@@ -47,8 +50,12 @@ def run_and_exit(main: Callable[[], None]) -> NoReturn:
         fail(f"{error.filename} is a file where a folder has to be: name another", 2)
     except torch.OutOfMemoryError as error:
         fail(f"the GPU's memory is too small, lower --batch-size: {first_line(error)}", 1)
-    except (TrainingError, LostProcess, OSError) as error:
+    except (TrainingError, LostProcess) as error:
         fail(str(error), 1)
+    except OSError as error:
+        fail(full_disk(Path.cwd()) if error.errno in NO_SPACE else str(error), 1)
+    except Stopped as error:
+        fail(f"{error}: --resume goes on from there", 128 + error.number)
     except KeyboardInterrupt:
         fail("interrupted", 130)
     sys.exit(0)

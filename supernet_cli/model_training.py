@@ -24,7 +24,8 @@ from supernet.training.data import ImageData
 from supernet.training.data.named import settings_for
 from supernet.training.execution import pick_device, tf32
 from supernet.training.standalone import AnyModelJob, ModelJob, model_settings, read_model_job, run_model_job
-from supernet_cli.command_line import console, progress_bar, recipe_of, to_resume
+from supernet_cli.command_line import console, recipe_of, to_resume
+from supernet_cli.training_progress import training_progress
 
 
 @dataclass(frozen=True)
@@ -166,14 +167,8 @@ def run_with_progress(arguments: Arguments, directory: Path, run_job: Callable[.
     """The network that `run_job` gives for the job, with its run in `directory`; None but in the first process."""
     with (
         distributed.joined(arguments.job.execution.device),
-        progress_bar(disable=distributed.rank() != 0) as progress,
+        training_progress(disable=distributed.rank() != 0) as show,
     ):
-        task = progress.add_task("Training", total=None, note="")
-
-        def show(result):
-            note = {"note": f"loss {result.losses[0]:.3f}"} if result.losses else {}
-            progress.update(task, completed=result.step, total=result.steps, **note)
-
         subnet = run_job(arguments.job, directory, resume=arguments.resume, on_step=show)
         return subnet if distributed.rank() == 0 else None
 

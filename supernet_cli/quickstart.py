@@ -35,6 +35,7 @@ from supernet.evaluation import accuracy
 from supernet.space import Arch
 from supernet.training.recipes import digits
 from supernet_cli.command_line import console, progress_bar, report
+from supernet_cli.training_progress import training_progress
 
 LATENCY = "latency_ms"
 
@@ -101,14 +102,9 @@ def train(arguments: Arguments) -> Run:
     settings = dataclasses.replace(job.train, epochs=arguments.epochs, seed=arguments.seed)
     execution = dataclasses.replace(job.execution, eval_epochs=max(arguments.epochs // 6, 1))
     directory = arguments.output / "train"
-    with progress_bar() as progress:
-        task = progress.add_task("Training the supernet", total=None, note="")
-        return run_job(
-            dataclasses.replace(job, train=settings, execution=execution),
-            directory,
-            resume=True,
-            on_step=lambda result: progress.update(task, completed=result.step, total=result.steps),
-        )
+    with training_progress("Training the supernet") as show:
+        job = dataclasses.replace(job, train=settings, execution=execution)
+        return run_job(job, directory, resume=True, on_step=show)
 
 
 def fit_latency(

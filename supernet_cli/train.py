@@ -37,7 +37,8 @@ from supernet.training import distributed
 from supernet.training.cluster import Cluster, run_on_cluster
 from supernet.training.data.named import DATASETS
 from supernet.training.methods.progressive import Phase
-from supernet_cli.command_line import console, progress_bar, recipe_of, to_resume
+from supernet_cli.command_line import console, recipe_of, to_resume
+from supernet_cli.training_progress import training_progress
 
 
 @dataclass(frozen=True)
@@ -94,16 +95,8 @@ def main() -> None:
         return
     with (
         distributed.joined(arguments.job.execution.device),
-        progress_bar(disable=distributed.rank() != 0) as progress,
+        training_progress(disable=distributed.rank() != 0) as show,
     ):
-        task = progress.add_task("Training", total=None, note="")
-
-        def show(result):
-            losses = result.losses and " ".join(f"{loss:.2f}" for loss in result.losses)
-            progress.update(
-                task, completed=result.step, total=result.steps, **({"note": f"losses {losses}"} if losses else {})
-            )
-
         trained = run_job(Job(**vars(arguments.job)), output, resume=arguments.resume, on_step=show)
         is_first = distributed.rank() == 0
     if not is_first:

@@ -28,7 +28,8 @@ from supernet.artifacts.subnet import save_subnet
 from supernet.training.data import ImageData
 from supernet.training.execution import located, pick_device
 from supernet.training.standalone import model_settings
-from supernet_cli.command_line import DeviceFlag, console, progress_bar
+from supernet_cli.command_line import DeviceFlag, console
+from supernet_cli.training_progress import training_progress
 from supernet_cli.model_training import job_of, on_test_images
 
 
@@ -68,14 +69,12 @@ def main() -> None:
     if (arguments.output / "config.json").exists():
         raise ValueError(f"{arguments.output} holds a model already; name another folder")
     job = ensemble_job(arguments)
-    with progress_bar() as progress:
-        task = progress.add_task("Training", total=None, note="")
+    with training_progress() as show:
 
-        def show(iteration, candidate, result):
-            note = f"member {iteration} of {job.members}, candidate {candidate} of {job.candidates}"
-            progress.update(task, completed=result.step, total=result.steps, note=note)
+        def tell(iteration, candidate, result):
+            show(result, f"member {iteration} of {job.members}, candidate {candidate} of {job.candidates}")
 
-        ensemble = grow_ensemble(job, arguments.output / "growing", on_step=show)
+        ensemble = grow_ensemble(job, arguments.output / "growing", on_step=tell)
     data = open_data(job.data, job.train.seed, job.execution.workers)
     assert isinstance(data, ImageData)  # or it had not grown
     device = pick_device(job.execution.device)

@@ -22,6 +22,7 @@ from supernet.training.data import Data
 from supernet.training.execution import Execution
 from supernet.training.loop import Loop, StepResult
 from supernet.training.loop.config import LoopConfig
+from supernet.training.loop.signals import Signals
 from supernet.training.randomness import Stream, part_seed
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def train_blocks(
     """
     names = [f"block {index}, which ends with {block.name}" for index, block in blocks.items()]
     seed = part_seed(config.seed, Stream.PATHS)
-    with owned(run_dir):
+    with owned(run_dir), Signals() as signals:
         loop = Loop(
             nn.ModuleList(block.net for block in blocks.values()),
             data,
@@ -116,6 +117,7 @@ def train_blocks(
             on_begin=on_begin,
             uninformed=1.0,  # the relative error of a block that answers the mean
             apart=len(blocks),
+            signals=signals,
         )
         for step, (images, *_) in loop.batches(resolution):
             with execution.autocast(loop.device):

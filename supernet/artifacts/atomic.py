@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager
 def write_atomically(path: str | Path) -> Iterator[Path]:
     """Give a temporary file beside `path` to write to; on success it is flushed to disk and renamed to `path`.
 
-    If the body raises, `path` is as it was and the temporary file is gone. Readers see the former file or the whole
+    If the body raises, `path` is as it was and the temporary file is gone; an OSError that says so if that is because
+    the disk is full. Readers see the former file or the whole
     new one, even after a crash. Folders on the way are made.
 
     >>> with write_atomically("run/metrics.json") as temporary:
@@ -31,6 +36,10 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise OSError(f"{path} cannot be written: {full_disk(path.parent)}") from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     directory = os.open(path.parent, os.O_RDONLY)
@@ -38,6 +47,12 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
         os.fsync(directory)  # the rename itself
     finally:
         os.close(directory)
+
+
+def full_disk(folder: Path) -> str:
+    """What is said where a file cannot be written to `folder` for want of space."""
+    free = shutil.disk_usage(folder).free
+    return f"the disk is full, or a quota is used up ({free / 2**20:.1f} MiB are free): make room and start it again"
 
 
 @contextlib.contextmanager

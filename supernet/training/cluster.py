@@ -22,6 +22,9 @@ from supernet.training.execution import located, worker_device
 from supernet.training.loop import StepResult
 from supernet.training.loop.divergence import TrainingError
 
+CHECKPOINT_STEPS = 200
+"""Steps between checkpoints, which all workers wait for, if the execution says nothing."""
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -67,7 +70,8 @@ def run_on_cluster(job: Job, output: Path, cluster: Cluster, *, resume: bool = F
     job = replace(job, space=absolute(job.space), data=data)
     worker_device(job.execution.device, cluster.gpus_per_worker)
     device = "auto" if cluster.gpus_per_worker else "cpu"  # of several GPUs of a machine, auto takes this worker's
-    job = replace(job, execution=replace(job.execution, device=device))
+    steps = job.execution.checkpoint_steps or CHECKPOINT_STEPS
+    job = replace(job, execution=replace(job.execution, device=device, checkpoint_steps=steps))
     _check(job, cluster.cluster_workers)
     with owned(output):
         stored = beneath(storage, output.name)

@@ -22,6 +22,7 @@ from supernet.training.data.batch import Batch, on, take
 from supernet.training.execution import DEFAULT, Execution
 from supernet.training.loop import Loop, StepResult
 from supernet.training.loop.config import LoopConfig
+from supernet.training.loop.signals import Signals
 from supernet.training.randomness import Stream, part_seed
 from supernet.training.slimming import add_slimming
 
@@ -73,7 +74,7 @@ def train_models(
         net = Accompanied(net, companions)
     uninformed = task.uninformed_loss * max(objective.total_weight, 1.0) * len(models)
     name = ", ".join(type(model).__name__ for model in models)
-    with owned(run_dir):
+    with owned(run_dir), Signals() as signals:
         loop = Loop(
             net,
             data,
@@ -88,6 +89,7 @@ def train_models(
             uninformed=uninformed,
             penalise=partial(add_slimming, models, objective.slimming),
             proximal=proximal,
+            signals=signals,
         )
         if teacher is not None:
             loop.place(teacher).eval()

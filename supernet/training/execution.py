@@ -59,17 +59,18 @@ class Execution:
     """Steps between lines in metrics.jsonl."""
     tensorboard: bool = False
     """Write metrics for TensorBoard as well."""
-    checkpoint_steps: int = 200
-    """Steps between checkpoints."""
+    checkpoint_steps: int | None = None
+    """Steps between checkpoints; by default those of an epoch, and on a cluster 200."""
     checkpoint_minutes: float = 10.0
-    """Minutes after which there is a checkpoint as well, in trainings whose steps are slow."""
+    """Minutes after which there is a checkpoint as well, in trainings whose epochs are long."""
     keep_checkpoints: int = 3
     """Number of the newest checkpoints kept."""
 
     def __post_init__(self):
         for name in ("calibration_bytes", "log_steps", "checkpoint_steps", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is at least 1, not {value}")
         if self.checkpoint_minutes <= 0:
             raise ValueError(f"checkpoint_minutes is above 0, not {self.checkpoint_minutes}")
         if self.workers < 0:

@@ -22,6 +22,7 @@ from supernet.training.data.batch import Batch, on, take
 from supernet.training.execution import DEFAULT, Execution
 from supernet.training.loop import Loop, StepResult
 from supernet.training.loop.average import MovingAverage
+from supernet.training.loop.signals import Signals
 from supernet.training.methods.macs_bins import MacsBins
 from supernet.training.methods.prioritized import PrioritizedPaths
 from supernet.training.methods.sampling import Attentive, Fair, Method, Sandwich, Step, Uniform
@@ -55,7 +56,7 @@ def train(
     architecture, if a loss or gradient is not finite or the training has diverged. ValueError if data and task do not
     fit, or if another process trains into `run_dir`.
     """
-    with owned(run_dir):
+    with owned(run_dir), Signals() as signals:
         method = method or make_method(family, config)
         net.statistics_of = None  # before the moving average copies it
         task = task_of(family, config)
@@ -76,6 +77,7 @@ def train(
             resume=resume,
             on_step=on_step,
             on_begin=on_begin,
+            signals=signals,
         )
         if teacher is not None:
             loop.place(teacher).eval()

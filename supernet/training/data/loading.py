@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -17,12 +18,22 @@ from supernet.training.randomness import Stream, generator, global_seeds
 class Loader(DataLoader):
     """Batches; of a ValueError in a process that loads images, for bad input, the one line that says which."""
 
+    def __init__(self, dataset: Dataset, **options) -> None:
+        super().__init__(dataset, worker_init_fn=leave_to_the_parent, **options)
+
     def __iter__(self) -> Iterator:
         try:
             yield from super().__iter__()
         except ValueError as error:
             lines = str(error).strip().splitlines() or [""]
             raise ValueError(lines[-1].removeprefix("ValueError: ")) from error
+
+
+def leave_to_the_parent(index: int) -> None:
+    """In a process that loads images, the `index`-th: Ctrl-C, which a terminal sends to all processes, is for the one
+    that trains, which takes the images of its last step yet."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def collate(samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.atomic import NO_SPACE, write_atomically
 from supernet.artifacts.formats import CHECKPOINT, UnknownFormat
 from supernet.errors import first_line
 
@@ -27,10 +27,14 @@ def save_checkpoint(directory: Path, step: int, state: dict[str, Any], keep: int
     """
     path = directory / f"step-{step:09d}.pt"
     with write_atomically(path) as temporary:
-        try:
-            torch.save({"format": CHECKPOINT.label, "step": step, **state}, temporary)
-        except RuntimeError as error:  # torch's own, for a write that failed
-            raise OSError(f"checkpoint {path} cannot be written: {first_line(error)}") from error
+        with temporary.open("wb") as file:  # torch's own writer says nothing of why it cannot write
+            try:
+                torch.save({"format": CHECKPOINT.label, "step": step, **state}, file)
+            except RuntimeError as error:  # torch's own, of an archive whose writing ended too early
+                cause = error.__context__ or error
+                if isinstance(cause, OSError) and cause.errno in NO_SPACE:
+                    raise cause from None
+                raise OSError(f"checkpoint {path} cannot be written: {first_line(cause)}") from error
     for unfinished in directory.glob(".step-*.pt.*"):  # of a process that was killed
         unfinished.unlink()
     for _, old in _checkpoints(directory)[:-keep]:

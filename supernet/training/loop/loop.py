@@ -27,6 +27,7 @@ from supernet.training.loop.config import LoopConfig
 from supernet.training.loop.divergence import Divergence, Watch
 from supernet.training.loop.metrics import Metrics, scalars
 from supernet.training.loop.optimizer import clip_gradients, make_optimizer, set_lr
+from supernet.training.loop.signals import Signals
 from supernet.training.randomness import Stream, torch_seed
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,9 @@ class StepResult(NamedTuple):
     losses: list[float] | None  # those in metrics.jsonl, every `execution.log_steps` steps, in the first process
     lr: float
     is_kept: bool  # whether there is a checkpoint because of the number of steps: the same in all processes
+    epoch: float  # passes over the training examples that are done
+    batch_size: int  # examples of the step, over all processes
+    metrics: Mapping[str, Any] | None = None  # of an evaluation after this step, in the first process
 
 
 class Stateful(Protocol):
@@ -70,7 +74,7 @@ class Loop:
     (`supernet.training.loop.divergence`). `apart` is the number of losses a step where each is of a network by itself,
     and is watched by itself. `penalise` adds the gradient of a penalty on the weights to the gradients of a step, once,
     when they are those of the whole batch, and `proximal` changes weights once a step, after the optimizer, by its
-    learning rate. Where `distributed.joined` has joined processes, all of them do this, and evaluate and call
+    learning rate. `signals` are those that end the training after a step, with a checkpoint, by `Stopped`. Where `distributed.joined` has joined processes, all of them do this, and evaluate and call
     `on_step`, and the first one reads and writes.
 
     Writes `run_dir/checkpoints/` and `run_dir/metrics.jsonl`, nothing of it before the first step is done, and calls
@@ -104,6 +108,7 @@ class Loop:
         apart: int = 1,
         penalise: Callable[[], None] = lambda: None,
         proximal: Callable[[float], None] = lambda lr: None,
+        signals: Signals | None = None,
     ) -> None:
         self.device = pick_device(execution.device)
         processes = distributed.world_size()
@@ -113,6 +118,7 @@ class Loop:
         self._data, self._task, self._config, self._kept = data, task, config, kept
         self._evaluate, self._on_step, self._on_begin = evaluate, on_step, on_begin
         self._penalise, self._proximal = penalise, proximal
+        self._signals = signals or Signals()
         self.steps_per_epoch = data.steps_per_epoch(config.batch_size)
         self.optimizer, self._scheduler = make_optimizer(net, config, self.steps_per_epoch)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=execution.amp == "fp16")
@@ -206,9 +212,10 @@ class Loop:
         is_last = done == self.steps.stop
         every = execution.eval_epochs * self.steps_per_epoch
         is_evaluated = every and (is_last or done % every == 0)
-        is_kept = done % execution.checkpoint_steps == 0 or is_last
+        is_kept = done % (execution.checkpoint_steps or self.steps_per_epoch) == 0 or is_last
         is_logged = done % execution.log_steps == 0 or is_last
-        result = StepResult(done, self.steps.stop, None, self.lr, is_kept)
+        epoch = done / self.steps_per_epoch
+        result = StepResult(done, self.steps.stop, None, self.lr, is_kept, epoch, self._config.batch_size)
         if self._metrics and step == self.steps.start:
             self._begin(step)
         if is_logged or is_kept:
@@ -218,17 +225,19 @@ class Loop:
                 self._metrics_of_result()
             self._on_step(result)
             return
-        logged = None
+        logged = metrics = None
         if is_logged:
             values = _numbers(losses)
-            self._metrics.append({"step": done, "epoch": done / self.steps_per_epoch, "lr": self.lr, **values})
+            self._metrics.append({"step": done, "epoch": epoch, "lr": self.lr, **values})
             logged = [value for _, value in scalars(values)]
         if is_evaluated:
-            line = {"step": done, **self._metrics_of_result()}
+            metrics = self._metrics_of_result()
+            line = {"step": done, **metrics}
             self._metrics.append(line)
             if is_last:
                 self._look_at(line)
-        if is_kept or (self._interval.due and self._watch.is_fine()):
+        is_stopped = self._signals.received is not None and not is_last
+        if is_kept or ((is_stopped or self._interval.due) and self._watch.is_fine()):
             state = {
                 "net": self.net.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -239,7 +248,9 @@ class Loop:
             }
             save_checkpoint(self._checkpoints, done, state, execution.keep_checkpoints)
             self._interval.restart()
-        self._on_step(result._replace(losses=logged))
+        self._on_step(result._replace(losses=logged, metrics=metrics))
+        if is_stopped:
+            raise self._signals.stopped(f"after step {done} of {self.steps.stop}, of which there is a checkpoint")
 
     def _begin(self, step: int) -> None:
         """What the first process does when the first `step` of this training is done."""

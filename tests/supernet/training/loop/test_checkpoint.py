@@ -48,6 +48,14 @@ def test_a_full_disk_leaves_the_former_checkpoint(tmp_path):
     assert load_checkpoint(tmp_path)["weights"].tolist() == [1, 1, 1]
 
 
+def test_a_full_disk_is_called_that(tmp_path, monkeypatch):
+    save, full = torch.save, open("/dev/full", "wb", buffering=0)
+    monkeypatch.setattr(torch, "save", lambda state, file: save(state, full))
+    with full, pytest.raises(OSError, match=r"step-000000002.pt cannot be written: the disk is full.*make room"):
+        save_checkpoint(tmp_path, 2, {"weights": torch.ones(3)}, keep=1)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_killed_process_left_is_removed(tmp_path):
     (tmp_path / ".step-000000001.pt.abc").write_bytes(b"half")
     save_checkpoint(tmp_path, 2, {"weights": torch.ones(3)}, keep=1)
