@@ -29,8 +29,8 @@ from supernet.training.data import ImageData
 from supernet.training.execution import located, pick_device
 from supernet.training.standalone import model_settings
 from supernet_cli.command_line import DeviceFlag, console
-from supernet_cli.training_progress import training_progress
 from supernet_cli.model_training import job_of, on_test_images
+from supernet_cli.training_progress import training_progress
 
 
 @dataclass(frozen=True)

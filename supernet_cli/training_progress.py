@@ -1,4 +1,4 @@
-"""How far a training is, for whoever waits: a bar on a terminal, and elsewhere, in a log file say, a line now and then."""
+"""How far a training is: a bar on a terminal, and elsewhere, in a log file say, a line now and then."""
 
 from __future__ import annotations
 

@@ -26,15 +26,15 @@ def save_checkpoint(directory: Path, step: int, state: dict[str, Any], keep: int
     OSError, and the former checkpoints as they were, if it cannot be written.
     """
     path = directory / f"step-{step:09d}.pt"
-    with write_atomically(path) as temporary:
-        with temporary.open("wb") as file:  # torch's own writer says nothing of why it cannot write
-            try:
-                torch.save({"format": CHECKPOINT.label, "step": step, **state}, file)
-            except RuntimeError as error:  # torch's own, of an archive whose writing ended too early
-                cause = error.__context__ or error
-                if isinstance(cause, OSError) and cause.errno in NO_SPACE:
-                    raise cause from None
-                raise OSError(f"checkpoint {path} cannot be written: {first_line(cause)}") from error
+    # torch's own writer of files says nothing of why it cannot write
+    with write_atomically(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save({"format": CHECKPOINT.label, "step": step, **state}, file)
+        except RuntimeError as error:  # of an archive whose writing ended too early
+            cause = error.__context__ or error
+            if isinstance(cause, OSError) and cause.errno in NO_SPACE:
+                raise cause from None
+            raise OSError(f"checkpoint {path} cannot be written: {first_line(cause)}") from error
     for unfinished in directory.glob(".step-*.pt.*"):  # of a process that was killed
         unfinished.unlink()
     for _, old in _checkpoints(directory)[:-keep]:

@@ -74,8 +74,9 @@ class Loop:
     (`supernet.training.loop.divergence`). `apart` is the number of losses a step where each is of a network by itself,
     and is watched by itself. `penalise` adds the gradient of a penalty on the weights to the gradients of a step, once,
     when they are those of the whole batch, and `proximal` changes weights once a step, after the optimizer, by its
-    learning rate. `signals` are those that end the training after a step, with a checkpoint, by `Stopped`. Where `distributed.joined` has joined processes, all of them do this, and evaluate and call
-    `on_step`, and the first one reads and writes.
+    learning rate. `signals` are those that end the training after a step, with a checkpoint, by `Stopped`. Where
+    `distributed.joined` has joined processes, all of them do this, and evaluate and call `on_step`, and the first one
+    reads and writes.
 
     Writes `run_dir/checkpoints/` and `run_dir/metrics.jsonl`, nothing of it before the first step is done, and calls
     `on_begin` just before. What an earlier training left there is kept beside it, as checkpoints.1 and metrics.jsonl.1,

@@ -1,4 +1,4 @@
-"""Ending a training by a signal without losing a step: Ctrl-C, or SIGTERM of a scheduler or a machine that goes down."""
+"""Ending a training by a signal, Ctrl-C or a scheduler's SIGTERM, without losing a step."""
 
 from __future__ import annotations
 

@@ -49,10 +49,11 @@ def test_a_full_disk_leaves_the_former_checkpoint(tmp_path):
 
 
 def test_a_full_disk_is_called_that(tmp_path, monkeypatch):
-    save, full = torch.save, open("/dev/full", "wb", buffering=0)
-    monkeypatch.setattr(torch, "save", lambda state, file: save(state, full))
-    with full, pytest.raises(OSError, match=r"step-000000002.pt cannot be written: the disk is full.*make room"):
-        save_checkpoint(tmp_path, 2, {"weights": torch.ones(3)}, keep=1)
+    save = torch.save
+    with open("/dev/full", "wb", buffering=0) as full:
+        monkeypatch.setattr(torch, "save", lambda state, file: save(state, full))
+        with pytest.raises(OSError, match=r"step-000000002.pt cannot be written: the disk is full.*make room"):
+            save_checkpoint(tmp_path, 2, {"weights": torch.ones(3)}, keep=1)
     assert list(tmp_path.iterdir()) == []
 
 
