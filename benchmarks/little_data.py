@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from distill.losses import kl_divergence
+from supernet.artifacts.atomic import write_atomically
 from supernet.calibration import calibrate, keeps_statistics
 from supernet.refitting import refitted
 
@@ -110,9 +111,7 @@ def measure(arguments: Arguments) -> None:
         if cell not in found:
             order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(cell.draw)).tolist()
             own, judges = order[: arguments.images], order[max(arguments.images, 300) :]
-            start = time.perf_counter()
-            model = learnt(net, scaled(family, cell.width), [photos[i] for i in own], cell, arguments)
-            seconds = time.perf_counter() - start
+            model, seconds = learnt(net, scaled(family, cell.width), [photos[i] for i in own], cell, arguments)
             right = rightly(model, prepared([photos[i] for i in judges], arguments.resolution), labels[judges])
             found[cell] = {"judges": judges, "right": right, "seconds": seconds}
             with kept.open("a") as file:
@@ -122,18 +121,27 @@ def measure(arguments: Arguments) -> None:
     report(rows, summary, arguments.json, settings=settings, threads=torch.get_num_threads())
 
 
-def learnt(net, arch, photos: list[Image.Image], cell: Cell, arguments: Arguments) -> nn.Module:
-    """The subnet after what `cell` does with the photographs."""
+def learnt(net, arch, photos: list[Image.Image], cell: Cell, arguments: Arguments) -> tuple[nn.Module, float]:
+    """The subnet after what `cell` does with the photographs, and the seconds that this takes; it is refitted once for
+    both arms that begin so."""
+    start, earlier = time.perf_counter(), 0.0
     batches = list(prepared(photos, arguments.resolution).split(BATCH))
+    model = net.extract(arch).eval()
     if cell.arm in ("refitted", "both"):
-        model = refitted(net, arch, batches)
-    else:
-        model = net.extract(arch).eval()
-        if cell.arm != "as it is":
-            calibrate(model, batches)
+        kept = arguments.output / f"refitted-{arguments.resolution}-{arguments.images}-{cell.width:g}-{cell.draw}.pt"
+        if kept.exists():
+            state, earlier = torch.load(kept, weights_only=True)
+            model.load_state_dict(state)
+            start = time.perf_counter()
+        else:
+            model = refitted(net, arch, batches)
+            with write_atomically(kept) as temporary:
+                torch.save((model.state_dict(), time.perf_counter() - start), temporary)
+    elif cell.arm != "as it is":
+        calibrate(model, batches)
     if cell.arm in ("distilled", "both"):
         distil(model, net.extract(net.space.largest).eval(), photos, cell.draw, arguments)
-    return model
+    return model, earlier + time.perf_counter() - start
 
 
 def distil(model: nn.Module, teacher: nn.Module, photos: list[Image.Image], seed: int, arguments: Arguments) -> None:

@@ -26,6 +26,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from cifar10_cnn import EXAMPLE, SIDE, network
+from digits_mlp import mean_and_error
 from report import report
 from rich.progress import track
 from torch import Tensor, nn
@@ -49,8 +51,7 @@ from supernet.training.loop.config import LoopConfig
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 
-SIDE = 16  # pixels
-SIZE, EXAMPLE = (3, SIDE, SIDE), torch.empty(1, 3, SIDE, SIDE)
+SIZE = (3, SIDE, SIDE)
 PART = 0.5  # of the MACs
 ARMS = ("large", "finetuned", "scratch_e", "scratch_b", "recipe")
 FRACTIONS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)  # widths of the supernet
@@ -141,21 +142,6 @@ def result_of(seed: int, data: ImageData, budget: Budget, folder: Path) -> dict[
         }
         for arm in ARMS
     }
-
-
-def network(seed: int) -> nn.Sequential:
-    """Six convolutions of 16 to 64 channels, 2.5 million MACs."""
-    layers: list[nn.Module] = []
-    inputs = 3
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for width in (16, 16, 0, 32, 32, 0, 64, 64):
-            if width:
-                layers += [nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-                inputs = width
-            else:
-                layers.append(nn.MaxPool2d(2))
-        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 10))
 
 
 def widths_of(model: nn.Module, limit: float) -> dict[str, int]:
@@ -264,12 +250,6 @@ def rows_of(results: list[dict[str, dict[str, float]]]) -> list[dict[str, object
             }
         )
     return rows
-
-
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """With the standard error of the mean; NaN of a single value."""
-    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
-    return float(np.mean(values)), float(error)
 
 
 if __name__ == "__main__":
