@@ -26,7 +26,7 @@ from search.problem import Cost, Problem, placed
 from search.racing import Racing
 from search.scores.accuracy import Judged, SupernetScore, WithExamples
 from search.scores.judges import Judge, held_out_count, make_judge, settled
-from search.settings import ACCURACY, ENSEMBLE, SAID_ANEW, SearchJob
+from search.settings import ACCURACY, AKD, ENSEMBLE, SAID_ANEW, SearchJob
 from search.strategies import GLOBAL_THRESHOLD, make_strategy
 from search.strategies.given_order import GivenOrder
 from search.strategies.global_threshold import importance_of, thresholded
@@ -177,8 +177,8 @@ def prepared_judge(job: SearchJob, trained: Run, directory: Path, device: str = 
 def describe(job: SearchJob, problem: Problem) -> dict[str, object]:
     """What a history must agree on to be continued, but for `SAID_ANEW`: everything but how many evaluations there are
     to be. Scores other than accuracy draw random numbers of their own, so that the version of how these are drawn is in
-    it, and what an ensemble is made of counts for that score alone."""
-    unused = ("evaluations", "limits", *(() if job.score == ENSEMBLE else (ENSEMBLE,)))
+    it, and what an ensemble is made of and how a student is trained count for these scores alone."""
+    unused = ("evaluations", "limits", *(name for name in (ENSEMBLE, AKD) if name != job.score))
     fields = {name: value for name, value in dataclasses.asdict(job).items() if name not in unused}
     streams = {} if job.score == ACCURACY else {"streams": randomness.VERSION}
     return problem.describe() | fields | {"strategy": job.searches_by} | streams

@@ -9,13 +9,15 @@ from typing import Literal
 from search.blockwise.dna import DnaConfig
 from search.scores.ensemble import EnsembleConfig
 from search.scores.teacher_guided import GuidanceConfig
+from search.scores.trained_alone import AkdConfig
 from search.strategies import check_strategy
 from search.untrained.te_nas import PUBLISHED, TeNasConfig
 from supernet.evaluation import CALIBRATION_BYTES
 
 ACCURACY = "accuracy"
 ENSEMBLE = "ensemble"
-SCORES = (ACCURACY, "te_nas", "zero_cost", "rdm", "dna", ENSEMBLE)
+AKD = "akd"
+SCORES = (ACCURACY, "te_nas", "zero_cost", "rdm", "dna", ENSEMBLE, AKD)
 WITH_SEARCH = ("te_nas", "dna")
 """Scores that come with a search of their own: pruning, and the traversal of blocks."""
 POPULATION = 100
@@ -33,7 +35,7 @@ class SearchJob:
     strategy: str | None = None
     """One of search.strategies.NAMES; by default the search that comes with the score, or else evolution."""
     score: str = ACCURACY
-    """What architectures are judged by: accuracy, te_nas, zero_cost, rdm, dna or ensemble."""
+    """What architectures are judged by: accuracy, te_nas, zero_cost, rdm, dna, ensemble or akd."""
     limits: Mapping[str, float] = field(default_factory=dict)
     """The largest admissible macs, parameters, activation_bytes (for one image), stored_bytes, both at a precision too
     (`search.counts`), and milliseconds by device name."""
@@ -70,13 +72,15 @@ class SearchJob:
     te_nas: TeNasConfig = PUBLISHED
     """How the score te_nas measures."""
     teacher: str | None = None
-    """Whom rdm and dna follow: a pretrained model of timm's, or the folder of an extracted subnet or a training run."""
+    """Whom rdm, dna and akd follow: a pretrained model of timm's, or the folder of a subnet or a training run."""
     rdm: GuidanceConfig = field(default_factory=GuidanceConfig)
     """How the score rdm compares with the teacher."""
     dna: DnaConfig = field(default_factory=DnaConfig)
     """How the score dna trains blocks by the teacher."""
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     """Which scores the score ensemble combines, and what it learns from."""
+    akd: AkdConfig = field(default_factory=AkdConfig)
+    """How the score akd trains each architecture by the teacher."""
     seed: int = 0
     """All that is random follows from it."""
 

@@ -10,6 +10,8 @@
         --images 100 --calibration-images 100 --dna.epochs 5 --output runs/dna
     supernet search --run runs/digits --score ensemble --ensemble.trained 12 --ensemble.epochs 5 \
         --output runs/ensemble
+    supernet search --run runs/digits --score akd --teacher models/teacher --akd.epochs 3 --evaluations 24 \
+        --output runs/akd
     supernet search --space nasbench201 --score te_nas --output runs/te_nas
 
 Accuracy, or the first metric of another task, is that on the held-out images with BatchNorm recalibrated; the test
@@ -26,8 +28,8 @@ core. `dna` trains blocks first, in OUTPUT/dna, from where it was stopped; then 
 takes tens of milliseconds each, and proposes the best architectures within the limits in order. The line above trains
 four blocks and rates 6,278 paths in three minutes on one core. Where blocks end follows from the resolutions of both
 networks, unless --dna.points and --dna.cuts say it. `ensemble` trains some networks alone first, in OUTPUT/ensemble,
-from where it was stopped, and learns from these what the supernet's accuracy and other scores are worth. `te_nas`
-prunes where operations can be mixed and nothing is limited.
+from where it was stopped, and learns from these what the supernet's accuracy and other scores are worth. `akd` trains
+each architecture by the teacher, in OUTPUT/akd. `te_nas` prunes where operations can be mixed and nothing is limited.
 """
 
 from __future__ import annotations
@@ -57,6 +59,7 @@ from search.run import load_predictors, run_search
 from search.scores.ensemble import EnsembleConfig
 from search.scores.judges import TRAINING_FREE, untrained_run
 from search.scores.teacher_guided import GuidanceConfig
+from search.scores.trained_alone import AkdConfig
 from search.settings import SCORES, SearchJob
 from search.table import write_csv
 from search.untrained.te_nas import TeNasConfig
@@ -95,7 +98,7 @@ class Arguments:
     with the score, or else evolution."""
     score: str = SearchJob.score
     """What architectures are judged by: accuracy (of another task than images with classes, its first metric), te_nas,
-    zero_cost, rdm, dna or ensemble, which are for such images. te_nas comes with a search by pruning,
+    zero_cost, rdm, dna, ensemble or akd, which are for such images. te_nas comes with a search by pruning,
     dna with one that puts the best paths of blocks together."""
     predictors: tuple[Path, ...] = ()
     """Folders of latency predictors, one a device."""
@@ -134,11 +137,12 @@ class Arguments:
     """Images that the scores without training see at a time; te_nas draws from eight times as many."""
     te_nas: TeNasConfig = SearchJob.te_nas
     teacher: str | None = SearchJob.teacher
-    """Whom rdm and dna follow: a pretrained model of timm's, or torchvision's as torchvision/NAME, or the folder of an
-    extracted subnet or a training run."""
+    """Whom rdm, dna and akd follow: a pretrained model of timm's, or torchvision's as torchvision/NAME, or the folder
+    of an extracted subnet or a training run."""
     rdm: GuidanceConfig = field(default_factory=GuidanceConfig)
     dna: DnaConfig = field(default_factory=DnaConfig)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+    akd: AkdConfig = field(default_factory=AkdConfig)
     seed: int = SearchJob.seed
     """All that is random follows from it."""
     device: DeviceFlag = Execution.device

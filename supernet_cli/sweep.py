@@ -67,6 +67,7 @@ from search.run import load_predictors, make_problem, prepared_judge, run_search
 from search.scores.ensemble import EnsembleConfig
 from search.scores.judges import BY_TEACHER, LEARNT, Judge, make_judge
 from search.scores.teacher_guided import GuidanceConfig
+from search.scores.trained_alone import AkdConfig
 from search.settings import POPULATION, SearchJob
 from search.sweep import Sweep, TrialSettings, combined_front, run_sweep, write_sweep
 from search.untrained.te_nas import TeNasConfig
@@ -89,8 +90,8 @@ class Arguments:
     """Folders of latency predictors, one a device."""
     strategies: tuple[str, ...] = ("evolution",)
     """What to compare: a strategy of search.strategies.STRATEGIES, which goes by accuracy in the supernet, or the first
-    metric of another task; a score (te_nas, zero_cost, rdm, dna, ensemble, or one that zero_cost combines, such as ntk,
-    synflow or macs), searched as `supernet search --score` does; or both, as evolution:dna."""
+    metric of another task; a score (te_nas, zero_cost, rdm, dna, ensemble, akd, or one that zero_cost combines, such as
+    ntk, synflow or macs), searched as `supernet search --score` does; or both, as evolution:dna."""
     limits_ms: tuple[float, ...] = ()
     """Latency limits, each of which is a search on every device; none gives searches without a limit."""
     seeds: tuple[int, ...] = (0,)
@@ -116,11 +117,12 @@ class Arguments:
     """Images that the scores without training see at a time; te_nas draws from eight times as many."""
     te_nas: TeNasConfig = SearchJob.te_nas
     teacher: str | None = SearchJob.teacher
-    """Whom rdm and dna follow: a pretrained model of timm's, or torchvision's as torchvision/NAME, or the folder of an
-    extracted subnet or a training run."""
+    """Whom rdm, dna and akd follow: a pretrained model of timm's, or torchvision's as torchvision/NAME, or the folder
+    of an extracted subnet or a training run."""
     rdm: GuidanceConfig = field(default_factory=GuidanceConfig)
     dna: DnaConfig = field(default_factory=DnaConfig)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+    akd: AkdConfig = field(default_factory=AkdConfig)
     judge: Literal["supernet", "standalone", "table"] = "supernet"
     """What judges all that was handed in: the supernet's accuracy (or first metric) on the held-out images, the same of
     architectures that are trained alone, or a table of what was published."""

@@ -6,6 +6,7 @@ zero_cost   the mean rank of zero-cost scores, without training
 rdm         accuracy plus how much a subnet sees images as a teacher does (P+TG)
 dna         how well blocks imitate those of a teacher (DNA)
 ensemble    what some of these say together, learnt from a few networks that are trained alone
+akd         accuracy after a brief training by a teacher (AKD)
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from search.scores.ensemble import EnsembleScore
 from search.scores.teacher_guided import FromSupernet, MakeCandidate, TeacherGuided, TrainedBriefly, brief_training
 from search.scores.trained_alone import TrainedAlone, alone_settings
 from search.scores.untrained import LabelledImages, TrainingFreeScore
-from search.settings import ACCURACY, ENSEMBLE, SearchJob
+from search.settings import ACCURACY, AKD, ENSEMBLE, SearchJob
 from search.untrained.proxies import PROXIES
 from search.untrained.te_nas import Proxies, prunable, search_by_pruning
 from supernet.artifacts.runs import Job, Run
@@ -50,8 +51,8 @@ from supernet.training.randomness import Stream, generator
 logger = logging.getLogger(__name__)
 
 TRAINING_FREE = ("te_nas", "zero_cost")  # what needs images and a space, but no trained supernet
-BY_TEACHER = ("rdm", "dna")  # what learns from a teacher before it judges
-LEARNT = (*BY_TEACHER, ENSEMBLE)  # what learns before it judges, once for many searches
+BY_TEACHER = ("rdm", "dna", AKD)  # what asks a teacher
+LEARNT = (*BY_TEACHER, ENSEMBLE)  # what learns before it judges, or asks a teacher, once for many searches
 POOL = 8  # times the batch of the zero-cost scores: images that TE-NAS draws from
 
 
@@ -316,18 +317,30 @@ def _ensemble(job: SearchJob, run: Run, directory: Path | None) -> Judge:
     return Judge(EnsembleScore(run.family.space, members, alone, archs, folder, settings))
 
 
+def _akd(job: SearchJob, run: Run, directory: Path | None) -> Judge:
+    if directory is None:
+        raise ValueError("students that train by themselves need a folder to train in: record a history")
+    config, folder = job.akd, directory / AKD
+    teacher = _teacher(job, run, by_logits=True)
+    training = dataclasses.replace(alone_settings(run.job.train, config.epochs), seed=job.seed)
+    execution = Execution(eval_epochs=0, keep_checkpoints=1, calibration_bytes=job.calibration_bytes)
+    return Judge(TrainedAlone(run.family, run.data, training, folder, execution, config.objective, teacher))
+
+
 def _log_blocks(result: StepResult) -> None:
     if result.losses and (result.step % 50 == 0 or result.step == result.steps):
         found = ", ".join(f"{loss:.3f}" for loss in result.losses)
         logger.info("step %d of %d, relative error of each block: %s", result.step, result.steps, found)
 
 
-def _teacher(job: SearchJob, run: Run) -> nn.Module:
+def _teacher(job: SearchJob, run: Run, by_logits: bool = False) -> nn.Module:
     if job.teacher is None:
         raise ValueError(f"the score {job.score} needs a teacher: name a model of timm's, or a folder")
     size = run.family.resolution(run.family.space.largest)
     data = _images(job, run)
-    return load_teacher(job.teacher, data.config, data.classes, input_size=size, space=run.job.space)
+    return load_teacher(
+        job.teacher, data.config, data.classes, input_size=size, by_logits=by_logits, space=run.job.space
+    )
 
 
 def _training_free(job: SearchJob, run: Run, names: tuple[str, ...], batch: LabelledImages) -> TrainingFreeScore:
@@ -362,4 +375,5 @@ JUDGES: Mapping[str, Callable[[SearchJob, Run, Path | None], Judge]] = {
     "rdm": _rdm,
     "dna": _dna,
     ENSEMBLE: _ensemble,
+    AKD: _akd,
 }

@@ -22,12 +22,12 @@ _held: dict[Path, list] = {}  # of this process: the open file of a lock, and ho
 
 
 @contextlib.contextmanager
-def owned(folder: Path, name: str = "") -> Iterator[None]:
+def owned(folder: Path, name: str = "", *, wait: bool = False) -> Iterator[None]:
     """Within the context this process alone owns `folder`, or what is called `name` in it; neither need exist.
 
     The kernel gives it up when the process ends, however it does. A process may own a thing several times over; of
-    processes that train together the first one owns for all. ValueError, naming the process, if another one has it. On
-    a file system without locks the log says that nobody looks.
+    processes that train together the first one owns for all. If another process has it, ValueError names that one;
+    with `wait` this process waits until that has ended. On a file system without locks the log says that nobody looks.
     """
     if distributed.rank():
         yield
@@ -37,7 +37,7 @@ def owned(folder: Path, name: str = "") -> Iterator[None]:
     lock = Path(os.path.realpath(folder)) / (f".{name}{LOCK}" if name else LOCK)
     try:
         if lock not in _held:
-            _held[lock] = [_locked(lock, folder / name), 0]
+            _held[lock] = [_locked(lock, folder / name, wait), 0]
     except BaseException:
         _remove(made)
         raise
@@ -53,12 +53,12 @@ def owned(folder: Path, name: str = "") -> Iterator[None]:
                 _remove(made)
 
 
-def _locked(lock: Path, path: Path) -> int:
+def _locked(lock: Path, path: Path, wait: bool) -> int:
     """A handle of the file `lock`, which is locked."""
     while True:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = os.read(handle, 200).decode(errors="replace").strip() or "another process"
             os.close(handle)

@@ -93,3 +93,17 @@ def test_where_there_are_no_locks_the_log_says_so(tmp_path, monkeypatch, caplog)
     with owned(tmp_path):
         pass
     assert f"the file system of {tmp_path} has no locks" in caplog.text
+
+
+def test_who_waits_has_a_folder_when_its_process_has_ended(tmp_path):
+    def work(is_ready):
+        with owned(tmp_path):
+            is_ready()
+            time.sleep(0.3)
+            (tmp_path / "done").touch()
+
+    with another_process(work):
+        with pytest.raises(ValueError, match="in use by process"), owned(tmp_path):
+            pass
+        with owned(tmp_path, wait=True):
+            assert (tmp_path / "done").exists()
