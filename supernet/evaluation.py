@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +25,6 @@ CALIBRATION_BYTES = 2**33
 """What the activations of the images that BatchNorm is recalibrated on may take at once, if nothing is said: 8 GiB."""
 FEWEST = 64
 """Images that BatchNorm is recalibrated on at once, at least, whatever they take."""
-
-
-class Quality(NamedTuple):
-    """How well a network classifies images, each from 0 to 1."""
-
-    top1: float  # part of the images whose label is the most probable class; higher is better
-    top5: float  # whose label is among the five most probable ones (all, if there are fewer); higher is better
-    calibration_error: float  # `expected_calibration_error`; lower is better
 
 
 def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
@@ -132,33 +124,3 @@ def references_of(
             own = net.part_of(channels, f"{name}.running_mean", layer.running_mean.shape)
             found[layer] = Reference(*(tensor[..., own] for tensor in known[name]))
     return found
-
-
-def quality(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Quality:
-    """The `Quality` of `model`, in eval mode, on images [N, C, R, R] with labels [N]; ValueError if there are no
-    images."""
-    device = next(model.parameters()).device
-    model.eval()
-    hits, confidences = [], []
-    with torch.inference_mode():
-        for images, labels in batches:
-            probabilities = untouched(model, images.to(device)).double().softmax(dim=1)
-            confidences.append(probabilities.amax(dim=1).cpu())
-            best = probabilities.topk(min(5, probabilities.shape[1])).indices
-            hits.append(best.cpu() == labels[:, None])
-    if not hits:
-        raise ValueError("there are no images to evaluate on")
-    hit = torch.cat(hits)  # [N, 5] whether the label is the first, second, ... most probable class
-    error = expected_calibration_error(torch.cat(confidences), hit[:, 0])
-    return Quality(hit[:, 0].double().mean().item(), hit.any(dim=1).double().mean().item(), error)
-
-
-def expected_calibration_error(confidences: Tensor, correct: Tensor, bins: int = 15) -> float:
-    """How far confidence is from accuracy (Guo et al., arXiv 1706.04599, equation 3), from 0 to 1, lower is better.
-
-    sum_b n_b / N |accuracy_b - confidence_b| over `bins` equal intervals of confidence, open below and closed above.
-    `confidences` [N] are the probabilities of the predicted classes, `correct` [N] whether these are right.
-    """
-    index = (confidences.double() * bins).ceil().long().clamp(1, bins) - 1
-    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, correct.double() - confidences.double())
-    return (gaps.abs().sum() / len(confidences)).item()

@@ -33,11 +33,12 @@ from compress.container import load_compressed
 from predictors import prepare, this_device
 from predictors.device import Device
 from predictors.measuring.runtimes import Timer
+from supernet.answers.answers import quality
 from supernet.artifacts import provenance
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.runs import open_data
 from supernet.artifacts.subnet import Subnet, check_classes, load_network, load_subnet
-from supernet.evaluation import evaluate, quality
+from supernet.evaluation import evaluate
 from supernet.tasks import Classification
 from supernet.training.data import Data, DataConfig, ImageData
 from supernet.training.execution import Execution, pick_device, tf32

@@ -35,6 +35,7 @@ COMMANDS = (
     "synthesise",
     "find-ticket",
     "evaluate",
+    "predict",
     "zero-cost",
 )
 

@@ -14,10 +14,10 @@ from typing import Annotated, TypeVar
 import torch
 import tyro
 
+from supernet.answers.answers import Quality, quality
 from supernet.artifacts.runs import Job, data_said_again, job_from_dict, open_data, read_config
 from supernet.artifacts.subnet import Subnet, load_subnet, save_subnet
 from supernet.artifacts.subnet_config import read_subnet_config
-from supernet.evaluation import Quality, quality
 from supernet.families.named import SPACES
 from supernet.training import distributed
 from supernet.training.data import ImageData

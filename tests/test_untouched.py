@@ -25,9 +25,10 @@ from search.untrained.ntk import linear_regions, tangent_kernel
 from search.untrained.te_nas import TeNasConfig, condition_numbers
 from search.untrained.zero_cost import SCORES
 from supernet import SearchSpace, Supernet
+from supernet.answers.answers import quality
 from supernet.artifacts.export import agreement
 from supernet.calibration import calibrate
-from supernet.evaluation import accuracy, calibrated_subnet, quality
+from supernet.evaluation import accuracy, calibrated_subnet
 from supernet.families import Family
 from supernet.tasks import Classification
 from supernet.training.execution import Execution

@@ -11,10 +11,10 @@ from pathlib import Path
 from torch import nn
 
 from compress.tickets.iterative import Round, TicketConfig, find_ticket, note_round
+from supernet.answers.answers import quality
 from supernet.artifacts.ownership import owned
 from supernet.artifacts.subnet import Subnet
 from supernet.artifacts.subnet_config import SubnetConfig
-from supernet.evaluation import quality
 from supernet.training import distributed
 from supernet.training.cohort import train_models
 from supernet.training.execution import pick_device

@@ -1,0 +1,1 @@
+"""What a classifier answers: on labelled images, on photographs without labels, and on images that are disturbed."""

@@ -1,0 +1,98 @@
+"""`supernet predict`: photographs of every mode, alone and in folders, and files that are none."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import ExifTags, Image
+
+from supernet.artifacts.subnet import Subnet, SubnetConfig, save_subnet
+from supernet.families.named import make_family
+from supernet.training.data import DataConfig, load_data
+from tests.small import SPACE
+
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16")
+
+
+@pytest.fixture(scope="module")
+def subnet(tmp_path_factory):
+    """Of digits, with weights as they are drawn."""
+    folder = tmp_path_factory.mktemp("predict") / "subnet"
+    data = load_data(DataConfig())
+    family = make_family(SPACE, "{}", {"num_classes": 10})
+    torch.manual_seed(0)
+    model = family.build(family.space.smallest).eval()
+    save_subnet(folder, Subnet(model, SubnetConfig.of(SPACE, "{}", family.space.smallest, data)), onnx=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photographs")
+    (folder / "deeper").mkdir()
+    y, x = np.mgrid[:40, :60]
+    grey = Image.fromarray((x * 3 + y).astype(np.uint8))
+    for mode in MODES:
+        image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257) if mode == "I;16" else grey.convert(mode)
+        name = mode.replace(";", "")
+        image.save(folder / "deeper" / f"{name}.tif" if mode == "CMYK" else folder / f"{name}.png")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned by a quarter
+    grey.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.png", exif=exif)
+    (folder / "notes.txt").write_text("none")
+    (folder / ".hidden.png").write_bytes(b"none")
+    return folder
+
+
+def test_every_mode_and_an_orientation_are_answered_as_the_same_picture(command, subnet, photographs, tmp_path):
+    found = tmp_path / "found.csv"
+    result = command(
+        "predict", "--subnet", subnet, "--space", SPACE, photographs, "--csv", found, "--json", tmp_path / "found.json",
+        "--batch-size", "4", "--top", "3",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    lines = list(csv.DictReader(found.read_text().splitlines()))
+    rows = {row["file"].rpartition("/")[2]: row for row in lines}
+    assert len(rows) == len(MODES) + 1
+    assert list(rows["L.png"]) == ["file", *(f"{n}_{k}" for k in (1, 2, 3) for n in ("class", "probability")), "error"]
+    for name in ("LA.png", "RGB.png", "RGBA.png", "I16.png", "turned.png"):
+        for rank in (1, 2, 3):
+            assert rows[name][f"class_{rank}"] == rows["L.png"][f"class_{rank}"], name
+            probabilities = [float(rows[own][f"probability_{rank}"]) for own in (name, "L.png")]
+            assert probabilities[0] == pytest.approx(probabilities[1], rel=1e-6), name  # batches round apart
+    document = json.loads((tmp_path / "found.json").read_text())
+    assert [row["file"] for row in document["rows"]] == [row["file"] for row in lines]
+    first = document["rows"][0]["classes"]
+    assert [own["probability"] for own in first] == sorted((own["probability"] for own in first), reverse=True)
+    assert f"{photographs / 'L.png'}: {rows['L.png']['class_1']} " in result.stdout
+
+
+def test_a_file_that_is_no_image_does_not_keep_the_others_from_an_answer(command, subnet, photographs, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    result = command(
+        "predict", "--subnet", subnet, "--space", SPACE, broken, photographs / "L.png", "--batch-size", "1"
+    )
+    assert result.returncode == 1
+    assert result.stderr == "error: 1 of 2 files cannot be read as images\n"
+    first, second = result.stdout.splitlines()
+    assert first.startswith(f"'{broken}' cannot be read as an image: it is in no format that Pillow knows")
+    assert second.startswith(f"{photographs / 'L.png'}: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.jpg"], "there is no file or folder nowhere.jpg"),
+        ([], "say which photographs: files or folders"),
+        (["{empty}"], "there are no images in the folder"),
+        (["{empty}", "--top", "0"], "top is at least 1, not 0"),
+    ],
+)
+def test_what_cannot_be_answered_is_said_in_a_line(command, subnet, tmp_path, arguments, message):
+    words = [word.format(empty=tmp_path) for word in arguments]
+    result = command("predict", "--subnet", subnet, "--space", SPACE, *words)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert message in result.stderr
