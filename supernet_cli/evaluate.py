@@ -3,6 +3,7 @@
     supernet evaluate subnets/mine subnets/tuned models/mine --run runs/mine
     supernet evaluate subnets/mine resnet18=resnet18.pth --input-size 64 --recipe cifar10 --root images/
     supernet evaluate mobilenetv3_large_100 resnet50 --recipe alphanet --root imagenet/ --json figures.json
+    supernet evaluate subnets/mine subnets/tuned --run runs/mine --int8 --robustness --output evaluation
     supernet evaluate subnets/points --space mine.py:family --dataset mine.py:points
 
 A network is the folder of a saved subnet, a file of `supernet compress`, NAME=FILE for a timm model with weights for
@@ -11,7 +12,11 @@ or in their order, is refused, and so is a FILE that is not of the model or has 
 network gets the test images at its own size, prepared as it was trained: a subnet knows how, a timm model too, and what
 is in a FILE is prepared by the flags. Top-1, top-5 and the expected calibration error (15 bins) are from 0 to 1; a
 latency is the median of 50 runs on one example, the networks taking turns; bytes are those of the file with the
-weights. Seconds for digits. Subnets of another task than images with classes are judged by its metrics, on the test
+weights. Each network is compared with the first one, image by image (McNemar's test). --output writes the accuracy of
+each class, which classes are taken for which, how right answers are by how sure they are, and a page of the surest
+errors. --robustness adds what is left of the accuracy on images that are spoilt in eight ways at five strengths, and
+under attack, for 46 passes over some images; --int8 what the network is worth as an int8 file (extra onnx). Seconds for
+digits. Subnets of another task than images with classes are judged by its metrics, on the test
 examples of a dataset of your own.
 """
 
@@ -19,31 +24,38 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 import tyro
-from rich.table import Table
+from rich.table import Column, Table
 
 from compress.container import load_compressed
+from compress.quantisation import export_int8, quantise
+from compress.quantisation.ranges import CALIBRATION_IMAGES
 from predictors import prepare, this_device
 from predictors.device import Device
 from predictors.measuring.runtimes import Timer
-from supernet.answers.answers import quality
+from search.certainty import LEVEL, difference_p_value, holm
+from supernet.answers.answers import Answers, answers_of
 from supernet.artifacts import provenance
 from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.export import onnx_runner
 from supernet.artifacts.runs import open_data
 from supernet.artifacts.subnet import Subnet, check_classes, load_network, load_subnet
 from supernet.evaluation import evaluate
 from supernet.tasks import Classification
 from supernet.training.data import Data, DataConfig, ImageData
 from supernet.training.execution import Execution, pick_device, tf32
+from supernet_cli.answers_folder import write_answers
 from supernet_cli.command_line import DeviceFlag, console
 from supernet_cli.model_training import said_job
+from supernet_cli.robustness import robustness
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,18 @@ class Arguments:
     """Seed of the training run, which the split into parts follows from."""
     json: Path | None = None
     """File for the figures."""
+    output: Path | None = None
+    """Folder for each network's answers: tables, pictures and a page of errors (classifiers of images alone)."""
+    errors: int = 60
+    """Errors on that page, at most."""
+    int8: bool = False
+    """Evaluate each network in int8, too, by ONNX Runtime."""
+    robustness: bool = False
+    """Evaluate each network on spoilt images and under attack, too."""
+    robustness_images: int = 500
+    """Test images that this is done on, at most."""
+    pgd_epsilon: float = 1.0
+    """The most that the attack changes a value of an image by, in 255ths."""
 
 
 def main() -> None:
@@ -86,17 +110,20 @@ def main() -> None:
     data = open_data(arguments.data, arguments.seed, arguments.workers)
     subnets = {name: opened(name, data, arguments.input_size, arguments.space) for name in arguments.networks}
     with tf32(False):
-        rows = [
-            {"network": name, **figures(subnet, data, where), "stored_bytes": file_bytes(name, subnet)}
-            for name, subnet in subnets.items()
-        ]
+        judged = [judge(name, subnet, data, where, arguments) for name, subnet in subnets.items()]
+    rows = [own.figures for own in judged]
     device = None
     if arguments.latency:
         device = this_device(arguments.runtime, arguments.precision, arguments.threads)
         for row, latency_ms in zip(rows, latencies_ms(list(subnets.values()), device)):
             row["latency_ms"] = latency_ms
     what = "images" if isinstance(data, ImageData) else "examples"
+    pairs = paired({name: own.answers for name, own in zip(subnets, judged) if own.answers is not None})
     console.print(table(rows, f"{data.count(data.test)} test {what}" + (f", {device.name}" if device else "")))
+    for pair in pairs:
+        console.print(str(pair), highlight=False, markup=False, soft_wrap=True)
+    if arguments.output:
+        console.print(f"Each network's answers are in {arguments.output}.", highlight=False, soft_wrap=True)
     if arguments.json:
         content = {
             "command": provenance.command(),
@@ -104,6 +131,7 @@ def main() -> None:
             "versions": provenance.versions(),
             "device": device and dataclasses.asdict(device),
             "rows": rows,
+            "paired": [pair._asdict() for pair in pairs],
         }
         with write_atomically(arguments.json) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n")
@@ -135,21 +163,82 @@ def opened(name: str, data: Data, input_size: int | None, space: str | None = No
     return subnet
 
 
-def figures(subnet: Subnet, data: Data, device: torch.device) -> dict[str, float]:
-    """What the network is worth on the test examples, and its costs."""
+class Judged(NamedTuple):
+    """What a network is worth on the test examples, and its costs."""
+
+    figures: dict[str, Any]
+    answers: Answers | None  # of a classifier of images
+
+
+def judge(name: str, subnet: Subnet, data: Data, device: torch.device, arguments: Arguments) -> Judged:
+    """The network called `name`, run on `device`; writes its answers if the arguments say where."""
     model, config = subnet
-    costs = {name: config.facts[name] for name in ("macs", "parameters")}
+    costs = {cost: config.facts[cost] for cost in ("macs", "parameters")} | {"stored_bytes": file_bytes(name, subnet)}
     family, model = config.family(), model.to(device)
     if not (isinstance(data, ImageData) and isinstance(family.task, Classification)):
+        if arguments.output or arguments.robustness or arguments.int8:
+            raise ValueError("--output, --robustness and --int8 are for classifiers of images: leave them out")
         arch = family.space.validate(config.arch)
         found = evaluate(model, family.task, data.evaluation_batches(data.test, family.resolution(arch)), arch)
         model.cpu()
-        return found | costs
-    kept = {name: getattr(config, name) for name in ("mean", "std", "interpolation", "crop_pct")}
+        return Judged({"network": name, **found, **costs}, None)
+    kept = {field: getattr(config, field) for field in ("mean", "std", "interpolation", "crop_pct")}
     own = dataclasses.replace(data, config=dataclasses.replace(data.config, **kept))
-    found = quality(model, own.evaluation_batches(own.test, config.input_size[-1]))
+    resolution = config.input_size[-1]
+    answers = answers_of(model, own.evaluation_batches(own.test, resolution))
+    found = {"network": name, "resolution": resolution, **answers.quality._asdict()}
+    if arguments.robustness:
+        spoilt = robustness(
+            model, own, resolution, arguments.robustness_images, arguments.pgd_epsilon / 255, arguments.seed
+        )
+        found |= {"corrupted": spoilt.corrupted, "pgd": spoilt.pgd, "robustness": dataclasses.asdict(spoilt)}
     model.cpu()
-    return {"resolution": config.input_size[-1], **found._asdict(), **costs}
+    if arguments.int8:
+        in_int8 = answers_in_int8(subnet, own, arguments.seed)
+        same = (in_int8.classes[:, 0] == answers.classes[:, 0]).double().mean().item()
+        found |= {"int8_top1": in_int8.quality.top1, "int8_agreement": same}
+    if arguments.output:
+        folder = arguments.output / name.strip("./").replace("/", "-").replace("=", "-")
+        write_answers(folder, answers, config.classes, data.test, arguments.errors)
+    return Judged(found | costs, answers)
+
+
+def answers_in_int8(subnet: Subnet, data: ImageData, seed: int) -> Answers:
+    """Those of the network as the file model.int8.onnx of `supernet extract`, to the test images."""
+    resolution = subnet.config.input_size[-1]
+    batches = data.calibration_batches(resolution, CALIBRATION_IMAGES, seed)
+    network = quantise(subnet.model, [(images,) for images, *_ in batches])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.int8.onnx")
+        export_int8(network, path, subnet.config.example(), names=subnet.config, dynamic_batch=True)
+        return answers_of(onnx_runner(path), data.evaluation_batches(data.test, resolution))
+
+
+class Pair(NamedTuple):
+    """A network beside the first one, on the same images."""
+
+    network: str
+    first: str
+    difference: float  # of the accuracies, from -1 to 1; above 0 the network is better than the first
+    p_value: float  # McNemar's, two-sided, corrected by Holm for the number of networks
+
+    def __str__(self) -> str:
+        points = f"{100 * abs(self.difference):.2f} points {'above' if self.difference > 0 else 'below'}"
+        is_found = self.p_value < LEVEL
+        verdict = f"{points} {self.first}" if is_found else f"not distinguishable from {self.first} ({points} it)"
+        return f"{self.network}: {verdict}, p = {self.p_value:.2g}"
+
+
+def paired(answers: Mapping[str, Answers]) -> list[Pair]:
+    """Each network but the first beside the first."""
+    if len(answers) < 2:
+        return []
+    (first, reference), *others = ((name, own.right.double().numpy()) for name, own in answers.items())
+    p_values = holm([difference_p_value(reference, right) for _, right in others])
+    return [
+        Pair(name, first, float(right.mean() - reference.mean()), float(p_value))
+        for (name, right), p_value in zip(others, p_values)
+    ]
 
 
 def file_bytes(name: str, subnet: Subnet) -> int:
@@ -171,21 +260,37 @@ def medians_ms(timers: Sequence[Timer], rounds: int, runs: int) -> list[float]:
     return np.median(np.array(turns), axis=(0, 2)).tolist()
 
 
-HEADINGS = {
-    "network": "network",
-    "resolution": "pixels",
-    "top1": "top-1",
-    "top5": "top-5",
-    "calibration_error": "calibration error",
-    "macs": "MACs",
-    "parameters": "parameters",
-    "stored_bytes": "bytes",
-    "latency_ms": "ms",
+PERCENT = {
+    "top1": "top-1 (%)",
+    "top5": "top-5 (%)",
+    "calibration_error": "calibration error (%)",
+    "corrupted": "spoilt (%)",
+    "pgd": "attacked (%)",
+    "int8_top1": "int8 top-1 (%)",
+    "int8_agreement": "int8 agrees (%)",
 }
+COUNTS = {"macs": "MACs", "parameters": "parameters", "stored_bytes": "bytes"}
+PLAIN = {"resolution": "pixels", "latency_ms": "ms"}
+UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 
-def table(rows: Sequence[dict[str, float | str]], title: str) -> Table:
-    found = Table(*(HEADINGS.get(name, name.replace("_", " ")) for name in rows[0]), title=title)
-    for row in rows:
-        found.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
+    """A row each; a column has one unit, by its largest value."""
+    found = Table(Column("network", overflow="fold"), title=title)
+    columns = [[row["network"] for row in rows]]
+    for name in (name for name, value in rows[0].items() if name != "network" and not isinstance(value, dict)):
+        values = [row[name] for row in rows]
+        if name in COUNTS:
+            scale, unit = next((own for own in UNITS if own[0] <= max(values)), UNITS[-1])
+            heading = f"{COUNTS[name]} ({unit})" if unit else COUNTS[name]
+            columns.append([f"{value / scale:.4g}" for value in values])
+        elif name in PERCENT:
+            heading = PERCENT[name]
+            columns.append([f"{100 * value:.2f}" for value in values])
+        else:
+            heading = PLAIN.get(name, name.replace("_", " "))
+            columns.append([f"{value:.4g}" for value in values])
+        found.add_column(heading, justify="right")
+    for row in zip(*columns):
+        found.add_row(*row)
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -105,11 +105,13 @@ class Answers:
         return wrong[order][:count].tolist()
 
 
-def answers_of(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Answers:
-    """The answers of `model`, in eval mode, to images [N, C, R, R] with labels [N], which keep five classes an image in
-    memory, and no image; ValueError if there are no images."""
-    device = next(model.parameters()).device
-    model.eval()
+def answers_of(model: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> Answers:
+    """The answers of `model` to images [N, C, R, R] with labels [N], which keep five classes an image in memory, and no
+    image. A module runs where it is, in eval mode, any other function on the CPU. ValueError if there are no images."""
+    device = torch.device("cpu")
+    if isinstance(model, nn.Module):
+        device = next(model.parameters()).device
+        model.eval()
     found, num_classes = [], 0
     with torch.inference_mode():
         for images, labels in batches:
