@@ -10,3 +10,7 @@ def first_line(error: BaseException) -> str:
         return f"there is no {error}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+
+
+class Unattainable(ValueError):
+    """Nothing keeps within the limits that were asked for."""

@@ -41,6 +41,7 @@ from compress.quantisation.ranges import CALIBRATION_IMAGES
 from predictors import prepare, this_device
 from predictors.device import Device
 from predictors.measuring.runtimes import Timer
+from predictors.measuring.turns import turns_ms
 from search.certainty import LEVEL, difference_p_value, holm
 from supernet.answers.answers import Answers, answers_of
 from supernet.artifacts import provenance
@@ -256,8 +257,7 @@ def latencies_ms(subnets: Sequence[Subnet], device: Device, rounds: int = 10, ru
 
 def medians_ms(timers: Sequence[Timer], rounds: int, runs: int) -> list[float]:
     """Median milliseconds of each timer over `rounds` turns of `runs`, each turn after a run to warm up."""
-    turns = [[timer(runs + 1)[1:] for timer in timers] for _ in range(rounds + 1)][1:]
-    return np.median(np.array(turns), axis=(0, 2)).tolist()
+    return np.median(turns_ms(timers, rounds, runs), axis=(0, 2)).tolist()
 
 
 PERCENT = {

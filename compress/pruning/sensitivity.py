@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,16 +33,17 @@ def sensitivity(
     example: Tensor,
     evaluate: Callable[[nn.Module], float],
     fractions: Sequence[float] = FRACTIONS,
-    importance: Importance = "l1",
+    importance: Importance | Mapping[str, Tensor] = "l1",
 ) -> list[PrunedLayer]:
     """For the channels of each layer and each of the `fractions`, how well `model` does without that part of them, the
-    least important, by `evaluate`, which gets a plain module in eval mode.
+    least important, by `evaluate`, which gets a plain module in eval mode. `importance` is as in
+    `supernet.channels.importance.order_channels`.
 
     Channels that other layers share go there as well. One stays at least. `evaluate` is called once for all fractions
     that take nothing away. `model` stays as it is; images are like `example` [B, C, H, W].
     """
     channels = trace(model, example).channels
-    scores = channel_scores(model, channels, importance)
+    scores = channel_scores(model, channels, importance) if isinstance(importance, str) else importance
     whole = evaluate(model)
     rows = []
     for group in channels:

@@ -16,6 +16,7 @@ from compress.quantisation.network import Quantisation, Quantised
 from compress.quantisation.points import layers
 from compress.sensitivity import Sensitivity, logits, sensitivities
 from supernet.artifacts.export import onnx_runner
+from supernet.errors import Unattainable
 
 # N images
 
@@ -103,11 +104,11 @@ class Candidates:
         (`compress.quantisation.give_back`). A limit on bytes without one on the drop is used up, so that the summed
         divergence of all layers is least. `milliseconds` measures a file.
 
-        ValueError, with the nearest there is, if nothing keeps within all limits.
+        Unattainable, a ValueError, with the nearest there is, if nothing keeps within all limits.
         """
         int8 = self({})
         if int8.bytes > limits.stored_bytes:
-            raise ValueError(
+            raise Unattainable(
                 f"in int8 the network takes {int8.bytes} bytes, more than stored_bytes={limits.stored_bytes:g}: take a "
                 "smaller network, or supernet compress"
             )
@@ -121,7 +122,7 @@ class Candidates:
         elif found:
             chosen = self._by_drop(found, int8, limits)
         if math.isfinite(limits.milliseconds) and (taken := milliseconds(chosen.path)) > limits.milliseconds:
-            raise ValueError(
+            raise Unattainable(
                 f"what keeps within the other limits takes {taken:.3g} ms, more than milliseconds="
                 f"{limits.milliseconds:g}, and all of it in int8 {milliseconds(int8.path):.3g} ms with a drop of "
                 f"{int8.drop.points:.2f} points: loosen a limit, or train for int8 (supernet finetune --precision int8)"
@@ -137,7 +138,7 @@ class Candidates:
         if nearest.bytes > limits.stored_bytes:
             nearest = self._by_bytes(found, int8, limits)
         if nearest.drop.points > limits.accuracy_drop:
-            raise ValueError(
+            raise Unattainable(
                 f"within the limits the drop is {nearest.drop.points:.2f} points at least, and {nearest.bytes} bytes "
                 f"are taken for it: loosen accuracy_drop={limits.accuracy_drop:g} or stored_bytes, or train for int8 "
                 "(supernet finetune --precision int8)"

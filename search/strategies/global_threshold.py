@@ -15,7 +15,7 @@ from compress.pruning.threshold import above_threshold, global_threshold, quanti
 from search.problem import Problem
 from supernet.artifacts.runs import Job
 from supernet.channels import trace
-from supernet.channels.importance import Importance, channel_scores
+from supernet.channels.importance import Importance, comparable_scores
 from supernet.families import Family
 from supernet.space import Arch, SearchSpace
 from supernet.supernet import Supernet
@@ -66,10 +66,7 @@ def width_scores(space: SearchSpace, net: Supernet, family: Family, importance: 
             "global_threshold needs the widths of single layers as choices, as the spaces timm and from_timm have "
             "them; search this space by another strategy"
         )
-    scores = channel_scores(model, groups, importance, relative=importance != "bn_scale")
-    if importance != "bn_scale":
-        scores = {name: score / score.mean().clamp_min(1e-12) for name, score in scores.items()}
-    return {f"{name}.width": score for name, score in scores.items()}
+    return {f"{name}.width": score for name, score in comparable_scores(model, groups, importance).items()}
 
 
 def arch_of(space: SearchSpace, counts: Mapping[str, int]) -> Arch:

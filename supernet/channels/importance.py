@@ -72,6 +72,26 @@ def channel_scores(
     return found
 
 
+def comparable_scores(
+    model: nn.Module,
+    channels: Iterable[Channels],
+    importance: Importance | Literal["activations"],
+    batches: Iterable[tuple[Tensor, ...]] = (),
+) -> dict[str, Tensor]:
+    """How much each of these channels of `model` matters, [O] by the channels' name, comparable over all of them, as
+    one threshold for all layers needs it.
+
+    "bn_scale" as it is (network slimming), and "activations", which are `activation_scores` on `batches`; of the others
+    each channel's score over the mean of its layer.
+    """
+    if importance == "activations":
+        return activation_scores(model, channels, batches)
+    if importance == "bn_scale":
+        return channel_scores(model, channels, importance, relative=False)
+    scores = channel_scores(model, channels, importance)
+    return {name: score / score.mean().clamp_min(1e-12) for name, score in scores.items()}
+
+
 def activation_scores(
     model: nn.Module, channels: Iterable[Channels], batches: Iterable[tuple[Tensor, ...]]
 ) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from supernet.families.attentive_nas import alphanet
 from supernet.families.autoformer import autoformer_tiny
 from supernet.families.ensemble import ensemble
 from supernet.families.family import Description, Family, describe
+from supernet.families.mixed_precision import mixed_precision
 from supernet.families.mobilenet_v3 import mobilenet_v3_micro, ofa_mobilenet_v3
 from supernet.families.nas_bench_201 import nasbench201
 from supernet.families.nas_bench_macro import nasbench_macro
@@ -17,13 +18,16 @@ from supernet.families.resnet import ofa_resnet50
 from supernet.families.shufflenet import shufflenet_spos
 from supernet.families.timm_models import just_timm
 from supernet.families.traced.models import from_model, from_timm
+from supernet.families.traced.narrowed import narrowed
 
 FAMILIES: dict[str, Callable[..., Family]] = {
     "alphanet": alphanet,
     "autoformer_tiny": autoformer_tiny,
     "ensemble": ensemble,
     "from_timm": from_timm,
+    "mixed_precision": mixed_precision,
     "mobilenet_v3_micro": mobilenet_v3_micro,
+    "narrowed": narrowed,
     "nasbench201": nasbench201,
     "nasbench_macro": nasbench_macro,
     "ofa_mobilenet_v3": ofa_mobilenet_v3,

@@ -58,6 +58,7 @@ class Family:
     weights_classes: Callable[[Sequence[str]], tuple[str, ...] | None] | None = None  # that `weights` tell apart
     task: Task = None  # type: ignore[assignment]  # Classification where it is not given
     inputs: Callable[[Arch], tuple] | None = None
+    counts: Mapping[str, Callable[[Arch], float]] = field(default_factory=dict)  # further costs, see `search.counts`
 
     def __post_init__(self):
         if self.inputs is None and self.input_size is None and "resolution" not in self.space.choices:

@@ -21,7 +21,12 @@ SPACES["ofa_mobilenet_v3(1.2, kernel_transform)"] = partial(
 SPACES["shufflenet_spos"] = partial(FAMILIES["shufflenet_spos"], input_size=32, channel_search=True, affine=True)
 
 
-LARGE = ("alphanet", "ofa_resnet50", "ofa_mobilenet_v3")  # the transformed ofa_mobilenet_v3 is built as they are
+LARGE = (
+    "alphanet",
+    "mixed_precision",
+    "ofa_resnet50",
+    "ofa_mobilenet_v3",
+)  # the transformed ofa_mobilenet_v3 is built as they are
 
 
 @pytest.fixture(
