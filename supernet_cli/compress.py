@@ -41,7 +41,11 @@ class Arguments(Training):
 
 
 def main() -> None:
-    arguments = parse(Arguments, __doc__, settings, CompressJob, beside)
+    compress(parse(Arguments, __doc__, settings, CompressJob, beside))
+
+
+def compress(arguments: Arguments) -> None:
+    """What the command does."""
     output, job = arguments.output, arguments.job
     if arguments.subnet is None and not arguments.resume:
         raise ValueError("say which subnet to compress: --subnet FOLDER")

@@ -75,7 +75,11 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    extract(tyro.cli(Arguments, description=__doc__))
+
+
+def extract(arguments: Arguments) -> None:
+    """What the command does."""
     if (arguments.output / "config.json").exists():
         raise ValueError(f"{arguments.output} holds a subnet already; name another folder")
     device = pick_device(arguments.device)

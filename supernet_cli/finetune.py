@@ -45,7 +45,11 @@ class ForAPrecision(Arguments):
 
 
 def main() -> None:
-    arguments = parse(ForAPrecision, __doc__, for_a_precision, PrecisionJob)
+    finetune(parse(ForAPrecision, __doc__, for_a_precision, PrecisionJob))
+
+
+def finetune(arguments: ForAPrecision) -> None:
+    """What the command does."""
     if arguments.subnet is None:
         raise ValueError("say which subnet to train on: --subnet FOLDER")
     train(arguments, run_precision_job)

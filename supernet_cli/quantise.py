@@ -81,7 +81,11 @@ class Arguments:
 def main() -> None:
     job = said_job()
     default = Arguments(job.data, tyro.MISSING, tyro.MISSING, seed=job.train.seed, workers=job.execution.workers)
-    arguments = tyro.cli(Arguments, default=default, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    quantise(tyro.cli(Arguments, default=default, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)))
+
+
+def quantise(arguments: Arguments) -> None:
+    """What the command does."""
     limits = Limits.of(arguments.limits)
     require("onnxruntime")
     if arguments.calibration_images < 1 or arguments.choosing_images < 1:
@@ -97,10 +101,10 @@ def main() -> None:
         raise ValueError("int8 is judged on images with classes, and these data are something else")
     kept = {name: getattr(subnet.config, name) for name in ("mean", "std", "interpolation", "crop_pct")}
     data = dataclasses.replace(data, config=dataclasses.replace(data.config, **kept))
-    quantise(arguments, limits, subnet, data)
+    quantise_within(limits, arguments, subnet, data)
 
 
-def quantise(arguments: Arguments, limits: Limits, subnet: Subnet, data: ImageData) -> None:
+def quantise_within(limits: Limits, arguments: Arguments, subnet: Subnet, data: ImageData) -> None:
     """Quantise, choose, judge, measure, say and write."""
     size = subnet.config.input_size[-1]
     calibrating = data.calibration_batches(size, arguments.calibration_images, arguments.seed)

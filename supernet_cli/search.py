@@ -169,7 +169,11 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    search(tyro.cli(Arguments, description=__doc__))
+
+
+def search(arguments: Arguments) -> None:
+    """What the command does."""
     if arguments.strategy in SCORES and arguments.score == SearchJob.score:
         say(f"{arguments.strategy} is a score: --strategy {arguments.strategy} is read as --score {arguments.strategy}")
         arguments = dataclasses.replace(arguments, strategy=None, score=arguments.strategy)

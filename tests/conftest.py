@@ -70,6 +70,7 @@ SLOW = (
     "supernet_cli/test_latency.py",
     "supernet_cli/test_own_model.py",
     "supernet_cli/test_own_task.py",
+    "supernet_cli/test_pipeline.py",
     "supernet_cli/test_pruning.py",
     "supernet_cli/test_report.py",
     "supernet_cli/test_resume.py",

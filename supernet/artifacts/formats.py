@@ -157,4 +157,5 @@ HISTORY = Format(
 )
 ROOFLINE = Format("roofline of a device")
 DIAGNOSIS = Format("diagnosis")
+PIPELINE = Format("record of a pipeline")
 CHECKPOINT = Format("checkpoint of a training", prefix="supernet-checkpoint-")

@@ -1,0 +1,305 @@
+"""From a trained supernet to the file that a device keeps: search, extract, prune, train on, quantise, store.
+
+    supernet pipeline --run runs/mine --output pipelines/mine
+    supernet pipeline --run runs/mine --limits macs=2e6 --tune int8 --output pipelines/mine
+    supernet pipeline --run runs/mine --subnet subnets/mine --stages tune quantise --output pipelines/mine
+
+Each stage is a command (search and extract, prune, finetune, quantise, compress) on a folder of OUTPUT, and works on
+what the last one left that stays. After each, the test images give the accuracy with its standard error, and its drop;
+the file gives the bytes; and the network and the one before it are timed in turns by ONNX Runtime on this machine. A
+stage that makes the device slower is left out, and pruning, which costs accuracy, where it does not make it measurably
+faster: with the figures that say so. Writes OUTPUT/pipeline.json and OUTPUT/pipeline.svg. Killed, it goes on when it is
+started again in the same way. Two minutes for digits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import tyro
+
+from compress.container import load_compressed
+from compress.deep_compression import CompressConfig
+from compress.pipeline import Record, StageResult, plot_stages, read_record, reason_to_leave_out
+from compress.quantisation.limits import drop
+from compress.quantisation.training import INT8_FILE
+from compress.sensitivity import logits
+from predictors import this_device
+from predictors.measuring.runtimes import onnx_timer
+from predictors.measuring.turns import time_ratio, turns_ms
+from search.settings import SearchJob
+from supernet.artifacts.export import export_onnx, onnx_runner
+from supernet.artifacts.ownership import owned
+from supernet.artifacts.runs import Job, open_data
+from supernet.artifacts.subnet_config import read_subnet_config
+from supernet.errors import Unattainable
+from supernet.training.data import ImageData
+from supernet_cli import compress, extract, finetune, model_training, prune, quantise, search
+from supernet_cli.command_line import console
+
+StageName = Literal["prune", "tune", "quantise", "store"]
+FLOAT_FILE, STORED_FILE, DECODED_FILE = "model.onnx", "network.compressed", "decoded.onnx"
+TURNS = 40  # in which networks are timed
+
+
+@dataclass(frozen=True)
+class Arguments:
+    run: Path
+    """Folder of the training run."""
+    output: Path
+    """Folder for all stages."""
+    subnet: Path | None = None
+    """Folder of a subnet of the run to begin with, instead of a search."""
+    stages: tuple[StageName, ...] = ("prune", "tune", "quantise", "store")
+    """What is done with the subnet, in this order."""
+    limits: tuple[str, ...] = ()
+    """Limits of the search, as of `supernet search`."""
+    predictors: tuple[Path, ...] = ()
+    """Folders of latency predictors, one a device."""
+    evaluations: int = SearchJob.evaluations
+    """Architectures that the search evaluates."""
+    prune_limits: tuple[str, ...] = ()
+    """Limits of pruning, as of `supernet prune`; 70 % of the multiply-accumulates without any."""
+    prune_step: int | None = None
+    """Numbers of channels are multiples of it; by default what this device likes, measured."""
+    tune: Literal["fp32", "int8"] = "fp32"
+    """What the network is trained on for; int8 rounds in training, and what is quantised then is what was trained."""
+    epochs: int | None = None
+    """Epochs of training on; by default as of `supernet finetune`."""
+    quantise_limits: tuple[str, ...] = ("accuracy_drop=0.5",)
+    """Limits of quantisation, as of `supernet quantise`."""
+    bits: int = 8
+    """Bits of the codebooks of the stored file, 0 for none, as of `supernet compress --post-training`; none for weights
+    that were trained for int8, which are few values already."""
+    threads: int = 1
+    """Threads of ONNX Runtime where milliseconds are measured."""
+    space: str | None = None
+    """The run's space, said again if it is code of your own: path/to/file.py:function."""
+    seed: int = 0
+    """Seed of the search."""
+
+
+class Stage(NamedTuple):
+    """A stage: what makes its folder of the subnet's before it, if that is not there, and which files are its network
+    in."""
+
+    name: str
+    make: Callable[[Path, Path], object]
+    runs: str = FLOAT_FILE  # what ONNX Runtime runs
+    keeps: str | None = None  # what the device keeps; by default what it runs
+    must_be_faster: bool = False
+
+
+def main() -> None:
+    pipeline(tyro.cli(Arguments, description=__doc__))
+
+
+def pipeline(arguments: Arguments) -> None:
+    """What the command does."""
+    unknown = {"tune", "quantise"} - {*arguments.stages} if arguments.tune == "int8" else set()
+    if unknown:
+        raise ValueError(f"training for int8 is seen in the stages tune and quantise: --stages lacks {min(unknown)}")
+    job = model_training.job_of(arguments.run, "digits", arguments.space)
+    data = open_data(job.data, job.train.seed, job.execution.workers)
+    if not isinstance(data, ImageData):
+        raise ValueError("a pipeline is for images with classes, and the run's data are something else")
+    settings = json.loads(json.dumps(dataclasses.asdict(arguments) | {"output": None}, default=str))
+    device = this_device("onnxruntime", threads=arguments.threads)
+    with owned(arguments.output):
+        path = arguments.output / "pipeline.json"
+        record = read_record(path) if path.exists() else Record(settings, dataclasses.asdict(device))
+        if record.settings != settings:
+            changed = [name for name in settings if settings[name] != record.settings.get(name)]
+            raise ValueError(f"{path} was begun with other {', '.join(changed)}: name another folder")
+        judge = Judge(arguments, data)
+        for stage in stages(arguments, job):
+            if record.of(stage.name) is None:
+                record = record.with_stage(judge(stage, record.last))
+                record.write(path)
+            say(record.of(stage.name), arguments.output)
+        plot_stages(arguments.output / "pipeline.svg", record.stages)
+    last, name = record.last, record.device["name"]
+    console.print(
+        f"The network is {arguments.output / last.folder / last.file}; all stages, on {data.count(data.test)} test "
+        f"images and {name}, are in {path} and pipeline.svg beside it.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def stages(arguments: Arguments, job: Job) -> list[Stage]:
+    """What is done, in order."""
+    own = {
+        "prune": Stage("prune", lambda source, folder: _prune(arguments, source, folder), must_be_faster=True),
+        "tune": Stage("tune", lambda source, folder: _tune(arguments, job, source, folder)),
+        "quantise": Stage("quantise", lambda source, folder: _quantise(arguments, source, folder), INT8_FILE),
+        "store": Stage(
+            "store", lambda source, folder: _store(arguments, job, source, folder), DECODED_FILE, STORED_FILE
+        ),
+    }
+    return [Stage("extract", lambda _, folder: _extract(arguments, folder)), *(own[name] for name in arguments.stages)]
+
+
+class Judge:
+    """Makes a stage, and tells what it brought."""
+
+    def __init__(self, arguments: Arguments, data: ImageData) -> None:
+        self._output, self._data = arguments.output, data
+        self._device = this_device("onnxruntime", threads=arguments.threads)
+
+    def __call__(self, stage: Stage, before: StageResult | None) -> StageResult:
+        folder = self._output / stage.name
+        try:
+            stage.make(self._output / before.folder if before else folder, folder)
+        except Unattainable as error:
+            return StageResult(stage.name, left_out=str(error))
+        size = read_subnet_config(folder if (folder / "config.json").exists() else self._output / before.folder)
+        testing = list(self._data.evaluation_batches(self._data.test, size.input_size[-1]))
+        labels = torch.cat([labels for _, labels in testing])
+        own = logits(onnx_runner(folder / stage.runs), testing)
+        right = (own.argmax(1) == labels).double()
+        kept = folder / (stage.keeps or stage.runs)
+        result = StageResult(
+            stage.name,
+            folder=stage.name,
+            file=kept.name,
+            accuracy=right.mean().item(),
+            accuracy_error=(right.std() / len(right) ** 0.5).item(),
+            bytes=kept.stat().st_size,
+        )
+        networks = [folder / stage.runs] + ([self._output / before.folder / _runs(before)] if before else [])
+        turns = turns_ms([onnx_timer(path, self._device, (testing[0][0][:1],)) for path in networks], TURNS)
+        result = dataclasses.replace(result, milliseconds=float(np.median(turns[:, 0])))
+        if before is None:
+            return result
+        ratio = time_ratio(turns[:, 0], turns[:, 1])
+        lost = drop(logits(onnx_runner(networks[1]), testing), own, testing)
+        result = dataclasses.replace(
+            result,
+            drop=lost.points,
+            drop_error=lost.standard_error,
+            time_ratio=ratio.ratio,
+            time_ratio_error=ratio.standard_error,
+            verdict=ratio.verdict,
+        )
+        is_timed = stage.name != "tune"  # which changes values alone
+        return dataclasses.replace(
+            result, left_out=reason_to_leave_out(result, stage.must_be_faster) if is_timed else None
+        )
+
+
+def _runs(result: StageResult) -> str:
+    return DECODED_FILE if result.file == STORED_FILE else result.file
+
+
+def _extract(arguments: Arguments, folder: Path) -> None:
+    if (folder / "config.json").exists():
+        return
+    if arguments.subnet is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in sorted(arguments.subnet.iterdir(), key=lambda file: file.name == "config.json"):
+            if file.is_file():
+                (folder / file.name).write_bytes(file.read_bytes())
+        return
+    found = arguments.output / "search"
+    if not (found / "front.csv").exists():
+        history = found / "search.jsonl"
+        search.search(
+            search.Arguments(
+                run=arguments.run,
+                space=arguments.space,
+                output=found,
+                limits=arguments.limits,
+                predictors=arguments.predictors,
+                evaluations=arguments.evaluations,
+                population=min(100, arguments.evaluations),
+                seed=arguments.seed,
+                resume=history.exists(),
+                measure=False,
+            )
+        )
+    extract.extract(extract.Arguments(arguments.run, folder, history=found / "search.jsonl", space=arguments.space))
+
+
+def _prune(arguments: Arguments, source: Path, folder: Path) -> None:
+    if not (folder / "config.json").exists():
+        job = model_training.job_of(arguments.run, "digits", arguments.space)
+        prune.prune(
+            prune.Arguments(
+                job.data,
+                str(source),
+                folder,
+                limits=arguments.prune_limits,
+                step=arguments.prune_step,
+                threads=arguments.threads,
+                workers=job.execution.workers,
+                seed=job.train.seed,
+            )
+        )
+
+
+def _tune(arguments: Arguments, job: Job, source: Path, folder: Path) -> None:
+    known = argparse.Namespace(subnet=source, space=arguments.space)
+    training = dataclasses.replace(finetune.for_a_precision(job, known), precision=arguments.tune)
+    if arguments.epochs is not None:
+        training = dataclasses.replace(training, train=dataclasses.replace(training.train, epochs=arguments.epochs))
+    asked = finetune.ForAPrecision(training, folder, run=arguments.run, subnet=source, resume=True)
+    if not (folder / "config.json").exists():
+        finetune.finetune(asked)
+    elif (trained := model_training.within(folder) / INT8_FILE).exists():
+        finetune.take_along(trained, asked)
+
+
+def _quantise(arguments: Arguments, source: Path, folder: Path) -> None:
+    if (folder / "config.json").exists():
+        return
+    if arguments.tune == "int8" and (source / INT8_FILE).exists() and source.name == "tune":
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (INT8_FILE, FLOAT_FILE, "model.safetensors", "config.json"):
+            (folder / name).write_bytes((source / name).read_bytes())
+        return
+    job = model_training.job_of(arguments.run, "digits", arguments.space)
+    quantise.quantise(
+        quantise.Arguments(
+            job.data,
+            str(source),
+            folder,
+            limits=arguments.quantise_limits,
+            space=arguments.space,
+            threads=arguments.threads,
+            workers=job.execution.workers,
+            seed=job.train.seed,
+        )
+    )
+
+
+def _store(arguments: Arguments, job: Job, source: Path, folder: Path) -> None:
+    known = argparse.Namespace(subnet=source, space=arguments.space)
+    file = folder / STORED_FILE
+    if not file.exists():
+        bits = 0 if arguments.tune == "int8" else arguments.bits  # weights in steps are stored exactly
+        as_it_is = CompressConfig(bits=bits, post_training=True)
+        training = dataclasses.replace(compress.settings(job, known), compress=as_it_is)
+        compress.compress(compress.Arguments(training, file, run=arguments.run, subnet=source, resume=True))
+    model, config = load_compressed(file, space=arguments.space)
+    export_onnx(model, folder / DECODED_FILE, config.example(), names=config, dynamic_batch=True)
+
+
+def say(result: StageResult, output: Path) -> None:
+    """One line on a stage."""
+    if result.accuracy is None:
+        return console.print(f"{result.stage}: left out. {result.left_out}", highlight=False, soft_wrap=True)
+    told = f"{result.stage}: {result.accuracy:.2%} right, give or take {result.accuracy_error:.2%}"
+    told += f"; {result.bytes:,} bytes; {result.milliseconds:.3g} ms"
+    if result.time_ratio is not None:
+        told += f", {result.time_ratio:.3f} of before, give or take {result.time_ratio_error:.3f} ({result.verdict})"
+    told += f". Left out, {result.left_out}" if result.left_out else ""
+    return console.print(told, highlight=False, soft_wrap=True)
