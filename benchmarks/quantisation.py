@@ -14,6 +14,8 @@ onnxruntime   what `onnxruntime.quantization.quantize_static` makes of it: by ch
 extremes      int8 with ranges from the least to the largest value (`compress.quantisation`)
 int8          with ranges of least squared error, what `supernet quantise` and `supernet extract` write
 mixed         that with layers given back, in the order of their divergence on calibrating photographs
+budget        that with 30 % of fp32's bytes used up, so that the summed divergence of layers is least: what `supernet
+              quantise --limits stored_bytes=...` does, which asks no labels and no photographs that choose
 weights       weights in 8 bits, activations in float
 
 Standard errors are over judging photographs, the draws of each averaged first, those of a drop of paired differences.
@@ -42,9 +44,9 @@ from report import report
 from rich.progress import track
 from torch import Tensor
 
-from compress.quantisation import Quantisation, Quantised, activation_ranges, export_int8, layers
-from compress.quantisation.give_back import fewest_steps, steps_back
-from compress.sensitivity import sensitivities
+from compress.quantisation import Quantisation, Quantised, Range, activation_ranges, export_int8, layers
+from compress.quantisation.give_back import bytes_of_weight, fewest_steps, least_divergence, steps_back
+from compress.sensitivity import Sensitivity, sensitivities
 from predictors import Device
 from predictors.measuring.runtimes import onnx_timer
 from supernet.artifacts.deployment import deployed
@@ -52,7 +54,8 @@ from supernet.artifacts.export import export_onnx, onnx_runner
 
 BATCH = 25
 ALLOWED = 0.005  # drop of accuracy on the photographs that choose
-VARIANTS = ("fp32", "onnxruntime", "extremes", "int8", "mixed", "weights")
+BUDGET = 0.3  # of fp32's bytes
+VARIANTS = ("fp32", "onnxruntime", "extremes", "int8", "mixed", "budget", "weights")
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,9 @@ class Measured:
 
         back: Mapping = dict.fromkeys(layers(self._model), "weights") if variant == "weights" else {}
         write(back)
+        if variant == "budget":
+            back = self._within_budget(path.stat().st_size, self._sensitivities(draw, ranges, calibrating))
+            write(back)
         if variant != "mixed":
             return back
         labels, images = self._labels[choosing], self._photos[choosing]
@@ -182,13 +188,20 @@ class Measured:
             return accuracy(run(path, images), labels) >= least
 
         if not fits(back):
-            ranking = calibrating[: self._arguments.ranking]
-            batch = [(self._photos[ranking], self._labels[ranking])]
-            found = self._kept(f"sensitivities-{draw}", lambda: list(sensitivities(self._model, ranges, batch)))
-            steps = steps_back(found)
+            steps = steps_back(self._sensitivities(draw, ranges, calibrating))
             back = fewest_steps(steps, fits) or steps[-1]
             write(back)
         return back
+
+    def _sensitivities(self, draw: int, ranges: Mapping[str, Range], calibrating: Tensor) -> list[Sensitivity]:
+        ranking = calibrating[: self._arguments.ranking]
+        batch = [(self._photos[ranking], self._labels[ranking])]
+        return self._kept(f"sensitivities-{draw}", lambda: list(sensitivities(self._model, ranges, batch)))
+
+    def _within_budget(self, int8_bytes: int, found: Sequence[Sensitivity]) -> Mapping[str, str]:
+        of_weights = sum(bytes_of_weight(layers(self._model)[layer], "int8") for layer in {own.layer for own in found})
+        limit = BUDGET * self._path(0, "fp32").stat().st_size
+        return least_divergence(found, self._model, limit - (int8_bytes - of_weights))
 
     def _kept(self, name: str, compute: Callable[[], object]) -> object:
         file = self._arguments.output / f"{name}-{self._arguments.resolution}.pt"
