@@ -4,6 +4,8 @@
     supernet finetune --subnet subnets/mine --run runs/mine --output subnets/tuned --teacher subnets/big --kl 1
     supernet finetune --subnet subnets/mine --recipe cifar10 --root other_images/ --output subnets/transferred
     supernet finetune --subnet subnets/mine --run runs/mine --output subnets/mine8 --precision int8
+    supernet finetune --subnet subnets/mine --run runs/mine --output subnets/gated --gates 1 --teacher subnets/mine \
+        --labels 0 --kl 1 --ema-decay None
 
 By default with a tenth of the run's or the recipe's learning rate, for a fifth of its epochs, without warm-up. Images
 are prepared as the subnet has it, those of a dataset of your own as that has it. Where they have other classes, by
@@ -11,8 +13,8 @@ name, the classifier starts anew; where they have the same in another order, it 
 accuracy on the test images before and after; writes the output folder as `supernet extract` does, and the run in
 training/ within it. With --peers and --mutual other subnets go on beside it, and they learn from each other (supernet
 train-standalone). With --precision int8 weights and activations are rounded in training, and model.int8.onnx computes
-what was trained; model.safetensors has the rounded weights, and model.onnx computes on them in float. Seconds for
-digits.
+what was trained; model.safetensors has the rounded weights, and model.onnx computes on them in float. With
+--gates the channels whose gates close are taken away (docs/methods/pruning.md). Seconds for digits.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ from typing import Annotated
 import torch
 import tyro
 
+from compress.fine_tuning import FineTuningJob, run_fine_tuning
 from compress.quantisation.limits import Batches
-from compress.quantisation.training import INT8_FILE, PrecisionJob, run_precision_job
+from compress.quantisation.training import INT8_FILE
 from compress.sensitivity import logits
 from supernet.artifacts.export import onnx_runner
 from supernet.artifacts.runs import open_data
@@ -40,25 +43,25 @@ from supernet_cli.model_training import Arguments, as_kind, parse, train, within
 
 
 @dataclass(frozen=True)
-class ForAPrecision(Arguments):
-    job: Annotated[PrecisionJob, tyro.conf.arg(name="")]
+class FineTuning(Arguments):
+    job: Annotated[FineTuningJob, tyro.conf.arg(name="")]
 
 
 def main() -> None:
-    finetune(parse(ForAPrecision, __doc__, for_a_precision, PrecisionJob))
+    finetune(parse(FineTuning, __doc__, fine_tuning, FineTuningJob))
 
 
-def finetune(arguments: ForAPrecision) -> None:
+def finetune(arguments: FineTuning) -> None:
     """What the command does."""
     if arguments.subnet is None:
         raise ValueError("say which subnet to train on: --subnet FOLDER")
-    train(arguments, run_precision_job)
+    train(arguments, run_fine_tuning)
     trained = within(arguments.output) / INT8_FILE
     if arguments.job.precision == "int8" and trained.exists():  # in the first process
         take_along(trained, arguments)
 
 
-def take_along(trained: Path, arguments: ForAPrecision) -> None:
+def take_along(trained: Path, arguments: FineTuning) -> None:
     """Put the file in int8 beside the model, and say what it is worth."""
     file = arguments.output / INT8_FILE
     trained.replace(file)
@@ -70,8 +73,8 @@ def take_along(trained: Path, arguments: ForAPrecision) -> None:
     console.print(f"{file}: {right:.2%} of the test images are right", highlight=False, soft_wrap=True)
 
 
-def for_a_precision(job, known) -> PrecisionJob:
-    return as_kind(PrecisionJob, settings(job, known))
+def fine_tuning(job, known) -> FineTuningJob:
+    return as_kind(FineTuningJob, settings(job, known))
 
 
 def settings(job, known) -> ModelJob:

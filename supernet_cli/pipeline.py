@@ -248,10 +248,10 @@ def _prune(arguments: Arguments, source: Path, folder: Path) -> None:
 
 def _tune(arguments: Arguments, job: Job, source: Path, folder: Path) -> None:
     known = argparse.Namespace(subnet=source, space=arguments.space)
-    training = dataclasses.replace(finetune.for_a_precision(job, known), precision=arguments.tune)
+    training = dataclasses.replace(finetune.fine_tuning(job, known), precision=arguments.tune)
     if arguments.epochs is not None:
         training = dataclasses.replace(training, train=dataclasses.replace(training.train, epochs=arguments.epochs))
-    asked = finetune.ForAPrecision(training, folder, run=arguments.run, subnet=source, resume=True)
+    asked = finetune.FineTuning(training, folder, run=arguments.run, subnet=source, resume=True)
     if not (folder / "config.json").exists():
         finetune.finetune(asked)
     elif (trained := model_training.within(folder) / INT8_FILE).exists():

@@ -11,9 +11,10 @@ gates become 0 and not merely small.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from supernet.families.traced.kept_sizes import keep_sizes
 from supernet.training.cohort import train_models
 from supernet.training.data import Data
 from supernet.training.execution import DEFAULT, Execution
+from supernet.training.loop import StepResult
 from supernet.training.loop.config import LoopConfig
 
 # B batch, C channels, H = W pixels, O output channels
@@ -104,7 +106,14 @@ def fold_gates(model: nn.Module) -> nn.Module:
     return model
 
 
-def without_closed(model: nn.Module, gates: Gates) -> nn.Module:
+class Left(NamedTuple):
+    """A network without the channels whose gates have closed."""
+
+    model: nn.Module
+    sizes: dict[str, int]  # how many channels are left behind gates, by the name of the channels
+
+
+def without_closed(model: nn.Module, gates: Gates) -> Left:
     """`model` with its gates folded and the channels of closed ones taken away, in place; of a layer one stays.
 
     It computes what it did, where activations behind BatchNorm are 0 at 0, as ReLU and SiLU are.
@@ -112,8 +121,9 @@ def without_closed(model: nn.Module, gates: Gates) -> nn.Module:
     scores = {name: value.detach().abs() for name, value in gates.values.items()}
     fold_gates(model)
     order_channels(model, gates.channels.values(), scores)
-    sizes = {gates.channels[name]: max(count, 1) for name, count in gates.open.items()}
-    return keep_sizes(model, lambda module: narrow(module, sizes))
+    sizes = {name: max(count, 1) for name, count in gates.open.items()}
+    left = {gates.channels[name]: size for name, size in sizes.items()}
+    return Left(keep_sizes(model, lambda module: narrow(module, left)), sizes)
 
 
 def train_gated(
@@ -128,7 +138,9 @@ def train_gated(
     objective: Objective = BY_TEACHER,
     execution: Execution = DEFAULT,
     resume: bool = False,
-) -> nn.Module:
+    on_step: Callable[[StepResult], None] = lambda result: None,
+    on_begin: Callable[[], None] = lambda: None,
+) -> Left:
     """Train `model` with gates to answer as `teacher` does, and take the channels away whose gates have closed.
 
     `penalty` is lambda, of a channel that costs the mean. The optimizer moves gates as it does scales of BatchNorm,
@@ -136,7 +148,7 @@ def train_gated(
     `supernet.training.cohort.train_models`, but that a moving average of weights, in which no gate is 0, is refused.
     """
     if config.ema_decay:
-        raise ValueError("gates do not close in a moving average: train without ema_decay")
+        raise ValueError("gates do not close in a moving average: train without ema_decay (--ema-decay None)")
     gates = add_gates(model, example)
     (trained,) = train_models(
         [model],
@@ -148,6 +160,8 @@ def train_gated(
         teacher,
         execution=execution,
         resume=resume,
+        on_step=on_step,
+        on_begin=on_begin,
         proximal=lambda lr: gates.shrink(lr * penalty),
     )
     return without_closed(trained.eval(), gates)

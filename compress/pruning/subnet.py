@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from compress.pruning.threshold import above_threshold, global_threshold
 from supernet.artifacts.subnet import Subnet
+from supernet.artifacts.subnet_config import SubnetConfig
 from supernet.channels import Channels, narrow, trace
 from supernet.channels.importance import order_channels
 from supernet.costs import count_macs, count_parameters
@@ -66,18 +67,22 @@ def pruned(subnet: Subnet, channels: list[Channels], sizes: Sizes, scores: Mappi
     Its space is `supernet.families.traced.narrowed`. BatchNorm's shift of a channel that is gone is gone with it:
     recalibrate, or train on. ValueError for a subnet whose space is not of this package.
     """
-    model, config = subnet
-    model = smaller(model, channels, sizes, scores)
-    options = {
-        "space": config.space,
-        "options": config.space_options,
-        "arch": config.arch,
-        "channels": {own.name: sizes[own.name] for own in channels if sizes.get(own.name, own.size) < own.size},
-    }
-    facts = {"macs": count_macs(model, config.example()), "parameters": count_parameters(model)}
-    arch = {"resolution": config.input_size[-1]}
+    model = smaller(subnet.model, channels, sizes, scores)
+    taken = {own.name: sizes[own.name] for own in channels if sizes.get(own.name, own.size) < own.size}
+    return Subnet(model, narrowed_config(subnet.config, model, taken))
+
+
+def narrowed_config(config: SubnetConfig, model: nn.Module, sizes: Mapping[str, int]) -> SubnetConfig:
+    """That of `model`, which is the subnet of `config` with so many channels left as `sizes` says of those that became
+    fewer. ValueError for a subnet whose space is not of this package."""
+    options = {"space": config.space, "options": config.space_options, "arch": config.arch, "channels": dict(sizes)}
     narrowed = dataclasses.replace(
-        config, space="narrowed", space_options=json.dumps(options), arch=arch, facts=facts, space_sha256=None
+        config,
+        space="narrowed",
+        space_options=json.dumps(options),
+        arch={"resolution": config.input_size[-1]},
+        facts={"macs": count_macs(model, config.example()), "parameters": count_parameters(model)},
+        space_sha256=None,
     )
     narrowed.family()
-    return Subnet(model, narrowed)
+    return narrowed

@@ -66,7 +66,7 @@ def test_what_is_tied_has_one_gate_and_closed_channels_go_without_a_trace(name):
     assert folded.state_dict().keys() == timm.create_model(name, num_classes=10).state_dict().keys()
     assert torch.equal(folded(images), gated)
     parameters = sum(parameter.numel() for parameter in folded.parameters())
-    pruned = without_closed(model, gates)
+    pruned = without_closed(model, gates).model
     torch.testing.assert_close(pruned(images), gated, rtol=1e-4, atol=1e-4)
     assert sum(parameter.numel() for parameter in pruned.parameters()) < 0.7 * parameters
 
@@ -77,7 +77,7 @@ def test_a_group_whose_gates_have_all_closed_keeps_a_channel():
     gates.shrink(100.0)
     images = torch.randn(SIZE)
     gated = model(images)
-    pruned = without_closed(model, gates)
+    pruned = without_closed(model, gates).model
     assert (pruned[0].out_channels, pruned[3].out_channels) == (1, 1)
     torch.testing.assert_close(pruned(images), gated)
 
@@ -87,7 +87,7 @@ def test_training_follows_the_teacher_and_closes_gates(tmp_path):
     config = LoopConfig(epochs=2, batch_size=16, warmup_epochs=0.0, lr=0.8, weight_decay=0.0)
     pruned = train_gated(
         chain(), chain(), torch.empty(SIZE), data, config, tmp_path, 3.0, execution=Execution(workers=0, eval_epochs=0)
-    )
+    ).model
     assert pruned[0].out_channels < 8
     assert not any(hasattr(module, "parametrizations") for module in pruned.modules())
     with pytest.raises(ValueError, match="gates do not close in a moving average"):
