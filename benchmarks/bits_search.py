@@ -132,7 +132,8 @@ def chosen(arguments: Arguments, arm: str, seed: int, folder: Path, family: Fami
 
 def supernet(arguments: Arguments, space: str, options: str, seed: int, folder: Path) -> Run:
     recipe = digits()
-    train = dataclasses.replace(recipe.train, epochs=arguments.epochs, seed=seed)
+    warmup_epochs = min(recipe.train.warmup_epochs, arguments.epochs / 4)
+    train = dataclasses.replace(recipe.train, epochs=arguments.epochs, warmup_epochs=warmup_epochs, seed=seed)
     execution = Execution(workers=0, eval_epochs=0)
     job = dataclasses.replace(recipe, space=space, space_options=options, train=train, execution=execution)
     return run_job(job, folder, resume=True)
@@ -183,7 +184,9 @@ def rounded_alone(model, name: str, bits: int, images, expected) -> float:
 
 def alone(arguments: Arguments, arch: Arch, seed: int, folder: Path, family: Family) -> float:
     recipe = digits()
-    train = dataclasses.replace(model_settings(recipe.train), epochs=arguments.alone, seed=seed, lr=0.1)
+    train = dataclasses.replace(
+        model_settings(recipe.train), epochs=arguments.alone, warmup_epochs=arguments.alone / 10, seed=seed, lr=0.1
+    )
     options = json.dumps({"bits": BITS})
     job = ModelJob(
         "mixed_precision", options, arch.to_json(), data=recipe.data, train=train,

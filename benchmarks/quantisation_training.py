@@ -115,7 +115,10 @@ def accuracies(arguments: Arguments, seed: int) -> dict[str, float]:
 
 def first_job(epochs: int, seed: int) -> ModelJob:
     recipe = digits()
-    train = dataclasses.replace(model_settings(recipe.train), epochs=epochs, seed=seed, lr=0.1)
+    warmup_epochs = min(recipe.train.warmup_epochs, epochs / 4)
+    train = dataclasses.replace(
+        model_settings(recipe.train), epochs=epochs, warmup_epochs=warmup_epochs, seed=seed, lr=0.1
+    )
     arch = mobilenet_v3_micro().space.smallest.to_json()
     return ModelJob(arch=arch, data=recipe.data, train=train, execution=Execution(workers=0, eval_epochs=0))
 

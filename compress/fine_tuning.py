@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from compress.pruning.gates import train_gated
 from compress.pruning.subnet import narrowed_config
 from compress.quantisation.training import PrecisionJob, run_precision_job
@@ -66,6 +68,6 @@ def run_fine_tuning(
             on_step=on_step,
             on_begin=begin,
         )
-        model = model.cpu().eval()
+        model = model.to("cpu", memory_format=torch.contiguous_format).eval()
         taken = {name: size for name, size in sizes.items() if size < before[name]}
         return Subnet(model, narrowed_config(config, model, taken))

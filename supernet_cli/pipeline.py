@@ -41,6 +41,7 @@ from supernet.artifacts.ownership import owned
 from supernet.artifacts.runs import Job, open_data
 from supernet.artifacts.subnet_config import read_subnet_config
 from supernet.errors import Unattainable
+from supernet.families.named import SPACES
 from supernet.training.data import ImageData
 from supernet_cli import compress, extract, finetune, model_training, prune, quantise, search
 from supernet_cli.command_line import console
@@ -108,6 +109,9 @@ def pipeline(arguments: Arguments) -> None:
     if unknown:
         raise ValueError(f"training for int8 is seen in the stages tune and quantise: --stages lacks {min(unknown)}")
     job = model_training.job_of(arguments.run, "digits", arguments.space)
+    if "prune" in arguments.stages and SPACES.is_own(job.space):
+        kept = " ".join(stage for stage in arguments.stages if stage != "prune")
+        raise ValueError(f"subnets of {job.space}, code of your own, are not pruned: say --stages {kept}")
     data = open_data(job.data, job.train.seed, job.execution.workers)
     if not isinstance(data, ImageData):
         raise ValueError("a pipeline is for images with classes, and the run's data are something else")

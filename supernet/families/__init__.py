@@ -16,6 +16,7 @@ from supernet.families.nas_bench_macro import nasbench_macro
 from supernet.families.ofa_checkpoint import load_ofa_checkpoint
 from supernet.families.resnet import ofa_resnet50
 from supernet.families.shufflenet import shufflenet_spos
+from supernet.families.shufflenet_v1 import shufflenet_v1
 from supernet.families.timm_models import just_timm
 from supernet.families.traced.models import from_model, from_timm
 from supernet.families.traced.narrowed import narrowed
@@ -33,6 +34,7 @@ FAMILIES: dict[str, Callable[..., Family]] = {
     "ofa_mobilenet_v3": ofa_mobilenet_v3,
     "ofa_resnet50": ofa_resnet50,
     "shufflenet_spos": shufflenet_spos,
+    "shufflenet_v1": shufflenet_v1,
     "timm": just_timm,
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,7 +31,8 @@ def shufflenet_v1(
     input_size: int = 224,
 ) -> Family:
     """The family of the ShuffleNet of `groups` with `scale` times its channels, at fractions of its width and depth as
-    `supernet.families.from_model` takes them: channels of a layer in groups become fewer in each group alike.
+    `supernet.families.from_model` takes them. The middle of a block varies in width where its channels are a multiple
+    of the square of the groups; elsewhere channels of one group before the shuffle are in parts of several behind it.
 
     The two strides of the first layers are 1 for images below 64 pixels. ValueError for a number of groups that the
     paper has no channels for, or for channels that are no multiple of four times the groups.
@@ -55,14 +57,16 @@ class ShuffleNet(nn.Module):
         in_chans: int,
         stride: int,
         drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
         self.conv_stem = nn.Conv2d(in_chans, STEM, 3, stride, 1, bias=False)
         self.bn_stem, self.pool_stem = nn.BatchNorm2d(STEM), nn.MaxPool2d(3, stride, 1)
         stages, into = [], STEM
         for index, (count, out) in enumerate(zip(BLOCKS, channels)):
+            rate = drop_path_rate * (index + 1) / len(BLOCKS)  # grows with the stage
             first = Block(into, out, groups, stride=2, is_first=index == 0)
-            stages.append(nn.Sequential(first, *(Block(out, out, groups) for _ in range(count - 1))))
+            stages.append(nn.Sequential(first, *(Block(out, out, groups, drop_path=rate) for _ in range(count - 1))))
             into = out
         self.stages = nn.Sequential(*stages)
         self.drop, self.classifier = nn.Dropout(drop_rate), nn.Linear(into, num_classes)
@@ -76,7 +80,9 @@ class Block(nn.Module):
     """Figure 2 (b) of the paper, and with a stride (c), where the input is pooled and put beside what comes out. The
     first convolution of the first block has no groups."""
 
-    def __init__(self, into: int, out: int, groups: int, stride: int = 1, is_first: bool = False) -> None:
+    def __init__(
+        self, into: int, out: int, groups: int, stride: int = 1, is_first: bool = False, drop_path: float = 0.0
+    ) -> None:
         super().__init__()
         middle, outer = out // 4, out - into if stride > 1 else out
         self.groups, self.stride = groups, stride
@@ -86,13 +92,13 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(middle)
         self.conv3 = nn.Conv2d(middle, outer, 1, groups=groups, bias=False)
         self.bn3 = nn.BatchNorm2d(outer)
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         main = F.relu(self.bn1(self.conv1(x)))
-        batch, channels, height, wide = main.shape
-        main = main.reshape(batch, self.groups, channels // self.groups, height, wide).transpose(1, 2)  # [B, C/G, G, ..]
-        main = main.reshape(batch, channels, height, wide)
+        grouped = main.unflatten(1, (self.groups, -1))  # [B, G, C / G, H, W]
+        main = grouped.transpose(1, 2).flatten(1, 2)
         main = self.bn3(self.conv3(self.bn2(self.conv2(main))))
         if self.stride > 1:
             return F.relu(torch.cat([F.avg_pool2d(x, 3, self.stride, 1), main], 1))
-        return F.relu(x + main)
+        return F.relu(x + self.drop_path(main))

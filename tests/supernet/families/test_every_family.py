@@ -18,6 +18,7 @@ SPACES = FAMILIES | {f"from_timm({name})": partial(from_timm, name, input_size=3
 SPACES["ofa_mobilenet_v3(1.2, kernel_transform)"] = partial(
     FAMILIES["ofa_mobilenet_v3"], width_mult=1.2, kernel_transform=True
 )
+SPACES["shufflenet_v1"] = partial(FAMILIES["shufflenet_v1"], groups=2, input_size=32)
 SPACES["shufflenet_spos"] = partial(FAMILIES["shufflenet_spos"], input_size=32, channel_search=True, affine=True)
 
 
