@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,16 +30,18 @@ import tyro
 from compress.container import load_compressed
 from compress.deep_compression import CompressConfig
 from compress.pipeline import Record, StageResult, plot_stages, read_record, reason_to_leave_out
-from compress.quantisation.limits import drop
+from compress.quantisation.limits import Drop, drop
 from compress.quantisation.training import INT8_FILE
 from compress.sensitivity import logits
 from predictors import this_device
 from predictors.measuring.runtimes import onnx_timer
 from predictors.measuring.turns import time_ratio, turns_ms
 from search.settings import SearchJob
+from supernet.artifacts.atomic import write_folder
 from supernet.artifacts.export import export_onnx, onnx_runner
 from supernet.artifacts.ownership import owned
 from supernet.artifacts.runs import Job, open_data
+from supernet.artifacts.subnet import load_subnet, save_subnet
 from supernet.artifacts.subnet_config import read_subnet_config
 from supernet.errors import Unattainable
 from supernet.families.named import SPACES
@@ -97,6 +100,7 @@ class Stage(NamedTuple):
     runs: str = FLOAT_FILE  # what ONNX Runtime runs
     keeps: str | None = None  # what the device keeps; by default what it runs
     must_be_faster: bool = False
+    only_values: bool = False  # of weights change, so that it computes as long as before
 
 
 def main() -> None:
@@ -143,7 +147,7 @@ def stages(arguments: Arguments, job: Job) -> list[Stage]:
     """What is done, in order."""
     own = {
         "prune": Stage("prune", lambda source, folder: _prune(arguments, source, folder), must_be_faster=True),
-        "tune": Stage("tune", lambda source, folder: _tune(arguments, job, source, folder)),
+        "tune": Stage("tune", lambda source, folder: _tune(arguments, job, source, folder), only_values=True),
         "quantise": Stage("quantise", lambda source, folder: _quantise(arguments, source, folder), INT8_FILE),
         "store": Stage(
             "store", lambda source, folder: _store(arguments, job, source, folder), DECODED_FILE, STORED_FILE
@@ -165,39 +169,39 @@ class Judge:
             stage.make(self._output / before.folder if before else folder, folder)
         except Unattainable as error:
             return StageResult(stage.name, left_out=str(error))
-        size = read_subnet_config(folder if (folder / "config.json").exists() else self._output / before.folder)
-        testing = list(self._data.evaluation_batches(self._data.test, size.input_size[-1]))
-        labels = torch.cat([labels for _, labels in testing])
-        own = logits(onnx_runner(folder / stage.runs), testing)
-        right = (own.argmax(1) == labels).double()
-        kept = folder / (stage.keeps or stage.runs)
+        config = read_subnet_config(folder if (folder / "config.json").exists() else self._output / before.folder)
+        testing = list(self._data.evaluation_batches(self._data.test, config.input_size[-1]))
+        file = folder / (stage.keeps or stage.runs)
+        networks = [folder / stage.runs] + ([self._output / before.folder / _runs(before)] if before else [])
+        answers = [logits(onnx_runner(path), testing) for path in networks]
+        turns = turns_ms([onnx_timer(path, self._device, (testing[0][0][:1],)) for path in networks], TURNS)
+        right = (answers[0].argmax(1) == torch.cat([labels for _, labels in testing])).double()
         result = StageResult(
             stage.name,
             folder=stage.name,
-            file=kept.name,
+            file=file.name,
             accuracy=right.mean().item(),
             accuracy_error=(right.std() / len(right) ** 0.5).item(),
-            bytes=kept.stat().st_size,
+            bytes=file.stat().st_size,
+            milliseconds=float(np.median(turns[:, 0])),
         )
-        networks = [folder / stage.runs] + ([self._output / before.folder / _runs(before)] if before else [])
-        turns = turns_ms([onnx_timer(path, self._device, (testing[0][0][:1],)) for path in networks], TURNS)
-        result = dataclasses.replace(result, milliseconds=float(np.median(turns[:, 0])))
-        if before is None:
-            return result
-        ratio = time_ratio(turns[:, 0], turns[:, 1])
-        lost = drop(logits(onnx_runner(networks[1]), testing), own, testing)
-        result = dataclasses.replace(
-            result,
-            drop=lost.points,
-            drop_error=lost.standard_error,
-            time_ratio=ratio.ratio,
-            time_ratio_error=ratio.standard_error,
-            verdict=ratio.verdict,
-        )
-        is_timed = stage.name != "tune"  # which changes values alone
-        return dataclasses.replace(
-            result, left_out=reason_to_leave_out(result, stage.must_be_faster) if is_timed else None
-        )
+        return result if before is None else _compared(result, stage, drop(answers[1], answers[0], testing), turns)
+
+
+def _compared(result: StageResult, stage: Stage, lost: Drop, turns: np.ndarray) -> StageResult:
+    """`result` beside the network before it, whose milliseconds are the second in `turns`."""
+    ratio = time_ratio(turns[:, 0], turns[:, 1])
+    result = dataclasses.replace(
+        result,
+        drop=lost.points,
+        drop_error=lost.standard_error,
+        time_ratio=ratio.ratio,
+        time_ratio_error=ratio.standard_error,
+        verdict=ratio.verdict,
+    )
+    if stage.only_values:
+        return result
+    return dataclasses.replace(result, left_out=reason_to_leave_out(result, stage.must_be_faster))
 
 
 def _runs(result: StageResult) -> str:
@@ -208,10 +212,8 @@ def _extract(arguments: Arguments, folder: Path) -> None:
     if (folder / "config.json").exists():
         return
     if arguments.subnet is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in sorted(arguments.subnet.iterdir(), key=lambda file: file.name == "config.json"):
-            if file.is_file():
-                (folder / file.name).write_bytes(file.read_bytes())
+        with write_folder(folder, last="config.json") as temporary:
+            save_subnet(temporary, load_subnet(arguments.subnet, space=arguments.space))
         return
     found = arguments.output / "search"
     if not (found / "front.csv").exists():
@@ -266,9 +268,9 @@ def _quantise(arguments: Arguments, source: Path, folder: Path) -> None:
     if (folder / "config.json").exists():
         return
     if arguments.tune == "int8" and (source / INT8_FILE).exists() and source.name == "tune":
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (INT8_FILE, FLOAT_FILE, "model.safetensors", "config.json"):
-            (folder / name).write_bytes((source / name).read_bytes())
+        with write_folder(folder, last="config.json") as temporary:
+            for name in (INT8_FILE, FLOAT_FILE, "model.safetensors", "config.json"):
+                shutil.copy(source / name, temporary / name)
         return
     job = model_training.job_of(arguments.run, "digits", arguments.space)
     quantise.quantise(

@@ -41,7 +41,7 @@ from supernet.artifacts.subnet import Subnet, save_subnet
 from supernet.calibration import calibrate
 from supernet.channels.importance import Importance, comparable_scores
 from supernet.costs import count_macs, count_parameters
-from supernet.evaluation import quality
+from supernet.evaluation import accuracy
 from supernet.tasks import Classification
 from supernet.training.data import DataConfig, ImageData
 from supernet.training.data.batch import take
@@ -143,7 +143,7 @@ def write(
     ratio = time_ratio(turns[:, 1], turns[:, 0])
     rows = {}
     for index, (name, own) in enumerate({"before": subnet, "pruned": found}.items()):
-        right = quality(own.model, data.evaluation_batches(data.test, size)).top1
+        right = accuracy(own.model, data.evaluation_batches(data.test, size))
         rows[name] = {"accuracy": right, "milliseconds": float(np.median(turns[:, index])), **own.config.facts}
         own.config.facts["accuracy"] = right
         told = f"{right:.2%} of the test images are right, {rows[name]['milliseconds']:.3g} ms, "
@@ -202,7 +202,7 @@ def draw_sensitivity(arguments: Arguments, subnet: Subnet, data: ImageData) -> N
     )
     judging = list(take(data.evaluation_batches(data.holdout, size), arguments.images))
     example = torch.zeros(1, *subnet.config.input_size)
-    rows = sensitivity(subnet.model, example, lambda model: quality(model, judging).top1, importance=scores)
+    rows = sensitivity(subnet.model, example, lambda model: accuracy(model, judging), importance=scores)
     plot_sensitivity(arguments.sensitivity, rows)
     most = min(rows, key=lambda row: row.score)
     told = f"{most.layer} with {most.kept} channels leaves {most.score:.1%} of the held-out images right"

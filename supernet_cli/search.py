@@ -105,7 +105,8 @@ class Arguments:
     limits: tuple[str, ...] = ()
     """NAME=VALUE, the largest admissible value; names are macs, parameters, activation_bytes and stored_bytes (as in
     PyTorch, in single precision), activation_bytes.int8 and stored_bytes.int8 (as deployed, and so with fp32, fp16 and
-    int4), devices (ms), and where these were measured DEVICE:energy_mj and DEVICE:peak_memory_bytes."""
+    int4), bit_operations and weight_bytes where layers choose their bits, devices (ms), and where these were measured
+    DEVICE:energy_mj and DEVICE:peak_memory_bytes."""
     objectives: tuple[str, ...] = SearchJob.objectives
     """Costs to trade off against the score; by default the latency on every device, or macs if there is none."""
     evaluations: int = SearchJob.evaluations

@@ -7,7 +7,6 @@ import torch
 from search.counts import count
 from supernet.families import FAMILIES
 from supernet.families.low_bits import KINDS
-from supernet.supernet import Supernet
 
 BITS = (2, 4, 8)
 
@@ -74,12 +73,12 @@ def test_a_pretrained_network_starts_with_its_weights_and_their_steps(tmp_path):
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     options = {"name": "resnet10t", "input_size": 32, "pretrained": str(tmp_path / "weights.pth"), "width": [0.5, 1.0]}
     family = FAMILIES["mixed_precision"]("from_timm", json.dumps(options), (8,), num_classes=5)
-    net = family.supernet().eval()
-    assert isinstance(net, Supernet)
-    weight = net.extract(family.space.largest).layer1[0].conv1
-    expected = 2 * weight.weight.abs().mean() / 127**0.5
-    assert weight.weight_steps.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert weight.weight.norm().item() == pytest.approx(model.layer1[0].conv1.weight.norm().item(), rel=1e-5)
+    weights = family.weights()
+    weight = weights["layer1.0.conv1.weight"]
+    assert weights["layer1.0.conv1.weight_steps"].item() == pytest.approx((2 * weight.abs().mean() / 127**0.5).item())
+    assert weight.norm().item() == pytest.approx(model.layer1[0].conv1.weight.norm().item(), rel=1e-5)
+    with torch.device("meta"):
+        assert weights.keys() == family.build(family.space.largest).state_dict().keys()
 
 
 @pytest.mark.parametrize(
