@@ -65,6 +65,9 @@ class Execution:
     """Minutes after which there is a checkpoint as well, in trainings whose epochs are long."""
     keep_checkpoints: int = 3
     """Number of the newest checkpoints kept."""
+    minutes: float | None = None
+    """Minutes after which a training ends, or each of its phases, with the weights that it has by then; the schedule
+    of the learning rate knows nothing of it. Resumed, it goes on to its last step. None trains to the last step."""
 
     def __post_init__(self):
         for name in ("calibration_bytes", "log_steps", "checkpoint_steps", "keep_checkpoints"):
@@ -73,6 +76,8 @@ class Execution:
                 raise ValueError(f"{name} is at least 1, not {value}")
         if self.checkpoint_minutes <= 0:
             raise ValueError(f"checkpoint_minutes is above 0, not {self.checkpoint_minutes}")
+        if self.minutes is not None and self.minutes <= 0:
+            raise ValueError(f"minutes is above 0, or None to train to the last step, not {self.minutes}")
         if self.workers < 0:
             raise ValueError(f"workers is a number of processes, 0 or more, not {self.workers}")
 

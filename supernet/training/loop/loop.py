@@ -132,6 +132,7 @@ class Loop:
         start = self._restore() if resume else 0
         self.steps = range(start, config.epochs * self.steps_per_epoch)  # those still to do
         self._interval = Interval(execution.checkpoint_minutes)
+        self._end = None if execution.minutes is None else Interval(execution.minutes)
         self._metrics = Metrics(run_dir, start, execution.tensorboard) if distributed.rank() == 0 else None
 
     @property
@@ -164,15 +165,22 @@ class Loop:
         """Each step still to do, counted from 0, with this process's part of its batch.
 
         It is on the device, the learning rate is set, and there are no gradients. On a GPU the batch of the step after
-        it is on its way already. ValueError for a batch that the task does not take.
+        it is on its way already. There are no more once `execution.minutes` are over, as the first process sees it
+        where a step was logged. ValueError for a batch that the task does not take.
         """
-        config = self._config
+        config, execution = self._config, self.execution
         batches = self._data.training_batches(
             resolution, config.batch_size, config.seed, self.steps, distributed.rank(), distributed.world_size()
         )
         moved = map(self._moved, itertools.islice(batches, len(self.steps)))
         lane = lane_of(self.device)
         for step, batch in zip(self.steps, ahead(moved, lane) if lane else moved):
+            if self._is_over(step):
+                self._watch.look()
+                logger.warning(
+                    "after %g minutes the training ends with the weights of step %d", execution.minutes, step
+                )
+                break
             set_lr(self.optimizer, self._scheduler, config, step, self.steps_per_epoch)
             self.optimizer.zero_grad()
             yield step, batch
@@ -258,6 +266,12 @@ class Loop:
         self._on_begin()
         if not step and (aside := set_aside(self._checkpoints)):
             logger.warning("the checkpoints of an earlier training are now in %s", aside)
+
+    def _is_over(self, step: int) -> bool:
+        """Whether the time of the training is over before `step`: the same in all processes."""
+        if self._end is None or step == self.steps.start or step % self.execution.log_steps:
+            return False
+        return distributed.from_first(lambda: self._end.due)
 
     def _moved(self, batch: Batch) -> Batch:
         """The batch on the device; ValueError if the task does not take it, told where asking for labels is no wait."""

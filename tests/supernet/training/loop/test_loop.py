@@ -276,3 +276,27 @@ def test_the_network_to_use_is_evaluated_when_due_and_training_goes_on_in_train_
     assert (loop.result is loop.net) == (ema_decay is None)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["accuracy"]) for line in lines if "accuracy" in line] == [(10, 1), (15, 2)]
+
+
+def test_a_training_whose_time_is_over_ends_where_it_is_and_goes_on(tmp_path):
+    config = dataclasses.replace(CONFIGS["norm"], drop_rate=0.0, drop_path_rate=0.0)
+    execution = Execution(eval_epochs=0, log_steps=2, checkpoint_steps=1)
+    data = images_of(config)
+
+    def trained_in(folder, execution, net, resume=False):
+        (average,) = train_models(
+            [net], [RESOLUTION], data, config, tmp_path / folder, execution=execution, resume=resume
+        )
+        return arrays(average)
+
+    def fresh():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return network(nn.Identity())
+
+    whole = trained_in("whole", execution, fresh())
+    cut = trained_in("cut", dataclasses.replace(execution, minutes=1e-9), fresh())
+    assert load_checkpoint(tmp_path / "cut" / "checkpoints")["step"] == 2
+    assert any((cut[name] != whole[name]).any() for name in whole)
+    resumed = trained_in("cut", execution, fresh(), resume=True)
+    assert all((resumed[name] == whole[name]).all() for name in whole)
