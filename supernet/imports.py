@@ -14,6 +14,8 @@ EXTRAS = {
     "plotly": "report",
     "pynvml": "energy",
     "tensorboard": "tensorboard",
+    "fastapi": "service",
+    "uvicorn": "service",
 }
 
 

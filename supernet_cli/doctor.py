@@ -28,6 +28,7 @@ EXTRAS = {
     "datasets": "images from hfds/ and wds/ datasets",
     "tensorboard": "a training's metrics in TensorBoard",
     "energy": "the energy of networks on a GPU",
+    "service": "compression as a service: supernet serve",
     "docs": "building the documentation",
     "test": "the tests and the linter",
 }

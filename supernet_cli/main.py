@@ -39,6 +39,7 @@ COMMANDS = (
     "evaluate",
     "predict",
     "zero-cost",
+    "serve",
 )
 
 

@@ -1,0 +1,84 @@
+"""How a request becomes a training: recipe, search space, size of a batch, and whether the images are enough."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from service.archive import ImageFacts
+from service.request import JobRequest
+from supernet.artifacts.atomic import write_atomically
+
+FILE = "job.json"
+IMAGES, UPLOADED_WEIGHTS = "images", "weights.safetensors"  # in the folder of a job
+SMALL = 64  # pixels a side up to which images are for networks of few pixels
+TESTED = 100  # images that an accuracy of 50 % needs for a standard error of 5 points: 0.25 / 0.05 ** 2
+# training images of each class, by what the network knows already: rules of thumb, and told as such
+ENOUGH = {"none": 50, "published": 10, "uploaded": 2}
+STEPS_AN_EPOCH = 16  # a batch is made smaller until there are so many
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a job's commands follow from; it lies in the job's folder."""
+
+    request: JobRequest
+    facts: ImageFacts
+    root: str
+    """Where the images lie: in the folder of the job, or anywhere on the server."""
+    recipe: str
+    space: str
+    space_options: dict[str, Any]
+    batch_size: int
+    is_refitted: bool
+    """Whether the images are too few to train on, and uploaded weights are fitted to them layer by layer instead."""
+    sources: tuple[str, ...] = ()
+    """Devices of the server with predictors for the same space, from which a customer's own is learnt."""
+
+    def save(self, folder: Path) -> None:
+        with write_atomically(folder / FILE) as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Plan:
+        values = json.loads((folder / FILE).read_text())
+        facts = values.pop("facts")
+        sources = tuple(values.pop("sources"))
+        return cls(
+            request=JobRequest.from_json(values.pop("request")),
+            facts=ImageFacts(**facts | {"classes": tuple(facts["classes"])}),
+            sources=sources,
+            **values,
+        )
+
+
+def make_plan(request: JobRequest, facts: ImageFacts) -> Plan:
+    """ValueError, with the number of images that would do, if there are too few to learn from or to judge by."""
+    least = ENOUGH[request.weights]
+    if facts.val < TESTED:
+        raise ValueError(
+            f"{facts.val} images to test on leave the accuracy with a standard error above 5 points: {TESTED} in val/ "
+            "would do"
+        )
+    if facts.least_of_a_class < least:
+        without = "" if request.weights == "uploaded" else ", or 2 with uploaded weights for these very classes"
+        raise ValueError(
+            f"a class has {facts.least_of_a_class} images to train on, which are too few with weights: "
+            f"{request.weights}; {least} of each would do{without}"
+        )
+    batch_size = 256
+    while batch_size > 8 and facts.train < STEPS_AN_EPOCH * batch_size:
+        batch_size //= 2
+    root = IMAGES if request.path is None else request.path
+    shared = {"request": request, "facts": facts, "root": root, "batch_size": batch_size}
+    if request.model:
+        pretrained = {"none": False, "published": True, "uploaded": UPLOADED_WEIGHTS}[request.weights]
+        size = {} if request.input_size is None else {"input_size": request.input_size}
+        options = {"name": request.model, "pretrained": pretrained, **size}
+        few = request.weights == "uploaded" and facts.least_of_a_class < ENOUGH["published"]
+        return Plan(recipe="prune", space="from_timm", space_options=options, is_refitted=few, **shared)
+    space = "mobilenet_v3_micro" if facts.side <= SMALL else "ofa_mobilenet_v3"
+    return Plan(recipe="cifar10", space=space, space_options={}, is_refitted=False, **shared)
