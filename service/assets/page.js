@@ -186,7 +186,7 @@ async function download(path) {
   URL.revokeObjectURL(link.href);
 }
 
-$("enter").onclick = attempt(async () => { token = $("token").value; await signIn(); });
+$("login").onsubmit = attempt(async () => { token = $("token").value; await signIn(); });
 $("form").onsubmit = attempt(submit);
 $("cancel").onclick = attempt(async () => { await call("POST", `jobs/${chosen}/cancel`); await refresh(); });
 $("resume").onclick = attempt(async () => { await call("POST", `jobs/${chosen}/resume`); await refresh(); });
