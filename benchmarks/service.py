@@ -3,10 +3,11 @@
     python benchmarks/service.py [--quick] [--json FILE]
 
 Clients submit jobs, each with a zip of 600 images, and ask after them, all at once, to a server on 127.0.0.1 in a
-process of its own. The jobs' commands are stand-ins that write what the true ones would in no time (tests/service/stand_in.py),
-so that what is measured is the service. Every so often a worker is killed with its number 9. `lost_jobs` are those that
-were accepted and did not end as done, and `repeated_commands` those that were begun more often than once for each job,
-which are at most one a kill. Seconds are those of a request, uploads and unpacking included. Three minutes on 2 cores.
+process of its own. The jobs' commands are stand-ins that write what the true ones would in no time
+(tests/service/stand_in.py), so that what is measured is the service. Every so often a worker is killed (signal 9).
+`lost_jobs` are those that were accepted and did not end as done, and `repeated_commands` those that were begun more
+often than once for each job, which are at most one a kill. Seconds are those of a request, uploads and unpacking
+included. Three minutes on 2 cores.
 """
 
 from __future__ import annotations

@@ -58,6 +58,7 @@ SLOW = (
     "search/test_parallel.py",
     "search/test_sweep.py",
     "search/untrained/",
+    "service/",
     "supernet/artifacts/test_runs.py",
     "supernet/families/",
     "supernet/training/methods/test_prioritized.py",
