@@ -39,13 +39,13 @@ from service.observability import Requests, prometheus
 from service.progress import DONE, FAILED, LOG, WAITING, Progress
 from service.proof import proof
 from service.request import HERE
-from service.stages import MEASUREMENTS, TO_MEASURE
+from service.stages import MEASUREMENTS, SEARCHED, TO_MEASURE
 from service.store import CANCELLED, UPLOADING, JobRow, Store
 
 logger = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).parent / "assets"
-HANDED_OUT = ("subnet", "tuned", "int8", "baseline", "search", "latency", TO_MEASURE)  # folders of a job
+HANDED_OUT = ("subnet", "tuned", "int8", "baseline", SEARCHED, "latency", TO_MEASURE)  # folders of a job
 LOG_BYTES = 2**18  # of a log in one answer
 REQUEST_BYTES = 2**16
 STALE = 100 * POLL  # seconds without a look after which the dispatcher is no longer healthy
@@ -238,7 +238,7 @@ def make_app(
         """For a frame, which cannot send the token; its scripts run in a sandbox, without the page's rights."""
         if not hmac.compare_digest(given.encode(), ticket(settings.token, job).encode()):
             raise Refused(401, "this address of a report is not of this server: open the job's page")
-        path = settings.jobs / job_of(job).id / "search" / "report.html"
+        path = settings.jobs / job_of(job).id / SEARCHED / "report.html"
         if not path.exists():
             raise Refused(404, "the job has no report")
         return FileResponse(path, headers={"Content-Security-Policy": REPORT_POLICY})

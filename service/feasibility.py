@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from service.plan import Plan
+from service.plan import Plan, search_limits
 from service.request import HERE
 
 if TYPE_CHECKING:
@@ -84,18 +84,6 @@ def _of_space(devices: Path, space: SearchSpace) -> dict[str, LatencyPredictor]:
         except ValueError:  # of another space
             continue
     return found
-
-
-def search_limits(plan: Plan) -> dict[str, float]:
-    """The limits as `supernet search` knows them: the latency by the device's name, bytes by the precision."""
-    request = plan.request
-    suffix = "" if request.precision == "fp32" else f".{request.precision}"
-    names = {
-        "latency_ms": request.device_name,
-        "stored_bytes": f"stored_bytes{suffix}",
-        "activation_bytes": f"activation_bytes.{request.precision}",
-    }
-    return {names[name]: float(value) for name, value in request.limits.items() if name in names}
 
 
 def known_devices(devices: Path) -> list[str]:

@@ -82,3 +82,21 @@ def make_plan(request: JobRequest, facts: ImageFacts) -> Plan:
         return Plan(recipe="prune", space="from_timm", space_options=options, is_refitted=few, **shared)
     space = "mobilenet_v3_micro" if facts.side <= SMALL else "ofa_mobilenet_v3"
     return Plan(recipe="cifar10", space=space, space_options={}, is_refitted=False, **shared)
+
+
+def search_name(plan: Plan, limit: str) -> str | None:
+    """What `supernet search` calls a limit of the request: latencies by the device's name, bytes by the precision; None
+    for what it knows nothing of."""
+    request = plan.request
+    names = {
+        "latency_ms": request.device_name,
+        "stored_bytes": "stored_bytes" if request.precision == "fp32" else f"stored_bytes.{request.precision}",
+        "activation_bytes": f"activation_bytes.{request.precision}",
+    }
+    return names.get(limit)
+
+
+def search_limits(plan: Plan) -> dict[str, float]:
+    """The limits of the request that the search keeps, by its names."""
+    named = {search_name(plan, limit): float(value) for limit, value in plan.request.limits.items()}
+    return {name: value for name, value in named.items() if name is not None}

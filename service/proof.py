@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from service.plan import ENOUGH, Plan
+from service.plan import ENOUGH, Plan, search_name
 from service.progress import SKIPPED, Progress
 from service.request import HERE
-from service.stages import EVALUATION, INT8, LARGEST, LARGEST_INT8, SMALLER, SUBNET, handed_out, smaller_model
+from service.stages import EVALUATION, INT8, LARGEST, LARGEST_INT8, SEARCHED, SMALLER, SUBNET, handed_out, smaller_model
 
 BASELINES = {"baseline-largest", "baseline-int8", "baseline-smaller"}  # stages
 ONE_POINT = 0.01  # standard error of an accuracy that the answer about little data aims at
@@ -87,19 +87,32 @@ def standard_error(accuracy: float, images: int) -> float:
 def limits_of(folder: Path, plan: Plan, networks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """For each limit of the request what the job's network takes, by what this is known, and whether it is kept:
     true, false, or None where that cannot be distinguished."""
-    own = networks[0]
+    own, row = networks[0], front_row(folder)
     found = []
     for name, limit in plan.request.limits.items():
         if name == "latency_ms":
-            value = _latency(folder, plan, own)
+            value = _latency(plan, own, row)
         elif name == "accuracy_drop":
             value = _drop(networks)
-        elif name == "stored_bytes":
-            value = {"value": own["bytes"], "known_by": "counted in the file that is handed out"}
+        elif name == "stored_bytes" and own["precision"] not in ("fp32", "int8"):
+            value = {"value": own["bytes"], "known_by": "the file that is handed out, with layers in float"}
         else:
-            value = {"value": None, "known_by": "counted of the architecture, which the search keeps within the limit"}
+            value = {"value": None, "known_by": "the search keeps it, counted of the architecture"}
+            if row and search_name(plan, name) in row:
+                value = {
+                    "value": float(row[search_name(plan, name)]),
+                    "known_by": "counted of the architecture, as deployed",
+                }
         found.append({"name": name, "limit": limit, **value, "kept": value.get("kept", _is_kept(value, limit))})
     return found
+
+
+def front_row(folder: Path) -> dict[str, str] | None:
+    """What the search knew of the architecture that was taken out; None if it was stopped before it had a front."""
+    front = folder / SEARCHED / "front.csv"
+    arch = json.loads((folder / SUBNET / "config.json").read_text())["arch"]
+    rows = list(csv.DictReader(front.read_text().splitlines())) if front.exists() else []
+    return next((row for row in rows if json.loads(row["arch"]) == arch), None)
 
 
 def _is_kept(value: Mapping[str, Any], limit: float) -> bool | None:
@@ -111,15 +124,12 @@ def _is_kept(value: Mapping[str, Any], limit: float) -> bool | None:
     return False if value["value"] - error > limit else None
 
 
-def _latency(folder: Path, plan: Plan, own: Mapping[str, Any]) -> dict[str, Any]:
+def _latency(plan: Plan, own: Mapping[str, Any], row: Mapping[str, str] | None) -> dict[str, Any]:
+    device = plan.request.device_name
     if plan.request.device == HERE:
         return {"value": own["latency_ms"], "known_by": "measured on this machine, the median of its runs"}
-    device, front = plan.request.device_name, folder / "search" / "front.csv"
-    arch = json.loads((folder / SUBNET / "config.json").read_text())["arch"]
-    rows = list(csv.DictReader(front.read_text().splitlines())) if front.exists() else []
-    row = next((row for row in rows if json.loads(row["arch"]) == arch), None)
     if row is None:
-        return {"value": None, "known_by": f"predicted for {device} within the limit, and not measured", "kept": None}
+        return {"value": None, "known_by": f"predicted for {device} within the limit, not measured", "kept": None}
     error = float(row[f"{device}, standard error"])
     return {"value": float(row[device]), "standard_error": error, "known_by": f"predicted for {device}, not measured"}
 

@@ -14,7 +14,7 @@ PRECISIONS = ("fp32", "int8")
 WEIGHTS = ("none", "published", "uploaded")
 LIMITS = {
     "latency_ms": "milliseconds of one image on the device",
-    "stored_bytes": "bytes of the weights at the job's precision",
+    "stored_bytes": "bytes of the weights as deployed, at the job's precision",
     "activation_bytes": "bytes of RAM that activations take at once, at the job's precision",
     "accuracy_drop": "points of accuracy below the largest network of the job",
 }

@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.feasibility import search_limits
-from service.plan import TESTED, Plan
+from service.plan import TESTED, Plan, search_limits
 from service.progress import Progress
 from service.request import HERE
 
@@ -23,18 +22,19 @@ TO_MEASURE = "measure"  # folder with the ONNX files to time
 SUBNET, TUNED, INT8, EVALUATION = "subnet", "tuned", "int8", "evaluation.json"
 LARGEST, LARGEST_INT8, SMALLER = "baseline/largest", "baseline/largest-int8", "baseline/smaller"
 PREDICTORS = "latency"
+SEARCHED = "searched"  # folder of the search
 SUGGESTED = 10  # networks that a customer is asked to time
 SECONDS_A_SUBNET = 3.0  # that measuring one takes, and some more
 MOST_EPOCHS = 100
 EVALUATIONS, POPULATION = 240, 24
 SURE = 0.95  # probability of keeping within a limit that is not measured
 LADDER = (  # networks of timm's by their MACs at 224 pixels, in millions, as plain alternatives to a subnet
-    ("tinynet_e", 25),
     ("mobilenetv3_small_050", 24),
     ("mobilenetv3_small_100", 57),
-    ("mobilenetv3_large_075", 156),
+    ("tinynet_e", 88),
+    ("mobilenetv3_large_075", 155),
     ("mobilenetv3_large_100", 217),
-    ("efficientnet_b0", 385),
+    ("efficientnet_b0", 386),
     ("resnet18", 1814),
     ("resnet34", 3664),
     ("resnet50", 4089),
@@ -85,7 +85,7 @@ def stages_of(plan: Plan) -> list[Stage]:
     if request.is_measured_elsewhere:
         fitted = f"{PREDICTORS}/{request.device_name}/predictor.json"
         found.append(Stage("fit", fit, fitted, until=0.67, waits_for=MEASUREMENTS))
-    found.append(Stage("search", search, "search/front.csv", until=0.8, partial="search/search.jsonl"))
+    found.append(Stage("search", search, f"{SEARCHED}/front.csv", until=0.8, partial=f"{SEARCHED}/search.jsonl"))
     found.append(Stage("extract", extract, f"{SUBNET}/config.json"))
     if request.model and not plan.is_refitted:
         found.append(Stage("finetune", finetune, f"{TUNED}/config.json", until=0.87, needed=False))
@@ -146,9 +146,9 @@ def search(setting: Setting, seconds: float) -> list[object]:
     request = setting.plan.request
     limits = [f"{name}={value:.10g}" for name, value in search_limits(setting.plan).items()]
     predictor = PREDICTORS if request.device == HERE or request.is_measured_elsewhere else setting.devices
-    resume = ["--resume"] if (setting.folder / "search" / "search.jsonl").exists() else []
+    resume = ["--resume"] if (setting.folder / SEARCHED / "search.jsonl").exists() else []
     return [
-        *("search", "--run", "run", "--output", "search", *resume),
+        *("search", "--run", "run", "--output", SEARCHED, *resume),
         *("--predictors", f"{predictor}/{request.device_name}"),
         *(["--limits", *limits] if limits else []),
         *("--evaluations", EVALUATIONS, "--population", POPULATION, "--seed", request.seed),
@@ -157,7 +157,7 @@ def search(setting: Setting, seconds: float) -> list[object]:
 
 def extract(setting: Setting, seconds: float) -> list[object]:
     arch = chosen_arch(setting.folder, setting.plan)
-    which = ["--history", "search/search.jsonl"] if arch is None else ["--arch", arch]
+    which = ["--history", f"{SEARCHED}/search.jsonl"] if arch is None else ["--arch", arch]
     refit = ["--refit-images", min(300, setting.plan.facts.train)] if setting.plan.is_refitted else []
     return ["extract", "--run", "run", *which, *refit, "--output", SUBNET]
 
@@ -166,7 +166,7 @@ def chosen_arch(folder: Path, plan: Plan) -> str | None:
     """The most accurate architecture of the search's front, by held-out images, of those that surely keep the limit on
     the latency: measured on this machine, or else predicted with a probability of `SURE`. Where none does, it is the
     one that is nearest to it. None for a search that was stopped before it had a front."""
-    path = folder / "search" / "front.csv"
+    path = folder / SEARCHED / "front.csv"
     if not path.exists():
         return None
     with path.open(newline="") as file:

@@ -172,7 +172,7 @@ async function showProof(id) {
     item.append(button(file.path, () => download(`files/${file.path}`)), ` ${file.bytes} bytes`);
     $("files").append(item);
   }
-  $("show").disabled = !files.some((file) => file.path === "search/report.html");
+  $("show").disabled = !files.some((file) => file.path === "searched/report.html");
   $("proof").hidden = false;
   proven = id;
 }

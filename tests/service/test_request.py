@@ -3,8 +3,7 @@
 import pytest
 
 from service.archive import ImageFacts
-from service.feasibility import search_limits
-from service.plan import Plan, make_plan
+from service.plan import Plan, make_plan, search_limits
 from service.request import JobRequest
 
 FACTS = ImageFacts(("a", "b"), train=480, val=120, least_of_a_class=240, side=8)

@@ -1,0 +1,98 @@
+"""What a proof says, by hand-worked numbers."""
+
+import json
+import math
+
+import pytest
+
+from service.archive import ImageFacts
+from service.plan import make_plan
+from service.progress import Progress, StageRecord
+from service.proof import difference, proof, standard_error
+from service.request import JobRequest
+
+FACTS = ImageFacts(("a", "b"), train=480, val=100, least_of_a_class=240, side=8)
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A finished job's folder, of a request with these limits and more."""
+
+    def write(precision="fp32", device="here", **limits):
+        make_plan(JobRequest(5, device, limits, precision), FACTS).save(tmp_path)
+        stages = [StageRecord("search", "done", 60, 3600), StageRecord("baseline-int8", "done", 60, 1800)]
+        Progress("done", stages=stages).save(tmp_path)
+        rows = [
+            {"network": "subnet", "top1": 0.8, "stored_bytes": 4100, "latency_ms": 0.5},
+            {"network": "baseline/largest", "top1": 0.9, "stored_bytes": 9000, "latency_ms": 1.0},
+        ]
+        files = {
+            "evaluation.json": {"rows": rows},
+            "subnet/config.json": {"arch": {"width": 8}},
+            "int8/quantisation.json": {
+                "on_test_images": {"int8": {"points": 2.0, "bytes": 1000, "milliseconds": 0.25}}
+            },
+            "baseline/largest-int8/quantisation.json": {
+                "on_test_images": {"int8": {"points": 1.0, "bytes": 2500, "milliseconds": 0.5}}
+            },
+        }
+        for name, content in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(json.dumps(content))
+        header = 'accuracy,stored_bytes,phone,"phone, standard error",arch'
+        lines = [header, '0.9,9000,9,1,"{""width"": 16}"', '0.8,4000,0.55,0.1,"{""width"": 8}"']
+        (tmp_path / "searched").mkdir()
+        (tmp_path / "searched" / "front.csv").write_text("\n".join(lines) + "\n")
+        return tmp_path
+
+    return write
+
+
+def test_a_standard_error_is_that_of_a_share():
+    assert standard_error(0.8, 100) == pytest.approx(0.04)
+    one, other = {"accuracy": 0.9, "standard_error": 0.03}, {"accuracy": 0.8, "standard_error": 0.04}
+    assert difference(one, other) == pytest.approx((10, 5))
+
+
+def test_networks_and_limits(job):
+    found = proof(job(latency_ms=0.5, stored_bytes=4000, accuracy_drop=15))
+    own, largest, int8, largest_int8 = found["networks"]
+    assert (own["accuracy"], own["standard_error"]) == (0.8, pytest.approx(0.04))
+    assert (largest["folder"], int8["folder"], largest_int8["folder"]) == (
+        "baseline/largest",
+        "int8",
+        "baseline/largest-int8",
+    )
+    assert largest_int8["accuracy"] == pytest.approx(0.89)
+    limits = {limit["name"]: limit for limit in found["limits"]}
+    assert (limits["latency_ms"]["value"], limits["latency_ms"]["kept"]) == (0.5, True)
+    assert (limits["stored_bytes"]["value"], limits["stored_bytes"]["kept"]) == (4000, True)
+    drop = limits["accuracy_drop"]
+    assert (drop["value"], drop["standard_error"]) == pytest.approx((10, 100 * math.hypot(0.04, 0.03)))
+    assert drop["kept"] is None  # 10 points, give or take twice 5, are not surely below 15
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(0.8, True), (0.6, None), (0.3, False)])
+def test_what_is_predicted_is_kept_by_two_standard_errors(job, limit, kept):
+    (found,) = proof(job(device="own:phone", latency_ms=limit))["limits"]
+    assert (found["value"], found["standard_error"], found["kept"]) == (0.55, 0.1, kept)
+    assert found["known_by"] == "predicted for phone, not measured"
+
+
+def test_the_answer_to_whether_it_is_worth_it(job):
+    (said, cost) = proof(job())["answers"]["Is it worth it?"]
+    assert said == (
+        "Beside the largest network in int8 it is 9.0 points fewer right (standard error 5.1), with 1 times its "
+        "milliseconds on this machine and 1.6 times its bytes."
+    )
+    assert cost == "Finding it cost 1 core-hours, training included, and the alternatives 0.5 more."
+
+
+def test_in_int8_the_first_network_is_the_one_in_int8(job):
+    found = proof(job("int8"))
+    assert (found["networks"][0]["folder"], found["networks"][0]["accuracy"]) == ("int8", pytest.approx(0.78))
+
+
+def test_a_job_without_a_network_has_no_proof(tmp_path):
+    with pytest.raises(ValueError, match="no proof yet"):
+        proof(tmp_path)
