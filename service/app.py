@@ -176,7 +176,7 @@ def make_app(
 
     @app.get("/jobs", **guarded)
     def jobs() -> dict[str, Any]:
-        return {"jobs": [told_of(row) for row in store.listed()]}
+        return {"jobs": [told_of(row) for row in store.listed(newest=True)]}
 
     @app.post("/jobs", status_code=201, **guarded)
     async def submit(request: Request) -> dict[str, Any]:

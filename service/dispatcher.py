@@ -100,6 +100,9 @@ class Dispatcher:
                 logger.exception("the dispatcher could not look after the jobs")
 
     def _begin(self, row: JobRow) -> None:
+        if not (self.jobs / row.id).exists():
+            self.store.move(row.id, (QUEUED,), FAILED, "its folder is gone: delete the job and submit it anew")
+            return
         if not self.store.move(row.id, (QUEUED,), RUNNING):
             return
         try:

@@ -126,6 +126,8 @@ class Intake:
     def _complete(self, row: JobRow, archive: Path | None = None) -> None:
         """Queue a job whose images are here; of an archive that is refused nothing is left."""
         folder, limits = self._folder(row), self._settings.limits
+        for left in folder.glob(".unpacked*"):  # by a server that was lost just then
+            shutil.rmtree(left, ignore_errors=True)
         with self._unpacking, tempfile.TemporaryDirectory(prefix=".unpacked", dir=folder) as unpacked:
             if archive is None:
                 facts = facts_of_folder(Path(row.request.path or ""), limits)
@@ -133,7 +135,7 @@ class Intake:
                 facts = unpack(archive, Path(unpacked), limits, row.request.seed)
             plan = self._plan(row.request, facts)
             if archive is not None:
-                shutil.rmtree(folder / IMAGES, ignore_errors=True)  # of a server that was lost just then
+                shutil.rmtree(folder / IMAGES, ignore_errors=True)
                 images = folder / IMAGES
                 images.mkdir()
                 for part in sorted(Path(unpacked).iterdir()):

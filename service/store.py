@@ -77,10 +77,10 @@ class Store:
         rows = self._read(f"SELECT {FIELDS} FROM jobs WHERE id = ?", (job,))
         return rows[0] if rows else None
 
-    def listed(self, states: Sequence[str] = STATES, limit: int = 1000) -> list[JobRow]:
-        """The jobs in these states, the oldest first."""
-        marks = ", ".join("?" * len(states))
-        query = f"SELECT {FIELDS} FROM jobs WHERE state IN ({marks}) ORDER BY created, id LIMIT ?"
+    def listed(self, states: Sequence[str] = STATES, limit: int = 1000, *, newest: bool = False) -> list[JobRow]:
+        """The jobs in these states, the oldest first, or the newest."""
+        marks, order = ", ".join("?" * len(states)), "DESC" if newest else "ASC"
+        query = f"SELECT {FIELDS} FROM jobs WHERE state IN ({marks}) ORDER BY created {order}, id LIMIT ?"
         return self._read(query, (*states, limit))
 
     def counts(self) -> dict[str, int]:

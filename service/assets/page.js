@@ -119,7 +119,7 @@ function refresh() {
 async function refreshAll() {
   const { jobs } = await get("jobs");
   $("jobs").replaceChildren();
-  for (const job of jobs.reverse()) {
+  for (const job of jobs) {
     const open = button("show", async () => { show(job.id); await refresh(); });
     row($("jobs"), [job.name || job.id, job.state, job.stage, open]).dataset.job = job.id;
   }

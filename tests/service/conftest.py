@@ -10,11 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from PIL import Image
-
-pytest.importorskip("fastapi", reason="the extra service is not installed")
-pytest.importorskip("httpx", reason="the extra test is not installed")
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from service.app import Settings, make_app
 from service.archive import UploadLimits
