@@ -15,7 +15,6 @@ import fcntl
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 import time
@@ -170,7 +169,7 @@ class Worker:
 
 
 def _stop(process: subprocess.Popen) -> None:
-    process.send_signal(signal.SIGINT)
+    process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(GRACE)
 
