@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 
 from service.archive import UploadLimits
@@ -137,6 +138,10 @@ def make_app(
     async def invalid(request: Request, error: ValueError) -> Response:
         return JSONResponse({"error": str(error)}, 422)
 
+    @app.exception_handler(RequestValidationError)
+    async def no_number(request: Request, error: RequestValidationError) -> Response:
+        return JSONResponse({"error": "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())}, 422)
+
     @app.exception_handler(ModuleNotFoundError)
     async def not_installed(request: Request, error: ModuleNotFoundError) -> Response:
         return JSONResponse({"error": str(error)}, 501)
@@ -208,13 +213,13 @@ def make_app(
 
     @app.get("/jobs/{job}/log", **guarded)
     def log(job: str, start: int = 0) -> Response:
-        path = settings.jobs / job_of(job).id / LOG
+        path, start = settings.jobs / job_of(job).id / LOG, min(max(0, start), 2**62)
         content = b""
         if path.exists():
             with path.open("rb") as file:
-                file.seek(max(0, start))
+                file.seek(start)
                 content = file.read(LOG_BYTES)
-        return PlainTextResponse(content, headers={"X-Next": str(max(0, start) + len(content))})
+        return PlainTextResponse(content, headers={"X-Next": str(start + len(content))})
 
     @app.get("/jobs/{job}/proof", **guarded)
     def proven(job: str) -> dict[str, Any]:
