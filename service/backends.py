@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from service.worker import LOCK, PROGRAM, held
+from supernet.errors import first_line
 
 SOURCES = Path(__file__).parents[1]  # from which a worker imports this very version
 STOPPED_WITHIN = 10.0  # seconds that a worker's processes take to be gone
@@ -163,6 +164,8 @@ class RayBackend:
 
 
 def _client(address: str) -> Any:
+    from ray.exceptions import RayError
+
     try:
         from ray.job_submission import JobSubmissionClient
 
@@ -171,6 +174,8 @@ def _client(address: str) -> Any:
         raise ModuleNotFoundError(f"Ray Jobs need Ray's dashboard: pip install 'ray[default]' ({error})") from error
     except ConnectionError as error:
         raise ValueError(f"there is no Ray cluster at {address!r}: start one with ray start --head") from error
+    except RayError as error:  # of a cluster that asks for a token
+        raise ValueError(f"the Ray cluster at {address!r} refuses: {first_line(error)}; see RAY_AUTH_TOKEN") from error
 
 
 def _is_locked(folder: Path) -> bool:
