@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -14,10 +14,55 @@ from compress.advice import Advice
 from compress.diagnosis import BANDWIDTH, COMPUTE, OVERHEAD, Diagnosis
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.formats import DIAGNOSIS
+from supernet.artifacts.reading import read_json, typed
 
 FILE, PICTURE = "diagnosis.json", "roofline.svg"
 COLOURS = {COMPUTE: "#0072b2", BANDWIDTH: "#d55e00", OVERHEAD: "#999999"}
 MARKS = {COMPUTE: "o", BANDWIDTH: "s", OVERHEAD: "x"}
+
+
+class Layer(TypedDict):
+    """A layer in the record: `compress.diagnosis.Layer`."""
+
+    name: str
+    macs: float
+    intensity: float
+    compute_ms: float
+    transfer_ms: float
+    overhead_ms: float
+    bound_by: str
+
+
+class Change(TypedDict):
+    """What a change would bring: `compress.advice.Advice`."""
+
+    change: str
+    reason: str
+    estimate_ms: float
+    activation_bytes: float
+    stored_bytes: float
+
+
+class Record(TypedDict):
+    """What `record` writes and readers rely on."""
+
+    network: str
+    device: str
+    bits: int
+    bottlenecks: list[str]
+    shares: dict[str, float]
+    limits: dict[str, float]
+    exceeded: dict[str, float]
+    macs: float
+    bound_ms: float
+    estimate_ms: float
+    activation_bytes: float
+    stored_bytes: float
+    peak_layers: list[str]
+    peak_macs: float
+    bandwidths: dict[str, float]
+    layers: list[Layer]
+    advice: list[Change]
 
 
 def record(diagnosis: Diagnosis, advice: Sequence[Advice], network: str, device: str) -> dict[str, Any]:
@@ -57,10 +102,10 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The record in `folder`; ValueError if it is none or damaged."""
     path = folder / FILE
     try:
-        content = json.loads(path.read_text())
-        return DIAGNOSIS.upgraded(content, content["format"], path)
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no diagnosis, or damaged ({error}): delete it and diagnose again") from None
+        content = read_json(path, dict, "a diagnosis")
+        return typed(Record, DIAGNOSIS.upgraded(content, content.get("format"), path))
+    except ValueError as error:
+        raise ValueError(f"{error}; delete {path} and diagnose again") from None
 
 
 def plot_roofline(path: Path, content: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.formats import ROOFLINE
+from supernet.artifacts.reading import read_json, typed
 
 FILE = "roofline.json"
 
@@ -60,12 +61,12 @@ class Roofline:
     def load(cls, folder: str | Path) -> Roofline:
         """The roofline in `folder`; ValueError if there is none or it cannot be read."""
         path = Path(folder, FILE)
+        if not path.exists():
+            raise ValueError(f"there is no {path}: measure the device, or say its peak and bandwidth")
         try:
-            content = json.loads(path.read_text())
-            content = ROOFLINE.upgraded(content, content.pop("format"), path)
-            rates = {int(size): float(rate) for size, rate in content.pop("bandwidths").items()}
-            return cls(bandwidths=rates, **content)
-        except FileNotFoundError:
-            raise ValueError(f"there is no {path}: measure the device, or say its peak and bandwidth") from None
-        except (AttributeError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no roofline, or damaged ({error}): delete it and measure again") from None
+            content = read_json(path, dict, "a roofline")
+            content = ROOFLINE.upgraded(content, content.pop("format", None), path)
+            rates = {int(size): rate for size, rate in typed(dict[str, float], content.pop("bandwidths", {})).items()}
+            return typed(cls, content | {"bandwidths": rates})
+        except ValueError as error:
+            raise ValueError(f"{error}; delete {path} and measure again") from None

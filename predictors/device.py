@@ -14,6 +14,7 @@ from pathlib import Path
 
 from supernet.artifacts import provenance
 from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.reading import parse_json
 
 BITS = {"fp32": 32, "tf32": 32, "fp16": 16, "int8": 8, "int4": 4}  # of a number, by precision
 
@@ -51,8 +52,8 @@ class Device:
     def from_json(cls, text: str) -> Device:
         """The device written in `text`; ValueError if it is no device or lacks a field."""
         try:
-            return cls(**json.loads(text))
-        except (json.JSONDecodeError, TypeError) as error:
+            return parse_json(text, cls)
+        except ValueError as error:
             raise ValueError(f"no description of a device: {error}") from None
 
     def save(self, path: str | Path) -> None:

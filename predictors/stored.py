@@ -8,6 +8,7 @@ from pathlib import Path
 
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.formats import PREDICTOR
+from supernet.artifacts.reading import read_json
 
 
 def write(path: Path, content: dict) -> None:
@@ -27,10 +28,9 @@ def read(path: Path) -> dict:
             f"{path.parent} is no folder of a latency predictor: it has no {path.name}; name that of a device"
         )
     try:
-        content = json.loads(path.read_text())
-        digest = content.pop("sha256")
-        version = content["version"]
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError, KeyError):
+        content = read_json(path, dict, "a latency predictor")
+        digest, version = content.pop("sha256"), content["version"]
+    except (ValueError, KeyError):
         raise ValueError(f"{path} is no latency predictor, or damaged: fit and save it again") from None
     PREDICTOR.number_of(version, path)
     if digest != _digest(content):

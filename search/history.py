@@ -7,18 +7,20 @@ written to a file, and to an object store as well if the machine with the file m
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.formats import HISTORY
 from supernet.artifacts.ownership import owned
+from supernet.artifacts.reading import parse_json, parse_lines, typed
 from supernet.artifacts.storage import StoredLines, shown
-from supernet.space import Arch
+from supernet.space import Arch, Value
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,13 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, text: str) -> Evaluation:
-        fields = json.loads(text)
-        rejected = fields.get("rejected")
-        return cls(**fields | {"arch": Arch(fields["arch"]), "rejected": rejected and Rejection(**rejected)})
+        """The evaluation that `to_json` wrote as `text`; ValueError if it is none."""
+        return cls._of(parse_json(text, dict))
+
+    @classmethod
+    def _of(cls, fields: dict[str, Any]) -> Evaluation:
+        arch = Arch(typed(dict[str, Value], fields.get("arch"), "arch"))
+        return typed(cls, fields | {"arch": arch})
 
 
 class History:
@@ -178,25 +184,26 @@ def read_history(path: str | Path) -> tuple[dict[str, object], list[Evaluation]]
 
 def best_archs(path: str | Path, count: int) -> list[Arch]:
     """The `count` architectures of the history at `path` whose first score is highest, the best first; ValueError if
-    none has a score, and as `read_history` raises it."""
-    scored = [evaluation for evaluation in read_history(path)[1] if evaluation.scores]
+    none has a score that is a number, and as `read_history` raises it."""
+    scored = [(next(iter(own.scores.values())), own.arch) for own in read_history(path)[1] if own.scores]
+    scored = [(score, arch) for score, arch in scored if not math.isnan(score)]
     if not scored:
         raise ValueError(f"{path} holds no architecture with a score")
-    scored.sort(key=lambda evaluation: -next(iter(evaluation.scores.values())))
-    return [evaluation.arch for evaluation in scored[:count]]
+    return [arch for _, arch in sorted(scored, key=lambda own: -own[0])[:count]]
 
 
 def _parse(path: Path | str, lines: Sequence[bytes]) -> tuple[dict[str, object], list[Evaluation]]:
-    entries = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            entries.append(json.loads(line) if number == 1 else Evaluation.from_json(line))
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}, line {number}, is damaged ({error}): {line[:80]!r}") from None
-    label = entries[0].pop("format", None) if entries and isinstance(entries[0], dict) else None
+    header, *entries = parse_lines(lines, dict, path) or [{}]
+    label = header.pop("format", None)
     if not str(label).startswith(HISTORY.prefix):
         raise ValueError(f"{path} is no search history: its first line should say {HISTORY.label!r}")
-    return HISTORY.upgraded(entries[0], label, path), entries[1:]
+    evaluations = []
+    for number, (line, entry) in enumerate(zip(lines[1:], entries), start=2):
+        try:
+            evaluations.append(Evaluation._of(entry))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}, is damaged ({error}): {line[:80]!r}") from None
+    return HISTORY.upgraded(header, label, path), evaluations
 
 
 def _difference(found: Mapping[str, object], wanted: Mapping[str, object], said_anew: Collection[str]) -> str:

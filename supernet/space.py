@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,11 +66,8 @@ class Arch(Mapping[str, Value]):
     @classmethod
     def from_json(cls, text: str) -> Arch:
         """The architecture written in `text`; ValueError if that is not a JSON object of numbers and strings."""
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"an architecture is a JSON object, but {text[:80]!r} is not JSON: {error}") from None
-        if not isinstance(values, dict) or not all(isinstance(value, Value) for value in values.values()):
+        values = _json_object(text, "an architecture")
+        if not all(isinstance(value, Value) for value in values.values()):
             raise ValueError(f"an architecture is a JSON object of numbers and strings, not {text[:80]!r}")
         return cls(values)
 
@@ -94,12 +92,15 @@ class Choice:
         object.__setattr__(self, "when", MappingProxyType({name: tuple(v) for name, v in self.when.items()}))
         if not values:
             raise ValueError("a choice needs at least one value")
+        are_strings = all(isinstance(value, str) for value in values)
+        if not are_strings and not all(isinstance(value, int | float) for value in values):
+            raise ValueError(f"the values of a choice are all numbers or all strings, not {values}")
+        if any(isinstance(value, float) and not math.isfinite(value) for value in values):
+            raise ValueError(f"the values of a choice are finite, unlike {values}")
         if len(set(values)) != len(values):
             raise ValueError(f"the values of a choice must differ, but {values} has a value twice")
-        if all(isinstance(value, str) for value in values):
+        if are_strings:
             return
-        if not all(isinstance(value, int | float) for value in values):
-            raise ValueError(f"the values of a choice are all numbers or all strings, not {values}")
         if list(values) != sorted(values):
             raise ValueError(f"numbers are given in increasing order: {tuple(sorted(values))}, not {values}")
 
@@ -167,7 +168,18 @@ class SearchSpace:
 
     @classmethod
     def from_json(cls, text: str) -> SearchSpace:
-        return cls({name: Choice(c["values"], c["when"]) for name, c in json.loads(text).items()})
+        """The space that `to_json` wrote as `text`; ValueError, naming the choice, if it is none."""
+        choices = _json_object(text, "a search space")
+        for name, choice in choices.items():
+            lists = (
+                isinstance(choice, dict) and choice.keys() == {"values", "when"} and isinstance(choice["when"], dict)
+            )
+            if not lists or not all(isinstance(own, list) for own in (choice["values"], *choice["when"].values())):
+                raise ValueError(
+                    f"choice {name!r} is an object with a list of values and an object of lists when, not "
+                    f"{str(choice)[:80]}"
+                )
+        return cls({name: Choice(**choice) for name, choice in choices.items()})
 
     @cached_property
     def fingerprint(self) -> str:
@@ -392,6 +404,16 @@ class SearchSpace:
             raise ValueError(f"this space has no choice {name!r}; its choices are {', '.join(self.choices)}")
         if value not in self.choices[name].values:
             raise ValueError(f"choice {name!r} is one of {self.choices[name].values}, not {value!r}")
+
+
+def _json_object(text: str, what: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:  # the former for numbers of thousands of digits as well
+        raise ValueError(f"{what} is a JSON object, but {text[:80]!r} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{what} is a JSON object, not {text[:80]!r}")
+    return values
 
 
 class _Column(NamedTuple):

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypedDict
 
 import safetensors.torch
 import torch
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from compress.tickets.masks import Scope, density_of, highest, masked, weights_of
 from compress.transforms import fold
 from supernet.artifacts.atomic import set_aside, write_atomically
+from supernet.artifacts.reading import parse_lines
+from supernet.artifacts.weights import read_safetensors
 from supernet.training.loop import StepResult
 from supernet.training.loop.average import MovingAverage
 from supernet.training.loop.checkpoint import has_checkpoints, save_checkpoint
@@ -148,9 +150,16 @@ def begin_at(step: int, model: nn.Module, config: LoopConfig, steps_per_epoch: i
     save_checkpoint(folder / "checkpoints", step, state, keep=1)
 
 
+class Line(TypedDict):
+    """What is noted of a round, beside its metrics."""
+
+    round: int
+    density: float
+
+
 def note_round(path: Path, found: Round, metrics: Mapping[str, float]) -> None:
     """Write a line for the round to the JSON lines at `path`, in the place of one that is there."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = parse_lines(path.read_bytes().splitlines(), Line, path) if path.exists() else []
     lines = [line for line in lines if line["round"] < found.number]
     lines.append({"round": found.number, "density": found.density, **metrics})
     with write_atomically(path) as temporary:
@@ -179,7 +188,7 @@ def _trained_whole(
         if not step:
             keep(whole.state_dict())
     trained = train(whole, folder, on_step)
-    return safetensors.torch.load_file(path), trained.cpu()
+    return read_safetensors(path)[0], trained.cpu()
 
 
 def _densities(config: TicketConfig, names: list[str], number: int) -> float | dict[str, float]:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from predictors.quantities import FURTHER, LATENCY, NOUNS, UNITS_SPELT
 from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.reading import read_rows
 from supernet.space import Arch, SearchSpace
 
 
@@ -41,16 +42,12 @@ def read_measurements(path: str | Path, space: SearchSpace | None = None) -> lis
     ValueError, naming the line, if a column is missing, an architecture is none of `space`, or a latency is no
     positive number on a row without an `error`.
     """
-    text = Path(path).read_text()
-    reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
-    if missing := {"arch", "latency_ms"} - set(reader.fieldnames or ()):
-        raise ValueError(f"{path} has no column {min(missing)!r}; measurements have the columns arch and latency_ms")
     rows = []
-    for row in reader:
+    for line, row in enumerate(read_rows(Path(path), ("arch", LATENCY), whole_lines=True), start=2):
         try:
             rows.append(_parse(row, space))
         except ValueError as error:
-            raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
+            raise ValueError(f"{path}, line {line}: {error}") from None
     return rows
 
 

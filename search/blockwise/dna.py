@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -29,9 +29,10 @@ from search.problem import Problem
 from search.scores.accuracy import EvaluationImages
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.ownership import owned
+from supernet.artifacts.reading import read_json, typed
 from supernet.evaluation import CALIBRATION_BYTES
 from supernet.families import Family
-from supernet.space import Arch, SearchSpace
+from supernet.space import Arch, SearchSpace, Value
 from supernet.training.data import ImageData
 from supernet.training.data.batch import examples_in, on, split
 from supernet.training.execution import Execution, channels_last
@@ -62,6 +63,28 @@ class DnaConfig(BlockwiseConfig):
     teacher and prepares all images by itself."""
     amp: Literal["none", "bf16", "fp16"] = "none"
     """Precision of the forward passes while blocks are trained."""
+
+
+class PathLosses(TypedDict):
+    """The ratings of one block: its paths, as architectures of it, and the loss of each."""
+
+    paths: list[dict[str, Value]]
+    losses: list[float]
+
+
+class Ratings(TypedDict):
+    """What ratings.json holds."""
+
+    settings: dict[str, Any]
+    images: NotRequired[Any]
+    blocks: list[PathLosses]
+
+
+class Shares(TypedDict):
+    """What training.json holds: the settings, and the positions of the blocks that train together."""
+
+    settings: dict[str, Any]
+    shares: list[list[int]]
 
 
 class BlockRating:
@@ -157,7 +180,7 @@ class BlockRating:
     def _prepare(self, path: Path | None) -> None:
         images = [examples_in(part) for part in self._images(self.resolution)[:2]]
         if path and path.exists():
-            content = json.loads(path.read_text())
+            content = read_json(path, Ratings, "the ratings of blocks")
             self._check_settings(content["settings"])
             if content.get("images", images) == images:
                 self.losses = [{Arch(p): loss for p, loss in zip(b["paths"], b["losses"])} for b in content["blocks"]]
@@ -233,7 +256,7 @@ class BlockRating:
         worker."""
         record = self._directory and self._directory / TRAINING
         if record and record.exists():
-            begun = json.loads(record.read_text())
+            begun = read_json(record, Shares, "the settings of blocks' training")
             self._check_settings(begun["settings"])
             return begun["shares"]
         count, workers = len(self.blocks), max(self._config.workers, 1)
@@ -248,7 +271,7 @@ class BlockRating:
 
     def _check_settings(self, found: Mapping[str, object]) -> None:
         former = json.loads(json.dumps(_followed(asdict(DnaConfig()))))  # of what a former version had no setting for
-        found = {**found, "config": former | found["config"]}
+        found = {**found, "config": former | typed(dict, found.get("config"), "config")}
         for name, value in self._settings().items():
             if found.get(name) != value:
                 raise ValueError(

@@ -7,9 +7,7 @@ table        what was published of it
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import gzip
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ from search.scores.judges import settled, supernet_score
 from search.scores.trained_alone import TrainedAlone, alone_settings
 from search.settings import SAID_ANEW, SearchJob
 from search.sweep import Trial, folder_of
+from supernet.artifacts.reading import read_rows
 from supernet.artifacts.runs import Run
 from supernet.families import Family
 from supernet.families.nas_bench_201 import from_string as nasbench201_arch
@@ -97,29 +96,26 @@ def read_table(path: Path, family: Family, parse: Callable[[str], Arch]) -> dict
     """The value of every architecture of the table at `path`; see `by_table`."""
     if not path.is_file():
         raise ValueError(f"there is no table {path}")
-    found: dict[Arch, float] = {}
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-        reader = csv.DictReader(file)
-        columns = [name for name in reader.fieldnames or () if name and name.startswith("accuracy")]
-        columns = ["accuracy"] if "accuracy" in columns else columns
-        if "arch" not in (reader.fieldnames or ()) or not columns:
-            raise ValueError(
-                f"{path} needs the columns arch and accuracy, and has {', '.join(reader.fieldnames or ())}"
-            )
-        for line, row in enumerate(reader, start=2):
-            try:
-                if row["arch"] is None:
-                    raise ValueError("the row is too short: it has no arch")
-                arch = Arch.from_json(row["arch"]) if row["arch"].startswith("{") else parse(row["arch"])
-                value = sum(float(row[name]) for name in columns) / len(columns)
-                family.space.validate(arch)
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{path}, line {line}: {error}") from None
-            if not math.isfinite(value):
-                raise ValueError(f"{path}, line {line}: the accuracy is {value}")
-            found[arch] = value
-    if not found:
+    rows = read_rows(path, ("arch",))
+    if not rows:
         raise ValueError(f"{path} has no architecture")
+    columns = [name for name in rows[0] if name.startswith("accuracy")]
+    columns = ["accuracy"] if "accuracy" in columns else columns
+    if not columns:
+        raise ValueError(f"{path} needs the columns arch and accuracy, and has {', '.join(rows[0])}")
+    found: dict[Arch, float] = {}
+    for line, row in enumerate(rows, start=2):
+        try:
+            if not row["arch"]:
+                raise ValueError("the row is too short: it has no arch")
+            arch = Arch.from_json(row["arch"]) if row["arch"].startswith("{") else parse(row["arch"])
+            value = sum(float(row[name]) for name in columns) / len(columns)
+            family.space.validate(arch)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {line}: {error}") from None
+        if not math.isfinite(value):
+            raise ValueError(f"{path}, line {line}: the accuracy is {value}")
+        found[arch] = value
     return found
 
 

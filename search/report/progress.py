@@ -60,7 +60,10 @@ def hypervolumes(
     """
     table = np.array(
         [
-            [-e.scores.get(score, -math.inf), *(e.costs[name] / value for name, value in reference.items())]
+            [
+                -e.scores.get(score, -math.inf),
+                *(e.costs.get(name, math.inf) / value for name, value in reference.items()),
+            ]
             for e in search.evaluations
         ]
     )
@@ -81,6 +84,7 @@ def objectives(search: Search) -> list[str]:
     MACs."""
     named = [name for name in search.settings.get("objectives", []) if name not in search.settings.get("scores", [])]
     costs = search.evaluations[0].costs if search.evaluations else {}
+    named = [name for name in named if any(name in evaluation.costs for evaluation in search.evaluations)]
     return named or [name for name in costs if not is_count(name)] or [name for name in costs if name == "macs"]
 
 

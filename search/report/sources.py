@@ -7,14 +7,13 @@ report finds the training curves and the measurements, and how sure the front is
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -28,6 +27,7 @@ from search.comparison.results import MEASURED, STANDINGS
 from search.history import Evaluation, read_history
 from supernet.artifacts import provenance
 from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.reading import parse_lines, read_json, read_rows, typed
 from supernet.artifacts.runs import read_config
 from supernet.space import Arch
 
@@ -35,6 +35,24 @@ HISTORY = "search.jsonl"
 TRIALS = "trials"
 ORIGIN = "search.json"
 FRONT = "front.csv"
+
+
+class Origin(TypedDict):
+    """What search.json says."""
+
+    run: str | None
+    predictors: list[str]
+    cost: str
+    notes: NotRequired[list[str]]  # of which former versions wrote none
+    command: NotRequired[str]
+    date: NotRequired[str]
+
+
+class Metrics(TypedDict):
+    """A line of metrics.jsonl, as far as a report shows it."""
+
+    step: int
+    losses: NotRequired[list[float] | None]
 
 
 @dataclass(frozen=True)
@@ -50,6 +68,7 @@ class Search:
     trial: Mapping[str, Any] = field(default_factory=dict)  # strategy, device, limit and seed of a sweep's trial
     front: Mapping[Arch, Mapping[str, str]] = field(default_factory=dict)  # the rows of its front.csv, if there is one
     notes: Sequence[str] = ()  # lines on its front
+    origin: Mapping[str, Any] = field(default_factory=dict)  # search.json, if there is one
 
     @property
     def strategy(self) -> str:
@@ -84,10 +103,11 @@ class Training:
 
 @dataclass(frozen=True)
 class Sources:
+    folders: Sequence[Path]  # what the report was asked for
     searches: Sequence[Search]
     devices: Sequence[DeviceRecord]
     trainings: Sequence[Training]
-    holdout: Mapping[Path, int]  # held-out examples of each training run
+    runs: Mapping[Path, Mapping[str, Any]]  # config.json of each training run
     standings: Sequence[Mapping[str, str]] = ()  # of strategies by one yardstick, as sweeps wrote them
     diagnoses: Sequence[Mapping[str, Any]] = ()  # of networks on devices, as `supernet diagnose` wrote them
 
@@ -115,59 +135,65 @@ def write_origin(
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def read_sources(folders: Sequence[Path], predictors: Sequence[Path] = ()) -> Sources:
+def read_sources(folders: Sequence[Path], predictors: Sequence[Path] = (), trainings_alone: bool = False) -> Sources:
     """Everything that the searches and sweeps in `folders` left, with more latency `predictors` if any are given.
 
-    ValueError if a folder holds no search, or if something in it is damaged. What a search merely refers to and is
-    no longer there, its training run or a predictor, is left out.
+    ValueError if a folder holds no search, unless it holds a training run and `trainings_alone` are looked at as well,
+    or if something in it is damaged. What a search merely refers to and is no longer there, its training run or a
+    predictor, is left out.
     """
     if not folders:
         raise ValueError("name at least one folder of a search or a sweep")
     searches: list[Search] = []
+    runs: list[Path] = []
     costs: dict[Path, set[str]] = {Path(os.path.normpath(path)): set() for path in predictors}
     for folder in folders:
-        run, priced, cost, notes = _origin(folder)
+        run, priced, origin = _origin(folder)
         for path in priced:
-            costs.setdefault(path, set()).add(cost)
-        searches += _searches(folder, run, notes)
+            costs.setdefault(path, set()).add(origin["cost"])
+        if run and trainings_alone and not _holds_a_search(folder):
+            runs.append(run)
+        else:
+            searches += _searches(folder, run, origin)
     devices = [record for path, names in costs.items() if (record := _device(path, names, folders))]
-    runs = list(dict.fromkeys(search.run for search in searches if search.run))
+    runs = list(dict.fromkeys([*(search.run for search in searches if search.run), *runs]))
     configs = {run: read_config(run) for run in runs if (run / "config.json").exists()}
     return Sources(
+        folders,
         searches,
         devices,
         [training for run, config in configs.items() for training in _trainings(run, config)],
-        {run: config["held_out"] for run, config in configs.items()},
+        configs,
         [row for folder in folders for row in _standings(folder / STANDINGS)],
         [read_record(folder) for folder in dict.fromkeys([*folders, *runs]) if (folder / DIAGNOSIS).exists()],
     )
 
 
-def _origin(folder: Path) -> tuple[Path | None, list[Path], str, list[str]]:
-    """The training run, the folders of predictors, the name of the cost, and lines on the front."""
+def _origin(folder: Path) -> tuple[Path | None, list[Path], Mapping[str, Any]]:
+    """The training run, the folders of predictors, and all of search.json."""
     path = folder / ORIGIN
     if not path.exists():
-        return (folder if (folder / "config.json").exists() else None), [], "", []
+        return (folder if (folder / "config.json").exists() else None), [], {}
     try:
-        content = json.loads(path.read_text())
-        predictors = [_beside(folder, predictor) for predictor in content["predictors"]]
-        there = [predictor for predictor in predictors if (predictor / PREDICTOR).exists()]
-        notes = list(content.get("notes", []))  # of which former versions wrote none
-        return content["run"] and _beside(folder, content["run"]), there, content["cost"], notes
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it, or search again") from None
+        content = read_json(path, Origin, "the origin of a search")
+    except ValueError as error:
+        raise ValueError(f"{error}; remove {path}, or search again") from None
+    predictors = [_beside(folder, predictor) for predictor in content["predictors"]]
+    there = [predictor for predictor in predictors if (predictor / PREDICTOR).exists()]
+    run = _beside(folder, content["run"]) if content["run"] else None
+    return run, there, content
 
 
 def _beside(folder: Path, path: str) -> Path:
     return Path(os.path.normpath(folder / path))
 
 
-def _searches(folder: Path, run: Path | None, notes: Sequence[str]) -> list[Search]:
-    name = folder.resolve().name
+def _searches(folder: Path, run: Path | None, origin: Mapping[str, Any]) -> list[Search]:
+    name, notes = folder.resolve().name, origin.get("notes", [])
     if (folder / HISTORY).exists():
         settings, evaluations = read_history(folder / HISTORY)
         front = _front(folder / FRONT)
-        return [Search(name, folder, folder / HISTORY, settings, evaluations, run, front=front, notes=notes)]
+        return [Search(name, folder, folder / HISTORY, settings, evaluations, run, {}, front, notes, origin)]
     histories = sorted((folder / TRIALS).glob("*.jsonl"))
     if not histories:
         raise ValueError(f"{folder} holds no search and no sweep: there is neither {HISTORY} nor {TRIALS}/ in it")
@@ -176,25 +202,27 @@ def _searches(folder: Path, run: Path | None, notes: Sequence[str]) -> list[Sear
         settings, evaluations = read_history(history)
         trial = settings.get("trial", {})
         label = " ".join(str(value) for value in trial.values() if value != math.inf)
-        found.append(Search(f"{name} {label}", folder, history, settings, evaluations, run, trial))
+        found.append(Search(f"{name} {label}", folder, history, settings, evaluations, run, trial, origin=origin))
     return found
+
+
+def _holds_a_search(folder: Path) -> bool:
+    return (folder / HISTORY).exists() or any((folder / TRIALS).glob("*.jsonl"))
 
 
 def _front(path: Path) -> dict[Arch, dict[str, str]]:
     if not path.exists():
         return {}
     try:
-        with path.open(newline="") as file:
-            return {Arch.from_json(row["arch"]): row for row in csv.DictReader(file)}
-    except (KeyError, TypeError, ValueError) as error:
+        return {Arch.from_json(row["arch"]): row for row in read_rows(path, ("arch",))}
+    except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): remove it, or search again") from None
 
 
 def _standings(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return read_rows(path)
 
 
 def _device(path: Path, costs: set[str], folders: Sequence[Path]) -> DeviceRecord:
@@ -220,6 +248,16 @@ def _device(path: Path, costs: set[str], folders: Sequence[Path]) -> DeviceRecor
 def _trainings(run: Path, config: Mapping[str, Any]) -> Iterator[Training]:
     """The training of a run, or of each of its phases, which have folders of their own."""
     for path in [*run.glob("metrics.jsonl"), *sorted(run.glob("*/metrics.jsonl"))]:
-        text = path.read_text()
-        metrics = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-        yield Training(path.parent.resolve().name, config["job"]["train"]["method"], metrics)
+        text = path.read_bytes()
+        metrics = parse_lines(text[: text.rfind(b"\n") + 1].splitlines(), Metrics, path)
+        for line in metrics:
+            for name, values in line.items():
+                if isinstance(values, Mapping):
+                    typed(dict[str, float], values, f"{path}: {name}")
+        yield Training(path.parent.resolve().name, method_of(config, run), metrics)
+
+
+def method_of(config: Mapping[str, Any], run: Path) -> str:
+    """By what the supernet in the folder `run` was trained; ValueError if its settings do not say."""
+    method = typed(dict[str, Any], config["job"].get("train"), f"{run}: job.train").get("method")
+    return typed(str, method, f"{run}: job.train.method")

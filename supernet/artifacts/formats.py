@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from supernet.errors import first_line
+
 
 class UnknownFormat(ValueError):
     """A file is of a format that this version of the package does not know."""
@@ -41,7 +43,7 @@ class Format:
         """The number that a file says by `label`; UnknownFormat, naming `path`, if it is none of these formats, such as
         that of a later version."""
         text = str(label).removeprefix(self.prefix)
-        if not text.isdecimal() or not 1 <= int(text) <= self.number:
+        if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= self.number:
             raise UnknownFormat(
                 f"{path} is a {self.kind} of format {label!r}, and this version of the package reads 1 to "
                 f"{self.number}: take the version that wrote it, or a later one"
@@ -49,10 +51,14 @@ class Format:
         return int(text)
 
     def upgraded(self, content: Mapping[str, Any], label: object, path: Path) -> dict[str, Any]:
-        """`content` of a file that says `label`, as it would be written today; raises what `number_of` does."""
+        """`content` of a file that says `label`, as it would be written today; raises what `number_of` does, and
+        ValueError, naming `path`, for what no file of that format holds."""
         content = dict(content)
         for migrate in self.migrations[self.number_of(label, path) - 1 :]:
-            content = migrate(content)
+            try:
+                content = migrate(content)
+            except (LookupError, TypeError, AttributeError) as error:
+                raise ValueError(f"{path} is no {self.kind} of format {label!r}: {first_line(error)}") from None
         return content
 
 
@@ -104,6 +110,11 @@ def _family_of_the_subnet(subnet: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _no_digest(subnet: dict[str, Any]) -> dict[str, Any]:
+    """Format 3 of a subnet did not say which bytes its weights are."""
+    return subnet | {"weights_sha256": None}
+
+
 def _several_methods(predictor: dict[str, Any]) -> dict[str, Any]:
     """Format 1 of a predictor had one method, and judged it by the measurements that it had been chosen by."""
     names = ("kind", "logarithmic", "sources", "log_variances")
@@ -147,7 +158,7 @@ def _rejected(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 RUN = Format("training run", (_execution_apart, _arguments_of_the_family, _step_by_name))
-SUBNET = Format("subnet", (_code_of_the_space, _family_of_the_subnet))
+SUBNET = Format("subnet", (_code_of_the_space, _family_of_the_subnet, _no_digest))
 COMPRESSED = Format("compressed subnet")
 PREDICTOR = Format("latency predictor", (_several_methods, _latency_alone))
 HISTORY = Format(

@@ -19,18 +19,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from supernet.artifacts import formats, provenance
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.ownership import owned
-from supernet.artifacts.weights import load_weights
-from supernet.errors import first_line
+from supernet.artifacts.reading import read_json, typed
+from supernet.artifacts.weights import load_weights, read_safetensors
 from supernet.families import Family
 from supernet.families.named import SPACES, make_family
 from supernet.families.timm_models import self_contained
@@ -77,6 +76,18 @@ class Job:
         """The space that the job names, with what the data say (`supernet.training.data.Data.family_arguments`);
         ValueError if there is no space of that name or with those options."""
         return make_family(self.space, self.space_options, arguments)
+
+
+class Content(TypedDict):
+    """What config.json of a run holds besides what its data say of themselves."""
+
+    job: dict[str, Any]
+    family_arguments: dict[str, Any]
+    held_out: int
+    dataset_sha256: str | None
+    space_sha256: NotRequired[str | None]
+    space_options: NotRequired[str]
+    streams: NotRequired[int]
 
 
 class Run(NamedTuple):
@@ -210,10 +221,7 @@ def _finished(
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
+    return read_safetensors(path)[0]
 
 
 def open_data(config: DataConfig, seed: int, workers: int = 0) -> Data:
@@ -265,14 +273,10 @@ def read_job(directory: Path, *, space: str | None = None, dataset: str | None =
 
 def job_from_dict(values: dict[str, Any]) -> Job:
     """The job that `dataclasses.asdict` and JSON made these values of."""
-    parts = {"data": DataConfig, "train": TrainConfig, "execution": Execution}
     try:
-        phases = tuple(Phase(**phase) for phase in values.get("phases", ()))
-        return Job(
-            **{n: parts[n](**with_tuples(v)) if n in parts else v for n, v in values.items()} | {"phases": phases}
-        )
-    except TypeError as error:
-        raise ValueError(f"this job was written by another version: {error}") from error
+        return typed(Job, values)
+    except ValueError as error:
+        raise ValueError(f"this job was written by another version, or is damaged: {error}") from error
 
 
 def open_run(job: object, data: Data, directory: Path, resume: bool) -> Callable[[], None]:
@@ -376,14 +380,13 @@ def read_config(directory: Path) -> dict[str, Any]:
     """config.json of the run in `directory`, as of today's format; ValueError, naming it, if it cannot be read."""
     path = directory / "config.json"
     try:
-        config = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        config = read_json(path, dict, "the settings of a run")
+    except ValueError as error:
         raise ValueError(f"{directory} is no directory of a training run: {error}") from error
-    if not isinstance(config, dict) or not {"job", *(() if "format" in config else IMAGES)} <= config.keys():
+    if not {"job", *(() if "format" in config else IMAGES)} <= config.keys():
         raise ValueError(f"{directory} is no directory of a training run: {path} has no job, classes and images")
-    return formats.RUN.upgraded(config, config.get("format", 1), path) | {"format": formats.RUN.label}
-
-
-def with_tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """What JSON has made lists of, as the tuples of a frozen dataclass again."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    config = formats.RUN.upgraded(config, config.get("format", 1), path) | {"format": formats.RUN.label}
+    try:
+        return typed(Content, config)
+    except ValueError as error:
+        raise ValueError(f"{directory} is no directory of a training run: in {path}, {error}") from error

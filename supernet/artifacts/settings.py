@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.reading import read_json
 from supernet.training.execution import differences
 
 
@@ -23,10 +24,5 @@ def note_settings(path: Path, settings: Any, but: Collection[str] = ()) -> None:
         with write_atomically(path) as temporary:
             temporary.write_text(json.dumps(own, indent=2) + "\n")
         return
-    try:
-        begun = json.loads(path.read_text())
-        changed = differences(begun, own)
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} holds no settings: {error}") from error
-    if changed:
+    if changed := differences(read_json(path, dict, "a file of settings"), own):
         raise ValueError(f"{path.parent} was begun with other settings ({changed}): name another folder")

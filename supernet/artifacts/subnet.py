@@ -14,6 +14,7 @@ and the SHA-256 of its file: that code is said again by whoever loads it.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,6 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from supernet.artifacts.atomic import write_atomically
@@ -39,7 +39,6 @@ from supernet.artifacts.subnet_config import Input, SubnetConfig, read_subnet_co
 from supernet.artifacts.weights import load_weights, read_safetensors
 from supernet.calibration import Inputs
 from supernet.costs import count_macs, count_parameters
-from supernet.errors import first_line
 from supernet.evaluation import CALIBRATION_BYTES, calibrated
 from supernet.families.named import SPACES
 from supernet.families.timm_models import TimmModel, self_contained, timm_model
@@ -102,8 +101,10 @@ def save_subnet(directory: Path, subnet: Subnet, *, onnx: bool = True) -> None:
         raise ValueError(f"{directory} holds a subnet already; name another folder")
     ties = tied_names(model.state_dict(keep_vars=True))
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in ties}
+    stored = safetensors.torch.save(weights, ties or None)
+    config = dataclasses.replace(config, weights_sha256=hashlib.sha256(stored).hexdigest())
     with write_atomically(directory / "model.safetensors") as temporary:
-        temporary.write_bytes(safetensors.torch.save(weights, ties or None))
+        temporary.write_bytes(stored)
     if onnx:
         export_onnx(model, directory / "model.onnx", config.example(), names=config, dynamic_batch=True)
     with write_atomically(directory / "config.json") as temporary:
@@ -121,12 +122,9 @@ def load_subnet(
     directory = Path(directory)
     model, config = as_plain_module(read_subnet_config(directory), directory, space, build)
     path = directory / "model.safetensors"
-    try:
-        weights, ties = read_safetensors(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
+    weights, ties = read_safetensors(path, config.weights_sha256)
     load_weights(model, weights, str(path))
-    return Subnet(tie_names(model, ties).eval(), config)
+    return Subnet(tie_names(model, ties).eval(), dataclasses.replace(config, weights_sha256=None))
 
 
 def as_plain_module(

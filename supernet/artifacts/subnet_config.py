@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +13,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from supernet.artifacts import formats, provenance
-from supernet.artifacts.runs import with_tuples
+from supernet.artifacts.reading import read_json, typed
 from supernet.families import Family
 from supernet.families.named import SPACES, make_family
 from supernet.families.timm_models import self_contained
-from supernet.space import Arch
+from supernet.space import Arch, Value
 from supernet.training.data import Data, ImageData
 from supernet.training.data.images import evaluation_transform
 
@@ -38,7 +37,7 @@ class SubnetConfig:
 
     space: str
     space_options: str
-    arch: dict[str, Any]
+    arch: dict[str, Value]
     classes: tuple[str, ...] | None = None  # in the order of their labels, where the data name some
     input_size: tuple[int, int, int] | None = None  # channels, height, width in pixels
     mean: tuple[float, ...] | None = None
@@ -51,6 +50,7 @@ class SubnetConfig:
     facts: dict[str, float] = field(default_factory=dict)  # accuracy, latency_ms, macs, parameters, ...
     versions: dict[str, str] = field(default_factory=provenance.versions)
     space_sha256: str | None = None  # of the file with the space's function, if that is not of this package
+    weights_sha256: str | None = None  # of the file with the weights, as long as they are in a file alone
 
     @classmethod
     def of(cls, space: str, space_options: str, arch: Arch, data: Data) -> SubnetConfig:
@@ -111,21 +111,17 @@ class SubnetConfig:
 def read_subnet_config(directory: Path) -> SubnetConfig:
     """The configuration of the subnet in `directory`; ValueError, naming the file, if it cannot be read."""
     path = directory / "config.json"
-    try:
-        return subnet_config(json.loads(path.read_text()), path)
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no configuration of a subnet: {error}") from error
+    return subnet_config(read_json(path, dict, "a configuration of a subnet"), path)
 
 
 def subnet_config(content: Mapping[str, Any], path: Path) -> SubnetConfig:
     """The configuration that `content` is as JSON, its format included; ValueError, naming the file `path` that it is
     from, if it is none."""
+    values = {name: value for name, value in content.items() if name != "format"}
+    values = formats.SUBNET.upgraded(values, content.get("format", 1), path)
     try:
-        label = content.get("format", 1)
-        values = formats.SUBNET.upgraded({name: content[name] for name in content if name != "format"}, label, path)
-        values["inputs"] = [Input(**own | {"shape": tuple(own["shape"])}) for own in values["inputs"]]
-        return SubnetConfig(**with_tuples(values))
-    except (TypeError, AttributeError, LookupError) as error:
+        return typed(SubnetConfig, values)
+    except ValueError as error:
         raise ValueError(f"{path} is no configuration of a subnet: {error}") from error
 
 

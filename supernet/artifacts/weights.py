@@ -5,6 +5,7 @@ Loaded all the same, such a file leaves a network with random weights, and nothi
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from argparse import Namespace
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
@@ -50,14 +51,27 @@ def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
     return tensors_in(content, path)
 
 
-def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(path: str | os.PathLike, sha256: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors in a file, by name, also under names whose tensor the file has once under another name; and which
-    names these are, each with that other name (as `safetensors.torch.save_model` writes them, too)."""
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-    tensors = safetensors.torch.load_file(path)
+    names these are, each with that other name (as `safetensors.torch.save_model` writes them, too).
+
+    ValueError, naming the file, if it cannot be read, or is not the one with the digest `sha256`, where that is known.
+    """
+    try:
+        if sha256 is not None and sha256 != _digest(path):
+            raise ValueError(f"{path} was changed or damaged after it was saved: fetch it again, or save it anew")
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        tensors = safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
     ties = {alias: name for alias, name in metadata.items() if name in tensors}
     return tensors | {alias: tensors[name] for alias, name in ties.items()}, ties
+
+
+def _digest(path: str | os.PathLike) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tensors_in(content: object, path: str | os.PathLike) -> dict[str, Tensor]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 from collections.abc import Callable, Mapping
 
+from supernet.artifacts.reading import parse_json, typed_arguments
 from supernet.families import FAMILIES
 from supernet.families.family import Family
 from supernet.own_code import Kind
@@ -33,10 +33,10 @@ def make_family(space: str, options: str, arguments: Mapping[str, object]) -> Fa
             "space that takes it, or code of your own"
         )
     try:
-        given = json.loads(options)
+        given = typed_arguments(function, parse_json(options, dict))
         if not is_known:  # a TypeError from within such a function is its author's to see
             inspect.signature(function).bind(**passed, **given)
-    except (TypeError, json.JSONDecodeError) as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"the options {options} do not fit the space {space!r}: {error}") from error
     try:
         family = function(**passed, **given)

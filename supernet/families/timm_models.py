@@ -15,6 +15,7 @@ import torch
 from timm.models import filter_pretrained_cfg, parse_model_name
 from torch import Tensor, nn
 
+from supernet.artifacts.reading import parse_json
 from supernet.costs import count_macs, count_parameters
 from supernet.families.family import Family
 from supernet.families.timm_weights import load_pretrained, own_classes, read_source
@@ -119,7 +120,7 @@ def self_contained(space: str, options: str) -> str:
     """
     if space not in SPACES:
         return options
-    given, options = options, json.loads(options)
+    given, options = options, parse_json(options, dict)
     has_source = ":" in str(options.get("name", ""))
     if has_source:
         options |= timm_model(options["name"]).self_contained()

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from distill.objective import BY_TEACHER, Objective
 from supernet.artifacts.ownership import owned
-from supernet.artifacts.runs import data_said_again, open_data, open_run, read_config, with_tuples
+from supernet.artifacts.reading import typed
+from supernet.artifacts.runs import data_said_again, open_data, open_run, read_config
 from supernet.artifacts.subnet import Subnet, SubnetConfig, load_subnet, read_subnet_config, save_subnet
 from supernet.artifacts.teacher import load_teacher
 from supernet.artifacts.weights import load_weights
@@ -221,11 +222,10 @@ def read_model_job(
     if not (directory / "config.json").exists():
         return None
     values = read_config(directory)["job"]
-    parts = {name: type(part) for name, part in vars(kind()).items() if dataclasses.is_dataclass(part)}
     try:
-        job = kind(**{n: parts[n](**with_tuples(v)) if n in parts else v for n, v in with_tuples(values).items()})
-    except TypeError as error:
-        raise ValueError(f"this job was written by another version: {error}") from error
+        job = typed(kind, values)
+    except ValueError as error:
+        raise ValueError(f"this job was written by another version, or is damaged: {error}") from error
     said = SPACES.said_again(job.space, space, directory)
     data = data_said_again(job.data, job.space, said, dataset, directory)
     if job.teacher_space is not None:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from search.history import Evaluation, History, read_history
+from search.history import Evaluation, History, best_archs, read_history, write_history
 from supernet.space import Arch
 from tests.object_store import object_store
 
@@ -170,3 +170,14 @@ def test_without_a_storage_the_file_is_all_that_there_is(tmp_path):
                 history.append(evaluation(width))
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"one.jsonl", "two.jsonl", "stored"}
+
+
+def test_a_score_that_is_no_number_is_no_best(tmp_path):
+    path, nan = tmp_path / "history.jsonl", float("nan")
+    scores = [nan, 0.2, 0.9, nan, 0.5]
+    evaluations = [Evaluation(Arch({"width": w}), {"accuracy": s}, {}, 0) for w, s in enumerate(scores)]
+    write_history(path, SETTINGS, evaluations)
+    assert [arch["width"] for arch in best_archs(path, 5)] == [2, 4, 1]
+    write_history(path, SETTINGS, evaluations[:1])
+    with pytest.raises(ValueError, match="holds no architecture with a score"):
+        best_archs(path, 1)

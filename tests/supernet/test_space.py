@@ -1,6 +1,7 @@
 import itertools
 import json
 import pickle
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -233,6 +234,24 @@ def test_spaces_are_values_too():
     assert pickle.loads(pickle.dumps(space)) == space
     when = {"depth": (3,), "kernel.1": (5,)}  # the conditions are the same in any order
     assert SearchSpace({**space.choices, "operation": Choice(("pool", "conv"), when)}) == space
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "a search space is a JSON object, but '{' is not JSON"),
+        ("[1]", "a search space is a JSON object, not"),
+        ('{"width": [8, 16]}', "choice 'width' is an object with a list of values and an object of lists when"),
+        ('{"width": {"values": "ab", "when": {}}}', "choice 'width' is an object with a list of values"),
+        ('{"width": {"values": [8], "when": {"depth": 1}}}', "choice 'width' is an object with a list of values"),
+        ('{"width": {"values": [[8]], "when": {}}}', "all numbers or all strings"),
+        ('{"width": {"values": [1, NaN], "when": {}}}', "the values of a choice are finite"),
+        ("{}", "at least one choice"),
+    ],
+)
+def test_text_that_is_no_space_is_refused(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SearchSpace.from_json(text)
 
 
 def test_a_pickled_architecture_is_equal_in_another_process():

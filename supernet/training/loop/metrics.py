@@ -6,12 +6,19 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from supernet.artifacts.atomic import set_aside, write_atomically
+from supernet.artifacts.reading import parse_json
 from supernet.imports import require
 
 logger = logging.getLogger(__name__)
+
+
+class Line(TypedDict):
+    """What every line has, besides numbers by name."""
+
+    step: int
 
 
 class Metrics:
@@ -74,11 +81,11 @@ def scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def _lines_until(metrics: Path, step: int) -> list[str]:
     kept = []
-    for line in metrics.read_text().splitlines():
+    for line in metrics.read_bytes().splitlines():
         try:
-            if json.loads(line)["step"] > step:
+            if parse_json(line, Line)["step"] > step:
                 break
-        except json.JSONDecodeError:
+        except ValueError:  # cut off
             break
-        kept.append(line + "\n")
+        kept.append(line.decode() + "\n")
     return kept

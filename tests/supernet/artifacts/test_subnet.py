@@ -127,6 +127,20 @@ def source(tmp_path):
     return tmp_path / "source", model
 
 
+def test_weights_of_which_a_byte_changed_are_refused(saved, tmp_path):
+    directory, _ = saved
+    shutil.copytree(directory, tmp_path / "subnet")
+    path = tmp_path / "subnet" / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    with pytest.raises(ValueError, match=r"model\.safetensors was changed or damaged after it was saved"):
+        load_subnet(tmp_path / "subnet")
+    config = json.loads((tmp_path / "subnet" / "config.json").read_text())
+    del config["weights_sha256"]
+    (tmp_path / "subnet" / "config.json").write_text(json.dumps(config | {"format": 3}))  # from before there were any
+    load_subnet(tmp_path / "subnet")
+
+
 @pytest.mark.parametrize("space", ["timm", "from_timm"])
 def test_what_a_subnet_needs_is_in_its_folder(source, tmp_path, space):
     folder, _ = source
