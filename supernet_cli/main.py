@@ -25,6 +25,7 @@ COMMANDS = (
     "sweep",
     "sweep-trainings",
     "report",
+    "dashboard",
     "extract",
     "prune",
     "quantise",

@@ -14,7 +14,10 @@ from search import pareto
 from search.certainty import NORMAL_95, wilson
 from search.counts import COUNTS, is_count
 from search.front import AS_GOOD, CONFIRMED, HIGH, LOW
+from search.history import Evaluation
 from search.report.candidate import Candidate
+from search.report.facts import facts
+from search.report.importance import importances
 from search.report.limits import notes, within
 from search.report.progress import Content, comparison, rounded, search_content
 from search.report.sources import DeviceRecord, Search, Sources, Training
@@ -26,33 +29,37 @@ from supernet.space import Arch, Value
 
 
 def make_content(sources: Sources, title: str = "") -> Content:
-    """All of the report as JSON. ValueError if nothing was evaluated successfully.
+    """All of the report as JSON. ValueError if nothing was evaluated successfully and there is no training either.
 
     Architectures are judged by accuracy, or if no search has it by the first score of the first search; searches that
     lack this score are only named (`left_out`).
 
-    Candidates are columns, index by index. `axes` are what accuracy is traded off against: the latency on each device
-    (of searches and of predictors), then MACs, parameters and other costs. `fronts[axis]` holds the indices of the
-    candidates that none beats in score and that cost, by increasing cost; `group_fronts` the same for each strategy (or
-    folder) alone. Uncertainty is that of 95 %: of what is on a search's front the interval in its front.csv, else
-    Wilson's for an accuracy on so many images (other scores have none, and are not in per cent), and the predictor's
-    standard error of a latency. `as_good` and `confirmed` are what front.csv says of the front: whether each cannot be
-    told apart from the best, and its score on fresh examples. `notes` are lines on how sure fronts are, and on those
-    that may not keep, or were measured not to keep, within a search's limit on a latency; `within` is how probable it
-    is that a candidate does. `standings` are those of a sweep's strategies by one yardstick.
+    Candidates are columns, index by index; those whose score is no number are left out. `axes` are what accuracy is
+    traded off against: the latency on each device (of searches and of predictors), then MACs, parameters and other
+    costs. `fronts[axis]` holds the indices of the candidates that none beats in score and that cost, by increasing
+    cost; `group_fronts` the same for each strategy (or folder) alone. Uncertainty is that of 95 %: of what is on a
+    search's front the interval in its front.csv, else Wilson's for an accuracy on so many images (other scores have
+    none, and are not in per cent), and the predictor's standard error of a latency. `as_good` and `confirmed` are what
+    front.csv says of the front: whether each cannot be told apart from the best, and its score on fresh examples.
+    `notes` are lines on how sure fronts are, and on those that may not keep, or were measured not to keep, within a
+    search's limit on a latency; `within` is how probable it is that a candidate does. `standings` are those of a
+    sweep's strategies by one yardstick. `importance` is what `search.report.importance` says of the choices. `facts`
+    are what searches and trainings were asked for.
     """
-    names = [name for search in sources.searches for e in search.evaluations for name in e.scores]
-    if not names:
+    names = [
+        name for search in sources.searches for e in search.evaluations for name in e.scores if _is_judged(e, name)
+    ]
+    if not names and not sources.trainings:
         raise ValueError("no architecture was evaluated successfully: there is nothing to report")
-    judge = ACCURACY if ACCURACY in names else names[0]
-    judged = [search for search in sources.searches if any(judge in e.scores for e in search.evaluations)]
+    judge = names[0] if names and ACCURACY not in names else ACCURACY
+    judged = [search for search in sources.searches if any(_is_judged(e, judge) for e in search.evaluations)]
     left_out = [search.name for search in sources.searches if search not in judged]
     sources = dataclasses.replace(sources, searches=judged)
     candidates = [
         Candidate(s, line, e.generation, e.arch, e.scores[judge], e.costs)
         for s, search in enumerate(sources.searches)
         for line, e in enumerate(search.evaluations, start=1)
-        if judge in e.scores
+        if _is_judged(e, judge)
     ]
     rows = [sources.searches[candidate.search].front.get(candidate.arch, {}) for candidate in candidates]
     groups, group_of = _groups(sources.searches)
@@ -72,10 +79,10 @@ def make_content(sources: Sources, title: str = "") -> Content:
             of_search = np.array([candidate.search for candidate in candidates])
             own = [_front(candidates, score, column, of_search == index) for index in range(len(judged))]
             lines += notes(judged, devices[axis["name"]], probability, found, own)
-    worst = min(0.0, score.min())
+    worst = min([0.0, *score])
     searches = [search_content(judged, index, group, judge, worst) for index, group in enumerate(group_of)]
     return {
-        "title": title or " and ".join(dict.fromkeys(search.folder.resolve().name for search in sources.searches)),
+        "title": title or " and ".join(dict.fromkeys(folder.resolve().name for folder in sources.folders)),
         "date": provenance.today(),
         "versions": provenance.versions(),
         "score": {"name": judge, "percent": judge == ACCURACY},
@@ -101,12 +108,29 @@ def make_content(sources: Sources, title: str = "") -> Content:
         "fronts": fronts,
         "group_fronts": group_fronts,
         "frequencies": [_frequencies(choices, candidates, front) for front in fronts],
+        "importance": _importance(choices, candidates, score),
+        "facts": facts(sources),
         "devices": [_device(device) for device in sources.devices if device.measurements],
         "trainings": [_training(training) for training in sources.trainings if training.metrics],
         "comparison": comparison(sources.searches, searches, groups, judge),
         "standings": [_standing(row) for row in sources.standings],
         "diagnoses": [_diagnosis(row) for row in sources.diagnoses],
     }
+
+
+def _is_judged(evaluation: Evaluation, judge: str) -> bool:
+    return not math.isnan(evaluation.scores.get(judge, math.nan))
+
+
+def _importance(
+    choices: Mapping[str, Sequence[Value]], candidates: Sequence[Candidate], score: np.ndarray
+) -> list[Content]:
+    """Of different architectures, each once."""
+    first = {candidate.arch: index for index, candidate in reversed(list(enumerate(candidates)))}
+    own = sorted(first.values())
+    codes = np.array([_codes(choices, candidates[index].arch) for index in own]).reshape(len(own), len(choices))
+    found = importances(choices, codes, score[own])
+    return [{**each._asdict(), **{name: rounded(getattr(each, name)) for name in each._fields[1:]}} for each in found]
 
 
 def _diagnosis(found: Mapping[str, Any]) -> Content:
@@ -154,12 +178,21 @@ def _groups(searches: Sequence[Search]) -> tuple[list[str], list[int]]:
 
 
 def _choices(archs: Iterable[Arch]) -> dict[str, list[Value]]:
-    """The values of every choice that occur, numbers in increasing order; choices in the order of the space."""
+    """The values of every choice that occur, numbers in increasing order; choices in the order of the space, as far as
+    the architectures, which have some of them each, say it: a choice comes right behind one that it follows."""
     found: dict[str, set[Value]] = {}
-    for arch in sorted(archs, key=len, reverse=True):  # the deepest first: it names the choices in their order
+    order: list[str] = []
+    for arch in sorted(archs, key=len, reverse=True):  # the deepest first: it names the most choices in their order
+        if not arch.keys() <= found.keys():
+            place = 0
+            for name in arch:
+                if name not in found:
+                    order.insert(place, name)
+                    found[name] = set()
+                place = order.index(name) + 1
         for name, value in arch.items():
-            found.setdefault(name, set()).add(value)
-    return {name: sorted(values, key=lambda value: (isinstance(value, str), value)) for name, values in found.items()}
+            found[name].add(value)
+    return {name: sorted(found[name], key=lambda value: (isinstance(value, str), value)) for name in order}
 
 
 def _codes(choices: Mapping[str, Sequence[Value]], arch: Arch) -> list[int]:
@@ -214,7 +247,7 @@ def _intervals(sources: Sources, candidates: Sequence[Candidate], judge: str) ->
     """Those in front.csv, and of other accuracies Wilson's."""
     images = []
     for search in sources.searches:
-        holdout = sources.holdout.get(search.run) if search.run else None
+        holdout = sources.runs[search.run]["held_out"] if search.run in sources.runs else None
         asked = search.settings.get("images")
         images.append(min(asked, holdout or asked) if asked else holdout)
     found: list[tuple[float, float] | None] = []
@@ -258,6 +291,7 @@ def _frequencies(
                 "front": shares[0],
                 "population": shares[1],
                 "applies": len(chosen),
+                "of": len(every),
                 "difference": rounded(difference),
             }
         )

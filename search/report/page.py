@@ -13,7 +13,7 @@ from search.report.sources import read_sources
 from supernet.artifacts.atomic import write_atomically
 from supernet.imports import require
 
-SCRIPTS = ("drawing.js", "charts.js", "page.js")
+SCRIPTS = ("drawing.js", "charts.js", "parallel.js", "page.js")
 
 
 def write_report(path: Path, folders: Sequence[Path], predictors: Sequence[Path] = (), title: str = "") -> Content:
@@ -23,11 +23,16 @@ def write_report(path: Path, folders: Sequence[Path], predictors: Sequence[Path]
     `predictors` are folders of latency predictors of more devices than the searches were for. ValueError if a folder
     holds no search, ModuleNotFoundError without plotly.
     """
-    plotly = require("plotly.offline")
+    plotly = plotly_script()
     content = make_content(read_sources(folders, predictors), title)
     with write_atomically(path) as temporary:
-        temporary.write_text(make_page(content, plotly.get_plotlyjs()), encoding="utf-8")
+        temporary.write_text(make_page(content, plotly), encoding="utf-8")
     return content
+
+
+def plotly_script() -> str:
+    """Plotly, as a script; ModuleNotFoundError, naming the extra, without it."""
+    return require("plotly.offline").get_plotlyjs()
 
 
 def make_page(content: Content, plotly: str) -> str:

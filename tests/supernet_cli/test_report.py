@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from predictors import LatencyPredictor
 from search.history import Evaluation, read_history, write_history
 from search.report import write_report
+from search.report.live import LiveReport, serve
 from search.report.sources import write_origin
 from search.run import run_search
 from search.settings import SearchJob
@@ -134,13 +136,107 @@ def test_the_report_of_a_search_is_used_by_slider_keyboard_and_mouse(browser, se
     assert browser.get_log("browser") == []
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_is_wider_than_the_window(browser, searched, width):
+OVERLAPS = """
+const boxes = [...document.querySelectorAll("h2, figure, table, article, .chart .main-svg, dl, .frequency, .limit, p")]
+  .filter((node) => node.getClientRects().length && !node.closest("[hidden]"))
+  .map((node) => [node, node.getBoundingClientRect()]).filter(([, box]) => box.width && box.height);
+const name = (node) => `${node.tagName} ${node.id} ${node.textContent.slice(0, 30)}`;
+const within = (a, b) => a.contains(b) || b.contains(a);
+const layers = (a, b) => a.closest(".chart") && a.closest(".chart") === b.closest(".chart");
+const lying = boxes.flatMap(([a, one], place) => boxes.slice(place + 1).filter(([b, other]) =>
+  !within(a, b) && !layers(a, b) &&
+  Math.min(one.right, other.right) - Math.max(one.left, other.left) > 1 &&
+  Math.min(one.bottom, other.bottom) - Math.max(one.top, other.top) > 1).map(([b]) => [name(a), name(b)]));
+const wider = boxes.filter(([node, box]) => box.right > innerWidth + 1 && !node.closest(".scroll"));
+return [lying, wider.map(([node]) => name(node))];
+"""
+
+
+@pytest.mark.parametrize("width", [375, 1024, 1440, 1920])
+def test_nothing_lies_over_another_or_is_wider_than_the_window(browser, searched, width):
     size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     open_report(browser, searched / "report.html")
+    charts = browser.execute_script("return document.querySelectorAll('.charts figure, .chart').length")
+    begun = time.monotonic()
+    while browser.execute_script("return document.querySelectorAll('.js-plotly-plot').length") < 5:
+        assert time.monotonic() < begun + 30, charts  # front, hypervolume, measured, and two of the training at least
+        time.sleep(0.05)
+    assert browser.execute_script(OVERLAPS) == [[], []]
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_hovering_names_the_point_and_changes_nothing(browser, searched):
+    open_report(browser, searched / "report.html")
+    before = shown(browser, "command")
+    texts = browser.execute_script("return document.getElementById('front').data[0].text")
+    assert all("evaluation" in text and "accuracy: " in text and "phone: " in text for text in texts)
+    hover = "Plotly.Fx.hover(document.getElementById('front'), [{curveNumber: 0, pointNumber: 0}])"
+    browser.execute_script(hover)
+    assert shown(browser, "command") == before
+
+
+def test_at_its_least_the_slider_takes_the_cheapest(browser, searched):
+    open_report(browser, searched / "report.html")
+    browser.find_element("id", "limit").send_keys(Keys.HOME)
+    evaluations = read_history(searched / "search.jsonl")[1]
+    front = sorted((e for e in evaluations if on_front(e, evaluations)), key=lambda e: e.costs["phone"])
+    assert selected(browser, evaluations)[0].arch == front[0].arch
+    assert "Best within" in shown(browser, "best")
+
+
+def test_no_interval_is_cut_off_and_nothing_uploads_a_chart(browser, searched):
+    open_report(browser, searched / "report.html")
+    low, high, shown_range = browser.execute_script(
+        "const l = document.getElementById('front')._fullLayout, c = report.candidates;"
+        "const ends = report.fronts[0].flatMap((i) => c.interval[i] ?? []).map((end) => 100 * end);"
+        "return [Math.min(...ends), Math.max(...ends), l.yaxis.range]"
+    )
+    assert shown_range[0] < low < high < shown_range[1]
+    titles = browser.execute_script(
+        "return [...document.querySelectorAll('.modebar-btn')].map((b) => b.getAttribute('data-title') ?? b.ariaLabel)"
+    )
+    assert titles
+    assert not [title for title in titles if "hare" in str(title) or "loud" in str(title)]
+
+
+def test_lines_of_parallel_coordinates_are_chosen(browser, searched):
+    open_report(browser, searched / "report.html")
+    index, same, chosen = browser.execute_script(
+        "const line = document.querySelector('#parallel .front'); line.dispatchEvent(new MouseEvent('click'));"
+        "return [Number(line.dataset.index), document.querySelector('#parallel .chosen').getAttribute('points') === "
+        "line.getAttribute('points'), state.selected]"
+    )
+    assert (same, chosen) == (True, index)
+
+
+def test_the_page_says_how_it_was_found(browser, searched):
+    open_report(browser, searched / "report.html")
+    facts = shown(browser, "facts")
+    for what in ("found by", "architectures evaluated", "images held out", "images to test", "classes", "command"):
+        assert what in facts
+
+
+def test_a_dashboard_follows_a_search(browser, searched, tmp_path):
+    folder = tmp_path / "live"
+    folder.mkdir()
+    lines = (searched / "search.jsonl").read_text().splitlines(keepends=True)
+    with serve(LiveReport([folder])) as server, ThreadPoolExecutor(1) as pool:
+        pool.submit(server.serve_forever, 0.1)
+        try:
+            browser.get(f"http://127.0.0.1:{server.server_address[1]}/")
+            assert "Nothing to show yet" in browser.find_element("css selector", "p").text
+            for count in (5, 9):
+                (folder / "search.jsonl").write_text("".join(lines[: count + 1]))
+                begun, text = time.monotonic(), "return document.body.innerText"
+                while f"{count} architectures evaluated" not in browser.execute_script(text):
+                    assert time.monotonic() < begun + 30
+                    time.sleep(0.2)
+            assert browser.find_element("id", "live").is_displayed()
+        finally:
+            browser.get("about:blank")
+            server.shutdown()
 
 
 def test_a_search_of_5000_opens(browser, tmp_path):

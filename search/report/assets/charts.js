@@ -8,7 +8,8 @@ const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "s
 const BEST = "#e69f00";
 const SELECTED = "#cc79a7";
 const STAR = `M${Array.from({ length: 10 }, (_, i) => [i % 2 ? 4 : 9.5, (i * Math.PI) / 5]).map(([r, a]) => `${r * Math.sin(a)},${r * Math.cos(a)}`).join("L")}Z`;
-const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+// showSendToCloud: a button that uploads the chart, which nobody expects of a page that needs no network
+const CONFIG = { responsive: true, displaylogo: false, showSendToCloud: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
 const STILL = { ...CONFIG, displayModeBar: false };
 const pick = (list, index) => list[index % list.length];
 
@@ -34,6 +35,12 @@ function layout(x, y, more = {}) {
   };
 }
 
+// Ticks of what is counted: at whole numbers.
+function whole(values) {
+  const span = Math.max(...values) - Math.min(...values);
+  return span < 8 ? { dtick: 1, tickformat: "d" } : { tickformat: ",d" };
+}
+
 const scoreTitle = (report) => report.score.name + (report.score.percent ? " on held-out images (%)" : "");
 const scoreOf = (report, index) => report.candidates.score[index] * (report.score.percent ? 100 : 1);
 
@@ -47,13 +54,19 @@ function drawFront(target, report, axis, state) {
     x: indices.map((index) => costs[index]),
     y: indices.map((index) => scoreOf(report, index)),
     customdata: indices,
-    hovertemplate: "%{x:.4g}, %{y:.4g}<extra></extra>",
+    text: indices.map((index) => hoverOf(index).map(plain).join("<br>")),
+    hovertemplate: "%{text}<extra></extra>",
     ...more,
   });
   const all = costs.map((_, index) => index).filter((index) => costs[index] !== null);
   const traces = [
     trace(all, { name: `${all.length} evaluated`, mode: "markers", marker: { size: 5, color: "#8c959f", opacity: 0.55 } }),
   ];
+  const asGood = report.fronts[axis].filter((index) => candidates.as_good[index] === "yes");
+  if (asGood.length) {
+    const marker = { size: 24, color: "#56b4e9", opacity: 0.35 };
+    traces.push(trace(asGood, { name: "cannot be told apart from the best", mode: "markers", marker, hoverinfo: "skip", hovertemplate: undefined }));
+  }
   groups.forEach((group, g) => {
     const front = report.group_fronts[axis][g];
     const colour = pick(COLOURS, g);
@@ -93,10 +106,12 @@ function drawFront(target, report, axis, state) {
     key("best under the limit", { size: 14, symbol: "star", color: BEST, line: { width: 1, color: "#1b1f24" } }),
     key("selected", { size: 14, symbol: "circle-open", color: SELECTED, line: { width: 3 } }),
   );
-  const low = quantile(all.map((index) => scoreOf(report, index)), 0.05);
-  const high = Math.max(...all.map((index) => scoreOf(report, index)));
+  const ends = report.group_fronts[axis].flat().flatMap((index) => candidates.interval[index] ?? []); // none is cut off
+  const scaled = ends.map((end) => (report.score.percent ? 100 : 1) * end);
+  const low = Math.min(quantile(all.map((index) => scoreOf(report, index)), 0.05), ...scaled);
+  const high = Math.max(...all.map((index) => scoreOf(report, index)), ...scaled);
   const { name, unit } = report.axes[axis];
-  const range = [low - 0.08 * (high - low || 1), high + 0.15 * (high - low || 1)];
+  const range = [low - 0.08 * (high - low || 1), high + 0.08 * (high - low || 1)];
   const title = unit ? `predicted latency (${unit})` : name.replaceAll("_", " ");
   const more = { y: { range }, x: { rangemode: "tozero" }, layout: { shapes: marks(report, axis, state) } };
   Plotly.react(target, traces, layout(title, scoreTitle(report), more), CONFIG);
@@ -140,7 +155,8 @@ function drawHypervolume(target, report) {
       marker: { symbol: pick(MARKS, group), size: 7 },
     };
   });
-  Plotly.newPlot(target, traces, layout("architectures evaluated", "hypervolume"), STILL);
+  const counts = report.searches.flatMap(({ generations }) => generations.map(([evaluated]) => evaluated));
+  Plotly.newPlot(target, traces, layout("architectures evaluated", "hypervolume", { x: whole(counts) }), STILL);
 }
 
 function drawDevice(target, device) {
@@ -199,10 +215,27 @@ function drawCurves(target, curves, title, scale) {
     line: { color: pick(COLOURS, index), dash: pick(DASHES, index), width: 2 },
     marker: { symbol: pick(MARKS, index), size: 6 },
   }));
-  Plotly.newPlot(target, traces, layout("step", title), STILL);
+  Plotly.newPlot(target, traces, layout("step", title, { x: whole(traces.flatMap(({ x }) => x)) }), STILL);
 }
 
 function quantile(values, part) {
   const sorted = values.slice().sort((a, b) => a - b);
   return sorted[Math.floor(part * (sorted.length - 1))];
+}
+
+// How much of the score each choice explains that no other does, with the interval of 95 %.
+function drawImportance(target, importance) {
+  const shown = importance.slice(0, 15).reverse();
+  const percent = (value) => 100 * Math.max(value, 0);
+  const trace = {
+    type: "scatter", mode: "markers", x: shown.map(({ share }) => percent(share)), y: shown.map(({ choice }) => plain(choice)),
+    marker: { color: COLOURS[0], size: 9 }, hovertemplate: "%{y}: %{x:.3g} %<extra></extra>",
+    error_x: {
+      type: "data", symmetric: false, color: COLOURS[0], thickness: 1.5, width: 4,
+      array: shown.map(({ share, high }) => percent(high) - percent(share)), arrayminus: shown.map(({ share, low }) => percent(share) - percent(low)),
+    },
+  };
+  const more = { x: { rangemode: "tozero" }, layout: { showlegend: false } };
+  target.style.height = `${5 + 1.7 * shown.length}rem`;
+  Plotly.newPlot(target, [trace], layout("part of what other choices leave (%)", "", more), STILL);
 }

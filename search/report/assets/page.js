@@ -73,17 +73,24 @@ function wrap(node) {
   return cell;
 }
 
-// Shows an architecture; one that is merely hovered over does not become the selected one.
+// What hovering over a point says.
+function hoverOf(index) {
+  const costs = report.axes.slice(0, 3).map(({ name }, axis) => `${name.replaceAll("_", " ")}: ${cost(index, axis)}`);
+  return [nameOf(index), `${report.score.name}: ${score(index)}`, ...costs, certainty(index)].filter(Boolean);
+}
+
+// Shows an architecture.
 function show(index) {
   $("selected-name").textContent = nameOf(index);
   $("selected-facts").textContent = [`${report.score.name} ${score(index)}`, certainty(index)].filter(Boolean).join("; ");
   drawArchitecture($("drawing"), archOf(index));
   const limited = report.candidates.within.some((probabilities) => probabilities);
   $("selected-costs").replaceChildren(
-    row(["", "predicted", "measured", ...(limited ? ["within the limit"] : [])], "th"),
+    row(["cost", "", "measured", ...(limited ? ["within the limit"] : [])], "th"),
     ...report.axes.map(({ name, unit }, axis) => {
       const measured = unit ? quantity(report.candidates.measured[axis][index], unit) : "";
-      return row([name.replaceAll("_", " "), cost(index, axis), measured, ...(limited ? [probability(index, axis)] : [])]);
+      const label = name.replaceAll("_", " ") + (unit ? " (predicted)" : "");
+      return row([label, cost(index, axis), measured, ...(limited ? [probability(index, axis)] : [])]);
     }),
   );
   $("command").textContent = commandOf(index);
@@ -94,6 +101,7 @@ function select(index) {
   state.selected = index;
   show(index);
   markFront($("front"), report, state.axis, state);
+  markParallel(index);
   markTable();
 }
 
@@ -105,6 +113,12 @@ function markTable() {
 function bestUnder(limit) {
   const within = report.fronts[state.axis].filter((index) => report.candidates.costs[state.axis][index] <= limit);
   return within.length ? within[within.length - 1] : null; // by increasing cost, so the last is the most accurate
+}
+
+// The limit that a search of its own had on this cost.
+function limitOf(axis) {
+  const limits = report.searches.map((search) => search.limits[report.axes[axis].name]).filter((limit) => limit);
+  return report.searches.length === 1 && limits.length ? limits[0] : null;
 }
 
 // Reads the slider; the best architecture within it becomes the selected one.
@@ -121,6 +135,7 @@ function setLimit() {
       ? `No architecture that was evaluated stays within ${text}.`
       : `Best within ${text} on ${name}: ${report.score.name} ${score(state.best, false)} at ${cost(state.best, state.axis)}.`;
   show(state.selected);
+  markParallel(state.selected);
 }
 
 function setAxis(axis) {
@@ -132,16 +147,19 @@ function setAxis(axis) {
   const step = 10 ** Math.floor(Math.log10((high - low) / 100 || low / 100 || 1));
   const slider = $("limit");
   slider.step = step;
-  slider.min = Number((Math.floor(low / step) * step).toPrecision(12));
-  slider.max = Number((Math.ceil(high / step) * step).toPrecision(12));
-  slider.value = slider.max;
+  slider.min = Number((Math.ceil(low / step) * step).toPrecision(12)); // the cheapest stays within any position
+  slider.max = Number((Math.max(Math.ceil(high / step), Math.ceil(low / step)) * step).toPrecision(12));
+  slider.value = limitOf(axis) ?? slider.max;
   setLimit();
   $("front-caption").textContent =
-    `${front.length} of ${values.length} architectures are on the front for ${name}${unit ? " (predicted)" : ""}. Hover or click a point, or focus the chart and use the arrow keys.`;
+    `${front.length} of ${values.length} architectures are on the front for ${name}${unit ? " (predicted)" : ""}.` +
+    `${limitOf(axis) ? ` The search was limited to ${quantity(limitOf(axis), unit)}.` : ""} Click a point, or focus the chart and use the arrow keys.`;
   drawFront($("front"), report, axis, state);
   drawTable();
   markTable();
   drawFrequencies();
+  drawParallel($("parallel"), report, axis, select);
+  markParallel(state.selected);
 }
 
 function drawTable() {
@@ -160,16 +178,18 @@ function drawTable() {
 }
 
 function drawFrequencies() {
-  const cards = report.frequencies[state.axis].map(({ choice, values, front, population }) => {
+  const cards = report.frequencies[state.axis].map(({ choice, values, front, population, applies, of }) => {
     const card = element("div", { className: "frequency" });
     card.append(element("h4", {}, choice));
+    const few = applies < 20; // shares of a few would look surer than they are
+    const share = (part, whole) => (few ? `${Math.round(part * whole)} of ${whole}` : `${Math.round(100 * part)} %`);
     values.forEach((value, index) => {
       const line = element("div", { className: "bar" });
       const [track, bar, mark] = [element("i"), element("i"), element("s")];
       bar.style.width = `${100 * front[index]}%`;
       mark.style.left = `${100 * population[index]}%`;
       track.append(bar, mark);
-      line.append(element("b", {}, value), track, element("span", {}, `${Math.round(100 * front[index])} % | ${Math.round(100 * population[index])} %`));
+      line.append(element("b", {}, value), track, element("span", {}, `${share(front[index], applies)} | ${few && of < 20 ? share(population[index], of) : `${Math.round(100 * population[index])} %`}`));
       card.append(line);
     });
     return card;
@@ -181,12 +201,18 @@ function drawFrequencies() {
   more.querySelector("div").replaceChildren(...cards.slice(12));
 }
 
-function figure(section, caption, draw) {
-  const made = element("figure");
-  const chart = element("div", { className: "chart" });
-  made.append(chart, element("figcaption", {}, caption));
-  section.append(made);
-  draw(chart);
+// Adds the figures [caption, draw] to a section, and draws them when all have their places: how wide each is follows from
+// how many there are.
+function figures(section, found) {
+  const charts = found.map(([caption]) => {
+    const made = element("figure");
+    const chart = element("div", { className: "chart", role: "img" });
+    chart.setAttribute("aria-label", caption);
+    made.append(chart, element("figcaption", {}, caption));
+    section.append(made);
+    return chart;
+  });
+  found.forEach(([, draw], index) => draw(charts[index]));
 }
 
 function drawDevices() {
@@ -194,15 +220,16 @@ function drawDevices() {
   section.hidden = !report.devices.length;
   const charts = element("div", { className: "charts" });
   section.append(charts);
-  for (const device of report.devices) {
+  const found = report.devices.map((device) => {
     const noise =
       device.noise_percent !== null
         ? `the noise floor, the mean difference of two independent measurements, is ${device.noise_percent.toFixed(1)} %`
         : device.spread_percent !== null
           ? `repeated runs spread by ${device.spread_percent.toFixed(1)} % (half their interquartile range; supernet measure-latency --noise-floor measures the noise floor proper)`
           : "nothing is known of the noise";
-    figure(charts, `${device.name}: mean error of a prediction ${device.error_percent.toFixed(1)} %; ${noise}.`, (chart) => drawDevice(chart, device));
-  }
+    return [`${device.name}: mean error of a prediction ${device.error_percent.toFixed(1)} %; ${noise}.`, (chart) => drawDevice(chart, device)];
+  });
+  figures(charts, found);
 }
 
 function drawDiagnoses() {
@@ -213,7 +240,7 @@ function drawDiagnoses() {
     const shares = Object.entries(found.shares).map(([name, share]) => `${name} ${Math.round(100 * share)} %`).join(", ");
     const exceeded = Object.entries(found.exceeded).map(([name, times]) => ` ${name} is ${times.toFixed(2)} times its limit.`).join("");
     const caption = `${found.network} on ${found.device}: held back by ${found.bottlenecks.join(", then ")}. Its time: ${shares}.${exceeded}`;
-    figure(section, caption, (chart) => drawRoofline(chart, found));
+    figures(section, [[caption, (chart) => drawRoofline(chart, found)]]);
     const table = element("table");
     table.append(
       row(["change", "why", "ms", "activation bytes", "stored bytes"], "th"),
@@ -232,14 +259,31 @@ function drawTrainings() {
   section.hidden = !report.trainings.length;
   const charts = element("div", { className: "charts" });
   section.append(charts);
+  const found = [];
   for (const { name, metrics, losses } of report.trainings) {
     for (const [metric, curves] of Object.entries(metrics)) {
       const [examples, title, scale] = metric === "accuracy" ? ["images", "accuracy (%)", 100] : ["examples", metric, 1];
-      figure(charts, `${name}: ${metric} on held-out ${examples} of the largest, the smallest and random subnets.`, (chart) => drawCurves(chart, curves, title, scale));
+      found.push([`${name}: ${metric} on held-out ${examples} of the largest, the smallest and random subnets.`, (chart) => drawCurves(chart, curves, title, scale)]);
     }
     if (Object.keys(losses).length)
-      figure(charts, `${name}: training loss of each subnet of a step; those that learn from a teacher's logits have another loss than those that learn from labels.`, (chart) => drawCurves(chart, losses, "training loss", 1));
+      found.push([`${name}: training loss of each subnet of a step; those that learn from a teacher's logits have another loss than those that learn from labels.`, (chart) => drawCurves(chart, losses, "training loss", 1)]);
   }
+  figures(charts, found);
+}
+
+function drawFacts() {
+  for (const { name, pairs } of report.facts) {
+    const list = element("dl");
+    for (const [what, which] of pairs) list.append(element("dt", {}, what), element("dd", {}, which));
+    const part = element("div");
+    part.append(element("h3", {}, name), list);
+    $("facts").append(part);
+  }
+}
+
+function drawImportances() {
+  $("importance-section").hidden = !report.importance.length;
+  if (report.importance.length) drawImportance($("importance"), report.importance);
 }
 
 function drawComparison() {
@@ -298,7 +342,7 @@ function start() {
   const evaluated = report.searches.reduce((sum, search) => sum + search.evaluated, 0);
   const failed = report.searches.reduce((sum, search) => sum + search.failed, 0);
   const searches = report.searches.length === 1 ? "one search" : `${report.searches.length} searches`;
-  $("summary").textContent =
+  $("summary").textContent = !evaluated ? `No architecture has been evaluated yet; ${report.date}.` :
     `${evaluated} architectures evaluated in ${searches}${failed ? `, ${failed} of them failed` : ""}; ${report.date}. ` +
     "Choose a point, or the most you can afford, and take that architecture out with the command beside it." +
     (report.left_out.length ? ` Not shown, as they have no ${report.score.name}: ${report.left_out.join(", ")}.` : "");
@@ -310,6 +354,15 @@ function start() {
   $("provenance").textContent =
     `From ${[...new Set(report.searches.map((search) => search.folder))].join(", ")}. ` +
     Object.entries(report.versions).map((pair) => pair.join(" ")).join(", ");
+  drawFacts();
+  follow();
+  for (const part of document.querySelectorAll(".searched")) part.hidden = !report.axes.length;
+  if (report.axes.length) startSearches();
+  document.documentElement.dataset.ready = "true";
+  later([...(report.axes.length ? [() => drawHypervolume($("hypervolume"), report)] : []), drawDevices, drawDiagnoses, drawTrainings, drawImportances]);
+}
+
+function startSearches() {
   chooseAxis();
   setAxis(0);
   $("limit").addEventListener("input", () => {
@@ -319,15 +372,22 @@ function start() {
   });
   $("front").addEventListener("keydown", walk);
   $("front").on("plotly_click", ({ points }) => points.length && points[0].customdata !== undefined && select(points[0].customdata));
-  $("front").on("plotly_hover", ({ points }) => points.length && points[0].customdata !== undefined && show(points[0].customdata));
-  $("front").on("plotly_unhover", () => show(state.selected));
   $("copy").addEventListener("click", () => navigator.clipboard?.writeText($("command").textContent));
   addEventListener("beforeprint", () => resize({ width: 640, height: 320 })); // as in the style for print
   addEventListener("afterprint", () => resize({ width: null, height: null, autosize: true }));
   drawComparison();
   drawStandings();
-  document.documentElement.dataset.ready = "true";
-  later([() => drawHypervolume($("hypervolume"), report), drawDevices, drawDiagnoses, drawTrainings]);
+}
+
+// A page that `supernet dashboard` shows is loaded anew when there is something new.
+function follow() {
+  $("live").hidden = !report.live;
+  if (!report.live) return;
+  setInterval(async () => {
+    const version = await fetch("version").then((answer) => answer.text(), () => null);
+    $("live").textContent = version === null ? "The dashboard has ended; this is what was there last." : "Live: new results appear by themselves.";
+    if (version !== null && version !== report.live) location.reload();
+  }, 2000);
 }
 
 // What lies further down is drawn a piece at a time, so that the page can be used meanwhile.
