@@ -2,16 +2,22 @@
 
 In a page, `<!-- results: NAME key key -->` becomes a table of these figures of benchmarks/results/NAME.json, with the
 command and the hardware that they are from, and `<!-- rows: NAME -->` one of its rows. While there is no such file, it
-says so: no figure is written by hand. `<!-- reference: PACKAGE -->` becomes the documentation of its public modules.
+says so: no figure is written by hand. `<!-- reference: PACKAGE -->` becomes the documentation of its public modules,
+`<!-- commands: all -->` what each command says of itself, and `<!-- spaces: all -->` the options of every search space.
 An arXiv identifier becomes a link, on pages and in docstrings; `make links` follows all that lead outside.
 """
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import io
 import json
+import os
 import re
 import sys
 from pathlib import Path
+from unittest import mock
 
 from docutils import nodes
 from sphinx.transforms import SphinxTransform
@@ -36,7 +42,7 @@ linkcheck_retries = 3
 linkcheck_rate_limit_timeout = 120  # seconds at most until a server that asks for patience is asked again
 linkcheck_ignore = [r"https?://(localhost|127\.0\.0\.1)"]
 
-PLACE = re.compile(r"<!-- (results|rows|reference): (\S+)((?: \S+)*) -->")
+PLACE = re.compile(r"<!-- (results|rows|reference|commands|spaces): (\S+)((?: \S+)*) -->")
 PAPER = re.compile(r"(?<=arXiv )(\d{4}\.\d{4,5}(?:v\d+)?)")
 
 
@@ -65,7 +71,44 @@ def fill(app, name: str, source: list[str]) -> None:
 
 
 def generated(kind: str, name: str, keys: list[str]) -> str:
-    return reference(name) if kind == "reference" else table(kind, name, keys)
+    made = {"reference": lambda: reference(name), "commands": commands, "spaces": spaces}
+    return made[kind]() if kind in made else table(kind, name, keys)
+
+
+def commands() -> str:
+    """The help of every command."""
+    from supernet_cli.main import COMMANDS, main
+
+    parts = []
+    for name in COMMANDS:
+        help_ = io.StringIO()
+        with (
+            mock.patch.object(sys, "argv", ["supernet", name, "--help"]),
+            mock.patch.dict(os.environ, {"COLUMNS": "100", "NO_COLOR": "1"}),
+            contextlib.redirect_stdout(help_),
+            contextlib.suppress(SystemExit),
+        ):
+            main()
+        parts.append(f"## supernet {name}\n\n```text\n{help_.getvalue().strip()}\n```\n")
+    return "\n".join(parts)
+
+
+def spaces() -> str:
+    """A table of the options of every search space, and the first sentence of what it is."""
+    from supernet.families import FAMILIES
+
+    parts = []
+    for name, function in FAMILIES.items():
+        said = inspect.signature(function).parameters.values()
+        rows = [
+            f"| `{own.name}` | `{cell(own.annotation)}` | {'' if own.default is own.empty else f'`{own.default!r}`'} |"
+            for own in said
+            if own.name not in ("num_classes", "in_chans") and own.kind is not own.VAR_KEYWORD
+        ]
+        table_ = ["| option | type | default |", "| --- | --- | --- |", *rows] if rows else ["No options."]
+        summary = " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
+        parts.append("\n".join([f"## {name}", "", summary, "", *table_, ""]))
+    return "\n".join(parts)
 
 
 def reference(package: str) -> str:

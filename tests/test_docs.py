@@ -98,7 +98,7 @@ def test_every_block_runs_or_is_marked_as_one_that_does_not():
     for page in PAGES:
         kinds = {kind for kind, _ in BLOCK.findall(page.read_text())}
         assert kinds <= {"python", "bash", "text", "{toctree}"}, page
-        if page.parent.name == "tutorials" or page.stem == "cluster":
+        if page.parent.name in ("tutorials", "tasks") or page.stem == "cluster":
             assert kinds & {"python", "bash"}, page
 
 
@@ -163,6 +163,19 @@ def test_every_strategy_and_every_recipe_is_described():
     assert [name for name in RECIPES if not re.search(rf"(`|--recipe ){name}\b", described)] == []
 
 
+def test_messages_of_the_troubleshooting_are_those_of_the_code():
+    code = "".join(
+        path.read_text()
+        for folder in ("supernet", "search", "predictors", "compress", "supernet_cli")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+    )
+    said = re.sub(r'"\s*\n\s*f?"', "", code)  # of lines that are joined
+    rows = re.findall(r"^\| (.*?) \|", (DOCS / "troubleshooting.md").read_text(), flags=re.MULTILINE)
+    messages = [part.strip() for row in rows for span in SPAN.findall(row) for part in span.split("...")]
+    assert len(messages) > 25
+    assert [part for part in messages if part and part not in said and not part.endswith(".jsonl")] == []
+
+
 @pytest.fixture
 def build(monkeypatch, tmp_path):
     """docs/conf.py, with packages and results in `tmp_path`."""
@@ -198,6 +211,15 @@ def test_tables_are_those_of_the_results(build, tmp_path):
         *("| figure | value |", "| --- | --- |", "| `accuracy` | 0.5124 |", "", origin),
         *("| method | n | best |", "| --- | --- | --- |", "| a\\|b | 1 |  |", "| c |  | 2 |", "", origin),
     ]
+
+
+def test_the_reference_has_every_command_and_option_of_a_space(build):
+    text = filled(build, "<!-- commands: all -->")
+    assert [name for name in COMMANDS if f"## supernet {name}\n" not in text] == []
+    assert "--evaluations" in text
+    text = filled(build, "<!-- spaces: all -->")
+    assert "| `width_mult` | `float` | `1.0` |" in text
+    assert "num_classes" not in text.partition("## from_timm")[0]
 
 
 def test_the_reference_names_every_public_module(build, tmp_path):
