@@ -13,8 +13,8 @@ import numpy as np
 from compress.advice import Advice
 from compress.diagnosis import BANDWIDTH, COMPUTE, OVERHEAD, Diagnosis
 from supernet.artifacts.atomic import write_atomically
-from supernet.artifacts.formats import DIAGNOSIS
-from supernet.artifacts.reading import read_json, typed
+from supernet.artifacts.formats import DIAGNOSIS, UnknownFormat
+from supernet.artifacts.reading import parse_json, typed
 
 FILE, PICTURE = "diagnosis.json", "roofline.svg"
 COLOURS = {COMPUTE: "#0072b2", BANDWIDTH: "#d55e00", OVERHEAD: "#999999"}
@@ -102,10 +102,12 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The record in `folder`; ValueError if it is none or damaged."""
     path = folder / FILE
     try:
-        content = read_json(path, dict, "a diagnosis")
+        content = parse_json(path.read_bytes(), dict)
         return typed(Record, DIAGNOSIS.upgraded(content, content.get("format"), path))
-    except ValueError as error:
-        raise ValueError(f"{error}; delete {path} and diagnose again") from None
+    except UnknownFormat:
+        raise
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no diagnosis, or damaged ({error}): delete it and diagnose again") from None
 
 
 def plot_roofline(path: Path, content: Mapping[str, Any]) -> None:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from supernet.artifacts.atomic import write_atomically
-from supernet.artifacts.formats import ROOFLINE
-from supernet.artifacts.reading import read_json, typed
+from supernet.artifacts.formats import ROOFLINE, UnknownFormat
+from supernet.artifacts.reading import parse_json, typed
 
 FILE = "roofline.json"
 
@@ -64,9 +64,11 @@ class Roofline:
         if not path.exists():
             raise ValueError(f"there is no {path}: measure the device, or say its peak and bandwidth")
         try:
-            content = read_json(path, dict, "a roofline")
+            content = parse_json(path.read_bytes(), dict)
             content = ROOFLINE.upgraded(content, content.pop("format", None), path)
             rates = {int(size): rate for size, rate in typed(dict[str, float], content.pop("bandwidths", {})).items()}
             return typed(cls, content | {"bandwidths": rates})
+        except UnknownFormat:
+            raise
         except ValueError as error:
-            raise ValueError(f"{error}; delete {path} and measure again") from None
+            raise ValueError(f"{path} is no roofline, or damaged ({error}): delete it and measure again") from None

@@ -27,7 +27,7 @@ from search.comparison.results import MEASURED, STANDINGS
 from search.history import Evaluation, read_history
 from supernet.artifacts import provenance
 from supernet.artifacts.atomic import write_atomically
-from supernet.artifacts.reading import parse_lines, read_json, read_rows, typed
+from supernet.artifacts.reading import parse_json, parse_lines, read_rows, typed
 from supernet.artifacts.runs import read_config
 from supernet.space import Arch
 
@@ -175,9 +175,9 @@ def _origin(folder: Path) -> tuple[Path | None, list[Path], Mapping[str, Any]]:
     if not path.exists():
         return (folder if (folder / "config.json").exists() else None), [], {}
     try:
-        content = read_json(path, Origin, "the origin of a search")
+        content = parse_json(path.read_bytes(), Origin)
     except ValueError as error:
-        raise ValueError(f"{error}; remove {path}, or search again") from None
+        raise ValueError(f"{path} is damaged ({error}): remove it, or search again") from None
     predictors = [_beside(folder, predictor) for predictor in content["predictors"]]
     there = [predictor for predictor in predictors if (predictor / PREDICTOR).exists()]
     run = _beside(folder, content["run"]) if content["run"] else None
