@@ -15,6 +15,7 @@ from search.certainty import NORMAL_95, wilson
 from search.counts import COUNTS, is_count
 from search.front import AS_GOOD, CONFIRMED, HIGH, LOW
 from search.history import Evaluation
+from search.report.bottlenecks import bottlenecks
 from search.report.candidate import Candidate
 from search.report.facts import facts
 from search.report.importance import importances
@@ -43,8 +44,8 @@ def make_content(sources: Sources, title: str = "") -> Content:
     front.csv says of the front: whether each cannot be told apart from the best, and its score on fresh examples.
     `notes` are lines on how sure fronts are, and on those that may not keep, or were measured not to keep, within a
     search's limit on a latency; `within` is how probable it is that a candidate does. `standings` are those of a
-    sweep's strategies by one yardstick. `importance` is what `search.report.importance` says of the choices. `facts`
-    are what searches and trainings were asked for.
+    sweep's strategies by one yardstick. `bottlenecks` are what holds some of each front back. `importance` is what
+    `search.report.importance` says of the choices. `facts` are what searches and trainings were asked for.
     """
     names = [
         name for search in sources.searches for e in search.evaluations for name in e.scores if _is_judged(e, name)
@@ -107,6 +108,9 @@ def make_content(sources: Sources, title: str = "") -> Content:
         },
         "fronts": fronts,
         "group_fronts": group_fronts,
+        "bottlenecks": [
+            bottlenecks(sources, devices.get(axis["name"]), candidates, front) for axis, front in zip(axes, fronts)
+        ],
         "frequencies": [_frequencies(choices, candidates, front) for front in fronts],
         "importance": _importance(choices, candidates, score),
         "facts": facts(sources),

@@ -19,6 +19,8 @@ import numpy as np
 
 from compress.diagnosis_record import FILE as DIAGNOSIS
 from compress.diagnosis_record import read_record
+from compress.roofline import FILE as ROOFLINE
+from compress.roofline import Roofline
 from predictors import LatencyPredictor
 from predictors.latency import FILE as PREDICTOR
 from predictors.measuring.measurements import Measurement, read_measurements
@@ -89,6 +91,7 @@ class DeviceRecord:
     predictor: LatencyPredictor
     costs: frozenset[str]
     measurements: Sequence[Measurement] = ()
+    roofline: Roofline | None = None  # of the device, where it was measured
     noise_percent: float = math.nan  # mean relative difference of two independent measurements of the same subnets
 
 
@@ -242,7 +245,8 @@ def _device(path: Path, costs: set[str], folders: Sequence[Path]) -> DeviceRecor
     noise = math.nan
     if all(file.exists() for file in twice):
         noise = 100 * float(np.abs(relative_differences(*(read_measurements(file) for file in twice))).mean())
-    return DeviceRecord(name, predictor, frozenset({*costs, name}), measurements, noise)
+    roofline = Roofline.load(path) if (path / ROOFLINE).exists() else None
+    return DeviceRecord(name, predictor, frozenset({*costs, name}), measurements, roofline, noise)
 
 
 def _trainings(run: Path, config: Mapping[str, Any]) -> Iterator[Training]:

@@ -1,6 +1,7 @@
 """The report of a small real search, and of a large one, in a browser."""
 
 import json
+import re
 import shlex
 import shutil
 import time
@@ -9,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from compress.roofline import FILE as ROOFLINE
+from compress.roofline import Roofline
 from predictors import LatencyPredictor
 from search.history import Evaluation, read_history, write_history
 from search.report import write_report
@@ -53,7 +56,9 @@ def searched(folder):
     job = SearchJob(evaluations=12, population=6, images=40, calibration_images=40)
     run_search(job, trained, {"phone": predictor}, folder / NAME / "search.jsonl")
     write_origin(folder / NAME, folder / "run", [folder / "phone"])
+    Roofline(1e9, {2**20: 1e9}, 1e-4).save(folder / "phone")
     write_report(folder / NAME / "report.html", [folder / NAME])
+    (folder / "phone" / ROOFLINE).unlink()
     return folder / NAME
 
 
@@ -209,6 +214,25 @@ def test_lines_of_parallel_coordinates_are_chosen(browser, searched):
         "line.getAttribute('points'), state.selected]"
     )
     assert (same, chosen) == (True, index)
+
+
+def test_parts_are_drawn_in_the_order_of_the_network(browser, searched):
+    open_report(browser, searched / "report.html")
+    depths = {"layer1.depth": 2, "layer2.depth": 1, "layer3.depth": 2}  # which spaces of timm's models declare first
+    widths = {f"{name}.width": 8 for name in ("conv1", "layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1", "head")}
+    parts = browser.execute_script("return partsOf(arguments[0])", {**depths, **widths})
+    assert [part["name"] for part in parts] == ["conv1", "layer1", "layer2", "layer3", "head"]
+    assert [len(part["blocks"]) for part in parts] == [0, 2, 1, 2, 0]
+
+
+def test_it_says_what_holds_the_chosen_architecture_back(browser, searched):
+    open_report(browser, searched / "report.html")
+    text = shown(browser, "bottleneck")
+    assert text.startswith("At best on phone, its time is ")
+    shares = [int(part) for part in re.findall(r"(\d+) % (?:compute|bandwidth|overhead)", text)]
+    assert len(shares) == 3
+    assert sum(shares) in (99, 100, 101)
+    assert shares == sorted(shares, reverse=True)
 
 
 def test_the_page_says_how_it_was_found(browser, searched):

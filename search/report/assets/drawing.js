@@ -7,7 +7,8 @@ function partsOf(arch) {
   const stages = stagesOf(arch);
   const parts = new Map();
   const part = (name) => parts.get(name) ?? parts.set(name, { name, facts: {}, blocks: [], stage: stages(name) }).get(name);
-  for (const [choice, value] of Object.entries(arch)) {
+  const places = new Map();
+  for (const [index, [choice, value]] of Object.entries(arch).entries()) {
     const path = choice.split(".");
     const property = path.pop();
     const last = path.findLastIndex(isNumber);
@@ -21,6 +22,8 @@ function partsOf(arch) {
       const block = (owner.blocks[Number(path[last])] ??= {});
       block[[...path.slice(last + 1), property].join(".")] = value;
     }
+    const name = ownerOf(choice, path, last, stages);
+    if (property !== "depth" && !places.has(name)) places.set(name, index);
   }
   for (const { facts, blocks } of parts.values()) {
     const shared = ["kernel_size", "expand_ratio"].filter((property) => property in facts); // decided by stage
@@ -28,7 +31,25 @@ function partsOf(arch) {
       blocks[b] = { ...Object.fromEntries(shared.map((property) => [property, facts[property]])), ...blocks[b] };
     }
   }
-  return [...parts.values()];
+  const place = (name) => places.get(name) ?? besideSiblings(name, places);
+  return [...parts.values()].sort((one, other) => place(one.name) - place(other.name));
+}
+
+// The part that a choice belongs to.
+function ownerOf(choice, path, last, stages) {
+  if (!path.length) return choice;
+  return last < 1 || (last === path.length - 1 && stages(path.join("."))) ? path.join(".") : path.slice(0, last).join(".");
+}
+
+// Where a stage lies that has nothing but a depth, which a space may declare before all else: behind the stage with the
+// next smaller number, or before that with the next larger one, or first of all.
+function besideSiblings(name, places) {
+  const numbered = (other) => /^(.*?)(\d+)$/.exec(other) ?? [other, other, "0"];
+  const [, kind, number] = numbered(name);
+  const siblings = [...places].map(([other, place]) => [numbered(other), place]).filter(([[, own]]) => own === kind);
+  const before = siblings.filter(([[, , own]]) => Number(own) < Number(number)).map(([, place]) => place + Number(number) / 1000);
+  const behind = siblings.filter(([[, , own]]) => Number(own) > Number(number)).map(([, place]) => place - 0.5 + Number(number) / 1000);
+  return before.length ? Math.max(...before) : behind.length ? Math.min(...behind) : -1;
 }
 
 const isNumber = (step) => /^\d+$/.test(step);

@@ -55,6 +55,19 @@ function cost(index, axis) {
   return error ? `${value} ± ${Number((1.96 * error).toPrecision(2))}` : value;
 }
 
+// What holds it back on each device of which that is known.
+function bottleneckOf(index) {
+  const percent = (part) => `${Math.round(100 * part)} %`;
+  return report.axes
+    .flatMap(({ name }, axis) => {
+      const found = report.bottlenecks[axis][index];
+      if (!found) return [];
+      const shares = found.shares.map(([what, part]) => `${percent(part)} ${what}`).join(", ");
+      return [`At best on ${name}, its time is ${shares}; most of it in ${found.layers.map(([layer, part]) => `${layer} (${percent(part)})`).join(", ")}.`];
+    })
+    .join(" ");
+}
+
 // How probable it is that a latency keeps within the limit of its search.
 function probability(index, axis) {
   const value = report.candidates.within[axis]?.[index];
@@ -93,6 +106,7 @@ function show(index) {
       return row([label, cost(index, axis), measured, ...(limited ? [probability(index, axis)] : [])]);
     }),
   );
+  $("bottleneck").textContent = bottleneckOf(index);
   $("command").textContent = commandOf(index);
   $("json").textContent = JSON.stringify(archOf(index));
 }
