@@ -132,13 +132,13 @@ def subjects(folder: Path) -> list[Subject]:
         ),
         Subject("roofline", "phone/roofline.json", lambda p: Roofline.load(p.parent)),
         Subject("measurements", "phone/measurements.csv", lambda p: read_measurements(p, space())),
-        Subject("history", "search/search.jsonl", lambda p: (read_history(p), best_archs(p, 1))),
-        Subject("report by its history", "search/search.jsonl", lambda p: contents(p.parent)),
-        Subject("report by its origin", "search/search.json", lambda p: contents(p.parent)),
-        Subject("report by its front", "search/front.csv", lambda p: contents(p.parent)),
-        Subject("report by a run", "run/config.json", lambda p: contents(p.parent.parent / "search")),
-        Subject("report by metrics", "run/metrics.jsonl", lambda p: contents(p.parent.parent / "search")),
-        Subject("report by a diagnosis", "search/diagnosis.json", lambda p: contents(p.parent)),
+        Subject("history", "searched/search.jsonl", lambda p: (read_history(p), best_archs(p, 1))),
+        Subject("report by its history", "searched/search.jsonl", lambda p: contents(p.parent)),
+        Subject("report by its origin", "searched/search.json", lambda p: contents(p.parent)),
+        Subject("report by its front", "searched/front.csv", lambda p: contents(p.parent)),
+        Subject("report by a run", "run/config.json", lambda p: contents(p.parent.parent / "searched")),
+        Subject("report by metrics", "run/metrics.jsonl", lambda p: contents(p.parent.parent / "searched")),
+        Subject("report by a diagnosis", "searched/diagnosis.json", lambda p: contents(p.parent)),
         Subject("settings", "settings.json", lambda p: note_settings(p, LoopConfig())),
         Subject("published table", "table.csv", lambda p: read_table(p, family, Arch.from_json)),
         Subject("packed table", "table.csv.gz", lambda p: read_table(p, family, Arch.from_json)),
@@ -206,7 +206,7 @@ def write_all(folder: Path) -> None:
     ]
     evaluations.append(Evaluation(archs[0], {}, {"phone": 1.0}, 3, "it failed"))
     settings = {"space": own.fingerprint, "strategy": "evolution", "images": 100, "scores": ["accuracy"], "limits": {}}
-    search = folder / "search"
+    search = folder / "searched"
     write_history(search / "search.jsonl", settings, evaluations)
     write_origin(search, folder / "run", [folder / "phone"], notes=["a note"])
     front = ["accuracy,accuracy_lower,accuracy_upper,as_good,phone,arch"]

@@ -28,7 +28,7 @@ def read(path: Path) -> dict:
             f"{path.parent} is no folder of a latency predictor: it has no {path.name}; name that of a device"
         )
     try:
-        content = read_json(path, dict, "a latency predictor")
+        content = read_json(path, dict, "latency predictor")
         digest, version = content.pop("sha256"), content["version"]
     except (ValueError, KeyError):
         raise ValueError(f"{path} is no latency predictor, or damaged: fit and save it again") from None

@@ -180,7 +180,7 @@ class BlockRating:
     def _prepare(self, path: Path | None) -> None:
         images = [examples_in(part) for part in self._images(self.resolution)[:2]]
         if path and path.exists():
-            content = read_json(path, Ratings, "the ratings of blocks")
+            content = read_json(path, Ratings, "file of ratings")
             self._check_settings(content["settings"])
             if content.get("images", images) == images:
                 self.losses = [{Arch(p): loss for p, loss in zip(b["paths"], b["losses"])} for b in content["blocks"]]
@@ -256,7 +256,7 @@ class BlockRating:
         worker."""
         record = self._directory and self._directory / TRAINING
         if record and record.exists():
-            begun = read_json(record, Shares, "the settings of blocks' training")
+            begun = read_json(record, Shares, "description of a training")
             self._check_settings(begun["settings"])
             return begun["shares"]
         count, workers = len(self.blocks), max(self._config.workers, 1)

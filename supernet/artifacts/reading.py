@@ -20,9 +20,15 @@ from typing import Any, Literal, NotRequired, TypeVar, Union, get_args, get_orig
 
 Kind = TypeVar("Kind")
 
+
+class OtherType(ValueError):
+    """A value is of another type than it should be, rather than of that type and wrong within."""
+
+
 NAMES = {
     dict: "an object",
     list: "a list",
+    tuple: "a list",
     str: "a string",
     bool: "true or false",
     int: "an integer",
@@ -31,17 +37,15 @@ NAMES = {
 
 
 def read_json(path: Path, kind: type[Kind], what: str) -> Kind:
-    """The JSON in the file at `path`, as `typed` gives it for `kind`; `what` says what it should be, such as "a
-    device".
+    """The JSON in the file at `path`, as `typed` gives it for `kind`; `what` says what it should be, such as "device".
 
     ValueError, in one line that names the file, if it is not there, cannot be read, is no JSON or is of other types.
     """
     try:
         return parse_json(path.read_bytes(), kind)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read as {what}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not {what}, or damaged: {error}") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{path} is no {what}: {reason}") from error
 
 
 def parse_json(text: str | bytes, kind: type[Kind]) -> Kind:
@@ -166,17 +170,18 @@ def _entries(kind: Any, value: Any, name: str) -> Any:
 
 
 def _first_of(kinds: Sequence[Any], value: Any, name: str) -> Any:
-    errors = []
+    within: list[ValueError] = []
     for kind in kinds:
         try:
             return typed(kind, value, name)
+        except OtherType:
+            continue
         except ValueError as error:
-            errors.append(error)
-    inner = [error for error in errors if not str(error).startswith(f"{name} is ")]  # of the type, but not within
-    if inner:
-        raise inner[0]
+            within.append(error)
+    if within:
+        raise within[0]
     names = " or ".join(NAMES.get(get_origin(kind) or kind, _called(kind)) for kind in kinds)
-    raise ValueError(f"{name} is {names}, not {_shown(value)}")
+    raise OtherType(f"{name} is {names}, not {_shown(value)}")
 
 
 def _tuple(kinds: Sequence[Any], value: Any, name: str) -> tuple:
@@ -193,7 +198,7 @@ def _check(kind: Any, value: Any, name: str) -> None:
     is_bool = isinstance(value, bool)
     accepted = (int, float) if kind is float else kind
     if kind is None or not isinstance(value, accepted) or (is_bool and kind in (int, float)):
-        raise ValueError(f"{name} is {NAMES.get(kind, _called(kind))}, not {_shown(value)}")
+        raise OtherType(f"{name} is {NAMES.get(kind, _called(kind))}, not {_shown(value)}")
 
 
 def _called(kind: Any) -> str:

@@ -380,7 +380,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     """config.json of the run in `directory`, as of today's format; ValueError, naming it, if it cannot be read."""
     path = directory / "config.json"
     try:
-        config = read_json(path, dict, "the settings of a run")
+        config = read_json(path, dict, "description of a run")
     except ValueError as error:
         raise ValueError(f"{directory} is no directory of a training run: {error}") from error
     if not {"job", *(() if "format" in config else IMAGES)} <= config.keys():

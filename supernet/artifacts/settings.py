@@ -24,5 +24,5 @@ def note_settings(path: Path, settings: Any, but: Collection[str] = ()) -> None:
         with write_atomically(path) as temporary:
             temporary.write_text(json.dumps(own, indent=2) + "\n")
         return
-    if changed := differences(read_json(path, dict, "a file of settings"), own):
+    if changed := differences(read_json(path, dict, "file of settings"), own):
         raise ValueError(f"{path.parent} was begun with other settings ({changed}): name another folder")

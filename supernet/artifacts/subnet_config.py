@@ -111,7 +111,7 @@ class SubnetConfig:
 def read_subnet_config(directory: Path) -> SubnetConfig:
     """The configuration of the subnet in `directory`; ValueError, naming the file, if it cannot be read."""
     path = directory / "config.json"
-    return subnet_config(read_json(path, dict, "a configuration of a subnet"), path)
+    return subnet_config(read_json(path, dict, "configuration of a subnet"), path)
 
 
 def subnet_config(content: Mapping[str, Any], path: Path) -> SubnetConfig:

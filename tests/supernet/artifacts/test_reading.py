@@ -63,7 +63,7 @@ def test_json_becomes_what_annotations_say():
         ('{"steps": 1, "points": [{"x": 1, "z": 2}]}', "points[0] has 'z', which no Point of this version has"),
         ('{"steps": 1, "points": [{"x": null}]}', "points[0].x is a number, not None"),
         ('{"steps": 1, "options": []}', "options is an object, not []"),
-        ('{"steps": 1, "flag": 1}', "flag is a truth value, not 1"),
+        ('{"steps": 1, "flag": 1}', "flag is true or false, not 1"),
     ],
 )
 def test_other_json_is_refused_in_a_line_that_names_what_is_wrong(text, message):
@@ -80,10 +80,10 @@ def test_entries_that_are_missing_or_of_another_type_are_named():
 
 def test_files_are_named(tmp_path):
     path = tmp_path / "file.json"
-    with pytest.raises(ValueError, match=r"file\.json cannot be read as settings: No such file"):
+    with pytest.raises(ValueError, match=r"file\.json is no settings: No such file"):
         read_json(path, Settings, "settings")
     path.write_text('{"steps": 1}\n{"steps": "x"}\n')
-    with pytest.raises(ValueError, match=r"file\.json is not settings, or damaged: it is no JSON"):
+    with pytest.raises(ValueError, match=r"file\.json is no settings: it is no JSON"):
         read_json(path, Settings, "settings")
     with pytest.raises(ValueError, match=r"file\.json, line 2, is damaged \(steps is an integer, not 'x'\)"):
         parse_lines(path.read_bytes().splitlines(), Settings, path)

@@ -194,6 +194,8 @@ def test_a_damaged_subnet_says_what_is_missing(saved, tmp_path):
     name = "conv_stem.weight"
     del weights[name]
     safetensors.torch.save_file(weights, tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"weights_sha256": None}))
     with pytest.raises(ValueError, match=rf"model\.safetensors does not fit .* are missing, the first '{name}'"):
         load_subnet(tmp_path)
 
