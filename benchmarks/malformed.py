@@ -117,7 +117,7 @@ def subjects(folder: Path) -> list[Subject]:
             "search space", "space.json", lambda p: SearchSpace.from_json(text(p)),
             again(SearchSpace.to_json, SearchSpace.from_json),
         ),
-        Subject("device", "device.json", lambda p: Device.from_json(text(p)), again(Device.to_json, Device.from_json)),
+        Subject("device", "device.json", Device.load, again(Device.to_json, Device.from_json)),
         Subject("run", "run/config.json", read_run),
         Subject("subnet", "subnet/config.json", lambda p: load_subnet(p.parent)),
         Subject("subnet of own code", "own/config.json", own_subnet, same_weights),

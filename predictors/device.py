@@ -14,7 +14,7 @@ from pathlib import Path
 
 from supernet.artifacts import provenance
 from supernet.artifacts.atomic import write_atomically
-from supernet.artifacts.reading import parse_json
+from supernet.artifacts.reading import parse_json, read_json
 
 BITS = {"fp32": 32, "tf32": 32, "fp16": 16, "int8": 8, "int4": 4}  # of a number, by precision
 
@@ -55,6 +55,11 @@ class Device:
             return parse_json(text, cls)
         except ValueError as error:
             raise ValueError(f"no description of a device: {error}") from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Device:
+        """The device in the file at `path`, as `save` writes it; ValueError, naming the file, if it is none."""
+        return read_json(Path(path), cls, "description of a device")
 
     def save(self, path: str | Path) -> None:
         with write_atomically(path) as temporary:

@@ -141,7 +141,7 @@ def device_of(arguments: Arguments) -> Device:
         return this_device(arguments.runtime, arguments.precision, arguments.threads, name=name)
     path = arguments.devices / arguments.device / "device.json"
     if path.exists():
-        return Device.from_json(path.read_text())
+        return Device.load(path)
     if said:
         return Device(arguments.device, "elsewhere", arguments.precision)
     known = sorted(file.parent.name for file in arguments.devices.glob("*/device.json"))

@@ -180,7 +180,7 @@ def claim(directory: Path, device: Device) -> None:
     if not path.exists() or not any(directory.glob("*.csv")):
         device.save(path)
         return
-    there = Device.from_json(path.read_text())
+    there = Device.load(path)
     for what in ("runtime", "precision", "threads", "batch_size"):
         if getattr(there, what) != getattr(device, what):
             raise ValueError(

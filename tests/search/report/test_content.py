@@ -260,3 +260,34 @@ def test_a_diagnosis_beside_a_search_is_shown(tmp_path):
     assert [point[0] for point in shown["points"]] == ["0", "4"]
     assert all(height <= 2.0 and height <= 4.0 * intensity for _, intensity, height, _ in shown["points"])
     assert shown["advice"][0]["stored_bytes"] == 25
+
+
+def test_scores_that_are_no_numbers_are_left_out(tmp_path):
+    odd = [evaluation(SMALL, math.nan, 50.0), *EVALUATIONS, evaluation(SLOW, math.nan, 10.0, 2)]
+    write_history(tmp_path / "search.jsonl", SETTINGS, odd)
+    content = make_content(read_sources([tmp_path]))
+    assert None not in content["candidates"]["score"]
+    assert [content["candidates"]["line"][index] for index in content["fronts"][0]] == [3, 6, 5]
+    write_history(tmp_path / "search.jsonl", SETTINGS, [evaluation(SMALL, math.nan, 1.0)])
+    with pytest.raises(ValueError, match="no architecture was evaluated successfully"):
+        make_content(read_sources([tmp_path]))
+
+
+def test_choices_are_in_the_order_of_the_space_whichever_architectures_have_them(tmp_path):
+    archs = [
+        {"stem": 8, "depth": 2, "1.kernel": 3, "head": 4},
+        {"stem": 8, "side": 1, "head": 8},
+        {"first": 1, "stem": 16},
+    ]
+    found = [Evaluation(Arch(arch), {"accuracy": 0.5}, {"macs": 1.0}, 0) for arch in archs]
+    write_history(tmp_path / "search.jsonl", {}, found)
+    names = list(make_content(read_sources([tmp_path]))["choices"])
+    assert names == ["first", "stem", "side", "depth", "1.kernel", "head"]
+
+
+def test_facts_say_how_it_was_found(folder):
+    facts = {entry["name"]: dict(entry["pairs"]) for entry in make_content(read_sources([folder / "search"]))["facts"]}
+    assert facts["search search"].items() >= {"found by": "evolution", "architectures evaluated": "5"}.items()
+    assert facts["search search"]["judged by at most"] == "100 held-out images"
+    assert "command" in facts["search search"]
+    assert facts["training run"] == {"images held out": "50", "classes": "1", "method": "sandwich"}
