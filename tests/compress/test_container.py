@@ -169,7 +169,7 @@ def huge(**wrong):
         (huge(shape="many"), "header says no tensors"),
         (huge(dtype="object"), "header says no tensors"),
         (huge(crc32="0"), "header says no tensors"),
-        ({"config": {}, "ties": {}, "tensors": []}, "no configuration of a subnet"),
+        ({"config": {}, "ties": {}, "tensors": []}, "no subnet of format 1"),
         ({"config": CONFIG.content(), "ties": {}, "tensors": []}, "tensors are missing"),
         ({"config": CONFIG.content() | {"format": 99}, "ties": {}, "tensors": []}, "format 99"),
         ({"tensors": 3}, "header says no tensors"),

@@ -108,7 +108,7 @@ def test_damaged_files_are_named(saved, tmp_path):
     save_subnet(tmp_path, saved[1], onnx=False)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
+    with pytest.raises(ValueError, match=r"model\.safetensors was changed or damaged"):
         load_subnet(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"space": "unknown"}))
