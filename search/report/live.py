@@ -42,7 +42,8 @@ class LiveReport:
             return make_page({**make_content(sources), "live": version}, self._plotly)
         except ValueError as error:
             return (
-                '<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="2">'
+                '<!doctype html><html lang="en"><meta charset="utf-8"><link rel="icon" href="data:,">'
+                '<meta http-equiv="refresh" content="2">'
                 f"<title>Waiting</title><p>Nothing to show yet: {html.escape(str(error))}</p></html>"
             )
 

@@ -406,7 +406,10 @@ function follow() {
 
 // What lies further down is drawn a piece at a time, so that the page can be used meanwhile.
 function later([first, ...rest]) {
-  if (!first) return;
+  if (!first) {
+    document.documentElement.dataset.drawn = "true";
+    return;
+  }
   setTimeout(() => {
     first();
     later(rest);
