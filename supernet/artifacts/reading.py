@@ -218,5 +218,5 @@ def _shown(value: Any) -> str:
 def _hints(kind: Any) -> dict[str, Any]:
     try:
         return get_type_hints(kind, include_extras=is_typeddict(kind))
-    except NameError:  # of a function of one's own, whose annotations are for a type checker alone
+    except (NameError, TypeError):  # of code of one's own, whose annotations are for a type checker alone, or a partial
         return {}
