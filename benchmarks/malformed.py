@@ -50,6 +50,7 @@ from predictors.measuring.measurements import Measurement, append_measurements, 
 from search.comparison.yardsticks import read_table
 from search.history import Evaluation, best_archs, read_history, write_history
 from search.report.sources import read_sources, write_origin
+from search.report.taken_out import note_taken_out
 from supernet import Arch, Choice, SearchSpace
 from supernet.artifacts import Subnet, SubnetConfig, load_subnet, save_subnet
 from supernet.artifacts.runs import job_from_dict, open_run, read_config, read_family
@@ -139,6 +140,7 @@ def subjects(folder: Path) -> list[Subject]:
         Subject("report by a run", "run/config.json", lambda p: contents(p.parent.parent / "searched")),
         Subject("report by metrics", "run/metrics.jsonl", lambda p: contents(p.parent.parent / "searched")),
         Subject("report by a diagnosis", "searched/diagnosis.json", lambda p: contents(p.parent)),
+        Subject("report by what was taken out", "searched/taken_out.jsonl", lambda p: contents(p.parent)),
         Subject("settings", "settings.json", lambda p: note_settings(p, LoopConfig())),
         Subject("published table", "table.csv", lambda p: read_table(p, family, Arch.from_json)),
         Subject("packed table", "table.csv.gz", lambda p: read_table(p, family, Arch.from_json)),
@@ -215,6 +217,7 @@ def write_all(folder: Path) -> None:
         for i, (own, ms) in enumerate(zip(archs, latency))
     ]
     (search / "front.csv").write_text("\n".join(front) + "\n")
+    note_taken_out(search, archs[1], folder / "own", {"accuracy": 0.5}, 100)
     _write_diagnosis(search, model)
     note_settings(folder / "settings.json", LoopConfig())
     table = ["arch,accuracy"]

@@ -25,6 +25,7 @@ from search.history import best_archs, read_history
 from search.margin import probability_within
 from search.report.limits import latency_limit
 from search.report.sources import HISTORY, TRIALS, read_sources
+from search.report.taken_out import note_taken_out
 from supernet.artifacts.atomic import write_folder
 from supernet.artifacts.export import agreement, onnx_runner
 from supernet.artifacts.runs import load_run
@@ -119,14 +120,16 @@ def extract(arguments: Arguments) -> None:
                 if isinstance(task, Classification) and found.top1 is not None:
                     same, outputs = f"the same class for {found.top1:.1%}, ", "logits"
                 console.print(f"{name}: {same}{outputs} differ by at most {found.difference:.1e}", highlight=False)
+    if search := search_of(arguments.history):
+        note_taken_out(search, arch, arguments.output, subnet.config.facts, data.count(data.test))
     console.print(f"The subnet is in {arguments.output}.")
 
 
 def latency_lines(history: Path, arch: Arch) -> Iterator[str]:
     """How surely the architecture keeps within the latency limits of the search that it is from."""
-    folder = history.parent.parent if history.parent.name == TRIALS else history.parent
-    if history not in (folder / HISTORY, folder / TRIALS / history.name):
-        return  # not where searches and sweeps leave it, with their predictors beside it
+    folder = search_of(history)
+    if folder is None:
+        return
     sources = read_sources([folder])
     search = next((search for search in sources.searches if search.history == history), None)
     for device in sources.devices if search else ():
@@ -143,6 +146,15 @@ def latency_lines(history: Path, arch: Arch) -> Iterator[str]:
             if row.arch == arch:
                 slower = ", slower than the limit" if row.latency_ms > limit_ms else ""
                 yield f"{device.name}: measured {row.latency_ms:.3g} ms{slower}"
+
+
+def search_of(history: Path | None) -> Path | None:
+    """The folder of the search or sweep whose `history` that is; None if it does not lie where these leave it, with
+    their predictors beside it."""
+    if history is None:
+        return None
+    folder = history.parent.parent if history.parent.name == TRIALS else history.parent
+    return folder if history in (folder / HISTORY, folder / TRIALS / history.name) else None
 
 
 def chosen_arch(arguments: Arguments, space: SearchSpace) -> Arch:

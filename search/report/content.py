@@ -100,6 +100,7 @@ def make_content(sources: Sources, title: str = "") -> Content:
             "score": _rounded(score),
             "interval": _intervals(sources, candidates, judge),
             "as_good": [row.get(AS_GOOD) for row in rows],
+            "tested": [_tested(sources.searches[c.search].taken_out.get(c.arch), judge) for c in candidates],
             "confirmed": [_confirmed(row, judge) for row in rows],
             "costs": [_rounded(column) for column in costs],
             "errors": [None if column is None else _rounded(column) for column in errors],
@@ -273,6 +274,16 @@ def _confirmed(row: Mapping[str, str], judge: str) -> Content | None:
     """The score on fresh examples, and its interval if it has one; None where it was not confirmed."""
     name = f"{judge}, {CONFIRMED}"
     return {"score": rounded(float(row[name])), "interval": _interval(row, name)} if row.get(name) else None
+
+
+def _tested(taken_out: Mapping[str, Any] | None, judge: str) -> Content | None:
+    """The score on test examples of an architecture that was taken out, and its interval if it is an accuracy."""
+    if taken_out is None or judge not in taken_out["facts"]:
+        return None
+    score, count = taken_out["facts"][judge], taken_out["test_examples"]
+    known = judge == ACCURACY and count > 0 and 0 <= score <= 1
+    interval = tuple(map(rounded, wilson(score, count))) if known else None
+    return {"score": rounded(score), "interval": interval, "folder": taken_out["folder"]}
 
 
 def _frequencies(

@@ -27,6 +27,7 @@ from predictors.measuring.measurements import Measurement, read_measurements
 from predictors.measuring.noise import relative_differences
 from search.comparison.results import MEASURED, STANDINGS
 from search.history import Evaluation, read_history
+from search.report.taken_out import TakenOut, read_taken_out
 from supernet.artifacts import provenance
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.reading import parse_json, parse_lines, read_rows, typed
@@ -71,6 +72,7 @@ class Search:
     front: Mapping[Arch, Mapping[str, str]] = field(default_factory=dict)  # the rows of its front.csv, if there is one
     notes: Sequence[str] = ()  # lines on its front
     origin: Mapping[str, Any] = field(default_factory=dict)  # search.json, if there is one
+    taken_out: Mapping[Arch, TakenOut] = field(default_factory=dict)
 
     @property
     def strategy(self) -> str:
@@ -192,11 +194,11 @@ def _beside(folder: Path, path: str) -> Path:
 
 
 def _searches(folder: Path, run: Path | None, origin: Mapping[str, Any]) -> list[Search]:
-    name, notes = folder.resolve().name, origin.get("notes", [])
+    name, notes, taken_out = folder.resolve().name, origin.get("notes", []), read_taken_out(folder)
     if (folder / HISTORY).exists():
         settings, evaluations = read_history(folder / HISTORY)
         front = _front(folder / FRONT)
-        return [Search(name, folder, folder / HISTORY, settings, evaluations, run, {}, front, notes, origin)]
+        return [Search(name, folder, folder / HISTORY, settings, evaluations, run, {}, front, notes, origin, taken_out)]
     histories = sorted((folder / TRIALS).glob("*.jsonl"))
     if not histories:
         raise ValueError(f"{folder} holds no search and no sweep: there is neither {HISTORY} nor {TRIALS}/ in it")
@@ -205,7 +207,19 @@ def _searches(folder: Path, run: Path | None, origin: Mapping[str, Any]) -> list
         settings, evaluations = read_history(history)
         trial = settings.get("trial", {})
         label = " ".join(str(value) for value in trial.values() if value != math.inf)
-        found.append(Search(f"{name} {label}", folder, history, settings, evaluations, run, trial, origin=origin))
+        found.append(
+            Search(
+                f"{name} {label}",
+                folder,
+                history,
+                settings,
+                evaluations,
+                run,
+                trial,
+                origin=origin,
+                taken_out=taken_out,
+            )
+        )
     return found
 
 

@@ -45,7 +45,9 @@ function certainty(index) {
   const confirmed = report.candidates.confirmed[index];
   const asGood = report.candidates.as_good[index] === "yes" ? "cannot be told apart from the best" : "";
   const fresh = confirmed ? `${withInterval(confirmed.score, confirmed.interval, true)} on fresh examples` : "";
-  return [fresh, asGood].filter(Boolean).join("; ");
+  const tested = report.candidates.tested[index];
+  const test = tested ? `${withInterval(tested.score, tested.interval, true)} on test images, taken out to ${tested.folder}` : "";
+  return [fresh, asGood, test].filter(Boolean).join("; ");
 }
 
 function cost(index, axis) {

@@ -21,6 +21,7 @@ from search.history import Evaluation, read_history, write_history
 from search.report.content import make_content
 from search.report.figures import write_figures
 from search.report.sources import read_sources, write_origin
+from search.report.taken_out import FILE, note_taken_out, read_taken_out
 from search.sweep import Sweep, Trial, write_sweep
 from supernet.space import Arch, SearchSpace
 
@@ -291,3 +292,19 @@ def test_facts_say_how_it_was_found(folder):
     assert facts["search search"]["judged by at most"] == "100 held-out images"
     assert "command" in facts["search search"]
     assert facts["training run"] == {"images held out": "50", "classes": "1", "method": "sandwich"}
+
+
+def test_what_was_taken_out_has_its_score_on_test_images(folder):
+    search = folder / "search"
+    assert set(make_content(read_sources([search]))["candidates"]["tested"]) == {None}
+    note_taken_out(search, MIDDLE, folder / "old", {"accuracy": 0.1}, 50)
+    note_taken_out(search, MIDDLE, folder / "mine", {"accuracy": 0.75, "macs": 200.0}, 400)
+    note_taken_out(search, SMALL, folder / "small", {"f1": 0.75}, 400)
+    with (search / FILE).open("a") as file:
+        file.write('{"arch": ')  # killed meanwhile
+    content = make_content(read_sources([search]))
+    tested = {content["candidates"]["line"][i]: own for i, own in enumerate(content["candidates"]["tested"]) if own}
+    assert tested == {5: {"score": 0.75, "interval": pytest.approx(wilson(0.75, 400), abs=1e-5), "folder": "../mine"}}
+    (search / FILE).write_text('{"arch": {"width": []}, "folder": "a", "facts": {}, "test_examples": 1}\n')
+    with pytest.raises(ValueError, match=r"taken_out\.jsonl, line 1, is damaged"):
+        read_taken_out(search)
