@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from search.history import read_history
+from search.report.taken_out import read_taken_out
 from supernet.artifacts.export import onnx_runner
 from supernet.artifacts.runs import load_run
 from supernet.artifacts.subnet import load_subnet
@@ -160,6 +161,9 @@ def made(request, command, tmp_path_factory):
         assert "9 subnets measured, 0 failed" in shown
         done(command, "search", "--run", "run", *space, "--predictors", "here", *FEW, "--output", "search")
         done(command, "extract", "--run", "run", *space, "--history", "search/search.jsonl", "--output", "subnet")
+        (taken_out,) = read_taken_out(Path("search")).values()
+        assert taken_out["folder"] == "../subnet"
+        assert metric in taken_out["facts"]
     return folder, metric
 
 
