@@ -146,7 +146,7 @@ def test_the_report_of_a_search_is_used_by_slider_keyboard_and_mouse(browser, se
 
 OVERLAPS = """
 const boxes = [...document.querySelectorAll("h2, figure, table, article, .chart .main-svg, dl, .frequency, .limit, p")]
-  .filter((node) => node.getClientRects().length && !node.closest("[hidden]"))
+  .filter((node) => node.checkVisibility())
   .map((node) => [node, node.getBoundingClientRect()]).filter(([, box]) => box.width && box.height);
 const name = (node) => `${node.tagName} ${node.id} ${node.textContent.slice(0, 30)}`;
 const within = (a, b) => a.contains(b) || b.contains(a);

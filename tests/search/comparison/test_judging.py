@@ -142,7 +142,7 @@ def test_a_table_gives_what_was_published(cells, tmp_path):
     ("text", "message"),
     [
         (None, "there is no table"),
-        ("arch,loss\n", "needs the columns arch and accuracy, and has arch, loss"),
+        ("arch,loss\n{},1\n", "needs the columns arch and accuracy, and has arch, loss"),
         ("arch,accuracy\n", "has no architecture"),
         ("arch,accuracy\nnonsense,1\n", "line 2: a cell is written"),
         ('arch,accuracy\n"{""a"": 1}",1\n', "line 2: "),

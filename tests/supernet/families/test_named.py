@@ -224,6 +224,7 @@ def test_what_else_a_job_names_is_said_again_too(file, tmp_path):
 
     def written(job):
         content = {"format": formats.RUN.label, "job": dataclasses.asdict(job), "dataset_sha256": None}
+        content |= {"family_arguments": {}, "held_out": 1}
         (tmp_path / "config.json").write_text(json.dumps(content))
         return job
 
