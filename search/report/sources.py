@@ -51,6 +51,19 @@ class Origin(TypedDict):
     date: NotRequired[str]
 
 
+class Settings(TypedDict):
+    """What a history says of its search, as far as a report shows it."""
+
+    space: NotRequired[Any]
+    strategy: NotRequired[str | None]
+    score: NotRequired[str | None]
+    scores: NotRequired[list[str]]
+    objectives: NotRequired[list[str]]
+    limits: NotRequired[dict[str, float | None]]
+    images: NotRequired[int | None]
+    trial: NotRequired[dict[str, Any]]
+
+
 class Metrics(TypedDict):
     """A line of metrics.jsonl, as far as a report shows it."""
 
@@ -196,7 +209,7 @@ def _beside(folder: Path, path: str) -> Path:
 def _searches(folder: Path, run: Path | None, origin: Mapping[str, Any]) -> list[Search]:
     name, notes, taken_out = folder.resolve().name, origin.get("notes", []), read_taken_out(folder)
     if (folder / HISTORY).exists():
-        settings, evaluations = read_history(folder / HISTORY)
+        settings, evaluations = _history(folder / HISTORY)
         front = _front(folder / FRONT)
         return [Search(name, folder, folder / HISTORY, settings, evaluations, run, {}, front, notes, origin, taken_out)]
     histories = sorted((folder / TRIALS).glob("*.jsonl"))
@@ -204,7 +217,7 @@ def _searches(folder: Path, run: Path | None, origin: Mapping[str, Any]) -> list
         raise ValueError(f"{folder} holds no search and no sweep: there is neither {HISTORY} nor {TRIALS}/ in it")
     found = []
     for history in histories:
-        settings, evaluations = read_history(history)
+        settings, evaluations = _history(history)
         trial = settings.get("trial", {})
         label = " ".join(str(value) for value in trial.values() if value != math.inf)
         found.append(
@@ -221,6 +234,14 @@ def _searches(folder: Path, run: Path | None, origin: Mapping[str, Any]) -> list
             )
         )
     return found
+
+
+def _history(path: Path) -> tuple[Mapping[str, Any], list[Evaluation]]:
+    settings, evaluations = read_history(path)
+    try:
+        return typed(Settings, settings), evaluations
+    except ValueError as error:
+        raise ValueError(f"{path}, line 1, is damaged: {error}") from None
 
 
 def _holds_a_search(folder: Path) -> bool:

@@ -25,6 +25,8 @@ class OtherType(ValueError):
     """A value is of another type than it should be, rather than of that type and wrong within."""
 
 
+LARGEST = 2**128  # of an integer: its square is still a float
+
 NAMES = {
     dict: "an object",
     list: "a list",
@@ -199,6 +201,8 @@ def _check(kind: Any, value: Any, name: str) -> None:
     accepted = (int, float) if kind is float else kind
     if kind is None or not isinstance(value, accepted) or (is_bool and kind in (int, float)):
         raise OtherType(f"{name} is {NAMES.get(kind, _called(kind))}, not {_shown(value)}")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ValueError(f"{name} is {_shown(value)}, a number beyond all that occur")
 
 
 def _called(kind: Any) -> str:

@@ -12,6 +12,7 @@ from supernet.families.family import Family
 from supernet.own_code import Kind
 
 SPACES = Kind("search space", "space", "supernet.families", Family, FAMILIES)
+MOST = 1_000_000  # classes, or channels of images
 TEACHER_SPACES = dataclasses.replace(SPACES, flag="teacher-space")
 
 
@@ -32,6 +33,8 @@ def make_family(space: str, options: str, arguments: Mapping[str, object]) -> Fa
             f"the space {space!r} takes no {others[0]}, which the data say: it is for data of another kind, name a "
             "space that takes it, or code of your own"
         )
+    if is_known:
+        passed = _checked(space, typed_arguments(function, passed))
     try:
         given = typed_arguments(function, parse_json(options, dict))
         if not is_known:  # a TypeError from within such a function is its author's to see
@@ -49,6 +52,13 @@ def make_family(space: str, options: str, arguments: Mapping[str, object]) -> Fa
             f"{space} returns a {type(family).__name__}, where it should return a supernet.families.Family"
         )
     return family
+
+
+def _checked(space: str, arguments: dict[str, object]) -> dict[str, object]:
+    for name in ("num_classes", "in_chans"):
+        if isinstance(value := arguments.get(name), int) and not 0 <= value <= MOST:
+            raise ValueError(f"{name} of the space {space!r} is 0 to {MOST:,}, not {value}")
+    return arguments
 
 
 def find_family(space: str) -> Callable[..., Family]:

@@ -183,14 +183,18 @@ def differences(begun: Mapping[str, Any], now: Mapping[str, Any], prefix: str = 
     and where its images lie."""
     found = []
     for name, value in begun.items():
-        path = f"{prefix}{name}"
+        path = f"{prefix}{_in_a_line(name)}"
         if path == "execution" or path in LOCATION:
             continue
         if isinstance(value, Mapping) and isinstance(now.get(name), Mapping):
             found.append(differences(value, now[name], f"{path}."))
         elif value != now.get(name):
-            found.append(f"{path}={value}")
+            found.append(f"{path}={_in_a_line(value)}")
     return ", ".join(filter(None, found))
+
+
+def _in_a_line(value: object) -> str:
+    return text if (text := str(value)).isprintable() else repr(value)
 
 
 def located(config: DataConfig, root: str | None = None, test_root: str | None = None) -> DataConfig:

@@ -63,6 +63,7 @@ def test_json_becomes_what_annotations_say():
         ('{"steps": 1, "points": [{"x": 1, "z": 2}]}', "points[0] has 'z', which no Point of this version has"),
         ('{"steps": 1, "points": [{"x": null}]}', "points[0].x is a number, not None"),
         ('{"steps": 1, "options": []}', "options is an object, not []"),
+        ('{"steps": 1, "rate": 1%s}' % ("0" * 400), "a number beyond all that occur"),
         ('{"steps": 1, "flag": 1}', "flag is true or false, not 1"),
     ],
 )
