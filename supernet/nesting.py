@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -19,6 +19,8 @@ from supernet.plain import inputs_like
 from supernet.skeleton import without_data
 from supernet.slicing import Unit, layer_of
 from supernet.space import Arch, SearchSpace, Value
+
+Example = Tensor | tuple | Callable[[Arch], Tensor | tuple]  # of the input, for all architectures or by architecture
 
 MODULES_RUN = 600  # of all random architectures together, in `check_structure`
 
@@ -72,15 +74,21 @@ def probing_archs(space: SearchSpace, count: int = 8) -> list[Arch]:
 
 
 def check_shape(
-    name: str, shared: torch.Size, shape: torch.Size, is_kernel: bool, shared_arch: Arch, arch: Arch
+    name: str,
+    shared: torch.Size,
+    shape: torch.Size,
+    is_kernel: bool,
+    shared_arch: Arch,
+    arch: Arch,
+    resized: Collection[int] = (),
 ) -> None:
     """ValueError unless a tensor of `shape`, in the subnet `arch`, is a part of a shared tensor of size `shared`, the
-    size that it has in `shared_arch`."""
+    size that it has in `shared_arch`. Along the dimensions `resized` it may have any size."""
     if len(shape) != len(shared):
         remedy = ": the number of dimensions must not depend on the architecture"
-    elif any(part > whole for part, whole in zip(shape, shared)):
+    elif any(part > whole for dim, (part, whole) in enumerate(zip(shape, shared)) if dim not in resized):
         remedy = ", so it is no part of it: no ordered choice may make a tensor larger than its last value does"
-    elif is_kernel and any((part - whole) % 2 for part, whole in zip(shape[2:], shared[2:])):
+    elif is_kernel and not resized and any((part - whole) % 2 for part, whole in zip(shape[2:], shared[2:])):
         remedy = ": a kernel is the centre of a larger one, so their sizes are all odd or all even"
     else:
         return
@@ -103,7 +111,7 @@ def check_unit(name: str, shared: Unit | None, unit: Unit | None, shared_arch: A
 def check_structure(
     space: SearchSpace,
     module_of: Callable[[Arch], nn.Module],
-    example: Tensor | tuple | None = None,
+    example: Example | None = None,
     leads: Callable[[Arch, str], bool] = lambda arch, name: False,
 ) -> None:
     """ValueError if modules of the same name are of two types, or if what a module does follows the sizes.
@@ -128,7 +136,7 @@ def check_structure(
 
     def look(arch: Arch) -> _Run:
         if arch not in seen:
-            seen[arch] = _look(module_of(arch), example)
+            seen[arch] = _look(module_of(arch), example(arch) if callable(example) else example)
         return seen[arch]
 
     def check(arch: Arch, larger_arch: Arch) -> None:

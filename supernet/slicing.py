@@ -69,6 +69,12 @@ def blocks(count: int, rule: Rule = leading, dim: int = 0) -> Rule:
     return Blocks(count, rule, dim)
 
 
+def resized_dims(rule: Rule) -> tuple[int, ...]:
+    """The dimensions along which `rule` resizes a tensor, to sizes that may be larger than the shared one's: those of
+    its attribute `resizes`, if it has one; none of a rule that takes a part."""
+    return getattr(rule, "resizes", ())
+
+
 _GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}  # blocks of rows of their weights and biases
 
 

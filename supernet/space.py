@@ -11,7 +11,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -76,8 +76,9 @@ class Arch(Mapping[str, Value]):
 class Choice:
     """The values that one choice may take, and when it applies.
 
-    Numbers are *ordered*, given in increasing order: a larger value makes tensors larger, never another network.
-    Strings are *unordered*, such as operations, which exchange parts of the network.
+    Numbers are *ordered*, given in increasing order: a larger value makes tensors larger, never another network. Where
+    it makes the network smaller, as a larger patch does, the choice is `falling`, and the numbers are given in
+    decreasing order. Strings are *unordered*, such as operations, which exchange parts of the network.
 
     `when` maps names of choices declared earlier to the values under which this choice is active. It is inactive if any
     of the named choices has another value or is inactive itself.
@@ -85,6 +86,7 @@ class Choice:
 
     values: Sequence[Value]
     when: Mapping[str, Sequence[Value]] = field(default_factory=dict)
+    falling: bool = False
 
     def __post_init__(self):
         values = tuple(self.values)
@@ -101,15 +103,16 @@ class Choice:
             raise ValueError(f"the values of a choice must differ, but {values} has a value twice")
         if are_strings:
             return
-        if list(values) != sorted(values):
-            raise ValueError(f"numbers are given in increasing order: {tuple(sorted(values))}, not {values}")
+        if list(values) != sorted(values, reverse=self.falling):
+            order, right = ("decreasing" if self.falling else "increasing"), sorted(values, reverse=self.falling)
+            raise ValueError(f"numbers are given in {order} order: {tuple(right)}, not {values}")
 
     @property
     def ordered(self) -> bool:
         return not isinstance(self.values[0], str)
 
     def __reduce__(self):
-        return Choice, (self.values, dict(self.when))
+        return Choice, (self.values, dict(self.when), self.falling)
 
 
 class SearchSpace:
@@ -163,7 +166,10 @@ class SearchSpace:
     def to_json(self) -> str:
         """The space as JSON: `from_json` reads it back, and equal spaces have equal texts."""
         return json.dumps(
-            {n: {"values": c.values, "when": dict(sorted(c.when.items()))} for n, c in self.choices.items()}
+            {
+                n: {"values": c.values, "when": dict(sorted(c.when.items()))} | ({"falling": True} if c.falling else {})
+                for n, c in self.choices.items()
+            }
         )
 
     @classmethod
@@ -172,7 +178,10 @@ class SearchSpace:
         choices = _json_object(text, "a search space")
         for name, choice in choices.items():
             lists = (
-                isinstance(choice, dict) and choice.keys() == {"values", "when"} and isinstance(choice["when"], dict)
+                isinstance(choice, dict)
+                and choice.keys() - {"falling"} == {"values", "when"}
+                and isinstance(choice["when"], dict)
+                and isinstance(choice.get("falling", False), bool)
             )
             if not lists or not all(isinstance(own, list) for own in (choice["values"], *choice["when"].values())):
                 raise ValueError(
@@ -226,7 +235,11 @@ class SearchSpace:
         kept = {name: tuple(choices.get(name, choice.values)) for name, choice in self.choices.items()}
         return SearchSpace(
             {
-                name: Choice(kept[name], {p: [v for v in values if v in kept[p]] for p, values in choice.when.items()})
+                name: replace(
+                    choice,
+                    values=kept[name],
+                    when={p: [v for v in values if v in kept[p]] for p, values in choice.when.items()},
+                )
                 for name, choice in self.choices.items()
             }
         )
@@ -235,7 +248,7 @@ class SearchSpace:
         """The space of the choices `names` alone, which apply whatever the others are; where there are none, a space of
         one architecture, whose only choice is named "only"."""
         choices = {
-            name: Choice(choice.values, {parent: values for parent, values in choice.when.items() if parent in names})
+            name: replace(choice, when={parent: values for parent, values in choice.when.items() if parent in names})
             for name, choice in self.choices.items()
             if name in names
         }

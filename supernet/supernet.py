@@ -18,10 +18,10 @@ from torch.nn.modules.module import _IncompatibleKeys
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from distill.untouched import untouched
-from supernet.nesting import check_shape, check_structure, check_unit, covering_archs, is_kernel
+from supernet.nesting import Example, check_shape, check_structure, check_unit, covering_archs, is_kernel
 from supernet.plain import floating_dtype, plain
 from supernet.skeleton import Assembler, build_skeleton, build_uninitialised
-from supernet.slicing import Rule, Unit, centred, layer_rule, leading, take, unit
+from supernet.slicing import Rule, Unit, centred, layer_rule, leading, resized_dims, take, unit
 from supernet.space import Arch, SearchSpace, Value
 from supernet.subnets import Alias, Arrived, LentSubnet, Part, Plan, Slot, Tensors
 from supernet.views import PLAIN, View, Views, no_views, tie_names, tied_builder, tied_names
@@ -76,8 +76,8 @@ class Supernet(nn.Module):
 
     The weights start as `build` initialises them, drawn from `seed`. ValueError, naming the tensor, the architectures
     and both shapes, if the modules of the space do not nest (see `nesting`). With an `example` of the input, or a tuple
-    of several, of which shapes and types alone matter, a few subnets are also run on the meta device, to find
-    connections that come and go with the sizes inside a `forward`.
+    of several, or a function from an architecture to these, of which shapes and types alone matter, a few subnets are
+    also run on the meta device, to find connections that come and go with the sizes inside a `forward`.
 
     BatchNorm's running statistics are shared like all tensors. Once subnets have been trained, they are a mixture that
     means nothing for any of them: extract one and give it its own with `supernet.evaluation.calibrated_subnet`. Until
@@ -94,7 +94,7 @@ class Supernet(nn.Module):
         rules: Mapping[str, Rule] | None = None,
         *,
         seed: int = 0,
-        example: Tensor | tuple | None = None,
+        example: Example | None = None,
         pieces: Callable[[Arch], Mapping[str, Hashable]] | None = None,
         views: Views = no_views,
     ) -> None:
@@ -103,7 +103,7 @@ class Supernet(nn.Module):
         self.build = build = tied_builder(build, views)
         self.views = views
         self._rules = dict(rules or {})
-        leaves = tree_leaves(example)
+        leaves = tree_leaves(example(space.largest) if callable(example) else example)
         self._example_dtypes = [t.dtype for t in leaves if isinstance(t, Tensor)] if example is not None else None
         self._begin_caches()
         with torch.random.fork_rng(devices=()):
@@ -365,10 +365,10 @@ class Supernet(nn.Module):
                 "supernet.nesting.covering_archs(space) has it; make the choice that brings it an unordered one"
             )
         whole, shape = self._wholes[source], attrgetter(source)(self).shape
-        check_shape(name, shape, tensor.shape, is_kernel(module, name), whole.arch, arch)
+        rule = self._rule(source, module, name)
+        check_shape(name, shape, tensor.shape, is_kernel(module, name), whole.arch, arch, resized_dims(rule))
         if tensor.shape != shape and self._matching(source) is None:
             check_unit(name, whole.unit, unit(module, name), whole.arch, arch)
-        rule = self._rule(source, module, name)
         if source != name:
             _check_rule(name, source, rule, whole.rule, arch)
         return Part(source, tensor.shape, rule, view.transform)

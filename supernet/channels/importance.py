@@ -7,7 +7,7 @@ the same, and sorting them by importance makes every narrower subnet start from 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from supernet.channels.tracer import Channels, Member
 
 # O output channels, I input channels
 
+Batch = TypeVar("Batch")
 Importance = Literal["l1", "outgoing_l1", "geometric_median", "bn_scale"]
 
 
@@ -102,12 +103,7 @@ def activation_scores(
     several layers take the same channels in, it is the mean over these. Channels that no layer takes in as they are
     have no score.
     """
-    taken = {
-        m.tensor.rpartition(".")[0]: (group, m)
-        for group in channels
-        for m in group.members
-        if m.dim == 1 and m.tensor.endswith(".weight")
-    }
+    taken = {m.tensor.rpartition(".")[0]: (group, m) for group in channels for m in group.members if _takes_in(m)}
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
@@ -134,6 +130,40 @@ def activation_scores(
     for layer, total in sums.items():
         found.setdefault(taken[layer][0].name, []).append(total / counts[layer])
     return {name: torch.stack(scores).mean(0).float() for name, scores in found.items()}
+
+
+def taylor_scores(
+    model: nn.Module,
+    channels: Iterable[Channels],
+    batches: Iterable[Batch],
+    loss: Callable[[nn.Module, Batch], Tensor],
+) -> dict[str, Tensor]:
+    """How much the loss would change, to first order, if a gate on each of these channels, open at 1, were closed: the
+    sum over batches of |dL/dgate|, [O] by the channels' name (DynaBERT, Hou et al., NeurIPS 2020, arXiv 2004.04037,
+    section 2.1.1, after Molchanov et al., arXiv 1611.06440).
+
+    A gate lies where a layer takes the channel in, so that dL/dgate is the sum of weight times gradient over what the
+    layer multiplies with the channel; of several layers, the absolute values add up. `loss(model, batch)` is a scalar.
+    Channels that no layer takes in have no score. `model` keeps its gradients.
+    """
+    channels = [group for group in channels if any(_takes_in(m) for m in group.members)]
+    tensors = dict(model.named_parameters())
+    names = sorted({m.tensor for group in channels for m in group.members if _takes_in(m)} & tensors.keys())
+    found: dict[str, Tensor] = {}
+    for batch in batches:
+        gradients = torch.autograd.grad(loss(model, batch), [tensors[name] for name in names])
+        products = {name: (tensors[name] * gradient).detach() for name, gradient in zip(names, gradients)}
+        for group in channels:
+            size = _size(group, tensors)
+            for name, dim, blocks in (m for m in group.members if m.tensor in products and _takes_in(m)):
+                gates = products[name].movedim(dim, 0).flatten(1).sum(1).unflatten(0, (blocks, size, -1)).sum((0, 2))
+                found[group.name] = found.get(group.name, 0) + gates.abs()
+    return found
+
+
+def _takes_in(member: Member) -> bool:
+    """Whether a layer takes channels in along this dimension of its weights."""
+    return member.dim == 1 and member.tensor.endswith(".weight")
 
 
 def order_channels(
@@ -164,7 +194,7 @@ def order_channels(
 
 
 def _size(group: Channels, tensors: Mapping[str, Tensor]) -> int:
-    return min(tensors[name].shape[dim] // blocks for name, dim, blocks in group.members)
+    return min(tensors[name].shape[dim] // (blocks * group.each) for name, dim, blocks in group.members)
 
 
 def _judged(group: Channels, importance: Importance, tensors: Mapping[str, Tensor]) -> list[Member]:

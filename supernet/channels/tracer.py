@@ -53,6 +53,7 @@ class Channels:
     members: tuple[Member, ...]
     producers: tuple[str, ...]  # weights of the layers that put the channels out
     scales: tuple[str, ...]  # of the batch normalisations that the channels pass
+    each: int = 1  # neighbouring entries that one of them is, as a head of attention is
 
     @property
     def plain(self) -> bool:

@@ -6,7 +6,7 @@ The option `name` of `from_timm` is a model of timm's; `from_model` does the sam
 from collections.abc import Callable
 
 from supernet.families.attentive_nas import alphanet
-from supernet.families.autoformer import autoformer_tiny
+from supernet.families.autoformer import autoformer_base, autoformer_small, autoformer_tiny
 from supernet.families.ensemble import ensemble
 from supernet.families.family import Description, Family, describe
 from supernet.families.mixed_precision import mixed_precision
@@ -20,9 +20,12 @@ from supernet.families.shufflenet_v1 import shufflenet_v1
 from supernet.families.timm_models import just_timm
 from supernet.families.traced.models import from_model, from_timm
 from supernet.families.traced.narrowed import narrowed
+from supernet.families.vision_transformer import vit
 
 FAMILIES: dict[str, Callable[..., Family]] = {
     "alphanet": alphanet,
+    "autoformer_base": autoformer_base,
+    "autoformer_small": autoformer_small,
     "autoformer_tiny": autoformer_tiny,
     "ensemble": ensemble,
     "from_timm": from_timm,
@@ -36,6 +39,7 @@ FAMILIES: dict[str, Callable[..., Family]] = {
     "shufflenet_spos": shufflenet_spos,
     "shufflenet_v1": shufflenet_v1,
     "timm": just_timm,
+    "vit": vit,
 }
 
 __all__ = ["FAMILIES", "Description", "Family", "describe", "from_model", "from_timm", "load_ofa_checkpoint"]

@@ -101,7 +101,7 @@ class Family:
         """
         example = self.example(self.space.largest)
         net = Supernet(
-            self.space, self.build, self.rules, seed=seed, example=example, pieces=self.pieces, views=self.views
+            self.space, self.build, self.rules, seed=seed, example=self.example, pieces=self.pieces, views=self.views
         )
         self.task.check_output(without_data(net.skeleton(self.space.largest), partial(_output_in_training, example)))
         if pretrained and self.weights is not None:

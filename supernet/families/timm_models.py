@@ -23,7 +23,7 @@ from supernet.families.torchvision_models import PREFIX, create_torchvision, tor
 from supernet.skeleton import build_skeleton, build_uninitialised
 from supernet.space import Arch, SearchSpace
 
-SPACES = ("timm", "from_timm")  # whose models have names of timm's
+SPACES = ("timm", "from_timm", "vit")  # whose models have names of timm's
 LABELS = ("label_names", "label_descriptions")  # of timm's configurations: long, and no matter to a model
 
 

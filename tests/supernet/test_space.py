@@ -208,6 +208,13 @@ def test_contradictory_choices_are_refused(choices, message):
         SearchSpace(choices)
 
 
+def test_a_falling_choice_has_its_smallest_number_last():
+    space = SearchSpace({"patch_size": Choice((16, 8), falling=True)})
+    assert space.largest["patch_size"] == 8
+    with pytest.raises(ValueError, match=r"in decreasing order: \(16, 8\), not \(8, 16\)"):
+        space.restrict({"patch_size": (8, 16)})
+
+
 def test_an_architecture_is_an_immutable_value():
     arch = Arch({"depth": 2, "operation": "conv"})
     assert arch == Arch({"operation": "conv", "depth": 2})

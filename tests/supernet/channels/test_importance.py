@@ -7,7 +7,7 @@ from torch import nn
 
 from supernet import SearchSpace
 from supernet.channels import trace
-from supernet.channels.importance import bn_scale, geometric_median, l1_norm, order_channels
+from supernet.channels.importance import bn_scale, geometric_median, l1_norm, order_channels, taylor_scores
 from supernet.families import Family
 from supernet.training.data import DataConfig, load_data
 from supernet.training.execution import Execution
@@ -27,6 +27,21 @@ def test_the_filter_at_the_geometric_median_matters_least():
 
 def test_bn_scale_is_the_absolute_scale():
     assert bn_scale(torch.tensor([0.5, -2.0])).tolist() == [0.5, 2]
+
+
+def test_taylor_scores_are_the_gradients_of_gates():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Flatten(), nn.LazyLinear(5))
+    batches = [torch.randn(2, 3, 8, 8) for _ in range(2)]
+    model(batches[0])
+    hidden = next(group for group in trace(model, batches[0]).channels if group.name == "0")
+    expected = torch.zeros(4)
+    for batch in batches:
+        gates = torch.ones(4, requires_grad=True)
+        loss = model[2:](model[:2](batch) * gates[:, None, None]).square().sum()
+        expected += torch.autograd.grad(loss, gates)[0].abs()
+    found = taylor_scores(model, [hidden], batches, lambda model, batch: model(batch).square().sum())
+    torch.testing.assert_close(found["0"], expected)
 
 
 def with_random_vectors(model: torch.nn.Module) -> torch.nn.Module:
