@@ -51,6 +51,7 @@ def elsewhere():
 # minutes of processor time.
 SLOW = (
     "gpu/",
+    "exits/",
     "netaug/",
     "search/blockwise/",
     "search/prefix/",

@@ -1,0 +1,49 @@
+"""Networks with several exits: each example leaves at the first that its policy trusts."""
+
+from typing import TYPE_CHECKING
+
+from exits.policies import POLICIES, Confidence, Entropy, Patience, Policy, exits_taken
+from exits.runner import Answer, Chain
+from supernet.imports import lazily
+
+if TYPE_CHECKING:
+    from exits.chain import export_chain
+    from exits.network import Exits, ExitTask, exits_family, with_exits
+    from exits.parts import Latencies, cumulative_ms, measure_parts, parts_of
+    from exits.tradeoff import Choice, Tradeoff, candidates, choose, tradeoff
+
+__all__ = [
+    "POLICIES",
+    "Answer",
+    "Chain",
+    "Choice",
+    "Confidence",
+    "Entropy",
+    "ExitTask",
+    "Exits",
+    "Latencies",
+    "Patience",
+    "Policy",
+    "Tradeoff",
+    "candidates",
+    "choose",
+    "cumulative_ms",
+    "exits_family",
+    "exits_taken",
+    "export_chain",
+    "measure_parts",
+    "parts_of",
+    "tradeoff",
+    "with_exits",
+]
+
+# a device that runs a chain needs no torch
+__getattr__ = lazily(
+    __name__,
+    {
+        "exits.chain": ["export_chain"],
+        "exits.network": ["ExitTask", "Exits", "exits_family", "with_exits"],
+        "exits.parts": ["Latencies", "cumulative_ms", "measure_parts", "parts_of"],
+        "exits.tradeoff": ["Choice", "Tradeoff", "candidates", "choose", "tradeoff"],
+    },
+)
