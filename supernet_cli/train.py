@@ -54,6 +54,8 @@ class Arguments:
     ray: Annotated[Cluster, tyro.conf.arg(name="")] = field(default_factory=Cluster)
     recipe: str = "digits"
     """Recipe that sets what the other flags do not."""
+    pretrained: str | None = None
+    """File of weights that the largest subnet starts from, where the space takes them: its option `pretrained`."""
     output: Path | None = None
     """Folder of the run; by default runs/ and the recipe's name."""
     resume: bool = False

@@ -5,6 +5,7 @@ config.json            the job, what the data say of themselves and to the famil
                        done
 metrics.jsonl          losses and accuracies by step
 checkpoints/           to resume from
+0-features/            these two of learning features without labels, if that came first
 1-largest/, ...        these two for each phase instead, in progressive shrinking
 supernet.safetensors   the trained supernet
 """
@@ -36,8 +37,10 @@ from supernet.families.timm_models import self_contained
 from supernet.supernet import Supernet
 from supernet.training import distributed, randomness
 from supernet.training.data import Data, DataConfig, load_data
+from supernet.training.data.image_data import open_unlabelled_images
 from supernet.training.data.named import DATASETS, is_of_any_kind
 from supernet.training.execution import Execution, differences, located
+from supernet.training.features import FeatureConfig, distil_features
 from supernet.training.loop import StepResult
 from supernet.training.loop.checkpoint import has_checkpoints
 from supernet.training.methods.progressive import Phase, new_kinds, phase_config, phase_space, sort_channels
@@ -62,10 +65,13 @@ class Job:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     execution: Execution = field(default_factory=Execution)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
     phases: tuple[Phase, ...] = ()
     """Progressive shrinking in these phases, which share the epochs, instead of `train.method`; only recipes set it."""
 
     def __post_init__(self):
+        if self.features.unlabelled is not None and self.phases:
+            raise ValueError("unlabelled images come before one training on labels, not before phases: leave one out")
         if (self.train.method == "progressive") != bool(self.phases):
             raise ValueError(
                 f"method progressive goes with phases, which a recipe sets, such as once_for_all or digits_shrinking; "
@@ -140,6 +146,13 @@ def _train(
 ) -> Supernet:
     """Train at once, or phase by phase, each in a folder of its own."""
     net = family.supernet(job.train.seed, classes=data.classes)
+    if job.features.unlabelled is not None:
+        images = open_unlabelled_images(job.features.unlabelled, job.data, job.execution.workers)
+        config = replace(job.train, method="sandwich", epochs=job.features.feature_epochs)
+        folder = directory / "0-features"
+        distil_features(
+            family, net, images, config, folder, job.execution, resume=resume, on_step=on_step, on_begin=on_begin
+        )
     if not job.phases:
         return train(
             family, net, data, job.train, directory, job.execution, resume=resume, on_step=on_step, on_begin=on_begin

@@ -19,7 +19,7 @@ from torch import nn
 from supernet.evaluation import CALIBRATION_BYTES
 from supernet.training.data import DataConfig
 
-LOCATION = frozenset({"data.root", "data.test_root"})
+LOCATION = frozenset({"data.root", "data.test_root", "features.unlabelled"})
 """Settings of a job, by their path in it, that say where images lie."""
 
 

@@ -180,6 +180,27 @@ def prune() -> Job:
     )
 
 
+def distil_features() -> Job:
+    """From a pretrained transformer to all sizes of it: give its weights (--pretrained) and images without labels
+    (--unlabelled), on which all subnets learn its features first; hours on a GPU."""
+    return Job(
+        space="vit",
+        space_options='{"name": "vit_small_patch16_224"}',
+        data=DataConfig(dataset="folder"),
+        train=TrainConfig(
+            epochs=30,
+            batch_size=256,
+            opt="adamw",
+            lr=5e-4,
+            weight_decay=0.05,
+            warmup_epochs=2,
+            drop_path_rate=0.1,
+            clip=1.0,
+        ),
+        execution=Execution(amp="bf16", workers=8),
+    )
+
+
 def spos() -> Job:
     """SPOS (arXiv 1904.00420): one path a step, uniform over bins of MACs; a day on several GPUs.
 
@@ -239,5 +260,6 @@ RECIPES: dict[str, Callable[[], Job]] = {
         fairnas,
         cream,
         prune,
+        distil_features,
     )
 }

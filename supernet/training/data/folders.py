@@ -84,6 +84,25 @@ def open_folder(root: str, split: str) -> ImageFolder:
     return ImageFolder([file for _, file in images], [labels[_class(where)] for where, _ in images], tuple(classes))
 
 
+def open_unlabelled(root: str) -> ImageFolder:
+    """All images in a folder or tar file, however deep they lie, in the order of their names; their label is 0. Hidden
+    files and what Pillow does not read are passed over. ValueError if there is none, or no such place."""
+    if not os.path.exists(root):
+        raise ValueError(f"no images at {root!r}: give an existing folder or tar file of unlabelled images")
+    place = os.path.realpath(root)
+    entries = _in_folder(place, "", frozenset([place])) if os.path.isdir(place) else _in_tar(File(place, place), "")
+    suffixes = image_suffixes()
+    images = [
+        (where, file)
+        for where, file in entries
+        if file is not None and os.path.splitext(where)[1].lower() in suffixes and not _is_hidden(where)
+    ]
+    if not images:
+        raise ValueError(f"there are no images in {root!r}")
+    images.sort(key=lambda image: _natural_order(image[0]))
+    return ImageFolder([file for _, file in images], [0] * len(images), ("unlabelled",))
+
+
 def open_former_folder(root: str, split: str) -> ImageFolder:
     """The images of `split` as timm lists them: files .png, .jpg and .jpeg alone, by their innermost folder."""
     reader = create_dataset("", root=root, split=split).reader

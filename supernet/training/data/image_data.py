@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from supernet.training.data.batch import Batch, joined, take
 from supernet.training.data.config import DataConfig
 from supernet.training.data.datasets import Digits, open_dataset
+from supernet.training.data.folders import open_unlabelled
 from supernet.training.data.images import evaluation_transform
 from supernet.training.data.loading import Augmented, Loader, Order, StreamedImages, Transformed, collate
 from supernet.training.data.pixels import Pixels
@@ -174,6 +175,13 @@ class ImageData(Data):
             generator=torch.Generator(),  # a loader draws a seed for its workers, from torch's global one otherwise
             **options,
         )
+
+
+def open_unlabelled_images(root: str, config: DataConfig, workers: int = 0) -> ImageData:
+    """The images in a folder or tar file, to train on without their labels, all of which are 0, prepared as `config`
+    says; none are held out. ValueError as `supernet.training.data.folders.open_unlabelled`."""
+    images = open_unlabelled(root)
+    return ImageData(images, Subset(images, []), Subset(images, []), images.classes, config, workers)
 
 
 def open_images(config: DataConfig, seed: int = 0, workers: int = 0) -> ImageData:
