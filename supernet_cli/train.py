@@ -3,6 +3,7 @@
     supernet train                      # digits, two minutes on 2 cores
     supernet train --recipe cifar10 --root images/ --output runs/mine
     supernet train --output runs/mine --resume
+    supernet train --recipe distil_features --pretrained dino.safetensors --unlabelled photos/ --root images/
     supernet train --space mine.py:family --dataset mine.py:points --output runs/points
     torchrun --nproc-per-node 8 -m supernet_cli train --recipe alphanet --root imagenet/ --output runs/alphanet
     supernet train --recipe alphanet --root /imagenet --cluster auto --cluster-workers 16 --gpus-per-worker 1
@@ -21,7 +22,8 @@ itself when a worker was lost; when this command was lost, give it again, with a
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -89,22 +91,34 @@ def main() -> None:
         list_spaces()
         return
     output = arguments.output or Path("runs") / recipe
+    job = Job(**vars(arguments.job))
+    if arguments.pretrained is not None:
+        job = started_from(arguments.pretrained, job)
     if arguments.ray.cluster is not None:
-        run_on_cluster(Job(**vars(arguments.job)), output, arguments.ray, resume=arguments.resume)
-        again = said_again(read_job(output, space=arguments.job.space, dataset=arguments.job.data.dataset))
+        run_on_cluster(job, output, arguments.ray, resume=arguments.resume)
+        again = said_again(read_job(output, space=job.space, dataset=job.data.dataset))
         console.print(f"The supernet is in {output}.")
         console.print(f"Next: supernet search --run {output}{again}", soft_wrap=True)
         return
     with (
-        distributed.joined(arguments.job.execution.device),
+        distributed.joined(job.execution.device),
         training_progress(disable=distributed.rank() != 0) as show,
     ):
-        trained = run_job(Job(**vars(arguments.job)), output, resume=arguments.resume, on_step=show)
+        trained = run_job(job, output, resume=arguments.resume, on_step=show)
         is_first = distributed.rank() == 0
     if not is_first:
         return
     console.print(f"The supernet is in {output}: {trained.net.space.size:.3g} architectures in one set of weights.")
     console.print(f"Next: supernet search --run {output}{said_again(trained.job)}", soft_wrap=True)
+
+
+def started_from(weights: str, job: Job) -> Job:
+    """`job` with the weights in a file as those that its space starts from."""
+    try:
+        options = json.loads(job.space_options) | {"pretrained": weights}
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"the options of a space are a JSON object, not {job.space_options!r}") from error
+    return replace(job, space_options=json.dumps(options))
 
 
 def said_again(job: Job) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("supernet", "search", "predictors", "distill", "netaug", "compress", "service", "supernet_cli")
+PACKAGES = ("supernet", "search", "predictors", "distill", "netaug", "compress", "exits", "service", "supernet_cli")
 PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts)]
 MODULES = [path for folder in (*PACKAGES, "scripts", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
 BLOCK = re.compile(r"^ *```.*?^ *```$", flags=re.DOTALL | re.MULTILINE)

@@ -122,7 +122,7 @@ def test_a_supernet_with_exits_trains_in_one_forward_pass(tmp_path):
     labels = (images.mean((1, 2, 3)) > 0).long()
     examples = images + labels[:, None, None, None], labels
     data = TensorData(examples, examples, examples)
-    config = TrainConfig(epochs=6, batch_size=16, lr=0.05, warmup_epochs=0, label_smoothing=0.0)
+    config = TrainConfig(epochs=12, batch_size=16, opt="adamw", lr=1.6e-2, warmup_epochs=0, label_smoothing=0.0)
     net = train(family, family.supernet(), data, config, tmp_path, Execution(eval_epochs=0)).eval()
     logits = net(images + labels[:, None, None, None], family.space.largest)
     right = (logits.argmax(2) == labels[:, None]).float().mean(0)

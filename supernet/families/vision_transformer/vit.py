@@ -6,10 +6,12 @@ Choices: `embed_dim`, `depth`, `patch_size` and `resolution` in pixels, `registe
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from timm.layers import Mlp
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
+from supernet.artifacts.weights import read_weights
 from supernet.channels.importance import Importance, order_channels
 from supernet.families.family import Family
 from supernet.families.timm_models import TimmModel, create_regularised, timm_model
@@ -210,9 +213,20 @@ def _weights(
 ) -> Mapping[str, Tensor]:
     """Those of the largest subnet, ordered, in which the positions of class token and registers are added to these."""
     create = _creator(network, network.space.largest)
+    if not isinstance(pretrained, bool) and _has_positions_of_patches_alone(pretrained):
+        create = partial(create, no_embed_class=True)
     model = network.model._replace(create=create).load(pretrained, **options)
     _without_prefix_positions(model)
     return order_channels(model, transformer_channels(model), importance).state_dict()
+
+
+def _has_positions_of_patches_alone(path: str | os.PathLike) -> bool:
+    """Whether a file of weights has a square of positions, as what is taken out of this family has, and none before it
+    for a class token."""
+    if Path(path).suffix == ".npz":  # of the authors, who have one
+        return False
+    found = next((tensor for name, tensor in read_weights(path).items() if name.endswith("pos_embed")), None)
+    return found is not None and found.dim() == 3 and math.isqrt(found.shape[1]) ** 2 == found.shape[1]
 
 
 @torch.no_grad()

@@ -54,6 +54,14 @@ def test_a_class_tokens_position_is_added_to_the_token(file):
     assert family.build(family.space.largest).pos_embed.shape == (1, 16, 32)  # the patches alone
 
 
+def test_what_was_taken_out_is_a_start_as_well(file, tmp_path):
+    family = pretrained(file)
+    net = family.supernet().eval()
+    safetensors.torch.save_file(net.extract(family.space.largest).state_dict(), tmp_path / "own.safetensors")
+    again = pretrained(tmp_path / "own.safetensors").supernet().eval()
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in net.state_dict().items())
+
+
 def test_a_file_of_other_sizes_is_refused_in_one_line(file):
     family = FAMILIES["vit"](pretrained=str(file), num_classes=5)
     with pytest.raises(ValueError, match="size mismatch") as error:
