@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from exits.chain import export_chain
     from exits.network import Exits, ExitTask, exits_family, with_exits
     from exits.parts import Latencies, cumulative_ms, measure_parts, parts_of
-    from exits.tradeoff import Choice, Tradeoff, candidates, choose, tradeoff
+    from exits.choosing import Chosen, Tradeoff, candidates, choose, tradeoff
 
 __all__ = [
     "POLICIES",
     "Answer",
     "Chain",
-    "Choice",
+    "Chosen",
     "Confidence",
     "Entropy",
     "ExitTask",
@@ -44,6 +44,6 @@ __getattr__ = lazily(
         "exits.chain": ["export_chain"],
         "exits.network": ["ExitTask", "Exits", "exits_family", "with_exits"],
         "exits.parts": ["Latencies", "cumulative_ms", "measure_parts", "parts_of"],
-        "exits.tradeoff": ["Choice", "Tradeoff", "candidates", "choose", "tradeoff"],
+        "exits.choosing": ["Chosen", "Tradeoff", "candidates", "choose", "tradeoff"],
     },
 )

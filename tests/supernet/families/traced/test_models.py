@@ -69,6 +69,18 @@ def test_other_families_of_timm_are_elastic_too(name):
     assert 5 * family.macs(family.space.smallest) < 3 * family.macs(family.space.largest)
 
 
+def test_swin_transformers_are_elastic_in_width_and_depth():
+    family = from_timm("swin_tiny_patch4_window7_224", num_classes=5)
+    values = {name: choice.values for name, choice in family.space.choices.items()}
+    assert values["layers.2.blocks.depth"] == (3, 5, 6)
+    assert values["patch_embed.proj.width"] == (48, 72, 96)
+    assert values["layers.3.downsample.reduction.width"] == (384, 576, 768)
+    assert values["layers.0.blocks.0.mlp.fc1.width"] == (192, 288, 384)
+    assert 5 * family.macs(family.space.smallest) < family.macs(family.space.largest)
+    net, arch, x = family.supernet().eval(), family.space.smallest, torch.randn(1, 3, 224, 224)
+    assert torch.equal(net(x, arch), net.extract(arch)(x))
+
+
 def test_weights_are_loaded_when_they_are_needed(tmp_path):
     family = from_timm("resnet10t", pretrained=tmp_path / "not_there.pth", num_classes=10, input_size=32)
     assert family.build(family.space.smallest)(images()).shape == (2, 10)

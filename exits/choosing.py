@@ -74,7 +74,7 @@ def candidates(logits: np.ndarray, count: int = 20) -> list[Policy]:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Chosen:
     """Which exits a network keeps, counted from 0, and its policy, with what they give on the held-out examples."""
 
     kept: tuple[int, ...]
@@ -87,7 +87,7 @@ def choose(
     latencies: Latencies,
     limit_ms: float,
     policies: Iterable[Policy] | None = None,
-) -> Choice:
+) -> Chosen:
     """The exits and the policy of the highest accuracy on held-out examples whose expected latency is within
     `limit_ms`; of equal ones the fastest.
 
@@ -101,7 +101,7 @@ def choose(
     if len(exits) > MOST_EXITS:
         raise ValueError(f"of {len(exits)} exits there are too many sets to try; give at most {MOST_EXITS}")
     policies = list(candidates(logits) if policies is None else policies)
-    best: Choice | None = None
+    best: Chosen | None = None
     for kept in chain.from_iterable(combinations(exits, count) for count in range(1, len(exits) + 1)):
         latency_ms, own = cumulative_ms(latencies, kept), logits[:, kept]
         if latency_ms[0] > limit_ms:
@@ -109,7 +109,7 @@ def choose(
         for policy in [None, *(policies if len(kept) > 1 else ())]:
             found = tradeoff(policy, own, labels, latency_ms)
             if found.latency_ms <= limit_ms and (best is None or _rank(found) > _rank(best.found)):
-                best = Choice(kept, found)
+                best = Chosen(kept, found)
     if best is None:
         first = cumulative_ms(latencies, (0,))[0]
         raise ValueError(f"not even the first exit is within {limit_ms} ms: it takes {first:.3f} ms")
