@@ -8,9 +8,9 @@ from supernet.imports import lazily
 
 if TYPE_CHECKING:
     from exits.chain import export_chain
+    from exits.choosing import Chosen, Tradeoff, candidates, choose, tradeoff
     from exits.network import Exits, ExitTask, exits_family, with_exits
     from exits.parts import Latencies, cumulative_ms, measure_parts, parts_of
-    from exits.choosing import Chosen, Tradeoff, candidates, choose, tradeoff
 
 __all__ = [
     "POLICIES",

@@ -114,7 +114,7 @@ def run_job(
     and `resume` is not said, if it was begun with other settings (its execution, and where the data lie, may be said
     anew), or if another process trains it.
     """
-    job = replace(job, data=located(job.data))
+    job = replace(job, data=located(job.data), features=job.features.located())
     data = open_data(job.data, job.train.seed, job.execution.workers)
     family = job.family(data.family_arguments)
     count = job.train.images_to_calibrate(family.num_classes)  # config.json says how many, for search and extraction
@@ -149,10 +149,20 @@ def _train(
     if job.features.unlabelled is not None:
         images = open_unlabelled_images(job.features.unlabelled, job.data, job.execution.workers)
         config = replace(job.train, method="sandwich", epochs=job.features.feature_epochs)
-        folder = directory / "0-features"
+        before = config.epochs * images.steps_per_epoch(config.batch_size)
+        total = before + job.train.epochs * data.steps_per_epoch(job.train.batch_size)
         distil_features(
-            family, net, images, config, folder, job.execution, resume=resume, on_step=on_step, on_begin=on_begin
+            family,
+            net,
+            images,
+            config,
+            directory / "0-features",
+            job.execution,
+            resume=resume,
+            on_step=partial(_in_all, on_step, 0, total),
+            on_begin=on_begin,
         )
+        on_step = partial(_in_all, on_step, before, total)
     if not job.phases:
         return train(
             family, net, data, job.train, directory, job.execution, resume=resume, on_step=on_step, on_begin=on_begin

@@ -8,6 +8,7 @@ images, of the largest, the smallest and random subnets s; f is the largest as i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,6 +49,11 @@ class FeatureConfig:
     def __post_init__(self):
         if self.feature_epochs < 1:
             raise ValueError(f"feature_epochs is at least 1, not {self.feature_epochs}")
+
+    def located(self) -> FeatureConfig:
+        """The same with the place of images that are here as an absolute path."""
+        here = self.unlabelled is not None and os.path.exists(self.unlabelled)
+        return replace(self, unlabelled=os.path.abspath(self.unlabelled)) if here else self
 
 
 def distil_features(
