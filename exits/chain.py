@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from exits.network import Exits
-from exits.parts import parts_of
+from exits.parts import exits_kept, parts_of
 from exits.policies import Policy, to_json
 from exits.runner import DESCRIPTION
 from supernet.artifacts.atomic import write_atomically
@@ -39,9 +40,10 @@ def export_chain(
     ValueError and ModuleNotFoundError as `parts_of` and `supernet.artifacts.export.export_onnx`.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     parts = parts_of(network, kept)
-    (carried,) = (torch.zeros(tensor.shape) for tensor in example)
+    (carried,) = (torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)) for tensor in example)
+    _check_parts(network, parts, carried, kept)
+    folder.mkdir(parents=True, exist_ok=True)
     files = [f"part_{index}.onnx" for index in range(len(parts))]
     for file, part in zip(files, parts):
         is_last = file == files[-1]
@@ -52,3 +54,17 @@ def export_chain(
     content = {"files": files, "policy": to_json(policy), "latency_ms": list(map(float, latency_ms or ()))}
     with write_atomically(folder / DESCRIPTION) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+@torch.no_grad()
+def _check_parts(network: Exits, parts: Sequence[nn.Module], inputs: Tensor, kept: Sequence[int] | None) -> None:
+    """ValueError unless the parts give the logits of the network."""
+    expected = network(inputs)[0]
+    carried = inputs
+    for exit, part in zip(exits_kept(len(expected), kept), parts):
+        logits, carried = (part(carried), carried) if part is parts[-1] else part(carried)
+        if not torch.allclose(logits[0], expected[exit], rtol=1e-3, atol=1e-4):
+            raise ValueError(
+                f"what follows on {network.after[min(exit, len(network.after) - 1)]!r} cannot be parted from it: have "
+                "the network exit after a whole block"
+            )

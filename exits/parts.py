@@ -34,6 +34,14 @@ class Part(nn.Module):
         return self.head(carried), carried
 
 
+def exits_kept(count: int, kept: Sequence[int] | None) -> tuple[int, ...]:
+    """`kept`, or all of `count` exits if None; ValueError unless it is some of these in their order."""
+    kept = tuple(range(count) if kept is None else kept)
+    if list(kept) != sorted(set(kept)) or not kept or not 0 <= kept[0] <= kept[-1] < count:
+        raise ValueError(f"exits are kept in order, of 0 to {count - 1}, not {kept}")
+    return kept
+
+
 def parts_of(network: Exits, kept: Sequence[int] | None = None) -> list[nn.Module]:
     """The parts of a network, in eval mode: a `Part` for each exit but the last, and what gives the last's logits.
 
@@ -42,7 +50,7 @@ def parts_of(network: Exits, kept: Sequence[int] | None = None) -> list[nn.Modul
     that an exit comes after.
     """
     network.eval()
-    kept = range(len(network.after) + 1) if kept is None else kept
+    kept = exits_kept(len(network.after) + 1, kept)
     bodies = _bodies(network, [exit for exit in kept if exit < len(network.after)])
     heads = [network.heads[exit] for exit in kept if exit < len(network.after)]
     parts: list[nn.Module] = [Part(body, head) for body, head in zip(bodies, heads)]
@@ -79,7 +87,7 @@ def measure_parts(network: Exits, example: tuple, device: Device = HERE, rounds:
         for body, head in zip(bodies, heads):
             timers.append(prepare(body, device, (carried,)))
             carried = body(carried)
-            timers.append(head and prepare(head, device, (carried,)))
+            timers.append(None if head is None else prepare(head, device, (carried,)))
     times: list[list[float]] = [[] for _ in timers]
     for _ in range(rounds):
         for timer, own in zip(timers, times):
@@ -92,10 +100,7 @@ def measure_parts(network: Exits, example: tuple, device: Device = HERE, rounds:
 def cumulative_ms(latencies: Latencies, kept: Sequence[int] | None = None) -> np.ndarray:
     """What it takes to leave at each of the exits `kept`, in milliseconds: all bodies up to it and the heads of those
     that are kept up to it."""
-    count = len(latencies.bodies_ms)
-    kept = range(count) if kept is None else kept
-    if list(kept) != sorted(set(kept)) or not kept or not 0 <= kept[0] <= kept[-1] < count:
-        raise ValueError(f"exits are kept in order, of 0 to {count - 1}, not {tuple(kept)}")
+    kept = exits_kept(len(latencies.bodies_ms), kept)
     heads_ms = [*latencies.heads_ms, 0.0]
     bodies = np.cumsum(latencies.bodies_ms)
     return np.array([bodies[exit] + sum(heads_ms[other] for other in kept if other <= exit) for exit in kept])

@@ -70,6 +70,15 @@ def test_a_device_runs_a_chain_without_torch(network, images, tmp_path):
     assert (result.stdout, result.stderr) == ("0\n", "")
 
 
+def test_an_exit_within_a_block_is_refused(images, tmp_path):
+    model = timm.create_model("resnet18", num_classes=5)
+    inside = with_exits(model, ["layer2.0.conv2"], 5, (images[:1],))
+    torch.nn.init.normal_(inside.heads[0].linear.weight)
+    with pytest.raises(ValueError, match="exit after a whole block"):
+        export_chain(inside, tmp_path, (images[:1],))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_without_a_chain_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"chain.json describes no chain"):
         Chain(tmp_path)
