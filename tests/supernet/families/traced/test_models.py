@@ -69,6 +69,7 @@ def test_other_families_of_timm_are_elastic_too(name):
     assert 5 * family.macs(family.space.smallest) < 3 * family.macs(family.space.largest)
 
 
+@pytest.mark.exhaustive
 def test_swin_transformers_are_elastic_in_width_and_depth():
     family = from_timm("swin_tiny_patch4_window7_224", num_classes=5)
     values = {name: choice.values for name, choice in family.space.choices.items()}
