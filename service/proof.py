@@ -18,6 +18,7 @@ from service.request import HERE
 from service.stages import EVALUATION, INT8, LARGEST, LARGEST_INT8, SEARCHED, SMALLER, SUBNET, handed_out, smaller_model
 
 BASELINES = {"baseline-largest", "baseline-int8", "baseline-smaller"}  # stages
+LEVEL = 0.05  # of the p-value from which on a difference is not distinguishable
 ONE_POINT = 0.01  # standard error of an accuracy that the answer about little data aims at
 
 
@@ -36,10 +37,11 @@ def proof(folder: Path) -> dict[str, Any]:
 
 
 def networks_of(folder: Path, plan: Plan) -> list[dict[str, Any]]:
-    """A row each, the job's own first: accuracy (0 to 1) on test images with its standard error, bytes, and
-    milliseconds on this machine."""
+    """A row each, the job's own first: accuracy (0 to 1) on test images with its standard error, bytes, milliseconds on
+    this machine, and, for those in floating point, the p-value of McNemar's test beside the job's own."""
     evaluation = json.loads((folder / EVALUATION).read_text())
     names = {SMALLER: "next smaller timm model", LARGEST: "largest network"}
+    p_values = {pair["network"]: pair["p_value"] for pair in evaluation.get("paired", ())}
     rows = []
     for row in evaluation["rows"]:
         found = {
@@ -50,6 +52,7 @@ def networks_of(folder: Path, plan: Plan) -> list[dict[str, Any]]:
             "standard_error": standard_error(row["top1"], plan.facts.val),
             "bytes": row["stored_bytes"],
             "latency_ms": row["latency_ms"],
+            "p_value": p_values.get(row["network"]),
         }
         if row["network"] == SMALLER:
             found["network"] += f", {smaller_model(folder)}, trained from scratch"
@@ -76,6 +79,7 @@ def _quantised(content: Mapping[str, Any], folder: str, whole: Mapping[str, Any]
         "standard_error": standard_error(accuracy, images),
         "bytes": row["bytes"],
         "latency_ms": row["milliseconds"],
+        "p_value": None,
     }
 
 
@@ -166,10 +170,11 @@ def worth(progress: Progress, networks: list[dict[str, Any]]) -> list[str]:
         if row["folder"] not in (LARGEST_INT8, SMALLER):
             continue
         points, error = difference(own, row)
-        better = "more" if points > 0 else "fewer"
-        said = f"{abs(points):.1f} points {better} right (standard error {error:.1f})"
-        if abs(points) < error:
-            said = f"not distinguishable in accuracy ({points:+.1f} points, standard error {error:.1f})"
+        p_value = row["p_value"] if own["precision"] == "fp32" else None
+        by = f"standard error {error:.1f}" if p_value is None else f"McNemar's test: p = {p_value:.2g}"
+        said = f"{abs(points):.1f} points {'more' if points > 0 else 'fewer'} right ({by})"
+        if abs(points) < error if p_value is None else p_value >= LEVEL:
+            said = f"not distinguishable in accuracy ({points:+.1f} points, {by})"
         what = f"the {row['network']} in {row['precision']}"
         costs = f"{own['latency_ms'] / row['latency_ms']:.2g} times its milliseconds on this machine"
         lines.append(f"Beside {what} it is {said}, with {costs} and {own['bytes'] / row['bytes']:.2g} times its bytes.")

@@ -113,9 +113,11 @@ def test_every_route_is_asked_for_above(service):
     assert {route.path for route in service.client.app.routes} - guarded == {"/", "/page.{kind}", "/health"}
 
 
-def test_files_are_those_of_the_job_alone(service, images, tmp_path):
-    job, other = service.submit(images), service.submit(images)
-    assert service.ends(job, other) == ["done", "done"]
+def test_files_are_those_of_the_job_alone(service, images):
+    job, other = service.submit(images), service.submit()
+    assert service.ends(job) == ["done"]
+    (service.settings.jobs / other / "subnet").mkdir()
+    (service.settings.jobs / other / "subnet" / "config.json").write_text("{}")
     (service.settings.jobs / job / "subnet" / "link").symlink_to("/etc/passwd")
     for path in (
         "../job.json",

@@ -88,6 +88,25 @@ def test_the_answer_to_whether_it_is_worth_it(job):
     assert cost == "Finding it cost 1 core-hours, training included, and the alternatives 0.5 more."
 
 
+@pytest.mark.parametrize(
+    ("p_value", "said"),
+    [
+        (0.3, "not distinguishable in accuracy (+10.0 points, McNemar's test: p = 0.3)"),
+        (0.01, "10.0 points more right (McNemar's test: p = 0.01)"),
+    ],
+)
+def test_networks_in_float_are_compared_image_by_image(job, p_value, said):
+    folder = job()
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    evaluation["rows"].append(evaluation["rows"][0] | {"network": "baseline/smaller", "top1": 0.7})
+    evaluation["paired"] = [{"network": "baseline/smaller", "p_value": p_value}]
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    config = {"arch": {"width": 8}, "input_size": [3, 224, 224], "facts": {"macs": 6e7}}
+    (folder / "subnet" / "config.json").write_text(json.dumps(config))
+    lines = proof(folder)["answers"]["Is it worth it?"]
+    assert any(f"mobilenetv3_small_100, trained from scratch in fp32 it is {said}" in line for line in lines)
+
+
 def test_in_int8_the_first_network_is_the_one_in_int8(job):
     found = proof(job("int8"))
     assert (found["networks"][0]["folder"], found["networks"][0]["accuracy"]) == ("int8", pytest.approx(0.78))
