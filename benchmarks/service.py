@@ -7,7 +7,7 @@ process of its own. The jobs' commands are stand-ins that write what the true on
 (tests/service/stand_in.py), so that what is measured is the service. Every so often a worker is killed (signal 9).
 `lost_jobs` are those that were accepted and did not end as done, and `repeated_commands` those that were begun more
 often than once for each job, which are at most one a kill. Seconds are those of a request, uploads and unpacking
-included. Three minutes on 2 cores.
+included. Two minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from service.server import serve
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "benchmark"
 SERVE = "--serve"  # before the folder, the socket and the slots: this script is then the server
-JOBS_A_CLIENT, REQUESTS_A_CLIENT = 2, 10
+JOBS_A_CLIENT, REQUESTS_A_CLIENT = 1, 10
 
 
 @dataclass(frozen=True)
 class Arguments:
     clients: int = 50
-    """Clients at once, each with ten requests, of which four submit two jobs."""
+    """Clients at once, each with ten requests, of which two submit a job."""
     kills: int = 10
     """Workers that are killed meanwhile."""
     slots: int = 2

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -27,8 +29,10 @@ from service.stages import Setting, Stage, stages_of
 
 LOCK = ".lock"
 PROGRAM = (sys.executable, "-m", "supernet_cli")  # `supernet`
+LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1
 HEARTBEAT = 2.0  # seconds between two notes of the time that was spent
 LEAST = 30.0  # seconds for a stage that the job cannot do without, even when the budget is spent
+HANDED_OVER = 5.0  # seconds after which the commands of a worker that was killed have ended
 GRACE = 20.0  # seconds for a command to end when it is asked to
 OVERTIME = 1.5  # times its time, and a minute, before a stage that has no partial result is stopped
 
@@ -47,7 +51,7 @@ def main() -> None:
     parser.add_argument("--lock", type=int)
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
-    lock = held(folder) if arguments.lock is None else arguments.lock
+    lock = _held_within(folder, HANDED_OVER) if arguments.lock is None else arguments.lock
     if lock is None:
         sys.exit(f"error: another worker runs the job in {folder}")
     os.ftruncate(lock, 0)
@@ -68,6 +72,14 @@ def held(folder: Path) -> int | None:
         os.close(handle)
         return None
     return handle
+
+
+def _held_within(folder: Path, seconds: float) -> int | None:
+    """The lock, for which those that are about to end are waited for."""
+    until = time.monotonic() + seconds
+    while (lock := held(folder)) is None and time.monotonic() < until:
+        time.sleep(0.1)
+    return lock
 
 
 class Worker:
@@ -143,6 +155,7 @@ class Worker:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 pass_fds=(self._lock,),
+                preexec_fn=_end_with_worker,
             )
             try:
                 while True:
@@ -166,6 +179,11 @@ class Worker:
             log.seek(max(0, log.seek(0, 2) - 4096))
             lines = log.read().decode(errors="replace").splitlines()
         return next((line.removeprefix("error: ") for line in reversed(lines) if line.strip()), "")
+
+
+def _end_with_worker() -> None:
+    """Let the kernel kill this process when the one that started it ends: prctl(PR_SET_PDEATHSIG, SIGKILL)."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _stop(process: subprocess.Popen) -> None:

@@ -189,11 +189,14 @@ def test_ray_jobs_are_another_backend(service, images):
     options = service.backend._options
     backend = RayBackend(WorkerOptions(options.devices, program=options.program), "auto", client)
     service.dispatcher = Dispatcher(service.store, service.settings.jobs, backend, 2)
+    (service.control / "slow").write_text("60")
     jobs = [service.submit(images), service.submit(images)]
-    service.look_until(lambda: len(client.jobs) == 2)
-    next(iter(client.jobs.values())).kill()
+    service.look_until(lambda: len(service.started()) == 2)
+    (service.control / "slow").unlink()
+    for process in list(client.jobs.values()):
+        process.kill()  # and with it the command that it has begun, which Ray knows nothing of
     assert service.ends(*jobs) == ["done", "done"]
-    assert len(client.jobs) == 3
+    assert len(client.jobs) == 4
     (service.control / "slow").write_text("60")
     job = service.submit(images)
     service.look_until(lambda: backend.is_alive(service.settings.jobs / job))
