@@ -86,7 +86,7 @@ def run_compress_job(
     Resumes and raises as `supernet.training.standalone.run_model_job` does.
     """
     with owned(directory):
-        data, [(own, family, arch, model)], teacher, begin = prepare_job(job, directory, resume)
+        data, [(own, family, arch, model)], teacher, objective, begin = prepare_job(job, directory, resume)
 
         def train(model: nn.Module, config: LoopConfig, folder: Path) -> nn.Module:
             (trained,) = train_models(
@@ -95,7 +95,7 @@ def run_compress_job(
                 data,
                 config,
                 folder,
-                job.objective,
+                objective,
                 teacher,
                 execution=job.execution,
                 resume=resume,

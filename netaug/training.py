@@ -79,7 +79,7 @@ def run_netaug_job(
     """Train the model that `job` describes, as `supernet.training.standalone.run_model_job` does, by network
     augmentation."""
     with owned(directory):
-        data, [(own, family, arch, model)], teacher, begin = prepare_job(job, directory, resume)
+        data, [(own, family, arch, model)], teacher, _, begin = prepare_job(job, directory, resume)
         config = job.netaug
         augmentation = augment(
             family, config.r, config.s, arch=arch, widths=config.widths or None, expansions=config.expansions or None

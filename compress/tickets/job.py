@@ -58,7 +58,7 @@ def run_ticket_job(
     if distributed.world_size() > 1:
         raise ValueError("tickets are found in one process: start it without torchrun")
     with owned(directory):
-        data, [(own, family, arch, model)], teacher, begin = prepare_job(job, directory, resume)
+        data, [(own, family, arch, model)], teacher, objective, begin = prepare_job(job, directory, resume)
         resolution = family.resolution(arch)
 
         def train(model: nn.Module, folder: Path, also: Callable[[StepResult], None]) -> nn.Module:
@@ -72,7 +72,7 @@ def run_ticket_job(
                 data,
                 job.train,
                 folder,
-                job.objective,
+                objective,
                 teacher,
                 execution=job.execution,
                 resume=True,  # what should not be gone on with was set aside

@@ -28,6 +28,7 @@ from supernet.families.timm_models import self_contained
 from supernet.skeleton import build_skeleton
 from supernet.space import Arch
 from supernet.training import distributed
+from supernet.training.aggregation import Aggregation, aggregated
 from supernet.training.cohort import train_models
 from supernet.training.data import DataConfig, ImageData
 from supernet.training.data.named import only_images
@@ -65,6 +66,11 @@ class ModelJob:
     peers: tuple[str, ...] = ()
     """Networks that train beside it, to learn from each other by the loss mutual: names of timm's, or folders of
     subnets."""
+    aggregation: Aggregation = "last"
+    """Which mixture of the teacher's layers of one resolution losses on features compare with: the last one, their
+    average, a random one, or the one that a search on the training images finds (DFA, arXiv 2008.00506)."""
+    aggregation_epochs: int = 4
+    """Epochs of that search, on half of the images each, for each resolution."""
     data: DataConfig = field(default_factory=DataConfig)
     train: LoopConfig = field(default_factory=LoopConfig)
     execution: Execution = field(default_factory=Execution)
@@ -80,6 +86,13 @@ class ModelJob:
             raise ValueError(
                 "the loss mutual needs peers, and peers need a weight of it: the peers are "
                 f"{', '.join(self.peers) or 'none'}, the weight is {self.objective.mutual}"
+            )
+        if self.aggregation != "last" and (
+            not self.objective.feature_losses or self.objective.layers or self.peers or self.aggregation_epochs < 1
+        ):
+            raise ValueError(
+                f"the aggregation {self.aggregation} mixes layers of a teacher for losses on features, such as hint, "
+                "without layers that are named or peers, and is searched for at least 1 epoch"
             )
         by_features = [*self.objective.feature_losses, *(["auxiliary heads"] if self.objective.has_heads else [])]
         if self.execution.step == "compile" and by_features:
@@ -108,14 +121,14 @@ def run_model_job(
     begun with other settings (its execution, and where images lie, may be said anew), or if another process is at it.
     """
     with owned(directory):
-        data, trainees, teacher, begin = prepare_job(job, directory, resume)
+        data, trainees, teacher, objective, begin = prepare_job(job, directory, resume)
         trained = train_models(
             [around(trainees[0], data), *(trainee.model for trainee in trainees[1:])],
             [trainee.family.resolution(trainee.arch) for trainee in trainees],
             data,
             job.train,
             directory,
-            job.objective,
+            objective,
             teacher,
             execution=job.execution,
             resume=resume,
@@ -151,6 +164,7 @@ class Prepared(NamedTuple):
     data: ImageData
     trainees: list[Trainee]  # the peers come last
     teacher: nn.Module | None
+    objective: Objective  # the job's, which names the layers of a teacher whose layers are mixed
     begin: Callable[[], None]  # to be called when the first step is done, see `supernet.artifacts.runs.open_run`
 
 
@@ -162,9 +176,8 @@ def prepare_job(job: ModelJob, directory: Path, resume: bool) -> Prepared:
     data = only_images(data, "the training of a single model", "train a supernet whose space is that one architecture")
     own = _trainee(job, data.classes)
     peers = [_trainee(peer, data.classes) for peer in peer_jobs(job, own.family.resolution(own.arch))]
-    teacher = None
+    teacher, objective = None, job.objective
     if job.teacher is not None:
-        objective = job.objective
         teacher = load_teacher(
             job.teacher,
             data.config,
@@ -176,7 +189,20 @@ def prepare_job(job: ModelJob, directory: Path, resume: bool) -> Prepared:
             dataset=job.data.dataset,
         )
     begin = open_run(job, data, directory, resume)
-    return Prepared(data, [own, *peers], teacher, begin)
+    if teacher is not None and job.aggregation != "last":
+        teacher = aggregated(
+            teacher,
+            own.model,
+            data,
+            job.train,
+            own.family.resolution(own.arch),
+            job.aggregation,
+            job.aggregation_epochs,
+            directory,
+            job.execution.device,
+        )
+        objective = dataclasses.replace(objective, layers=teacher.layers)
+    return Prepared(data, [own, *peers], teacher, objective, begin)
 
 
 def _trainee(job: ModelJob, classes: Sequence[str]) -> Trainee:
