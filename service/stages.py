@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.plan import TESTED, Plan, search_limits
-from service.progress import Progress
 from service.request import HERE
 
 MEASUREMENTS = "measurements.csv"  # that the customer brings
@@ -26,6 +25,7 @@ SEARCHED = "searched"  # folder of the search
 SUGGESTED = 10  # networks that a customer is asked to time
 SECONDS_A_SUBNET = 3.0  # that measuring one takes, and some more
 MOST_EPOCHS = 100
+FILLED = 0.8  # of the time for training by epochs, as it takes to start, and other work may slow it down
 EVALUATIONS, POPULATION = 240, 24
 SURE = 0.95  # probability of keeping within a limit that is not measured
 LADDER = (  # networks of timm's by their MACs at 224 pixels, in millions, as plain alternatives to a subnet
@@ -130,16 +130,22 @@ def train(setting: Setting, seconds: float) -> list[object]:
     if setting.plan.is_refitted:  # a step that is too short to change anything, as there are no weights without one
         still = ["--lr", 1e-12, "--epochs", 1, "--warmup-epochs", 0, "--weight-decay", 0, "--eval-epochs", 0]
         return [*_training(setting, "run", seconds), *still]
-    epochs = setting.plan.request.epochs or epochs_within(seconds, Progress.load(setting.folder).of("probe").seconds)
+    epochs = setting.plan.request.epochs or epochs_within(seconds, seconds_an_epoch(setting.folder / "probe"))
     begun = setting.folder / "run" / "config.json"
     if begun.exists():  # it goes on by its own settings
         epochs = json.loads(begun.read_text())["job"]["train"]["epochs"]
     return [*_training(setting, "run", seconds), "--epochs", epochs, "--warmup-epochs", min(5, epochs / 10)]
 
 
+def seconds_an_epoch(run: Path) -> float:
+    """Of a training of one epoch, without its start: its config.json is written when the first step is done."""
+    config, weights = run / "config.json", run / "supernet.safetensors"
+    return weights.stat().st_mtime - config.stat().st_mtime
+
+
 def epochs_within(seconds: float, seconds_an_epoch: float) -> int:
-    """As many as there is time for, at least 1 and at most `MOST_EPOCHS`."""
-    return int(min(MOST_EPOCHS, max(1, seconds / max(seconds_an_epoch, 1e-3))))
+    """As many as there is time for beside the start, at least 1 and at most `MOST_EPOCHS`."""
+    return int(min(MOST_EPOCHS, max(1, FILLED * seconds / max(seconds_an_epoch, 1e-3))))
 
 
 def search(setting: Setting, seconds: float) -> list[object]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 
 import pytest
@@ -9,9 +10,8 @@ import tyro
 
 from service.archive import ImageFacts
 from service.plan import make_plan
-from service.progress import DONE, Progress
 from service.request import JobRequest
-from service.stages import LADDER, Setting, chosen_arch, epochs_within, smaller_model, stages_of
+from service.stages import LADDER, Setting, chosen_arch, epochs_within, seconds_an_epoch, smaller_model, stages_of
 from supernet.artifacts import formats
 from supernet.artifacts.subnet_config import SubnetConfig
 from supernet.families import FAMILIES
@@ -48,11 +48,12 @@ def test_commands_have_the_flags_that_stages_give(parsed, monkeypatch, tmp_path,
     plan = dataclasses.replace(make_plan(request, facts), sources=("phone",))
     setting = Setting(tmp_path, plan, tmp_path / "devices")
     subnet_of(tmp_path / "subnet")
-    progress = Progress()
     for stage in stages_of(plan):
-        if stage.name != "extract":
-            progress.of(stage.name).state = DONE
         words = list(map(str, stage.arguments(setting, 60.0)))
+        if stage.name == "probe":
+            (tmp_path / "probe").mkdir()
+            for name in ("config.json", "supernet.safetensors"):
+                (tmp_path / "probe" / name).touch()
         if stage.name in ("finetune", "baseline-smaller", "quantise", "baseline-int8", "evaluate"):
             run_of(tmp_path / "run")
         monkeypatch.chdir(tmp_path)
@@ -111,7 +112,14 @@ def test_the_most_accurate_that_keeps_the_limit_is_chosen(tmp_path):
 
 
 def test_epochs_fill_the_time():
-    assert [epochs_within(seconds, 10.0) for seconds in (1, 10, 99, 10**6)] == [1, 1, 9, 100]
+    assert [epochs_within(seconds, 8.0) for seconds in (1, 19, 99, 10**6)] == [1, 1, 9, 100]
+
+
+def test_an_epoch_is_timed_without_the_start_of_the_training(tmp_path):
+    for name, when in (("config.json", 1000.0), ("supernet.safetensors", 1012.5)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (when, when))
+    assert seconds_an_epoch(tmp_path) == 12.5
 
 
 @pytest.mark.parametrize(("megamacs", "name"), [(9, LADDER[0][0]), (60, LADDER[1][0]), (5000, "resnet50")])

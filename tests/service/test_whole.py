@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -45,7 +44,6 @@ def address(tmp_path_factory):
     yield line.split()[1], data
     server.terminate()
     server.wait(30)
-    shutil.rmtree(data / "jobs", ignore_errors=True)
 
 
 def test_digits_become_a_subnet_within_its_limits(browser, address, zipped):  # noqa: F811
