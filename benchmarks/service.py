@@ -3,7 +3,7 @@
     python benchmarks/service.py [--quick] [--json FILE]
 
 Clients submit jobs, each with a zip of 600 images, and ask after them, all at once, to a server on 127.0.0.1 in a
-process of its own. The jobs' commands are stand-ins that write what the true ones would in no time
+process of its own. The jobs' commands are stand-ins that write what the true ones would in a tenth of a second
 (tests/service/stand_in.py), so that what is measured is the service. Every so often a worker is killed (signal 9).
 `lost_jobs` are those that were accepted and did not end as done, and `repeated_commands` those that were begun more
 often than once for each job, which are at most one a kill. Seconds are those of a request, uploads and unpacking
@@ -98,6 +98,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0), backlog=256) as listening:
         data, number = Path(folder), listening.fileno()
         (data / "control").mkdir()
+        (data / "control" / "slow").write_text("0.1")
         command = [sys.executable, __file__, SERVE, folder, str(number), str(arguments.slots)]
         with (data / "log").open("wb") as log:
             server = subprocess.Popen(command, stderr=log, pass_fds=(number,))
@@ -143,9 +144,16 @@ def measured(
         "requests": len(answers),
         "refused_requests": sum(row["refused"] for row in rows),
         "killed_workers": killed,
+        "replaced_workers": replaced(asker._ask("ask", "GET", "/metrics").decode()),
         "repeated_commands": repeated,
         "seconds": seconds,
     }
+
+
+def replaced(metrics: str) -> int:
+    """Workers that the server knows to have been lost."""
+    values = dict(line.rsplit(" ", 1) for line in metrics.splitlines())
+    return int(values["supernet_lost_workers_total"])
 
 
 def kill(jobs: Path, count: int, generator: random.Random) -> int:

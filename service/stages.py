@@ -26,7 +26,7 @@ SUGGESTED = 10  # networks that a customer is asked to time
 SECONDS_A_SUBNET = 3.0  # that measuring one takes, and some more
 MOST_EPOCHS = 100
 FILLED = 0.8  # of the time for training by epochs, as it takes to start, and other work may slow it down
-EVALUATIONS, POPULATION = 240, 24
+EVALUATIONS, EVALUATIONS_A_MINUTE, POPULATION = 240, 18, 24  # of a search, at most and of the whole budget
 SURE = 0.95  # probability of keeping within a limit that is not measured
 LADDER = (  # networks of timm's by their MACs at 224 pixels, in millions, as plain alternatives to a subnet
     ("mobilenetv3_small_050", 24),
@@ -150,6 +150,7 @@ def epochs_within(seconds: float, seconds_an_epoch: float) -> int:
 
 def search(setting: Setting, seconds: float) -> list[object]:
     request = setting.plan.request
+    evaluations = int(min(EVALUATIONS, max(POPULATION, EVALUATIONS_A_MINUTE * request.minutes)))
     limits = [f"{name}={value:.10g}" for name, value in search_limits(setting.plan).items()]
     predictor = PREDICTORS if request.device == HERE or request.is_measured_elsewhere else setting.devices
     resume = ["--resume"] if (setting.folder / SEARCHED / "search.jsonl").exists() else []
@@ -157,7 +158,7 @@ def search(setting: Setting, seconds: float) -> list[object]:
         *("search", "--run", "run", "--output", SEARCHED, *resume),
         *("--predictors", f"{predictor}/{request.device_name}"),
         *(["--limits", *limits] if limits else []),
-        *("--evaluations", EVALUATIONS, "--population", POPULATION, "--seed", request.seed),
+        *("--evaluations", evaluations, "--population", POPULATION, "--seed", request.seed),
     ]
 
 
