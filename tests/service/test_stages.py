@@ -75,7 +75,8 @@ def run_of(folder):
     """What commands ask of a run before they have parsed their flags."""
     folder.mkdir(exist_ok=True)
     job = dataclasses.asdict(RECIPES["cifar10"]())
-    config = {"format": formats.RUN.label, "job": job, "classes": ["a", "b"], "dataset_sha256": None}
+    data = {"classes": ["a", "b"], "family_arguments": {"num_classes": 2}, "held_out": 48, "dataset_sha256": None}
+    config = {"format": formats.RUN.label, "job": job, **data}
     (folder / "config.json").write_text(json.dumps(config))
 
 
