@@ -7,8 +7,8 @@ process of its own. The jobs' commands are stand-ins that write what the true on
 (tests/service/stand_in.py), so that what is measured is the service. Every so often a worker is killed (signal 9).
 `lost_jobs` are those that were accepted and did not end as done, and `repeated_commands` those that were begun more
 often than once for each job, which are at most one a kill. A worker that is killed when it has written its end needs
-none in its place, so that `replaced_workers` may be fewer than `killed_workers`. Seconds are those of a request, uploads and unpacking
-included. Two minutes on 2 cores.
+none in its place, so that `replaced_workers` may be fewer than `killed_workers`. Seconds are those of a request,
+uploads and unpacking included. Two minutes on 2 cores.
 """
 
 from __future__ import annotations
