@@ -55,7 +55,7 @@ from supernet import Arch, Choice, SearchSpace
 from supernet.artifacts import Subnet, SubnetConfig, load_subnet, save_subnet
 from supernet.artifacts.runs import job_from_dict, open_run, read_config, read_family
 from supernet.artifacts.settings import note_settings
-from supernet.artifacts.weights import read_weights
+from supernet.artifacts.weights import read_weights, save_weights
 from supernet.families import FAMILIES
 from supernet.training.data import load_data
 from supernet.training.data.folders import open_folder
@@ -123,7 +123,7 @@ def subjects(folder: Path) -> list[Subject]:
         Subject("subnet", "subnet/config.json", lambda p: load_subnet(p.parent)),
         Subject("subnet of own code", "own/config.json", own_subnet, same_weights),
         Subject("subnet's weights", "own/model.safetensors", own_subnet, same_weights),
-        Subject("weights of safetensors", "weights.safetensors", read_weights),
+        Subject("weights of safetensors", "weights.safetensors", read_weights, same_weights),
         Subject("weights of torch", "weights.pth", read_weights),
         Subject("checkpoint", "step-000000001.pt", lambda p: read_checkpoint(p)["net"], same_weights),
         Subject("container", "own.compressed", lambda p: load_compressed(p, build=build), same_weights),
@@ -191,7 +191,7 @@ def write_all(folder: Path) -> None:
     model = small()
     config = SubnetConfig("none.py:none", "{}", {"width": 8}, classes=tuple("abcdefghij"), input_size=(3, 8, 8))
     save_subnet(folder / "own", Subnet(model, config), onnx=False)
-    (folder / "weights.safetensors").write_bytes((folder / "own" / "model.safetensors").read_bytes())
+    save_weights(folder / "weights.safetensors", model.state_dict())
     torch.save(model.state_dict(), folder / "weights.pth")
     save_checkpoint(folder, 1, {"net": model.state_dict(), "rng": [1, 2], "epoch": 3}, keep=1)
     save_compressed(folder / "own.compressed", Subnet(model, config))

@@ -23,7 +23,7 @@ from compress.tickets.masks import Scope, density_of, highest, masked, weights_o
 from compress.transforms import fold
 from supernet.artifacts.atomic import set_aside, write_atomically
 from supernet.artifacts.reading import parse_lines
-from supernet.artifacts.weights import read_safetensors
+from supernet.artifacts.weights import read_safetensors, save_weights
 from supernet.training.loop import StepResult
 from supernet.training.loop.average import MovingAverage
 from supernet.training.loop.checkpoint import has_checkpoints, save_checkpoint
@@ -173,9 +173,7 @@ def _trained_whole(
     path, folder, whole = directory / "start.safetensors", directory / "round-0", copy.deepcopy(model)
 
     def keep(state: Mapping[str, Tensor]) -> None:
-        with write_atomically(path) as temporary:
-            content = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-            temporary.write_bytes(safetensors.torch.save(content))
+        save_weights(path, {name: tensor.detach().cpu().clone() for name, tensor in state.items()})
 
     def on_step(result: StepResult) -> None:
         if result.step == step:

@@ -22,7 +22,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -30,7 +29,7 @@ from supernet.artifacts import formats, provenance
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.ownership import owned
 from supernet.artifacts.reading import read_json, typed
-from supernet.artifacts.weights import load_weights, read_safetensors
+from supernet.artifacts.weights import load_weights, read_safetensors, save_weights
 from supernet.families import Family
 from supernet.families.named import SPACES, make_family
 from supernet.families.timm_models import self_contained
@@ -130,8 +129,7 @@ def run_job(
         net = net.to("cpu", memory_format=torch.contiguous_format).eval()
         begin()  # where all steps were done before, too
         if distributed.rank() == 0:
-            with write_atomically(weights) as temporary:
-                temporary.write_bytes(safetensors.torch.save({n: t.contiguous() for n, t in net.state_dict().items()}))
+            save_weights(weights, net.state_dict())
     return Run(family, net, data, job)
 
 

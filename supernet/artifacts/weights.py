@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
+from supernet.artifacts.atomic import write_atomically
 from supernet.errors import first_line
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ WITHIN = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "net")  #
 
 
 COUNTER = "num_batches_tracked"
+DIGEST = "tensors_sha256"
+CHANGED = "{} was changed or damaged after it was saved: fetch it again, or save it anew"
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
@@ -51,20 +54,39 @@ def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
     return tensors_in(content, path)
 
 
+def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write `tensors` to the file at `path`, with a digest in its metadata by which `read_safetensors` knows them."""
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(safetensors.torch.save(content, {DIGEST: digest_of(content)}))
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of names, types, shapes and values."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
 def read_safetensors(path: str | os.PathLike, sha256: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors in a file, by name, also under names whose tensor the file has once under another name; and which
     names these are, each with that other name (as `safetensors.torch.save_model` writes them, too).
 
-    ValueError, naming the file, if it cannot be read, or is not the one with the digest `sha256`, where that is known.
+    ValueError, naming the file, if it cannot be read, is not the one with the digest `sha256`, where that is known, or
+    holds others than its own digest says, where `save_weights` wrote one.
     """
     try:
         if sha256 is not None and sha256 != _digest(path):
-            raise ValueError(f"{path} was changed or damaged after it was saved: fetch it again, or save it anew")
+            raise ValueError(CHANGED.format(path))
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         tensors = safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
+    if DIGEST in metadata and metadata[DIGEST] != digest_of(tensors):
+        raise ValueError(CHANGED.format(path))
     ties = {alias: name for alias, name in metadata.items() if name in tensors}
     return tensors | {alias: tensors[name] for alias, name in ties.items()}, ties
 

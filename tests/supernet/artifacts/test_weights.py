@@ -6,7 +6,15 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from supernet.artifacts.weights import check_names, load_weights, read_weights, without_prefix
+from supernet.artifacts.weights import (
+    check_names,
+    digest_of,
+    load_weights,
+    read_safetensors,
+    read_weights,
+    save_weights,
+    without_prefix,
+)
 
 
 def network() -> nn.Module:
@@ -131,3 +139,31 @@ def test_weights_of_a_diverged_training_are_refused(tmp_path):
     torch.save(weights, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=r"weights.pth' has values that are no numbers \(NaN\), first in '3.bias'"):
         read_weights(tmp_path / "weights.pth")
+
+
+def test_weights_with_a_digest_are_known_by_it(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    tensors = {
+        "half": torch.randn(3, 5).to(torch.bfloat16),
+        "mask": torch.tensor([True, False]),
+        "count": torch.tensor(7),
+        "turned": torch.randn(4, 6).T,
+        "none": torch.empty(0, 3),
+    }
+    save_weights(path, tensors)
+    found, ties = read_safetensors(path)
+    assert ties == {}
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    for place in (end, len(content) - 1, content.index(b"half"), content.index(b"tensors_sha256") + 20):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(ValueError, match=r"weights\.safetensors was changed or damaged"):
+            read_safetensors(path)
+
+
+def test_a_digest_tells_names_types_and_shapes_apart():
+    zeros = torch.zeros(4)
+    others = ({"a": zeros}, {"b": zeros}, {"a": zeros.view(2, 2)}, {"a": zeros.int()}, {"a": zeros, "b": zeros})
+    assert len({digest_of(tensors) for tensors in others}) == len(others)
