@@ -29,8 +29,9 @@ def make_family(space: str, options: str, arguments: Mapping[str, object]) -> Fa
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     passed = {name: value for name, value in arguments.items() if takes_all or name in accepted}
     if is_known and (others := [name for name in arguments if name not in passed]):
+        other = others[0] if others[0].isidentifier() else repr(others[0])
         raise ValueError(
-            f"the space {space!r} takes no {others[0]}, which the data say: it is for data of another kind, name a "
+            f"the space {space!r} takes no {other}, which the data say: it is for data of another kind, name a "
             "space that takes it, or code of your own"
         )
     if is_known:
