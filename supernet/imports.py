@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 
 EXTRAS = {
+    "datasets": "datasets",
     "onnx": "onnx",
     "onnxscript": "onnx",
     "onnxruntime": "onnx",
@@ -16,6 +17,7 @@ EXTRAS = {
     "tensorboard": "tensorboard",
     "fastapi": "service",
     "uvicorn": "service",
+    "tokenizers": "text",
 }
 
 

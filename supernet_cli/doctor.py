@@ -26,6 +26,7 @@ EXTRAS = {
     "openvino": "measuring with OpenVINO",
     "report": "report.html of a search or a sweep",
     "datasets": "images from hfds/ and wds/ datasets",
+    "text": "training on texts, whose tokenizer is trained or read",
     "tensorboard": "a training's metrics in TensorBoard",
     "energy": "the energy of networks on a GPU",
     "service": "compression as a service: supernet serve",

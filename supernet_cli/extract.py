@@ -26,7 +26,7 @@ from search.margin import probability_within
 from search.report.limits import latency_limit
 from search.report.sources import HISTORY, TRIALS, read_sources
 from search.report.taken_out import note_taken_out
-from supernet.artifacts.atomic import write_folder
+from supernet.artifacts.atomic import write_files, write_folder
 from supernet.artifacts.export import agreement, onnx_runner
 from supernet.artifacts.runs import load_run
 from supernet.artifacts.subnet import export_subnet, save_subnet, take_out
@@ -101,6 +101,7 @@ def extract(arguments: Arguments) -> None:
     subnet.model.cpu()
     with write_folder(arguments.output, last="config.json") as folder:
         save_subnet(folder, subnet, onnx=arguments.onnx)
+        write_files(data.files(), folder)
         for name, value in subnet.config.facts.items():
             console.print(f"{name}: {value:.6g}", highlight=False)
         if arguments.onnx:

@@ -8,7 +8,7 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -53,6 +53,13 @@ def full_disk(folder: Path) -> str:
     """What is said where a file cannot be written to `folder` for want of space."""
     free = shutil.disk_usage(folder).free
     return f"the disk is full, or a quota is used up ({free / 2**20:.1f} MiB are free): make room and start it again"
+
+
+def write_files(files: Mapping[str, str], folder: Path) -> None:
+    """Write the texts `files` into `folder`, each under its name and whole."""
+    for name, content in files.items():
+        with write_atomically(folder / name) as temporary:
+            temporary.write_text(content, encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ config.json            the job, what the data say of themselves and to the famil
                        done
 metrics.jsonl          losses and accuracies by step
 checkpoints/           to resume from
+tokenizer.json         of texts, and whatever else there is of the data that whoever uses a network needs besides it
 0-features/            these two of learning features without labels, if that came first
 1-largest/, ...        these two for each phase instead, in progressive shrinking
 supernet.safetensors   the trained supernet
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from supernet.artifacts import formats, provenance
-from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.atomic import write_atomically, write_files
 from supernet.artifacts.ownership import owned
 from supernet.artifacts.reading import read_json, typed
 from supernet.artifacts.weights import load_weights, read_safetensors, save_weights
@@ -312,6 +313,7 @@ def open_run(job: object, data: Data, directory: Path, resume: bool) -> Callable
 
     def write() -> None:
         if distributed.rank() == 0 and (not path.exists() or json.loads(path.read_text()) != content):
+            write_files(data.files(), directory)
             with write_atomically(path) as temporary:
                 temporary.write_text(json.dumps(content, indent=2) + "\n")
 

@@ -6,6 +6,7 @@ model.safetensors   weights, under the names of the plain module; tied ones once
 model.onnx          the same network for other runtimes, BatchNorm folded into the convolutions
 model.int8.onnx     that in int8, calibrated on examples (compress.quantisation.export_int8)
 model.pt2           the same network as a program of torch.export (export_subnet)
+tokenizer.json      of texts, and what else there is in `supernet.training.data.Data.files`
 
 Nothing outside of the directory is needed, and it may be moved. Of a space that is code of one's own it has the name,
 and the SHA-256 of its file: that code is said again by whoever loads it.

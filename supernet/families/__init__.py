@@ -17,6 +17,8 @@ from supernet.families.ofa_checkpoint import load_ofa_checkpoint
 from supernet.families.resnet import ofa_resnet50
 from supernet.families.shufflenet import shufflenet_spos
 from supernet.families.shufflenet_v1 import shufflenet_v1
+from supernet.families.text.decoder import text_decoder
+from supernet.families.text.encoder import text_encoder
 from supernet.families.timm_models import just_timm
 from supernet.families.traced.models import from_model, from_timm
 from supernet.families.traced.narrowed import narrowed
@@ -38,6 +40,8 @@ FAMILIES: dict[str, Callable[..., Family]] = {
     "ofa_resnet50": ofa_resnet50,
     "shufflenet_spos": shufflenet_spos,
     "shufflenet_v1": shufflenet_v1,
+    "text_decoder": text_decoder,
+    "text_encoder": text_encoder,
     "timm": just_timm,
     "vit": vit,
 }

@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from supernet.artifacts.reading import parse_json
 from supernet.costs import count_macs, count_parameters
 from supernet.families.family import Family
+from supernet.families.text.bert import bert_options
+from supernet.families.text.gpt2 import gpt2_options
 from supernet.families.timm_weights import load_pretrained, own_classes, read_source
 from supernet.families.torchvision_models import PREFIX, create_torchvision, torchvision_names
 from supernet.skeleton import build_skeleton, build_uninitialised
 from supernet.space import Arch, SearchSpace
 
 SPACES = ("timm", "from_timm", "vit")  # whose models have names of timm's
+SIZES_OF = {"text_encoder": bert_options, "text_decoder": gpt2_options}  # what pretrained weights say of a space
 LABELS = ("label_names", "label_descriptions")  # of timm's configurations: long, and no matter to a model
 
 
@@ -118,9 +121,12 @@ def self_contained(space: str, options: str) -> str:
     names weights to start from, is left out if it is a file or belongs to such a name: the saved model has weights of
     its own.
     """
-    if space not in SPACES:
+    if space not in (*SPACES, *SIZES_OF):
         return options
     given, options = options, parse_json(options, dict)
+    if space in SIZES_OF:
+        pretrained = options.pop("pretrained", None)
+        return json.dumps(SIZES_OF[space](pretrained) | options) if pretrained else given
     has_source = ":" in str(options.get("name", ""))
     if has_source:
         options |= timm_model(options["name"]).self_contained()

@@ -2,5 +2,6 @@
 
 from supernet.tasks.classification import Classification
 from supernet.tasks.task import Task
+from supernet.tasks.text import NextToken, TextClassification
 
-__all__ = ["Classification", "Task"]
+__all__ = ["Classification", "NextToken", "Task", "TextClassification"]

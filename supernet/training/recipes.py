@@ -67,6 +67,29 @@ def cifar10() -> Job:
     )
 
 
+def text() -> Job:
+    """Texts with classes, of a table (give --root), by small BERT-like encoders: half an hour on a core for a few
+    thousand news."""
+    return Job(
+        space="text_encoder",
+        data=DataConfig(dataset="text"),
+        train=TrainConfig(
+            epochs=12,
+            batch_size=32,
+            opt="adamw",
+            lr=1e-3,
+            scale_lr=False,
+            weight_decay=0.05,
+            warmup_epochs=1,
+            drop_rate=0.1,
+            clip=1.0,
+            ema_decay=0.99,
+            label_weight=1.0,
+        ),
+        execution=Execution(workers=0),
+    )
+
+
 def alphanet() -> Job:
     """AlphaNet (arXiv 2102.07954): adaptive alpha-divergence, the settings of AttentiveNAS; days on many GPUs."""
     return Job(
@@ -252,6 +275,7 @@ RECIPES: dict[str, Callable[[], Job]] = {
         digits,
         digits_shrinking,
         cifar10,
+        text,
         bignas,
         alphanet,
         attentive_nas,

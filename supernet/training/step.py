@@ -53,6 +53,9 @@ class TrainConfig(LoopConfig):
     """How subnets learn from the largest's logits: KL divergence, or AlphaNet's adaptive alpha-divergence."""
     temperature: float = 1.0
     """Temperature of the KL divergence."""
+    label_weight: float = 0.0
+    """Weight of the loss on labels, beside the distillation, for the subnets of the method sandwich that learn from the
+    largest: 1 lets a training from nothing begin that is stuck where the largest has nothing to teach yet."""
     accumulation: int = 1
     """Equal parts of a batch that run one after another, to take less memory; BatchNorm sees a part at a time."""
     calibration_images: int | None = None
@@ -73,6 +76,11 @@ class TrainConfig(LoopConfig):
             raise ValueError(
                 f"macs_range is the fewest and the most millions of MACs, for the method spos, not {self.macs_range} "
                 f"for {self.method}: leave it out"
+            )
+        if self.label_weight < 0 or (self.label_weight and self.method != "sandwich"):
+            raise ValueError(
+                f"label_weight is 0 or more, and 0 unless the method is sandwich, not {self.label_weight} for "
+                f"{self.method}"
             )
         if self.macs_step <= 0:
             raise ValueError(f"macs_step is above 0, not {self.macs_step}")

@@ -147,7 +147,7 @@ def make_method(family: Family, config: TrainConfig) -> Method:
     """The method that `config` names, with its settings."""
     space, subnets = family.space, config.random_subnets
     if config.method == "sandwich":
-        return Sandwich(space, subnets)
+        return Sandwich(space, subnets, config.label_weight)
     if config.method == "spos":
         bins = None
         if config.macs_range:

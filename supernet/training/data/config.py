@@ -14,8 +14,9 @@ class DataConfig:
 
     dataset: str = "digits"
     """`digits` (8x8 pixels, within scikit-learn), or a name for timm's create_dataset: `folder` for folders and tar
-    files, torch/NAME, hfds/NAME, wds/NAME, ...; or code of your own, package.module:function or
-    path/to/file.py:function, which gives data of any kind and takes `root` and `dataset_options` alone."""
+    files, torch/NAME, hfds/NAME, wds/NAME, ...; `text` for a table of texts with classes; or code of your own,
+    package.module:function or path/to/file.py:function, which gives data of any kind. These two take `root` and
+    `dataset_options` alone."""
     root: str | None = None
     """Folder (with train/ and val/ in it, say) or tar file of the images; a cache folder for hfds/NAME."""
     test_root: str | None = None
@@ -36,7 +37,7 @@ class DataConfig:
     classes. By 1, besides, files .png, .jpg and .jpeg alone are images, their innermost folder is their class, and they
     are held out regardless of it."""
     dataset_options: str = "{}"
-    """Options of a dataset of your own as a JSON object, such as {"column": "title"}."""
+    """Options of the dataset `text`, or of one of your own, as a JSON object, such as {"label": "topic"}."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Area of a random training crop, as a part of the image."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)

@@ -1,4 +1,5 @@
-"""Data by name: the images of `supernet.training.data.image_data`, and data of one's own (see `supernet.own_code`).
+"""Data by name: the images of `supernet.training.data.image_data`, the texts of `supernet.training.data.text`, and data
+of one's own (see `supernet.own_code`).
 
 A dataset's function takes its options, and `root` if one is said, and returns a `Data`.
 """
@@ -13,8 +14,9 @@ from supernet.own_code import Kind
 from supernet.training.data.config import DataConfig
 from supernet.training.data.image_data import ImageData, open_images
 from supernet.training.data.protocol import Data
+from supernet.training.data.text import text
 
-DATASETS = Kind("dataset", "dataset", "supernet.datasets", Data)
+DATASETS = Kind("dataset", "dataset", "supernet.datasets", Data, {"text": text})
 
 PASSED_ON = ("dataset", "dataset_options", "root")  # settings that a dataset of one's own gets
 
@@ -62,8 +64,9 @@ def load_data(config: DataConfig, seed: int = 0, workers: int = 0) -> Data:
 
 
 def is_of_any_kind(dataset: str) -> bool:
-    """Whether the name `dataset` stands for data that need not be images: installed ones, or code of one's own."""
-    return DATASETS.is_own(dataset) or dataset in DATASETS.installed()
+    """Whether the name `dataset` stands for data that need not be images: texts, installed ones, or code of one's
+    own."""
+    return dataset in DATASETS.known or DATASETS.is_own(dataset) or dataset in DATASETS.installed()
 
 
 def settings_for(dataset: str | None, data: DataConfig) -> DataConfig:

@@ -61,6 +61,11 @@ class Data(Protocol):
         """What a run's record says of the data, as JSON: enough to tell that they have changed. The names are none that
         the record has for other things, such as job or date."""
 
+    def files(self) -> Mapping[str, str]:
+        """What whoever uses a network needs besides it, as text files by their names: a tokenizer, say. Runs and
+        extracted subnets keep them."""
+        return {}
+
     def check_unchanged(self, begun: Mapping[str, Any], directory: Path) -> None:
         """ValueError if the data are not what they were when the run in `directory` was begun: examples that were
         trained on could judge subnets. `begun` is the run's record, which has the data's description of that time among

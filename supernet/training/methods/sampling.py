@@ -97,11 +97,12 @@ class Method(Protocol):
 class Sandwich(Method):
     """The sandwich rule with in-place distillation (Yu & Huang 2019, arXiv 1903.05134, section 3; BigNAS, arXiv
     2003.11142, section 3.1): the largest subnet learns from the labels, regularised; then `random_subnets` random ones
-    and the smallest learn from the largest's output of the same step.
+    and the smallest learn from the largest's output of the same step, and, with a `label_weight`, from the labels too.
     """
 
     space: SearchSpace
     random_subnets: int = 2
+    label_weight: float = 0.0
 
     def learners(self, step: Step) -> list[Learner]:
         return self.around([self.space.sample(step.generator) for _ in range(self.random_subnets)])
@@ -110,7 +111,7 @@ class Sandwich(Method):
         """The largest, `others`, and the smallest."""
         return [
             Learner(self.space.largest, regularised=True),
-            *(Learner(arch, teacher=0, label_weight=0.0) for arch in [*others, self.space.smallest]),
+            *(Learner(arch, teacher=0, label_weight=self.label_weight) for arch in [*others, self.space.smallest]),
         ]
 
 

@@ -46,6 +46,15 @@ def test_a_sandwich_is_the_largest_on_labels_and_the_others_on_its_logits(numpy_
     assert len({learner.arch for learner in learners}) == 5
 
 
+def test_the_others_of_a_sandwich_may_learn_from_labels_too(numpy_generator):
+    learners = Sandwich(SPACE, 1, label_weight=0.5).learners(step(numpy_generator))
+    assert [(x.label_weight, x.teacher_weight * (x.teacher == 0)) for x in learners] == [(1, 0), (0.5, 1), (0.5, 1)]
+    with pytest.raises(
+        ValueError, match="label_weight is 0 or more, and 0 unless the method is sandwich, not 1 for spos"
+    ):
+        TrainConfig(method="spos", label_weight=1)
+
+
 def test_uniform_learners_learn_from_labels_alone(numpy_generator):
     learners = Uniform(SPACE, subnets=4).learners(step(numpy_generator))
     assert [(learner.teacher, learner.regularised) for learner in learners] == [(None, False)] * 4
