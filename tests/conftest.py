@@ -79,6 +79,7 @@ SLOW = (
     "supernet_cli/test_search",
     "supernet_cli/test_single_models.py",
     "supernet_cli/test_sweep_trainings.py",
+    "supernet_cli/test_text.py",
     "supernet_cli/test_train_supernet.py",
     "test_docs.py",
     "test_installed.py",

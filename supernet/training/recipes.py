@@ -68,8 +68,8 @@ def cifar10() -> Job:
 
 
 def text() -> Job:
-    """Texts with classes, of a table (give --root), by small BERT-like encoders: half an hour on a core for a few
-    thousand news."""
+    """Texts with classes, of a table (give --root), by small BERT-like encoders: a quarter of an hour on a core for
+    a few thousand news."""
     return Job(
         space="text_encoder",
         data=DataConfig(dataset="text"),
