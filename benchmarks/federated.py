@@ -303,9 +303,11 @@ def table(cells: list[dict]) -> tuple[list[dict[str, object]], dict[str, float]]
     seeds = sorted({cell["seed"] for cell in cells})
     for arm in ARMS:
         row: dict[str, object] = {"arm": arm, "seeds": len(seeds)}
-        for key in ("own", "all", *(f"own_{width:g}" for width in WIDTHS)):
+        for key in ("own", "all"):
             value, error = mean_and_error([found[arm, seed][key] for seed in seeds])
             row |= {f"{key} (%)": value, f"{key} error": error}
+        for width in WIDTHS:
+            row[f"own at {width:g}"] = mean(found[arm, seed][f"own_{width:g}"] for seed in seeds)
         row["weights"] = mean(found[arm, seed]["weights"] for seed in seeds)
         rows.append(row)
         name = arm.replace(" + ", "_")
