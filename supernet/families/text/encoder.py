@@ -18,12 +18,15 @@ from supernet.families.family import Family
 from supernet.families.text.bert import bert_options, encoder_weights, read_bert
 from supernet.families.text.layers import Block, Embeddings, block_sizes, initialise
 from supernet.families.text.space import text_space
-from supernet.space import Arch
+from supernet.space import Arch, Choice, SearchSpace
 from supernet.tasks.text import TextClassification
+from supernet.views import View, no_views
 
 # B batch, L length in tokens, V vocabulary, D channels of the network, K classes
 
 EPS = 1e-12  # of BERT's LayerNorms
+PARTS = {"attn": ("attn.qkv", "attn.proj"), "mlp": ("mlp.fc1", "mlp.fc2"), "norm": ("norm1", "norm2")}
+"""Parts of a block that others may have as well, with their layers."""
 SIZES = {
     "vocabulary": 8192,
     "embed_dim": (64, 96, 128),
@@ -103,6 +106,8 @@ def text_encoder(
     embedding_size: int | None = None,
     head_dim: int | None = None,
     pool: Literal["mean", "first"] | None = None,
+    distinct_layers: Sequence[int] | None = None,
+    shared: Sequence[str] = tuple(PARTS),
     pretrained: str | None = None,
 ) -> Family:
     """BERT-like encoders that classify texts of up to `length` tokens, by default (`SIZES`) small enough to be trained
@@ -113,6 +118,12 @@ def text_encoder(
     `mlp_ratio` times the width. With `embedding_size` the embeddings have so many channels, in every subnet, and a
     matrix makes the width of them (ALBERT's factorised embedding). `drop_rate` is that of BERT's dropouts: of the
     embeddings, of what a block adds, and before the classifier.
+
+    `distinct_layers` makes a choice of how many layers have weights of their own: of d blocks, those of equal b n // d,
+    for the block b, counted from 0, and the value n, are a group that has the weights of its first block (ALBERT, arXiv
+    1909.11942, section 3.1; 1 for one layer all the way). `shared` names which parts of the blocks these are, of
+    `PARTS`. The last value has to be the most blocks, which share nothing. Sharing saves parameters and bytes, and no
+    MACs. ValueError otherwise.
 
     `pretrained` is a file or folder with the weights of a BERT of Hugging Face's (`supernet.families.text.bert`), with
     which the largest subnet starts; what is not said of the sizes follows from it. The classifier is read where it is
@@ -131,17 +142,37 @@ def text_encoder(
     sizes |= {name: value for name, value in given.items() if value is not None}
     network = _Network(num_classes, sizes["vocabulary"], length, embedding_size, sizes["head_dim"], sizes["pool"])
     space = text_space(sizes)
+    if distinct_layers is not None:
+        if distinct_layers[-1] != max(sizes["depth"]):
+            raise ValueError(f"distinct_layers end in the most blocks, {max(sizes['depth'])}, not in {distinct_layers}")
+        if unknown := [part for part in shared if part not in PARTS]:
+            raise ValueError(f"shared are parts of blocks, {', '.join(PARTS)}, not {unknown[0]!r}")
+        space = SearchSpace({**space.choices, "distinct_layers": Choice(tuple(distinct_layers))})
     return Family(
         space=space,
         build=partial(_build, network),
         macs=partial(_macs, network),
-        parameters=partial(_parameters, network),
+        parameters=partial(_parameters, network) if distinct_layers is None else None,  # type: ignore[arg-type]
+        views=no_views if distinct_layers is None else partial(_views, tuple(shared)),
         num_classes=num_classes,
         task=TextClassification(num_classes, padding=padding, vocabulary=network.vocabulary),
         inputs=partial(_inputs, network),
         weights=partial(_weights, network, space.largest, pretrained) if pretrained else None,
         paper="Devlin et al. 2019, arXiv 1810.04805",
     )
+
+
+def _views(shared: Sequence[str], arch: Arch) -> dict[str, View]:
+    depth = arch["depth"]
+    groups = [b * min(arch["distinct_layers"], depth) // depth for b in range(depth)]
+    sources = {b: groups.index(group) for b, group in enumerate(groups)}
+    names = [f"{layer}.{kind}" for part in shared for layer in PARTS[part] for kind in ("weight", "bias")]
+    return {
+        f"blocks.{b}.{name}": View(f"blocks.{source}.{name}")
+        for b, source in sources.items()
+        if b != source
+        for name in names
+    }
 
 
 def _weights(network: _Network, largest: Arch, pretrained: str) -> dict[str, Tensor]:

@@ -176,3 +176,46 @@ def test_a_text_of_no_tokens_is_no_error():
         torch.zeros(1, LENGTH, dtype=torch.int64), torch.zeros(1, LENGTH)
     )
     assert logits.isfinite().all()
+
+
+def test_layers_may_have_one_set_of_weights():
+    """As ALBERT's: a block that runs several times, with parameters once and gradients that add up."""
+    options = {"vocabulary": VOCABULARY, "length": LENGTH, "depth": [2, 4], "distinct_layers": [1, 2, 4]}
+    family = FAMILIES["text_encoder"](num_classes=CLASSES, **options)
+    net = family.supernet().eval()
+    tokens, mask = texts()
+    largest = dict(family.space.largest)
+    found = {}
+    for count, sources in ((1, [0, 0, 0, 0]), (2, [0, 0, 2, 2]), (4, [0, 1, 2, 3])):
+        arch = family.space.validate(largest | {"distinct_layers": count})
+        model = net.extract(arch)
+        logits = model(tokens, mask)
+        assert torch.equal(net(tokens, mask, arch), logits)
+        x = model.embeddings(tokens)
+        for source in sources:
+            x = model.blocks[source](x, mask[:, None, None].bool())
+        assert torch.equal(model.forward_head(x, mask), logits)
+        found[count] = family.parameters(arch)
+        assert family.macs(arch) == family.macs(family.space.largest)
+    layer = (found[4] - found[1]) // 3
+    assert layer > 0
+    assert found[2] == found[1] + layer
+    one = family.space.validate(largest | {"distinct_layers": 1})
+    model = net.extract(one)
+    model(tokens, mask).square().sum().backward()
+    net(tokens, mask, one).square().sum().backward()
+    gradients = {name: parameter.grad for name, parameter in net.named_parameters()}
+    torch.testing.assert_close(gradients["blocks.0.mlp.fc1.weight"], model.blocks[3].mlp.fc1.weight.grad)
+    assert gradients["blocks.1.mlp.fc1.weight"] is None
+
+
+def test_attention_alone_may_be_shared():
+    options = {"vocabulary": VOCABULARY, "length": LENGTH, "distinct_layers": [1, 3], "shared": ["attn"]}
+    family = FAMILIES["text_encoder"](num_classes=CLASSES, **options)
+    model = family.supernet().extract(family.space.validate(dict(family.space.largest) | {"distinct_layers": 1}))
+    assert model.blocks[2].attn.qkv.weight is model.blocks[0].attn.qkv.weight
+    assert model.blocks[2].mlp.fc1.weight is not model.blocks[0].mlp.fc1.weight
+    with pytest.raises(ValueError, match="distinct_layers end in the most blocks, 3, not in"):
+        FAMILIES["text_encoder"](distinct_layers=[1, 2])
+    with pytest.raises(ValueError, match="shared are parts of blocks, attn, mlp, norm, not 'head'"):
+        FAMILIES["text_encoder"](distinct_layers=[1, 3], shared=["head"])
