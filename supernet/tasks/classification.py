@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,7 +27,7 @@ Labelled = tuple[Tensor, Tensor]  # images [N, C, R, R] and labels [N]
 class Classification(Task):
     """Images [N, C, R, R] with labels [N] below K; outputs are logits [N, K]. Their metric is the accuracy.
 
-    The last three settings are those of `supernet.training.step.TrainConfig`, which train by them.
+    The settings from `label_smoothing` on are those of `supernet.training.step.TrainConfig`, which train by them.
     """
 
     num_classes: int | None = None
@@ -41,6 +43,8 @@ class Classification(Task):
     """How a student learns from logits: KL divergence, or AlphaNet's adaptive alpha-divergence."""
     temperature: float = 1.0
     """Temperature of the KL divergence."""
+    class_weights: tuple[float, ...] | None = None
+    """Weight of each class in the loss [K], whose mean is by the weights of the labels; all alike by default."""
 
     input_names: ClassVar = ("images",)
     output_names: ClassVar = ("logits",)
@@ -64,8 +68,11 @@ class Classification(Task):
         return (images if resolution is None else resize(images, resolution),)
 
     def loss(self, output: Tensor, batch: Labelled) -> Tensor:
-        """Cross-entropy with label smoothing."""
-        return F.cross_entropy(output, batch[1], label_smoothing=self.label_smoothing)
+        """Cross-entropy with label smoothing, weighted by class; labels may be probabilities [N, K] of mixed images."""
+        weights = None
+        if self.class_weights is not None:
+            weights = _on(output.device, self.class_weights).to(output.dtype)
+        return F.cross_entropy(output, batch[1], weights, label_smoothing=self.label_smoothing)
 
     def validation_loss(self, output: Tensor, batch: Labelled) -> Tensor:
         """Cross-entropy."""
@@ -105,3 +112,8 @@ class Classification(Task):
         """ValueError unless it is logits of K classes."""
         if (given := count_classes(output)) != self.num_classes:
             raise ValueError(f"the model gives logits of {given} classes, and its family says {self.num_classes}")
+
+
+@lru_cache  # since to make it on a GPU is to wait for it
+def _on(device: torch.device, values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values, device=device)

@@ -22,6 +22,7 @@ from supernet.training.data.batch import Batch, on, take
 from supernet.training.execution import DEFAULT, Execution
 from supernet.training.loop import Loop, StepResult
 from supernet.training.loop.config import LoopConfig
+from supernet.training.loop.labels import with_class_weights
 from supernet.training.loop.signals import Signals
 from supernet.training.randomness import Stream, part_seed
 from supernet.training.slimming import add_slimming
@@ -61,6 +62,7 @@ def train_models(
     """
     net = Cohort(models) if len(models) > 1 else models[0]
     task = task or Classification(data.num_classes, label_smoothing=config.label_smoothing)
+    task = with_class_weights(task, config, data)
     archs = [None if resolution is None else Arch({"resolution": resolution}) for resolution in resolutions]
     largest = max((resolution for resolution in resolutions if resolution is not None), default=None)
     companions = None

@@ -33,6 +33,7 @@ class Stream(IntEnum):
     RACE = 14
     MEMBERS = 15
     INVERSION = 16
+    MIXING = 17
 
 
 VERSION = 2

@@ -22,6 +22,7 @@ from supernet.training.data.batch import Batch, on, take
 from supernet.training.execution import DEFAULT, Execution
 from supernet.training.loop import Loop, StepResult
 from supernet.training.loop.average import MovingAverage
+from supernet.training.loop.labels import with_class_weights
 from supernet.training.loop.signals import Signals
 from supernet.training.methods.macs_bins import MacsBins
 from supernet.training.methods.prioritized import PrioritizedPaths
@@ -59,7 +60,7 @@ def train(
     with owned(run_dir), Signals() as signals:
         method = method or make_method(family, config)
         net.statistics_of = None  # before the moving average copies it
-        task = task_of(family, config)
+        task = with_class_weights(task_of(family, config), config, data)
         resolutions = [family.resolution(arch) for arch in (net.space.largest, net.space.smallest)]
         resolution = None if None in resolutions else max(resolutions)
         loop = Loop(

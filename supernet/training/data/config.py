@@ -42,6 +42,8 @@ class DataConfig:
     """Area of a random training crop, as a part of the image."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Aspect ratio of a random training crop."""
+    balanced: bool = False
+    """Draw the images of an epoch with replacement, so that every class comes equally often however few it has."""
     hflip: float = 0.5
     """Probability of a horizontal flip in training."""
     color_jitter: float = 0.4

@@ -87,8 +87,19 @@ class ImageData(Data):
             stream = StreamedImages(self.train, transform, seed, rounds * batch_size)
             loader = self._loader(stream, batch_size=batch_size, drop_last=True)
             return self._to_normalise(itertools.islice(loader, turns, turns + len(steps)))
-        order = Order(len(self.train), batch_size, self.steps_per_epoch(batch_size), seed, steps, rank, world_size)
+        odds = None
+        if self.config.balanced:
+            if (labels := self.training_labels()) is None:
+                raise ValueError(f"dataset {self.config.dataset!r} does not tell its labels: leave out balanced")
+            odds = 1 / np.bincount(labels)[labels]
+        order = Order(
+            len(self.train), batch_size, self.steps_per_epoch(batch_size), seed, steps, rank, world_size, odds
+        )
         return self._to_normalise(self._loader(Augmented(self.train, transform, seed), batch_sampler=order))
+
+    def training_labels(self) -> np.ndarray | None:
+        """The labels of the images to train on [N], in their order; None where the dataset does not tell."""
+        return _targets(self.train)
 
     def calibration_batches(self, resolution: int, count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """`count` training images, prepared as for evaluation, always the same for one seed."""
@@ -260,6 +271,14 @@ def _training_transform(config: DataConfig, resolution: int) -> Callable[[Image.
         std=config.std,
         normalize=config.re_prob > 0,
     )
+
+
+def _targets(part: Dataset) -> np.ndarray | None:
+    if isinstance(part, Subset):
+        targets = _targets(part.dataset)
+        return None if targets is None else targets[list(part.indices)]
+    targets = getattr(part, "targets", None)
+    return None if targets is None else np.asarray(targets)
 
 
 def _names(part: Dataset) -> list[str] | None:

@@ -6,6 +6,7 @@ import itertools
 import signal
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
@@ -87,11 +88,21 @@ class StreamedImages(IterableDataset):
 
 
 class Order(Sampler):
-    """For each step its epoch and the indices of its images."""
+    """For each step its epoch and the indices of its images: each image once an epoch, or, with `odds` [images], as
+    many images drawn with replacement, each as often as its odds say."""
 
     def __init__(
-        self, images: int, batch_size: int, steps_per_epoch: int, seed: int, steps: range, rank: int, world_size: int
+        self,
+        images: int,
+        batch_size: int,
+        steps_per_epoch: int,
+        seed: int,
+        steps: range,
+        rank: int,
+        world_size: int,
+        odds: np.ndarray | None = None,
     ):
+        self._odds = None if odds is None else odds / odds.sum()
         self._images, self._batch_size, self._steps_per_epoch = images, batch_size, steps_per_epoch
         self._seed, self._steps, self._rank, self._world_size = seed, steps, rank, world_size
 
@@ -103,7 +114,12 @@ class Order(Sampler):
         for step in self._steps:
             epoch, position = divmod(step, self._steps_per_epoch)
             if epoch != permuted:
-                permutation = generator(self._seed, Stream.ORDER, epoch).permutation(self._images).tolist()
+                permutation = self._drawn(generator(self._seed, Stream.ORDER, epoch)).tolist()
                 permuted = epoch
             batch = permutation[position * self._batch_size : (position + 1) * self._batch_size]
             yield [(epoch, index) for index in batch[self._rank :: self._world_size]]
+
+    def _drawn(self, draw: np.random.Generator) -> np.ndarray:
+        if self._odds is None:
+            return draw.permutation(self._images)
+        return draw.choice(self._images, self._images, p=self._odds)

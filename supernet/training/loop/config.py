@@ -12,6 +12,10 @@ class LoopConfig:
 
     epochs: int = 30
     """Passes over the training images."""
+    max_steps: int | None = None
+    """Steps after which training ends, if that is before the epochs do; the schedule stays that of all epochs."""
+    patience: int | None = None
+    """Evaluations, which come every eval_epochs, without a better first metric after which training ends likewise."""
     batch_size: int = 64
     """Images a step, over all processes together."""
     opt: str = "sgd"
@@ -39,6 +43,14 @@ class LoopConfig:
     label_smoothing: float = 0.1
     """Part of the true label's probability that is spread over all classes; in a supernet for the
     largest subnet."""
+    class_weights: bool = False
+    """Weigh the loss so that each class has the same part in it, however few its images are."""
+    mixup: float = 0.0
+    """Mix images and labels of two by a part from the beta distribution with this parameter (Mixup); 0 for none."""
+    cutmix: float = 0.0
+    """Put a part of another image into each likewise (CutMix); 0 for none. With both, each half of the time."""
+    mix_prob: float = 1.0
+    """Part of the steps whose images are mixed, if any are."""
     drop_rate: float = 0.0
     """Dropout before the classifier; in a supernet for the largest subnet."""
     drop_path_rate: float = 0.0
@@ -60,6 +72,15 @@ class LoopConfig:
         for name in ("drop_rate", "drop_path_rate", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is from 0 to below 1, not {getattr(self, name)}")
+        for name in ("max_steps", "patience"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is above 0, or none, not {value}")
+        if min(self.mixup, self.cutmix) < 0 or not 0 <= self.mix_prob <= 1:
+            raise ValueError(
+                f"mixup and cutmix are 0 or more and mix_prob a probability, not {self.mixup}, {self.cutmix} and "
+                f"{self.mix_prob}"
+            )
         if self.seed < 0:
             raise ValueError(f"seed is 0 or more, not {self.seed}")
         if self.lr <= 0:

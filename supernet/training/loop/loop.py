@@ -25,8 +25,10 @@ from supernet.training.loop.average import MovingAverage
 from supernet.training.loop.checkpoint import Interval, load_checkpoint, save_checkpoint
 from supernet.training.loop.config import LoopConfig
 from supernet.training.loop.divergence import Divergence, Watch
+from supernet.training.loop.labels import Mixing
 from supernet.training.loop.metrics import Metrics, scalars
 from supernet.training.loop.optimizer import clip_gradients, make_optimizer, set_lr
+from supernet.training.loop.patience import Patience
 from supernet.training.loop.signals import Signals
 from supernet.training.randomness import Stream, torch_seed
 
@@ -120,6 +122,9 @@ class Loop:
         self._evaluate, self._on_step, self._on_begin = evaluate, on_step, on_begin
         self._penalise, self._proximal = penalise, proximal
         self._signals = signals or Signals()
+        self._mixing, self._patience = Mixing(config, task), Patience(config.patience)
+        if config.patience is not None and not execution.eval_epochs:
+            raise ValueError(f"patience counts evaluations, of which eval_epochs 0 says none: {config.patience}")
         self.steps_per_epoch = data.steps_per_epoch(config.batch_size)
         self.optimizer, self._scheduler = make_optimizer(net, config, self.steps_per_epoch)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=execution.amp == "fp16")
@@ -130,7 +135,9 @@ class Loop:
         self._watch = Watch([Divergence(uninformed) for _ in range(apart)], late=computes_ahead(self.device))
         self._checkpoints = run_dir / "checkpoints"
         start = self._restore() if resume else 0
-        self.steps = range(start, config.epochs * self.steps_per_epoch)  # those still to do
+        steps = config.epochs * self.steps_per_epoch
+        stop = start if self._patience.is_over else min(steps, config.max_steps or steps)
+        self.steps = range(start, max(start, stop))  # those still to do
         self._interval = Interval(execution.checkpoint_minutes)
         self._end = None if execution.minutes is None else Interval(execution.minutes)
         self._metrics = Metrics(run_dir, start, execution.tensorboard) if distributed.rank() == 0 else None
@@ -168,22 +175,18 @@ class Loop:
         it is on its way already. There are no more once `execution.minutes` are over, as the first process sees it
         where a step was logged. ValueError for a batch that the task does not take.
         """
-        config, execution = self._config, self.execution
+        config = self._config
         batches = self._data.training_batches(
             resolution, config.batch_size, config.seed, self.steps, distributed.rank(), distributed.world_size()
         )
         moved = map(self._moved, itertools.islice(batches, len(self.steps)))
         lane = lane_of(self.device)
         for step, batch in zip(self.steps, ahead(moved, lane) if lane else moved):
-            if self._is_over(step):
-                self._watch.look()
-                logger.warning(
-                    "after %g minutes the training ends with the weights of step %d", execution.minutes, step
-                )
-                break
             set_lr(self.optimizer, self._scheduler, config, step, self.steps_per_epoch)
             self.optimizer.zero_grad()
-            yield step, batch
+            yield step, self._mixing(step, batch)
+            if step + 1 == self.steps.stop:  # which may be earlier than it was
+                break
         if self._metrics:
             self._metrics.close()
         distributed.share(  # those that were saved are those of the first process
@@ -218,9 +221,17 @@ class Loop:
     def finish(self, step: int, losses: Mapping[str, Any]) -> None:
         """Write, evaluate and report what is due after a step; `losses` are tensors by name, or mappings of such."""
         execution, done = self.execution, step + 1
+        if done % execution.log_steps == 0 and self._time_is_over():
+            self._cut(done, f"{execution.minutes:g} minutes are over")
         is_last = done == self.steps.stop
         every = execution.eval_epochs * self.steps_per_epoch
-        is_evaluated = every and (is_last or done % every == 0)
+        metrics = None
+        if every and (is_last or done % every == 0):
+            metrics = self._metrics_of_result()
+            self._patience.look_at(metrics)
+            if self._patience.is_over:
+                self._cut(done, str(self._patience))
+                is_last = True
         is_kept = done % (execution.checkpoint_steps or self.steps_per_epoch) == 0 or is_last
         is_logged = done % execution.log_steps == 0 or is_last
         epoch = done / self.steps_per_epoch
@@ -230,17 +241,14 @@ class Loop:
         if is_logged or is_kept:
             self._watch.look()  # in all processes, which would wait for one that ended by itself
         if not self._metrics:
-            if is_evaluated:
-                self._metrics_of_result()
             self._on_step(result)
             return
-        logged = metrics = None
+        logged = None
         if is_logged:
             values = _numbers(losses)
             self._metrics.append({"step": done, "epoch": epoch, "lr": self.lr, **values})
             logged = [value for _, value in scalars(values)]
-        if is_evaluated:
-            metrics = self._metrics_of_result()
+        if metrics is not None:
             line = {"step": done, **metrics}
             self._metrics.append(line)
             if is_last:
@@ -252,6 +260,7 @@ class Loop:
                 "optimizer": self.optimizer.state_dict(),
                 "ema": self.ema and self.ema.state_dict(),
                 "divergence": self._watch.state_dict(),
+                "patience": self._patience.state_dict(),
                 **({"scaler": self._scaler.state_dict()} if self._scaler.is_enabled() else {}),
                 **{name: kept.state_dict() for name, kept in self._kept.items()},
             }
@@ -267,11 +276,16 @@ class Loop:
         if not step and (aside := set_aside(self._checkpoints)):
             logger.warning("the checkpoints of an earlier training are now in %s", aside)
 
-    def _is_over(self, step: int) -> bool:
-        """Whether the time of the training is over before `step`: the same in all processes."""
-        if self._end is None or step == self.steps.start or step % self.execution.log_steps:
-            return False
-        return distributed.from_first(lambda: self._end.due)
+    def _time_is_over(self) -> bool:
+        """As the first process sees it, in all of them."""
+        return self._end is not None and distributed.from_first(lambda: self._end.due)
+
+    def _cut(self, done: int, why: str) -> None:
+        """Let the step that is `done`, counted from 1, be the last one."""
+        if done < self.steps.stop:
+            if self._metrics:
+                logger.warning("training ends after step %d of %d: %s", done, self.steps.stop, why)
+            self.steps = range(self.steps.start, done)
 
     def _moved(self, batch: Batch) -> Batch:
         """The batch on the device; ValueError if the task does not take it, told where asking for labels is no wait."""
@@ -330,6 +344,8 @@ class Loop:
             self._scaler.load_state_dict(state["scaler"])
         if "divergence" in state:  # a former version did not look
             self._watch.load_state_dict(state["divergence"])
+        if "patience" in state:
+            self._patience.load_state_dict(state["patience"])
         for name, kept in self._kept.items():
             kept.load_state_dict(state[name])
         logger.info("going on from step %d", state["step"])
