@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ def export_int8(
     names: Named | None = CLASSIFICATION,
     batch_size: int = 1,
     dynamic_batch: bool = False,
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write `network` to `path` as `supernet.artifacts.export.export_onnx` does a plain one, its weights as integers.
 
@@ -35,7 +37,15 @@ def export_int8(
     onnx = require("onnx")
     with tempfile.TemporaryDirectory() as folder, write_atomically(path) as temporary:
         plain = Path(folder, "model.onnx")
-        export_onnx(network, plain, example, names=names, batch_size=batch_size, dynamic_batch=dynamic_batch)
+        export_onnx(
+            network,
+            plain,
+            example,
+            names=names,
+            batch_size=batch_size,
+            dynamic_batch=dynamic_batch,
+            metadata=metadata,
+        )
         model = onnx.load(str(plain))
         pack_weights(model.graph, network.quantisation.weight_bits)
         onnx.checker.check_model(model)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -44,6 +45,7 @@ def export_onnx(
     names: Named | None = CLASSIFICATION,
     batch_size: int = 1,
     dynamic_batch: bool = False,
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write `model`, as `deployed`, in eval mode and with BatchNorm folded into convolutions, to `path` as ONNX of
     opset 18.
@@ -51,6 +53,7 @@ def export_onnx(
     The graph takes tensors like those of `example`, of which shapes and types alone matter, but for the batch in the
     first dimension: of `batch_size`, or any with `dynamic_batch`. A size [C, H, W] stands for images in float32. Their
     names are those of `names`, a task say: `images` and `logits` by default, `input_0`, `output_0` and so on if None.
+    The file says `metadata` of itself, which runtimes hand out by name.
     The model stays as it is; control flow that depends on sizes is fixed at those of the example.
 
     Torch's exporter by tracing is tried first: a tenth of a second for a small network, where the exporter through
@@ -69,6 +72,19 @@ def export_onnx(
         except (RuntimeError, TypeError, ValueError) as error:  # what tracing raises on code that it cannot follow
             _logger.info("tracing %s failed, exporting it through torch.export: %s", type(model).__name__, error)
             _export_captured(model, inputs, found, temporary, dynamic_batch)
+        if metadata:
+            _describe(temporary, metadata)
+
+
+def export_fp16(source: str | Path, path: str | Path) -> None:
+    """Write the ONNX file `source` to `path` with weights and values in half precision, of half the bytes; what goes in
+    and comes out stays in float32. ModuleNotFoundError without the extra `onnx`."""
+    onnx, float16 = require("onnx"), require("onnxruntime.transformers.float16")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of weights that become 0, which `agreement` shows the effect of
+        model = float16.convert_float_to_float16(onnx.load(str(source)), keep_io_types=True)
+    with write_atomically(path) as temporary:
+        onnx.save(model, str(temporary))
 
 
 def export_program(
@@ -123,6 +139,13 @@ def onnx_runner(path: str | Path) -> Callable[..., Tensor | tuple[Tensor, ...]]:
 def program_runner(path: str | Path) -> Callable[..., Any]:
     """The network in a file of `export_program`, likewise."""
     return torch.export.load(path).module()
+
+
+def _describe(path: Path, metadata: Mapping[str, str]) -> None:
+    onnx = require("onnx")
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.save(model, str(path))
 
 
 class _Names(NamedTuple):

@@ -36,9 +36,10 @@ from supernet.families.named import SPACES, make_family
 from supernet.families.timm_models import self_contained
 from supernet.supernet import Supernet
 from supernet.training import distributed, randomness
-from supernet.training.data import Data, DataConfig, load_data
+from supernet.training.data import Data, DataConfig, ImageData, load_data
 from supernet.training.data.image_data import open_unlabelled_images
 from supernet.training.data.named import DATASETS, is_of_any_kind
+from supernet.training.data.splits import warn_of_few_judges
 from supernet.training.execution import Execution, differences, located
 from supernet.training.features import FeatureConfig, distil_features
 from supernet.training.loop import StepResult
@@ -117,6 +118,8 @@ def run_job(
     job = replace(job, data=located(job.data), features=job.features.located())
     data = open_data(job.data, job.train.seed, job.execution.workers)
     family = job.family(data.family_arguments)
+    if isinstance(data, ImageData) and distributed.rank() == 0:
+        warn_of_few_judges(data.count(data.holdout), data.num_classes)
     count = job.train.images_to_calibrate(family.num_classes)  # config.json says how many, for search and extraction
     job = replace(job, train=replace(job.train, calibration_images=count))
     weights = directory / "supernet.safetensors"

@@ -3,7 +3,8 @@
 config.json         the space and the architecture, what goes in and comes out, of images with classes these and how
                     they are prepared, what is known of it
 model.safetensors   weights, under the names of the plain module; tied ones once, the other names in the metadata
-model.onnx          the same network for other runtimes, BatchNorm folded into the convolutions
+model.onnx          the same network for other runtimes, BatchNorm folded into the convolutions; of images with classes
+                    its metadata say these and how images are prepared, each as JSON
 model.int8.onnx     that in int8, calibrated on examples (compress.quantisation.export_int8)
 model.pt2           the same network as a program of torch.export (export_subnet)
 tokenizer.json      of texts, and what else there is in `supernet.training.data.Data.files`
@@ -107,7 +108,14 @@ def save_subnet(directory: Path, subnet: Subnet, *, onnx: bool = True) -> None:
     with write_atomically(directory / "model.safetensors") as temporary:
         temporary.write_bytes(stored)
     if onnx:
-        export_onnx(model, directory / "model.onnx", config.example(), names=config, dynamic_batch=True)
+        export_onnx(
+            model,
+            directory / "model.onnx",
+            config.example(),
+            names=config,
+            dynamic_batch=True,
+            metadata=config.metadata(),
+        )
     with write_atomically(directory / "config.json") as temporary:
         temporary.write_text(json.dumps(config.content(), indent=2) + "\n")
 

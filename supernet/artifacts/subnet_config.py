@@ -77,6 +77,12 @@ class SubnetConfig:
         """What is written as JSON, its format included."""
         return {"format": formats.SUBNET.label, **dataclasses.asdict(self)}
 
+    def metadata(self) -> dict[str, str]:
+        """What whoever has nothing but a file with the network has to know of it, each as JSON."""
+        names = ("classes", "input_size", "mean", "std", "interpolation", "crop_pct", "space", "arch")
+        values = {name: getattr(self, name) for name in names}
+        return {name: json.dumps(value) for name, value in values.items() if value is not None}
+
     @property
     def input_names(self) -> tuple[str, ...]:
         return tuple(tensor.name for tensor in self.inputs)

@@ -224,6 +224,13 @@ def open_images(config: DataConfig, seed: int = 0, workers: int = 0) -> ImageDat
             )
     train, test, *judges = parts
     classes = _classes(train, config)
+    if train.classes and config.num_classes not in (None, len(classes)):
+        logger.warning(
+            "num_classes %d has no effect: dataset %r tells its %d classes itself",
+            config.num_classes,
+            config.dataset,
+            len(classes),
+        )
     for split, part in named:
         if odd := sorted(set(classes) ^ set(_classes(part, config))):
             raise ValueError(

@@ -10,6 +10,8 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
+COARSE = 0.05
+
 # N images, C classes
 
 
@@ -67,3 +69,17 @@ def warn_of_small_classes(labels: np.ndarray, classes: Sequence[str]) -> None:
         if few:
             named = ", ".join(few[:5]) + (", ..." if len(few) > 5 else "")
             logger.warning("%d of %d classes have %s: %s", len(few), len(classes), what, named)
+
+
+def warn_of_few_judges(images: int, num_classes: int) -> None:
+    """Log that so many held-out images cannot tell subnets apart: whose accuracy near a half has a standard error of
+    more than `COARSE`, or of which there are less than one a class."""
+    error = 0.5 / images**0.5
+    if error > COARSE or images < num_classes:
+        logger.warning(
+            "%d held-out images judge subnets of %d classes: an accuracy by them has a standard error of up to %.0f "
+            "points; hold out more (holdout), or name a split (holdout_split)",
+            images,
+            num_classes,
+            100 * error,
+        )

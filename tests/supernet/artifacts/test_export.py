@@ -8,6 +8,7 @@ from torch import nn
 from supernet.artifacts.export import (
     Agreement,
     agreement,
+    export_fp16,
     export_onnx,
     export_program,
     program_runner,
@@ -51,6 +52,21 @@ def test_onnx_runtime_agrees_with_torch(tmp_path, name, size, dynamic_batch):
     with torch.no_grad():
         expected = model(images).numpy()
     np.testing.assert_allclose(run(tmp_path / "model.onnx", images), expected, rtol=0, atol=1e-5 * abs(expected).max())
+
+
+def test_half_precision_takes_half_the_bytes_and_nearly_agrees(tmp_path):
+    model = random_model("resnet10t", num_classes=7)
+    export_onnx(model, tmp_path / "model.onnx", (3, 64, 64), dynamic_batch=True, metadata={"classes": '["a"]'})
+    export_fp16(tmp_path / "model.onnx", tmp_path / "model.fp16.onnx")
+    sizes = [(tmp_path / name).stat().st_size for name in ("model.fp16.onnx", "model.onnx")]
+    assert sizes[0] < 0.55 * sizes[1]
+    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    exact, half = run(tmp_path / "model.onnx", images), run(tmp_path / "model.fp16.onnx", images)
+    assert half.dtype == np.float32
+    assert 0 < abs(half - exact).max() < 2**-7 * abs(exact).max()
+    for name in ("model.onnx", "model.fp16.onnx"):
+        session = onnxruntime.InferenceSession(str(tmp_path / name), providers=["CPUExecutionProvider"])
+        assert session.get_modelmeta().custom_metadata_map == {"classes": '["a"]'}
 
 
 def test_what_cannot_be_traced_is_exported_the_other_way(tmp_path):

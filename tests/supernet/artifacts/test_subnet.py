@@ -68,6 +68,17 @@ def test_a_saved_subnet_loads_as_it_was(run, saved):
     assert torch.equal(loaded.config.transform()(image), images[0])
 
 
+def test_the_onnx_file_says_what_its_numbers_mean(run, saved):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    directory, subnet = saved
+    session = onnxruntime.InferenceSession(str(directory / "model.onnx"), providers=["CPUExecutionProvider"])
+    said = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
+    assert said["classes"] == list(run.data.classes)
+    assert said["input_size"] == [3, 24, 24]
+    assert (said["mean"], said["std"]) == (list(run.data.config.mean), list(run.data.config.std))
+    assert said["arch"] == subnet.config.arch
+
+
 def test_the_onnx_file_computes_the_same_for_any_batch(run, saved):
     pytest.importorskip("onnxruntime")
     directory, subnet = saved

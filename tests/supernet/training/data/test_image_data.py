@@ -424,3 +424,10 @@ def test_a_batch_larger_than_the_dataset_is_refused(digits):
 def test_contradictory_settings_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         DataConfig(**change)
+
+
+def test_a_number_of_classes_that_says_nothing_is_called_that(caplog):
+    assert load_data(DataConfig(num_classes=3)).num_classes == 10
+    assert caplog.messages == ["num_classes 3 has no effect: dataset 'digits' tells its 10 classes itself"]
+    load_data(DataConfig(num_classes=10))
+    assert len(caplog.messages) == 1

@@ -4,7 +4,7 @@ import logging
 import numpy as np
 import pytest
 
-from supernet.training.data.splits import held_out_counts, hold_out, warn_of_small_classes
+from supernet.training.data.splits import held_out_counts, hold_out, warn_of_few_judges, warn_of_small_classes
 
 
 def test_hand_worked_counts():
@@ -78,3 +78,14 @@ def test_classes_of_few_images_are_named(caplog):
     caplog.clear()
     warn_of_small_classes(np.array([0, 0, 1, 1]), ("a", "b"))
     assert caplog.messages == []
+
+
+def test_too_few_images_to_judge_by_are_said(caplog):
+    warn_of_few_judges(100, 10)  # a standard error of 5 points at most
+    assert caplog.messages == []
+    warn_of_few_judges(64, 10)
+    warn_of_few_judges(900, 1000)
+    assert [message.split(";")[0] for message in caplog.messages] == [
+        "64 held-out images judge subnets of 10 classes: an accuracy by them has a standard error of up to 6 points",
+        "900 held-out images judge subnets of 1000 classes: an accuracy by them has a standard error of up to 2 points",
+    ]

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from torch.utils.data import Subset
 
 from supernet.tasks import Classification
-from supernet.tasks.task import Task
 from supernet.training.data import DataConfig, load_data
 from supernet.training.loop.config import LoopConfig
 from supernet.training.loop.labels import Mixing, balanced_weights, with_class_weights
@@ -31,9 +30,8 @@ def batch(data):
 def test_each_class_has_the_same_part_in_the_loss():
     weights = balanced_weights([6, 3, 0, 1])
     assert weights == pytest.approx((10 / 18, 10 / 9, 0.0, 10 / 3))
-    assert [weight * count for weight, count in zip(weights, (6, 3, 0, 1))] == pytest.approx(
-        [10 / 3, 10 / 3, 0, 10 / 3]
-    )
+    parts = [weight * count for weight, count in zip(weights, (6, 3, 0, 1))]
+    assert parts == pytest.approx([10 / 3, 10 / 3, 0, 10 / 3])
 
 
 def test_the_weights_are_those_of_the_images_to_train_on(data):
@@ -90,10 +88,10 @@ def test_what_is_mixed_follows_from_seed_and_step(batch):
 def test_what_cannot_be_mixed_or_weighed_is_refused(data):
     with pytest.raises(ValueError, match="an even number of images"):
         Mixing(LoopConfig(mixup=0.1, batch_size=7), TASK)
-    with pytest.raises(ValueError, match="images of classes, which Task has not"):
-        Mixing(LoopConfig(cutmix=0.1), Task())
+    with pytest.raises(ValueError, match="images of classes, which Classification has not"):
+        Mixing(LoopConfig(cutmix=0.1), Classification())
     with pytest.raises(ValueError, match="labels the dataset tells"):
-        with_class_weights(Task(), LoopConfig(class_weights=True), data)
+        with_class_weights(TASK, LoopConfig(class_weights=True), dataclasses.replace(data, train=[data.train[0]]))
 
 
 def test_balanced_epochs_have_every_class_equally_often(data):
