@@ -321,7 +321,7 @@ def _akd(job: SearchJob, run: Run, directory: Path | None) -> Judge:
     if directory is None:
         raise ValueError("students that train by themselves need a folder to train in: record a history")
     config, folder = job.akd, directory / AKD
-    teacher = _teacher(job, run, by_logits=True)
+    teacher = _teacher(job, run)
     training = dataclasses.replace(alone_settings(run.job.train, config.epochs), seed=job.seed)
     execution = Execution(eval_epochs=0, keep_checkpoints=1, calibration_bytes=job.calibration_bytes)
     return Judge(TrainedAlone(run.family, run.data, training, folder, execution, config.objective, teacher))
@@ -333,14 +333,12 @@ def _log_blocks(result: StepResult) -> None:
         logger.info("step %d of %d, relative error of each block: %s", result.step, result.steps, found)
 
 
-def _teacher(job: SearchJob, run: Run, by_logits: bool = False) -> nn.Module:
+def _teacher(job: SearchJob, run: Run) -> nn.Module:
     if job.teacher is None:
         raise ValueError(f"the score {job.score} needs a teacher: name a model of timm's, or a folder")
     size = run.family.resolution(run.family.space.largest)
     data = _images(job, run)
-    return load_teacher(
-        job.teacher, data.config, data.classes, input_size=size, by_logits=by_logits, space=run.job.space
-    )
+    return load_teacher(job.teacher, data.config, data.classes, input_size=size, space=run.job.space)
 
 
 def _training_free(job: SearchJob, run: Run, names: tuple[str, ...], batch: LabelledImages) -> TrainingFreeScore:

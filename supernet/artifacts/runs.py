@@ -33,7 +33,7 @@ from supernet.artifacts.reading import read_json, typed
 from supernet.artifacts.weights import load_weights, read_safetensors, save_weights
 from supernet.families import Family
 from supernet.families.named import SPACES, make_family
-from supernet.families.timm_models import self_contained
+from supernet.families.timm_models import normalisation, self_contained
 from supernet.supernet import Supernet
 from supernet.training import distributed, randomness
 from supernet.training.data import Data, DataConfig, ImageData, load_data
@@ -115,7 +115,7 @@ def run_job(
     and `resume` is not said, if it was begun with other settings (its execution, and where the data lie, may be said
     anew), or if another process trains it.
     """
-    job = replace(job, data=located(job.data), features=job.features.located())
+    job = replace(job, data=data_of(job), features=job.features.located())
     data = open_data(job.data, job.train.seed, job.execution.workers)
     family = job.family(data.family_arguments)
     if isinstance(data, ImageData) and distributed.rank() == 0:
@@ -247,6 +247,16 @@ def _finished(
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     return read_safetensors(path)[0]
+
+
+def data_of(job: Any) -> DataConfig:
+    """The data of a job that has a `space` and `space_options`: at absolute places, and images normalised as the
+    pretrained model wants them that the space starts from, unless the job says how."""
+    data = located(job.data)
+    if is_of_any_kind(data.dataset) or None not in (data.mean, data.std):
+        return data
+    own = normalisation(job.space, job.space_options)
+    return replace(data, **{key: value for key, value in own.items() if getattr(data, key) is None})
 
 
 def open_data(config: DataConfig, seed: int, workers: int = 0) -> Data:

@@ -180,7 +180,7 @@ def load_network(
         prepared = own.config
     else:
         model = timm_model(str(name), len(classes), input_size=input_size).load(weights, classifier=True)
-        prepared = dataclasses.asdict(data)
+        prepared = dataclasses.asdict(data.normalised)
     config = SubnetConfig(
         space="timm",
         space_options=self_contained("timm", json.dumps(options)),

@@ -60,6 +60,7 @@ def prepared(
 ) -> nn.Module:
     """`model`, frozen, to take images normalised as `data` says: (x * data.std + data.mean - mean) / std, resized to
     `resolution`."""
+    data = data.normalised
     scale = tuple(other / own for other, own in zip(data.std, std, strict=True))
     shift = tuple((other - own) / by for other, own, by in zip(data.mean, mean, std, strict=True))
     model.register_forward_pre_hook(partial(_before, resolution, scale, shift))

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from supernet.artifacts.ownership import owned
-from supernet.artifacts.runs import Job, open_data, run_job
+from supernet.artifacts.runs import Job, data_of, open_data, run_job
 from supernet.artifacts.storage import beneath, is_address, shown
 from supernet.errors import first_line
 from supernet.own_code import absolute, modules_from_files
 from supernet.training import distributed
-from supernet.training.execution import located, worker_device
+from supernet.training.execution import worker_device
 from supernet.training.loop import StepResult
 from supernet.training.loop.divergence import TrainingError
 
@@ -66,8 +66,8 @@ def run_on_cluster(job: Job, output: Path, cluster: Cluster, *, resume: bool = F
     output = output.absolute()
     storage = cluster.storage or str(output.parent / "cluster")
     storage = storage if is_address(storage) else os.path.abspath(storage)
-    data = located(replace(job.data, dataset=absolute(job.data.dataset)))
-    job = replace(job, space=absolute(job.space), data=data)
+    job = replace(job, space=absolute(job.space), data=replace(job.data, dataset=absolute(job.data.dataset)))
+    job = replace(job, data=data_of(job))
     worker_device(job.execution.device, cluster.gpus_per_worker)
     device = "auto" if cluster.gpus_per_worker else "cpu"  # of several GPUs of a machine, auto takes this worker's
     steps = job.execution.checkpoint_steps or CHECKPOINT_STEPS

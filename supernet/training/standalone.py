@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from distill.objective import BY_TEACHER, Objective
 from supernet.artifacts.ownership import owned
 from supernet.artifacts.reading import typed
-from supernet.artifacts.runs import data_said_again, open_data, open_run, read_config
+from supernet.artifacts.runs import data_of, data_said_again, open_data, open_run, read_config
 from supernet.artifacts.subnet import Subnet, SubnetConfig, load_subnet, read_subnet_config, save_subnet
 from supernet.artifacts.teacher import load_teacher
 from supernet.artifacts.weights import load_weights
@@ -32,7 +32,7 @@ from supernet.training.aggregation import Aggregation, aggregated
 from supernet.training.cohort import train_models
 from supernet.training.data import DataConfig, ImageData
 from supernet.training.data.named import only_images
-from supernet.training.execution import Execution, located
+from supernet.training.execution import Execution
 from supernet.training.loop import StepResult
 from supernet.training.loop.config import LoopConfig
 from supernet.training.randomness import Stream, part_seed
@@ -171,7 +171,7 @@ class Prepared(NamedTuple):
 def prepare_job(job: ModelJob, directory: Path, resume: bool) -> Prepared:
     """Open and make all that `job` names, and see that its run may begin or go on in `directory`; raises what
     `run_model_job` does."""
-    job = dataclasses.replace(job, data=located(job.data))
+    job = dataclasses.replace(job, data=data_of(job))
     data = open_data(job.data, job.train.seed, job.execution.workers)
     data = only_images(data, "the training of a single model", "train a supernet whose space is that one architecture")
     own = _trainee(job, data.classes)

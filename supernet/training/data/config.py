@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -56,10 +56,16 @@ class DataConfig:
     """How images are resized."""
     crop_pct: float = 0.875
     """Part of the image's shorter side that the central crop keeps in evaluation."""
-    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
-    """Mean of each channel, subtracted."""
-    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
-    """Standard deviation of each channel, divided by."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of each channel, subtracted; by default that of the pretrained model that a training starts from, or else
+    ImageNet's."""
+    std: tuple[float, float, float] | None = None
+    """Standard deviation of each channel, divided by; by default as the mean."""
+
+    @property
+    def normalised(self) -> DataConfig:
+        """With ImageNet's mean and standard deviation where none are said."""
+        return replace(self, mean=self.mean or IMAGENET_DEFAULT_MEAN, std=self.std or IMAGENET_DEFAULT_STD)
 
     def __post_init__(self):
         if self.rules not in (1, 2, 3):

@@ -55,6 +55,9 @@ class ImageData(Data):
     workers: int = 0  # processes that load images; 0 loads in this one
     pixels: bool = False  # those to calibrate by and to evaluate on are `Pixels` as well, see `compact`
 
+    def __post_init__(self):
+        object.__setattr__(self, "config", self.config.normalised)
+
     @property
     def num_classes(self) -> int:
         return len(self.classes)
@@ -203,6 +206,7 @@ def open_images(config: DataConfig, seed: int = 0, workers: int = 0) -> ImageDat
     Raises ValueError, naming what is missing, if the dataset, its package or a split is not there, if the splits have
     different classes, fewer than two, or images in common, or if there are labels of no class.
     """
+    config = config.normalised
     places = [(config.train_split, config.root), (config.test_split, config.test_root or config.root)]
     if config.holdout_split:
         places.append((config.holdout_split, config.root))

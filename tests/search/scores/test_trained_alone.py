@@ -54,7 +54,7 @@ def test_a_student_learns_what_its_teacher_says(run, tmp_path):
 
 
 def test_a_search_trains_each_student_once_in_a_folder_of_its_own(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("search.scores.judges._teacher", lambda job, run, by_logits: Says(3))
+    monkeypatch.setattr("search.scores.judges._teacher", lambda job, run: Says(3))
     job = SearchJob("random", score="akd", teacher="models/teacher", akd=AkdConfig(1), population=2, evaluations=3)
     result = run_search(job, run, {}, tmp_path / "search.jsonl").result
     folders = sorted(path.name for path in (tmp_path / "akd").iterdir())

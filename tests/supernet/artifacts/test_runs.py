@@ -8,11 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
+import timm
+import torch
 from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from supernet.artifacts.runs import Job, load_run, read_job, run_job
+from supernet.artifacts.runs import Job, data_of, load_run, read_config, read_job, run_job
 from supernet.training.data import DataConfig
 from supernet.training.execution import LOCATION, Execution, differences
+from supernet.training.loop.config import LoopConfig
 from supernet.training.loop.divergence import TrainingError
 from supernet.training.standalone import ModelJob, read_model_job, run_model_job
 from supernet.training.step import TrainConfig
@@ -210,3 +215,34 @@ def test_what_may_be_said_anew_are_settings_that_there_are():
     changed["execution"] |= {"device": "cuda", "amp": "bf16"}
     changed["data"]["root"] = "elsewhere"
     assert differences(json.loads(json.dumps(job)), changed) == "train.epochs=30"
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "expected"),
+    [
+        ({"name": "test_vit", "pretrained": "weights.safetensors"}, {}, ((0.5,) * 3, (0.5,) * 3)),
+        ({"name": "test_vit", "pretrained": True}, {"mean": (0.1,) * 3}, ((0.1,) * 3, (0.5,) * 3)),
+        ({"name": "test_vit"}, {}, (None, None)),
+        ({"name": "resnet18", "pretrained": True}, {}, (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)),
+    ],
+)
+@pytest.mark.parametrize("space", ["timm", "from_timm"])
+def test_images_are_normalised_as_the_pretrained_model_wants_them(space, options, said, expected):
+    data = data_of(Job(space, json.dumps(options), DataConfig(**said)))
+    assert (data.mean, data.std) == expected
+    assert data_of(Job(data=DataConfig())).normalised.mean == IMAGENET_DEFAULT_MEAN
+
+
+def test_a_run_keeps_how_its_images_are_normalised(tmp_path):
+    torch.manual_seed(0)
+    weights = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(timm.create_model("test_vit", num_classes=10).state_dict(), weights)
+    options = {"name": "test_vit", "pretrained": str(weights)}
+    data = DataConfig(holdout=0.97)
+    train = LoopConfig(epochs=1, batch_size=40, warmup_epochs=0, max_steps=1)
+    execution = Execution("cpu", workers=0, eval_epochs=0)
+    job = ModelJob("timm", json.dumps(options), start="pretrained", data=data, train=train, execution=execution)
+    trained = run_model_job(job, tmp_path / "run")
+    assert trained.config.mean == (0.5,) * 3
+    assert read_config(tmp_path / "run")["job"]["data"]["mean"] == [0.5] * 3
+    assert run_model_job(job, tmp_path / "run", resume=True).config.mean == (0.5,) * 3
