@@ -78,6 +78,7 @@ def test_a_teacher_is_not_taken_for_its_space(command, tmp_path, monkeypatch):
     space = "supernet.families:mobilenet_v3_micro"
     job = ModelJob(space, teacher="nobody", teacher_space=space, objective=Objective(kl=1.0))
     content = {"format": RUN.label, "job": dataclasses.asdict(job), "dataset_sha256": None}
+    content |= {"family_arguments": {"num_classes": 10}, "held_out": 1}
     (tmp_path / "model" / "training").mkdir(parents=True)
     (tmp_path / "model" / "training" / "config.json").write_text(json.dumps(content))
     resumed = ["train-standalone", "--output", "model", "--resume", "--space", space, "--teacher", "nobody"]
