@@ -51,7 +51,7 @@ def run_fine_tuning(
     if job.gates is None:
         return run_precision_job(job, directory, resume=resume, on_step=on_step)
     with owned(directory):
-        data, [(own, _, arch, model)], teacher, begin = prepare_job(job, directory, resume)
+        data, [(own, _, arch, model)], teacher, objective, begin = prepare_job(job, directory, resume)
         config = SubnetConfig.of(own.space, own.space_options, arch, data)
         before = {group.name: group.size for group in trace(model.eval(), *config.example()).channels}
         model, sizes = train_gated(
@@ -62,7 +62,7 @@ def run_fine_tuning(
             job.train,
             directory,
             job.gates,
-            objective=job.objective,
+            objective=objective,
             execution=job.execution,
             resume=resume,
             on_step=on_step,

@@ -48,7 +48,7 @@ class Progress:
         if result.metrics:
             name, value = next(scalars(result.metrics))
             self._metric = f"{name.replace('/', ' of ')} {value:.4g}"
-        if self._first is None:
+        if self._first is None or result.step <= self._first[1]:  # of this training, or of the next one
             self._first = now, result.step
             return
         begin, step = self._first

@@ -94,6 +94,7 @@ def mixed_precision(
         weights=plain.weights and partial(_weights, plain, tuple(bits)),
         inputs=plain.inputs and (lambda arch: plain.inputs(own(arch))),
         counts={"bit_operations": bit_operations, "weight_bytes": weight_bytes},
+        paper="Shen et al. 2020, arXiv 2010.04354; Esser et al. 2020, arXiv 1902.08153",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -45,7 +46,8 @@ def shufflenet_v1(
             f"a quarter of {channels} channels is in {groups} groups alike, which scale {scale} does not give"
         )
     create = partial(ShuffleNet, groups, channels, num_classes, in_chans, stride=2 if input_size >= 64 else 1)
-    return from_model(create, torch.empty(1, in_chans, input_size, input_size, device="meta"), width, depth)
+    family = from_model(create, torch.empty(1, in_chans, input_size, input_size, device="meta"), width, depth)
+    return replace(family, paper="Zhang et al. 2018, arXiv 1707.01083")
 
 
 class ShuffleNet(nn.Module):

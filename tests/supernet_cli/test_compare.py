@@ -32,6 +32,7 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.exhaustive  # docs/tutorials/compare_strategies.md does it, too
 @pytest.mark.filterwarnings("ignore")  # Ray's
 def test_strategies_by_different_scores_are_judged_by_one_yardstick(cpus, sweep, folder, tmp_path):
     entries = ["evolution", "dna", "macs"]

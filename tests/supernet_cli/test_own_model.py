@@ -65,6 +65,7 @@ def test_a_subnet_of_ones_own_loads_by_its_space(folder):
     assert (type(model[0]).__name__, config.arch) == ("Block", {"width": 2})
 
 
+@pytest.mark.exhaustive  # another task's is tested as well
 def test_a_search_is_the_same_by_a_ray_worker_that_has_no_such_file(command, tmp_path, monkeypatch):
     searched = ["search", "--run", "run", *SPACE, "--predictors", "here", "--no-measure", *FEW]
     alone = command(*searched, "--output", tmp_path / "alone")

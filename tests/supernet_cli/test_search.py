@@ -124,6 +124,7 @@ def test_screening_reports_its_rank_correlation_each_generation(search, folder):
     assert -1 <= float(second["rank_correlation"]) <= 1
 
 
+@pytest.mark.exhaustive  # docs/cluster.md does it, too
 @pytest.mark.filterwarnings("ignore")  # Ray's
 def test_a_sweep_writes_a_table_and_a_front(search, folder):
     options = ["--evaluations", "8", "--population", "4", "--images", "20", "--calibration-images", "20"]

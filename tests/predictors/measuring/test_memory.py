@@ -25,7 +25,7 @@ def test_what_a_network_needs_more_is_seen_in_its_process():
     assert large - small > 60 * MIB
 
 
-@pytest.mark.slow  # torch is imported anew
+@pytest.mark.exhaustive  # torch is imported anew
 def test_torch_runs_in_a_process_of_its_own_too():
     assert peak_memory_bytes(weights(1), Device("here", "torch"), example()) > 50 * MIB
 

@@ -363,6 +363,7 @@ def test_a_limit_that_no_rated_architecture_meets_is_named(rating):
         next(assemble(SPACE, rating.blocks, rating.losses, problem))
 
 
+@pytest.mark.exhaustive  # workers that die go on to the same weights, too
 def test_ray_workers_train_the_same_blocks_which_are_rated_where_they_are(
     data, images, rating, tmp_path, elsewhere, monkeypatch
 ):

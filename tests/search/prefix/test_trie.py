@@ -61,7 +61,10 @@ def test_weights_are_lent_and_the_supernet_stays_as_it_is():
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["nasbench_macro", "nasbench201", "ofa_resnet50", "autoformer_tiny"])
+@pytest.mark.parametrize(
+    "name",
+    ["nasbench_macro", "nasbench201", "ofa_resnet50", pytest.param("autoformer_tiny", marks=pytest.mark.exhaustive)],
+)
 def test_other_families_share_and_agree(name):
     family = FAMILIES[name](num_classes=10)
     size = {"ofa_resnet50": 64, "autoformer_tiny": 224}.get(name, 32)
@@ -260,7 +263,7 @@ def test_remembered_batches_are_not_written_to():
             assert torch.equal(logits[index], naive(net, arch, images(4)))
 
 
-@pytest.mark.parametrize("memory_bytes", [0, 2**30])
+@pytest.mark.parametrize("memory_bytes", [pytest.param(0, marks=pytest.mark.exhaustive), 2**30])
 def test_subnets_of_a_pretrained_network_are_corrected_as_in_extraction(memory_bytes):
     def create():
         return timm.create_model("mobilenetv3_small_050", num_classes=10)

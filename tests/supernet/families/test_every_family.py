@@ -30,6 +30,7 @@ LARGE = (
     "mixed_precision",
     "autoformer_base",
     "autoformer_small",
+    "autoformer_tiny",
     "ofa_resnet50",
     "ofa_mobilenet_v3",
 )  # the transformed ofa_mobilenet_v3 is built as they are

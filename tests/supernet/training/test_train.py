@@ -283,10 +283,13 @@ def test_a_run_loads_with_the_weights_it_ended_in(finished, batch):
 def test_an_unfinished_or_foreign_run_is_refused(run_dir, tmp_path):
     with pytest.raises(ValueError, match="is no directory of a training run"):
         load_run(tmp_path)
-    for foreign in ("{}", "[]", '{"space": "mobilenet_v3_micro"}'):
+    for foreign in ("{}", '{"space": "mobilenet_v3_micro"}'):
         (tmp_path / "config.json").write_text(foreign)
         with pytest.raises(ValueError, match="has no job, classes and images"):
             load_run(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"is no description of a run: it is an object, not \[\]"):
+        load_run(tmp_path)
     weights = run_dir / "supernet.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"supernet\.safetensors cannot be read"):
