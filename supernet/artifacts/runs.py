@@ -389,8 +389,12 @@ def _description(data: Data, dataset: str) -> dict[str, Any]:
 
 
 def _moved(begun: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """A job, `begun`, with its code of one's own where that lies in the job `own`, if it is the same there."""
+    """A job, `begun`, with its code of one's own where that lies in the job `own`, if it is the same there; and without
+    the mean and deviation of images that a former version said and `own` does not, if they are the same."""
+    usual = dataclasses.asdict(DataConfig().normalised)
     data = begun["data"]
+    unsaid = [key for key in ("mean", "std") if own["data"].get(key) is None and data.get(key) == list(usual[key])]
+    data = data | dict.fromkeys(unsaid)
     if DATASETS.same(data["dataset"], own["data"]["dataset"]):
         data = data | {"dataset": own["data"]["dataset"]}
     spaces = {

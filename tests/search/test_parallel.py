@@ -155,6 +155,7 @@ def how_many(archs):
     return [float(len(archs))] * len(archs)
 
 
+@pytest.mark.exhaustive  # half a minute of Ray
 def test_no_more_architectures_go_together_than_may(address):
     with RayEvaluator(SPACE, {"count": how_many}, 1, together=2) as evaluate:
         outcomes = list(evaluate(SPACE.decode([[a, 0] for a in range(9)])))

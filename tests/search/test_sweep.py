@@ -207,6 +207,7 @@ def drive_and_kill(address, folder, storage):
     return logged
 
 
+@pytest.mark.exhaustive  # of one search it is tested as well, and of a driver that is killed in between
 @pytest.mark.filterwarnings("ignore")
 def test_a_killed_driver_loses_nothing_evaluated(undisturbed, address, tmp_path):
     logged = drive_and_kill(address, tmp_path, tmp_path)

@@ -205,6 +205,7 @@ def test_a_single_chunk_is_exact_bit_for_bit(family, images):
         assert torch.equal(ours, others)
 
 
+@pytest.mark.exhaustive  # ten seconds of convolutions
 def test_larger_chunks_are_nearer_to_all_images_and_the_first_layer_has_theirs(family):
     images = torch.rand(64, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     exact = family.supernet().extract(family.space.smallest).eval()

@@ -82,6 +82,7 @@ def region(shared: torch.Tensor, shape: torch.Size, rule) -> torch.Tensor:
     return probe.grad
 
 
+@pytest.mark.exhaustive  # fewer of every family are tested anyway
 def test_200_subnets_and_their_gradients_equal_the_plain_models_bit_for_bit(family, micro):
     generator, x = np.random.default_rng(0), images()
     for _ in range(200):

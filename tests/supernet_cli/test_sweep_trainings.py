@@ -16,6 +16,7 @@ def sweep_trainings(command, folder):
     return lambda *arguments: command("sweep-trainings", "--run", folder / "run", *arguments)
 
 
+@pytest.mark.exhaustive  # so does the trial that was lost
 @pytest.mark.filterwarnings("ignore")  # Ray's
 def test_each_trial_trains_a_supernet_and_searches_it(sweep_trainings, folder, tmp_path):
     few = ["--evaluations", "4", "--population", "4", "--images", "20", "--calibration-images", "20"]

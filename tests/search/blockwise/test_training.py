@@ -232,6 +232,7 @@ def test_workers_that_die_go_on_to_the_same_weights(data, teacher, tmp_path):
     assert both == [[*a, *b] for a, b in zip(first, second, strict=True)]
 
 
+@pytest.mark.exhaustive  # workers that die are tested
 def test_what_a_worker_raises_is_raised_here(data, teacher, tmp_path):
     blocks = make_blocks()
     with torch.no_grad():

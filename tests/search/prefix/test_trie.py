@@ -194,6 +194,7 @@ def test_accuracy_counts_right_answers():
     assert np.isnan(first_metric(Classification(), logits / 0 * 0, batch))
 
 
+@pytest.mark.exhaustive  # other networks are remembered, too
 def test_what_is_remembered_changes_nothing_and_is_forgotten_with_the_weights(monkeypatch):
     family = FAMILIES["nasbench_macro"](num_classes=10)
     net = family.supernet()

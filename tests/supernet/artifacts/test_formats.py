@@ -1,6 +1,7 @@
 """Files of former formats are read as of today. Those in former/ were written by the version from before formats had
 numbers, by trainings of 43 digits for two epochs, and a search of six evaluations."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -24,7 +25,7 @@ from supernet.training.standalone import ModelJob, read_model_job
 from supernet.training.step import TrainConfig
 
 FORMER = Path(__file__).parent / "former"
-DATA = DataConfig(holdout=0.97, rules=2)
+DATA = DataConfig(holdout=0.97, rules=2).normalised  # as former versions said it
 EXECUTION = Execution(
     "cpu", "bf16", False, workers=0, eval_epochs=1, eval_images=20, eval_random=1, log_steps=1, checkpoint_steps=2,
     keep_checkpoints=5,
@@ -48,7 +49,8 @@ def test_a_former_run_is_read_and_goes_on_to_the_same_weights(tmp_path):
         run_job(JOB, tmp_path / "run", on_step=stop)
     shutil.copy(FORMER / "run.json", tmp_path / "run" / "config.json")
     assert read_job(tmp_path / "run") == JOB
-    run_job(read_job(tmp_path / "run"), tmp_path / "run", resume=True)
+    unsaid = dataclasses.replace(DATA, mean=None, std=None)
+    run_job(dataclasses.replace(read_job(tmp_path / "run"), data=unsaid), tmp_path / "run", resume=True)
     for name in ("supernet.safetensors", "metrics.jsonl"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     written = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -76,7 +78,7 @@ def test_a_run_from_before_rules_goes_by_the_first(tmp_path):
     content = json.loads((FORMER / "run.json").read_text())
     del content["job"]["data"]["rules"]
     (tmp_path / "config.json").write_text(json.dumps(content))
-    assert read_job(tmp_path).data == DataConfig(holdout=0.97, rules=1)
+    assert read_job(tmp_path).data == DataConfig(holdout=0.97, rules=1).normalised
 
 
 def test_a_former_subnet_predictor_and_history_are_read(tmp_path):

@@ -26,7 +26,7 @@ def images(size: int = 32) -> torch.Tensor:
     ("name", "importance"),
     [
         ("mobilenetv3_small_050", "l1"),
-        ("resnet18", "geometric_median"),
+        pytest.param("resnet18", "geometric_median", marks=pytest.mark.exhaustive),
         ("convnext_atto", "l1"),
         ("mobilenetv4_conv_small_035", "bn_scale"),
         pytest.param("mobilenetv3_small_050", "geometric_median", marks=pytest.mark.exhaustive),
