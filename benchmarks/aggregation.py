@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 import tyro
+from cifar10_cnn import images
 from digits_mlp import mean_and_error
 from report import report
 from rich.progress import track
@@ -33,7 +34,7 @@ from supernet.artifacts.atomic import write_atomically
 from supernet.evaluation import accuracy
 from supernet.training.aggregation import aggregated
 from supernet.training.cohort import train_models
-from supernet.training.data import DataConfig, ImageData, open_images
+from supernet.training.data import ImageData
 from supernet.training.execution import Execution
 from supernet.training.loop.config import LoopConfig
 
@@ -72,7 +73,7 @@ def main() -> None:
         arguments = dataclasses.replace(arguments, output=arguments.output / "quick", **few)
     settings = {name: value for name, value in vars(arguments).items() if isinstance(value, int | float)}
     named = "-".join(str(settings[name]) for name in ("images", "epochs", "search_epochs", "hint"))
-    output, data = arguments.output / named, images_of(arguments)
+    output, data = arguments.output / named, images(arguments.data, arguments.images)
     found = {}
     for seed in track(range(arguments.seeds), "Seeds"):
         for arm in ARMS:
@@ -135,23 +136,6 @@ def trained(arm: str, seed: int, data: ImageData, output: Path, arguments: Argum
     model = train(student, folder, *teaching)
     right = 100 * accuracy(model, data.evaluation_batches(data.test, SIDE))
     return {"accuracy": right, "seconds": time.perf_counter() - start}
-
-
-def images_of(arguments: Arguments) -> ImageData:
-    """In memory, so many for training."""
-    root = arguments.data / "cifar10"
-    config = DataConfig(
-        "folder",
-        str(root / "train.tar"),
-        test_root=str(root / "val.tar"),
-        holdout=0.02,  # unused: nothing is chosen by looking
-        scale=(0.5, 1.0),
-        color_jitter=0.0,
-        crop_pct=1.0,
-    )
-    data = open_images(config)
-    train = [data.train[index] for index in range(arguments.images)]
-    return dataclasses.replace(data, train=train)
 
 
 if __name__ == "__main__":

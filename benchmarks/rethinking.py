@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from cifar10_cnn import EXAMPLE, SIDE, network
+from cifar10_cnn import EXAMPLE, SIDE, images, network
 from digits_mlp import mean_and_error
 from report import report
 from rich.progress import track
@@ -45,7 +45,7 @@ from supernet.evaluation import accuracy, calibrated_subnet
 from supernet.families.traced.models import from_model
 from supernet.skeleton import copy_to
 from supernet.training.cohort import train_models
-from supernet.training.data import DataConfig, ImageData, open_images
+from supernet.training.data import ImageData
 from supernet.training.execution import Execution
 from supernet.training.loop.config import LoopConfig
 from supernet.training.step import TrainConfig
@@ -219,20 +219,10 @@ def settings(seed: int, epochs: int, lr: float) -> LoopConfig:
 
 
 def images_of(folder: Path, budget: Budget) -> ImageData:
-    """In memory, so many for training and others, of the training images too, to search by."""
-    config = DataConfig(
-        dataset="folder",
-        root=str(folder / "cifar10" / "train.tar"),
-        test_root=str(folder / "cifar10" / "val.tar"),
-        holdout=0.02,
-        scale=(0.5, 1.0),
-        color_jitter=0.0,
-        crop_pct=1.0,
-    )
-    data = open_images(config)
-    train = [data.train[index] for index in range(budget.images)]
+    """So many for training and others, of the training images too, to search by."""
+    data = images(folder, budget.images)
     held_out = [data.holdout[index] for index in range(min(budget.held_out, len(data.holdout)))]
-    return dataclasses.replace(data, train=train, holdout=held_out)
+    return dataclasses.replace(data, holdout=held_out)
 
 
 def rows_of(results: list[dict[str, dict[str, float]]]) -> list[dict[str, object]]:

@@ -30,7 +30,7 @@ from statistics import mean
 import numpy as np
 import torch
 import tyro
-from cifar10_cnn import SIDE, network
+from cifar10_cnn import SIDE, images, network
 from report import report
 from rich.progress import track
 from scipy.stats import spearmanr
@@ -42,7 +42,7 @@ from predictors.sampling import distinct
 from search.scores.trained_alone import AkdConfig, TrainedAlone
 from supernet.families import FAMILIES, Family
 from supernet.training.cohort import LABELS_ALONE, train_models
-from supernet.training.data import DataConfig, ImageData, open_images
+from supernet.training.data import ImageData
 from supernet.training.execution import Execution
 from supernet.training.loop.config import LoopConfig
 
@@ -104,21 +104,10 @@ def main() -> None:
 
 
 def images_of(arguments: Arguments) -> ImageData:
-    """In memory; the test images stand where a search would hold out some, to judge students by: nothing is chosen."""
-    root = arguments.data / "cifar10"
-    config = DataConfig(
-        "folder",
-        str(root / "train.tar"),
-        test_root=str(root / "val.tar"),
-        holdout=0.02,
-        scale=(0.5, 1.0),
-        color_jitter=0.0,
-        crop_pct=1.0,
-    )
-    data = open_images(config)
-    train = [data.train[index] for index in range(arguments.images)]
+    """The test images stand where a search would hold out some, to judge students by: nothing is chosen."""
+    data = images(arguments.data, arguments.images)
     test = [data.test[index] for index in range(0, len(data.test), 20 if arguments.quick else 2)]
-    return dataclasses.replace(data, train=train, holdout=test)
+    return dataclasses.replace(data, holdout=test)
 
 
 def teacher_of(name: str, data: ImageData, output: Path, arguments: Arguments) -> nn.Module:
