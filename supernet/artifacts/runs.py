@@ -32,8 +32,8 @@ from supernet.artifacts.ownership import owned
 from supernet.artifacts.reading import read_json, typed
 from supernet.artifacts.weights import load_weights, read_safetensors, save_weights
 from supernet.families import Family
-from supernet.families.named import SPACES, make_family
-from supernet.families.timm_models import normalisation, self_contained
+from supernet.families.named import SPACES, make_family, normalisation
+from supernet.families.timm_models import self_contained
 from supernet.supernet import Supernet
 from supernet.training import distributed, randomness
 from supernet.training.data import Data, DataConfig, ImageData, load_data

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from supernet.artifacts.reading import parse_json, typed_arguments
 from supernet.families import FAMILIES
 from supernet.families.family import Family
+from supernet.families.timm_models import SPACES as OF_TIMM
+from supernet.families.timm_models import timm_model
 from supernet.own_code import Kind
 
 SPACES = Kind("search space", "space", "supernet.families", Family, FAMILIES)
@@ -53,6 +55,17 @@ def make_family(space: str, options: str, arguments: Mapping[str, object]) -> Fa
             f"{space} returns a {type(family).__name__}, where it should return a supernet.families.Family"
         )
     return family
+
+
+def normalisation(space: str, options: str) -> dict[str, tuple[float, ...]]:
+    """The `mean` and `std` of the images that the pretrained model was trained with which a `space` with these
+    `options`, a JSON object, starts from; empty where it starts from none, or from one that does not say it."""
+    given = parse_json(options, dict)
+    if space not in OF_TIMM or not given.get("pretrained"):
+        return {}
+    name = given.get("name", inspect.signature(find_family(space)).parameters["name"].default)
+    config = timm_model(name, saved_config=given.get("saved_config")).config
+    return {key: tuple(config[key]) for key in ("mean", "std") if len(config.get(key) or ()) == 3}
 
 
 def _checked(space: str, arguments: dict[str, object]) -> dict[str, object]:

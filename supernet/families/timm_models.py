@@ -114,16 +114,6 @@ def timm_model(
     return TimmModel(name, partial(create, known, **options), input_size, model.num_classes, config)
 
 
-def normalisation(space: str, options: str) -> dict[str, tuple[float, ...]]:
-    """The `mean` and `std` of the images that the pretrained model was trained with which a `space` with these
-    `options`, a JSON object, starts from; empty where it starts from none, or from one that does not say it."""
-    given = parse_json(options, dict)
-    if space not in SPACES or not given.get("pretrained") or "name" not in given:
-        return {}
-    config = timm_model(given["name"], saved_config=given.get("saved_config")).config
-    return {key: tuple(config[key]) for key in ("mean", "std") if len(config.get(key) or ()) == 3}
-
-
 def self_contained(space: str, options: str) -> str:
     """The `options` of a `space`, a JSON object, so that a saved model needs no folder, file or connection for them.
 

@@ -233,6 +233,11 @@ def test_images_are_normalised_as_the_pretrained_model_wants_them(space, options
     assert data_of(Job(data=DataConfig())).normalised.mean == IMAGENET_DEFAULT_MEAN
 
 
+def test_a_pretrained_model_that_the_space_names_by_default_says_how_as_well():
+    data = data_of(Job("vit", json.dumps({"pretrained": "weights.safetensors"})))
+    assert (data.mean, data.std) == ((0.5,) * 3, (0.5,) * 3)
+
+
 def test_a_run_keeps_how_its_images_are_normalised(tmp_path):
     torch.manual_seed(0)
     weights = tmp_path / "weights.safetensors"
