@@ -42,12 +42,13 @@ def serve(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket of that address; ValueError if it is taken or not of this machine."""
+    """A socket that listens, so that who reads the address may call at once; ValueError if it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen()
     except OSError as error:
         listening.close()
         raise ValueError(f"{host}:{port} cannot be listened on: {error.strerror}; name another --port") from error
