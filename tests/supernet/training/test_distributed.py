@@ -252,6 +252,38 @@ def test_processes_train_the_same_weights_and_one_goes_on_alone(processes, metho
     assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 5
 
 
+TWENTY_STEPS = ("sandwich", "best_up", "worst_up", "spos", "fairnas", "cream", "progressive")
+
+
+def twenty_steps(amp, directory):
+    """By method, everything that 20 steps leave: weights, statistics and their running average."""
+    found = {}
+    phases = (Phase("largest", 2), Phase("kernel_size", 2, 0.4, 0, 1, {"kernel_size": 2}))
+    for method in TWENTY_STEPS:
+        train = dataclasses.replace(TRAIN, method=method, epochs=4, ema_decay=0.9, macs_step=1.0)
+        train = dataclasses.replace(train, batch_size=16, board_epoch=1, matching_steps=2)
+        job = dataclasses.replace(
+            JOB, data=DataConfig(holdout=0.94), train=train, phases=phases if method == "progressive" else ()
+        )
+        job = dataclasses.replace(job, execution=dataclasses.replace(EXECUTION, amp=amp))
+        steps = []
+        run = run_job(job, directory / method, on_step=steps.append)
+        assert len(steps) == 20
+        found[method] = {name: tensor.numpy() for name, tensor in run.net.state_dict().items()}
+    return found
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("amp", ["none", "fp16"])
+def test_after_twenty_steps_of_every_method_both_processes_have_the_same_state(amp, in_two_processes, tmp_path):
+    first, second = in_two_processes(twenty_steps, amp, tmp_path)
+    initial = small().supernet().state_dict()
+    for method in TWENTY_STEPS:
+        assert any((first[method][name] != tensor.numpy()).any() for name, tensor in initial.items())
+        for name, tensor in first[method].items():
+            assert (tensor == second[method][name]).all(), (method, name)
+
+
 def test_a_finished_run_is_not_trained_again_where_the_first_process_alone_has_its_files(processes):
     saved = load_file(processes[1] / "of 0" / "supernet.safetensors")
     for *_, (weights, steps) in processes[0]:
