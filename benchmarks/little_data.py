@@ -14,6 +14,8 @@ refitted      weights by least squares, layer by layer (`supernet.refitting.refi
 distilled     recalibrated, then 300 steps of AdamW on 24 augmented photographs, by the whole network's answers (KL)
 both          refitted, then the same
 
+Every one of --rates is tried on the first draw; the best by the half that chooses serves all draws.
+
 `recovered` is the part of what the recalibrated subnet lacks to the whole network: 0 as recalibrated, 1 as good as the
 whole. Its standard error is over draws. Every cell is kept in OUTPUT and not computed again. `--quick` refits by 40
 photographs of 96 pixels, at which accuracies are lower.
@@ -26,6 +28,7 @@ import json
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import chain, product
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -44,6 +47,7 @@ from supernet.calibration import calibrate, keeps_statistics
 from supernet.refitting import refitted
 
 ARMS = ("as it is", "recalibrated", "refitted", "distilled", "both")
+DISTILLED = ARMS[3:]
 BATCH = 50
 
 
@@ -63,8 +67,8 @@ class Arguments:
     """Pixels a side."""
     steps: int = 300
     """Steps of a distillation."""
-    lr: float = 1e-4
-    """Its learning rate, which falls by a cosine."""
+    rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4)
+    """Learning rates that are tried; each falls by a cosine."""
     data: Path = Path("../shared/data")
     """Folder with photos/."""
     output: Path = Path("runs/little_data")
@@ -82,6 +86,8 @@ class Cell:
     width: float
     arm: str
     draw: int
+    lr: float = 0.0
+    """Of the distillation, 0 where there is none."""
 
 
 def main() -> None:
@@ -95,19 +101,14 @@ def main() -> None:
 
 def measure(arguments: Arguments) -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
-    kept = arguments.output / f"cells-{arguments.resolution}-{arguments.images}-{arguments.steps}-{arguments.lr}.jsonl"
+    kept = arguments.output / f"cells-{arguments.resolution}-{arguments.images}-{arguments.steps}.jsonl"
     lines = map(json.loads, kept.read_text().splitlines() if kept.exists() else [])
     found = {Cell(**line.pop("cell")): line for line in lines}
     family, net = supernet(arguments.weights)
     photos, labels = photographs(arguments.data)
-    whole = [Cell(1.0, "as it is", draw) for draw in range(arguments.draws)]
-    plan = [
-        Cell(width, arm, draw)
-        for arm in arguments.arms
-        for width in arguments.widths
-        for draw in range(arguments.draws)
-    ]
-    for cell in track([*whole, *plan], "Learning"):
+
+    def judged(cell: Cell) -> float:
+        """The accuracy by the half that chooses."""
         if cell not in found:
             order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(cell.draw)).tolist()
             own, judges = order[: arguments.images], order[max(arguments.images, 300) :]
@@ -116,8 +117,17 @@ def measure(arguments: Arguments) -> None:
             found[cell] = {"judges": judges, "right": right, "seconds": seconds}
             with kept.open("a") as file:
                 file.write(json.dumps({"cell": dataclasses.asdict(cell), **found[cell]}) + "\n")
+        return accuracy(found[cell], chooses=True)
+
+    groups = [[Cell(1.0, "as it is", draw) for draw in range(arguments.draws)]]
+    for arm, width in track(list(product(arguments.arms, arguments.widths)), "Learning"):
+        tried = [Cell(width, arm, 0, lr) for lr in (arguments.rates if arm in DISTILLED else (0.0,))]
+        best = max(tried, key=judged)
+        groups.append([dataclasses.replace(best, draw=draw) for draw in range(arguments.draws)])
+    for cell in track(list(chain(*groups)), "Learning by the other draws"):
+        judged(cell)
     settings = {name: value for name, value in vars(arguments).items() if isinstance(value, int | float | tuple)}
-    rows, summary = table(found, plan, arguments)
+    rows, summary = table(found, groups)
     report(rows, summary, arguments.json, settings=settings, threads=torch.get_num_threads())
 
 
@@ -139,12 +149,12 @@ def learnt(net, arch, photos: list[Image.Image], cell: Cell, arguments: Argument
                 torch.save((model.state_dict(), time.perf_counter() - start), temporary)
     elif cell.arm != "as it is":
         calibrate(model, batches)
-    if cell.arm in ("distilled", "both"):
-        distil(model, net.extract(net.space.largest).eval(), photos, cell.draw, arguments)
+    if cell.arm in DISTILLED:
+        distil(model, net.extract(net.space.largest).eval(), photos, cell, arguments)
     return model, earlier + time.perf_counter() - start
 
 
-def distil(model: nn.Module, teacher: nn.Module, photos: list[Image.Image], seed: int, arguments: Arguments) -> None:
+def distil(model: nn.Module, teacher: nn.Module, photos: list[Image.Image], cell: Cell, arguments: Arguments) -> None:
     """Train the model in place by the teacher's answers on augmented photographs; statistics stay as they are."""
     augment = transforms.Compose(
         [
@@ -156,8 +166,8 @@ def distil(model: nn.Module, teacher: nn.Module, photos: list[Image.Image], seed
         ]
     )
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        optimizer = torch.optim.AdamW(model.parameters(), arguments.lr)
+        torch.manual_seed(cell.draw)
+        optimizer = torch.optim.AdamW(model.parameters(), cell.lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, arguments.steps)
         model.train()
         for layer in filter(keeps_statistics, model.modules()):
@@ -180,32 +190,31 @@ def rightly(model: nn.Module, images: Tensor, labels: Tensor) -> list[int]:
     return (logits.argmax(1) == labels).int().tolist()
 
 
-def table(found: dict[Cell, dict], plan: list[Cell], arguments: Arguments) -> tuple[list[dict], dict[str, float]]:
-    """A row a width and arm, and the summary."""
+def table(found: dict[Cell, dict], groups: list[list[Cell]]) -> tuple[list[dict], dict[str, float]]:
+    """A row a width and arm, whose cells are a group, and the summary; the whole network's are the first group."""
     rows, summary = [], {}
-    for width, arm in dict.fromkeys((cell.width, cell.arm) for cell in plan):
-        cells = [Cell(width, arm, draw) for draw in range(arguments.draws)]
+    whole = [accuracy(found[cell], chooses=False) for cell in groups[0]]
+    for cells in groups[1:]:
+        width, arm, lr = cells[0].width, cells[0].arm, cells[0].lr
         right = [accuracy(found[cell], chooses=False) for cell in cells]
         row = {
             "width": width,
             "arm": arm,
+            "rate": lr,
             "draws": len(cells),
             "accuracy (%)": mean(right),
             "standard error": error(right),
             "accuracy by the half that chose (%)": mean(accuracy(found[cell], chooses=True) for cell in cells),
             "seconds": mean(found[cell]["seconds"] for cell in cells),
         }
-        if arm not in ARMS[:2] and "recalibrated" in arguments.arms:
-            parts = []
-            for cell, own in zip(cells, right):
-                worst = accuracy(found[dataclasses.replace(cell, arm="recalibrated")], chooses=False)
-                best = accuracy(found[Cell(1.0, "as it is", cell.draw)], chooses=False)
-                parts.append((own - worst) / (best - worst))
+        recalibrated = [Cell(width, "recalibrated", cell.draw) for cell in cells]
+        if arm not in ARMS[:2] and all(cell in found for cell in recalibrated):
+            worst = [accuracy(found[cell], chooses=False) for cell in recalibrated]
+            parts = [(own - low) / (high - low) for own, low, high in zip(right, worst, whole, strict=True)]
             row |= {"recovered": mean(parts), "its standard error": error(parts)}
             name = "recovered" if arm == "both" else f"recovered_{arm}"
             summary |= {f"{name}_{width:g}": mean(parts), f"{name}_{width:g}_error": error(parts)}
         rows.append(row)
-    whole = [accuracy(found[Cell(1.0, "as it is", draw)], chooses=False) for draw in range(arguments.draws)]
     return rows, {"accuracy_whole": mean(whole), **summary}
 
 

@@ -4,18 +4,19 @@
     python benchmarks/quantisation.py --weights FILE.pth [--quick] [--json FILE] [--data ../shared/data]
 
 The network is EfficientNet-Lite0 with its published weights, the images are 700 photographs of as many classes of
-ImageNet. A draw puts them in a random order: the first calibrate the ranges of activations, the next choose how many
-layers get their float back (the fewest that keep the accuracy on them within 0.5 points), and the others, on which
-nothing was chosen, give the figures. What is judged is the ONNX file, by ONNX Runtime.
+ImageNet. A draw puts them in a random order: the first calibrate the ranges of activations, the next choose which
+layers get their float back, and the others, on which nothing was chosen, give the figures. What is judged is the ONNX
+file, by ONNX Runtime.
 
 fp32          the network as it is
 onnxruntime   what `onnxruntime.quantization.quantize_static` makes of it: by channel, ranges from least to largest
               value, sums of residual blocks in int8
 extremes      int8 with ranges from the least to the largest value (`compress.quantisation`)
 int8          with ranges of least squared error, what `supernet quantise` and `supernet extract` write
-mixed         that with layers given back, in the order of their divergence on calibrating photographs
-budget        that with 30 % of fp32's bytes used up, so that the summed divergence of layers is least: what `supernet
-              quantise --limits stored_bytes=...` does, which asks no labels and no photographs that choose
+mixed         that with the fewest layers given back that keep the accuracy on the photographs that choose within 0.5
+              points, by their divergence on calibrating ones: `supernet quantise --limits accuracy_drop=0.5`
+budget        that within 30 % of fp32's bytes, and until the drop on the photographs that choose is within its standard
+              error: `supernet quantise --limits stored_bytes=...`
 weights       weights in 8 bits, activations in float
 
 Standard errors are over judging photographs, the draws of each averaged first, those of a drop of paired differences.
@@ -45,15 +46,14 @@ from rich.progress import track
 from torch import Tensor
 
 from compress.quantisation import Quantisation, Quantised, Range, activation_ranges, export_int8, layers
-from compress.quantisation.give_back import bytes_of_weight, fewest_steps, least_divergence, steps_back
-from compress.sensitivity import Sensitivity, sensitivities
+from compress.quantisation.limits import Candidates, Limits
 from predictors import Device
 from predictors.measuring.runtimes import onnx_timer
 from supernet.artifacts.deployment import deployed
 from supernet.artifacts.export import export_onnx, onnx_runner
 
 BATCH = 25
-ALLOWED = 0.005  # drop of accuracy on the photographs that choose
+ALLOWED = Limits(accuracy_drop=0.5)  # on the photographs that choose
 BUDGET = 0.3  # of fp32's bytes
 VARIANTS = ("fp32", "onnxruntime", "extremes", "int8", "mixed", "budget", "weights")
 
@@ -122,6 +122,7 @@ class Measured:
         self._known = {(cell["draw"], cell["variant"]): cell for cell in map(json.loads, lines)}
         family, net = supernet(arguments.weights)
         self._model = deployed(net.extract(family.space.largest))
+        self._candidates: dict[int, Candidates] = {}
         photos, self._labels = photographs(arguments.data)
         self._photos = prepared(photos, arguments.resolution).contiguous()
         export_onnx(self._model, self._path(0, "fp32"), self._size, dynamic_batch=True)
@@ -170,38 +171,30 @@ class Measured:
         batches = self._photos[calibrating].split(BATCH)
         ranges = self._kept(f"{method}-{draw}", lambda: activation_ranges(self._model, batches, method))
 
-        def write(back: Mapping) -> None:
-            export_int8(Quantised(self._model, Quantisation(ranges, back)), path, self._size, dynamic_batch=True)
+        def write(network: Quantised, path: Path) -> None:
+            export_int8(network, path, self._size, dynamic_batch=True)
 
+        if variant in ("mixed", "budget"):
+            own = self._chooses(draw, ranges, calibrating, choosing, write)
+            bytes_of_fp32 = self._path(0, "fp32").stat().st_size
+            limits = ALLOWED if variant == "mixed" else Limits(stored_bytes=BUDGET * bytes_of_fp32)
+            chosen = own.within(limits, lambda path: 0.0).candidate
+            path.write_bytes(chosen.path.read_bytes())
+            return dict(chosen.network.quantisation.precisions)
         back: Mapping = dict.fromkeys(layers(self._model), "weights") if variant == "weights" else {}
-        write(back)
-        if variant == "budget":
-            back = self._within_budget(path.stat().st_size, self._sensitivities(draw, ranges, calibrating))
-            write(back)
-        if variant != "mixed":
-            return back
-        labels, images = self._labels[choosing], self._photos[choosing]
-        least = accuracy(self._expected[choosing], labels) - ALLOWED - 1e-9
-
-        def fits(back: Mapping) -> bool:
-            write(back)
-            return accuracy(run(path, images), labels) >= least
-
-        if not fits(back):
-            steps = steps_back(self._sensitivities(draw, ranges, calibrating))
-            back = fewest_steps(steps, fits) or steps[-1]
-            write(back)
+        write(Quantised(self._model, Quantisation(ranges, back)), path)
         return back
 
-    def _sensitivities(self, draw: int, ranges: Mapping[str, Range], calibrating: Tensor) -> list[Sensitivity]:
-        ranking = calibrating[: self._arguments.ranking]
-        batch = [(self._photos[ranking], self._labels[ranking])]
-        return self._kept(f"sensitivities-{draw}", lambda: list(sensitivities(self._model, ranges, batch)))
-
-    def _within_budget(self, int8_bytes: int, found: Sequence[Sensitivity]) -> Mapping[str, str]:
-        of_weights = sum(bytes_of_weight(layers(self._model)[layer], "int8") for layer in {own.layer for own in found})
-        limit = BUDGET * self._path(0, "fp32").stat().st_size
-        return least_divergence(found, self._model, limit - (int8_bytes - of_weights))
+    def _chooses(self, draw: int, ranges: Mapping[str, Range], calibrating, choosing, write) -> Candidates:
+        if draw not in self._candidates:
+            folder = self._arguments.output / f"candidates-{draw}"
+            folder.mkdir(exist_ok=True)
+            parts = [
+                (self._photos[own], self._labels[own]) for own in (choosing, calibrating[: self._arguments.ranking])
+            ]
+            chooses, ranks = (list(zip(*(each.split(BATCH) for each in part))) for part in parts)
+            self._candidates[draw] = Candidates(self._model, Quantisation(ranges), chooses, write, folder, ranks)
+        return self._candidates[draw]
 
     def _kept(self, name: str, compute: Callable[[], object]) -> object:
         file = self._arguments.output / f"{name}-{self._arguments.resolution}.pt"
@@ -220,10 +213,6 @@ class Measured:
 def run(path: Path, images: Tensor) -> Tensor:
     network = onnx_runner(path)
     return torch.cat([network(batch) for batch in images.split(BATCH)])
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    return (logits.argmax(1) == labels).double().mean().item()
 
 
 def by_onnxruntime(source: Path, path: Path, images: Tensor) -> None:

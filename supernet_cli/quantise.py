@@ -4,12 +4,12 @@
     supernet quantise --subnet subnets/mine --root images/ --output subnets/mine8 --limits stored_bytes=1.5e6
     supernet quantise --subnet mobilenetv3_large_100 --recipe alphanet --root imagenet/ --output models/mnv3_int8
 
-Training images calibrate the ranges of activations; held-out images choose which layers are given back: the fewest that
-keep the drop of accuracy, in points, within its limit, the worst first. With a limit on stored_bytes alone these bytes
-are used up, by the choice of least divergence. Test images, on which nothing is chosen, give the drop that is told,
-with its standard error. Writes the folder as `supernet extract` does, with the network in model.int8.onnx, how each
-layer is quantised in quantisation.json, and the measured milliseconds of float, int8 and what was chosen. Seconds for
-digits; layers are looked at one by one only if int8 is not good enough.
+Training images calibrate the ranges of activations; held-out images choose which layers are given back, at the least
+bytes and bit operations that keep the drop of accuracy, in points, within its limit. With a limit on stored_bytes alone
+that is until the drop is within its standard error, or as far as the bytes allow. Test images, on which nothing is
+chosen, give the drop that is told, with its standard error. Writes the folder as `supernet extract` does, with the
+network in model.int8.onnx, how each layer is quantised in quantisation.json, and the measured milliseconds of float,
+int8 and what was chosen. Seconds for digits; layers are looked at one by one only if int8 is not good enough.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ class Arguments:
     """Training images that the ranges of activations are from."""
     choosing_images: int = 2000
     """Held-out images that layers are chosen on, at most."""
+    ranking_images: int = 256
+    """Those of them, at most, that the divergence of each layer is measured on."""
     reduce_range: bool | None = None
     """Weights of 7 bits, for x86 processors without VNNI; by default if this machine has one."""
     threads: int = 1
@@ -88,11 +90,9 @@ def quantise(arguments: Arguments) -> None:
     """What the command does."""
     limits = Limits.of(arguments.limits)
     require("onnxruntime")
-    if arguments.calibration_images < 1 or arguments.choosing_images < 1:
-        raise ValueError(
-            f"at least 1 image calibrates and 1 chooses, not {arguments.calibration_images} and "
-            f"{arguments.choosing_images}"
-        )
+    for name in ("calibration_images", "choosing_images", "ranking_images"):
+        if (images := getattr(arguments, name)) < 1:
+            raise ValueError(f"{name} are at least 1, not {images}")
     if (arguments.output / "config.json").exists():
         raise ValueError(f"{arguments.output} holds a subnet already; name another folder")
     data = open_data(arguments.data, arguments.seed, arguments.workers)
@@ -118,7 +118,8 @@ def quantise_within(limits: Limits, arguments: Arguments, subnet: Subnet, data: 
         export_int8(network, path, subnet.config.example(), names=subnet.config, dynamic_batch=True)
 
     with write_folder(arguments.output, last="config.json") as folder, tempfile.TemporaryDirectory() as scratch:
-        candidates = Candidates(model, plan, choosing, write, Path(scratch))
+        ranking = list(take(choosing, arguments.ranking_images))
+        candidates = Candidates(model, plan, choosing, write, Path(scratch), ranking)
         int8 = candidates({})
         image = (choosing[0][0][:1],)
         chosen, found = candidates.within(limits, lambda path: latencies_ms([path], device, image)[0])

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from compress.quantisation.give_back import Precisions, bytes_of_weight, fewest_steps, least_divergence, steps_back
+from compress.quantisation.give_back import Precisions, fewest_steps, layer_costs, steps_back
 from compress.quantisation.network import Quantisation, Quantised
-from compress.quantisation.points import layers
 from compress.sensitivity import Sensitivity, logits, sensitivities
 from supernet.artifacts.export import onnx_runner
 from supernet.errors import Unattainable
@@ -46,6 +46,15 @@ class Limits:
                 raise ValueError(f"the limits are {', '.join(names)}, each of a number, not {text!r}")
         return cls(**values)
 
+    def keep(self, candidate: Candidate) -> bool:
+        """Whether the candidate's bytes and drop are within; where bytes alone are limited, a drop is that can be told
+        from none, being more than its standard error."""
+        if math.isfinite(self.accuracy_drop):
+            allowed = self.accuracy_drop
+        else:
+            allowed = candidate.drop.standard_error if math.isfinite(self.stored_bytes) else math.inf
+        return candidate.bytes <= self.stored_bytes and not candidate.drop.points > allowed
+
 
 class Drop(NamedTuple):
     """How many points fewer of the same images a network has right than another."""
@@ -73,7 +82,8 @@ class Chosen(NamedTuple):
 
 class Candidates:
     """Ways to quantise `model`, as `supernet.artifacts.deployment.deployed` gives it, by `quantisation`: each is
-    written by `write` to a file of its own in `folder`, and judged on `choosing`, images and labels."""
+    written by `write` to a file of its own in `folder`, and judged on `choosing`, images and labels. The divergence of
+    layers is on `ranking`, which are the same unless given."""
 
     def __init__(
         self,
@@ -82,9 +92,10 @@ class Candidates:
         choosing: Batches,
         write: Callable[[Quantised, Path], object],
         folder: Path,
+        ranking: Batches | None = None,
     ) -> None:
         self._model, self._quantisation, self._choosing = model, quantisation, choosing
-        self._write, self._folder = write, folder
+        self._write, self._folder, self._ranking = write, folder, ranking or choosing
         self._expected = logits(model.eval(), choosing)
         self._made: dict[frozenset, Candidate] = {}
 
@@ -101,8 +112,8 @@ class Candidates:
 
     def within(self, limits: Limits, milliseconds: Callable[[Path], float]) -> Chosen:
         """What keeps within `limits`: int8, or else the fewest steps towards float that lower the drop to its limit
-        (`compress.quantisation.give_back`). A limit on bytes without one on the drop is used up, so that the summed
-        divergence of all layers is least. `milliseconds` measures a file.
+        (`compress.quantisation.give_back`). Where bytes alone are limited, the drop is lowered until it cannot be told
+        from none, or as far as the bytes allow. `milliseconds` measures a file.
 
         Unattainable, a ValueError, with the nearest there is, if nothing keeps within all limits.
         """
@@ -113,14 +124,9 @@ class Candidates:
                 "smaller network, or supernet compress"
             )
         chosen, found = int8, []
-        uses_bytes = math.isinf(limits.accuracy_drop) and math.isfinite(limits.stored_bytes)
-        if uses_bytes or int8.drop.points > limits.accuracy_drop:
-            own = self._quantisation
-            found = list(sensitivities(self._model, own.ranges, self._choosing, weight_bits=own.weight_bits))
-        if uses_bytes:
-            chosen = self._by_bytes(found, int8, limits)
-        elif found:
-            chosen = self._by_drop(found, int8, limits)
+        if not limits.keep(int8):
+            found = self._sensitivities
+            chosen = self._given_back(found, int8, limits)
         if math.isfinite(limits.milliseconds) and (taken := milliseconds(chosen.path)) > limits.milliseconds:
             raise Unattainable(
                 f"what keeps within the other limits takes {taken:.3g} ms, more than milliseconds="
@@ -129,14 +135,19 @@ class Candidates:
             )
         return Chosen(chosen, found)
 
-    def _by_drop(self, found: Sequence[Sensitivity], int8: Candidate, limits: Limits) -> Candidate:
-        def fits(precisions: Precisions) -> bool:
-            return self(precisions).drop.points <= limits.accuracy_drop
+    @cached_property
+    def _sensitivities(self) -> list[Sensitivity]:
+        own = self._quantisation
+        return list(sensitivities(self._model, own.ranges, self._ranking, weight_bits=own.weight_bits))
 
-        precisions = fewest_steps(steps_back(found), fits)
-        nearest = int8 if precisions is None else self(precisions)
-        if nearest.bytes > limits.stored_bytes:
-            nearest = self._by_bytes(found, int8, limits)
+    def _given_back(self, found: Sequence[Sensitivity], int8: Candidate, limits: Limits) -> Candidate:
+        costs = layer_costs(self._model, (self._choosing[0][0][:1],))
+        of_weights = sum(costs[layer]["int8"].bytes for layer in {own.layer for own in found})
+        steps = steps_back(found, costs, limits.stored_bytes - (int8.bytes - of_weights))
+        precisions = fewest_steps(steps, lambda precisions: limits.keep(self(precisions)))
+        nearest = self(steps[-1] if precisions is None else precisions)
+        if nearest.bytes > limits.stored_bytes:  # by what else a file holds
+            nearest = int8
         if nearest.drop.points > limits.accuracy_drop:
             raise Unattainable(
                 f"within the limits the drop is {nearest.drop.points:.2f} points at least, and {nearest.bytes} bytes "
@@ -144,12 +155,6 @@ class Candidates:
                 "(supernet finetune --precision int8)"
             )
         return nearest
-
-    def _by_bytes(self, found: Sequence[Sensitivity], int8: Candidate, limits: Limits) -> Candidate:
-        least = sum(bytes_of_weight(layers(self._model)[own.layer], "int8") for own in found if own.precision == "int8")
-        for_weights = limits.stored_bytes - (int8.bytes - least)
-        candidate = self(least_divergence(found, self._model, for_weights))
-        return candidate if candidate.bytes <= limits.stored_bytes else int8
 
 
 def drop(expected: Tensor, found: Tensor, batches: Batches) -> Drop:

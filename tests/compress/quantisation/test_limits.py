@@ -4,7 +4,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from compress.quantisation import Quantisation, activation_ranges, export_int8
-from compress.quantisation.limits import Candidates, Limits, drop
+from compress.quantisation.limits import Candidates, Drop, Limits, drop
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +63,19 @@ def test_int8_is_kept_where_it_is_good_enough(candidates):
     assert (dict(chosen.network.quantisation.precisions), found) == ({}, [])
 
 
-def test_bytes_are_kept_within_and_used(candidates):
+def test_within_bytes_alone_the_drop_is_lowered_until_it_cannot_be_told(candidates):
     int8 = candidates({})
     chosen, _ = candidates.within(Limits(stored_bytes=int8.bytes + 200), lambda path: 1.0)
     assert chosen.bytes <= int8.bytes + 200
-    assert chosen.drop.points < int8.drop.points
+    assert chosen.drop.points <= chosen.drop.standard_error
+    assert list(chosen.network.quantisation.precisions) == ["2"]  # the one that int8 ruins, and no other
+
+
+def test_bytes_are_not_used_up_where_int8_is_as_good_as_float(candidates):
+    int8 = candidates({"2": "float"})._replace(drop=Drop(0.3, 0.4, 0.99))
+    candidates._made[frozenset()] = int8
+    chosen, found = candidates.within(Limits(stored_bytes=1e6), lambda path: 1.0)
+    assert (chosen, found) == (int8, [])
 
 
 @pytest.mark.parametrize(
