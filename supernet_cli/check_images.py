@@ -21,6 +21,7 @@ from supernet.training.data import DataConfig, open_images
 from supernet.training.data.datasets import broken_images
 from supernet.training.execution import Execution
 from supernet_cli.command_line import console, progress_bar
+from supernet_cli.flags import parse_flags
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    arguments = parse_flags(Arguments, __doc__, omit_prefixes=True)
     config = arguments.data
     if arguments.run is not None:
         config = job_from_dict(read_config(arguments.run)["job"]).data

@@ -15,12 +15,12 @@ from itertools import combinations
 from math import isnan
 from pathlib import Path
 
-import tyro
 from rich.table import Column, Table
 
 from predictors.comparison import Comparison, Disagreement, StandIn, compare, disagreements, stand_ins
 from predictors.latency import load_devices
 from supernet_cli.command_line import console
+from supernet_cli.flags import parse_flags
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse_flags(Arguments, __doc__)
     predictors = load_devices(arguments.folder)
     for name in arguments.devices:
         if name not in predictors:

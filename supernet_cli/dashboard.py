@@ -17,6 +17,7 @@ import tyro
 
 from search.report.live import HOST, LiveReport, serve
 from supernet_cli.command_line import console
+from supernet_cli.flags import parse_flags
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse_flags(Arguments, __doc__)
     if not arguments.runs:
         raise ValueError("name at least one folder of a search, a sweep or a training run")
     for folder in arguments.runs:

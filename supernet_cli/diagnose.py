@@ -39,6 +39,7 @@ from supernet.artifacts.subnet import load_subnet
 from supernet.families.timm_models import timm_model
 from supernet_cli.command_line import console, progress_bar
 from supernet_cli.extract import arch_of
+from supernet_cli.flags import parse_flags
 from supernet_cli.search import parse_limit, say
 
 SLOWEST = 12  # layers that the table shows
@@ -88,7 +89,7 @@ class Network(NamedTuple):
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse_flags(Arguments, __doc__)
     limits = dict(map(parse_limit, arguments.limits))
     network = network_of(arguments)
     device = device_of(arguments)

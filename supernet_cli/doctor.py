@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import tyro
 from packaging.requirements import Requirement
 from rich.table import Table
 
 from supernet import __version__
 from supernet.artifacts import provenance
 from supernet_cli.command_line import console
+from supernet_cli.flags import parse_flags
 
 EXTRAS = {
     "onnx": "measuring with ONNX Runtime; model.onnx and model.int8.onnx",
@@ -41,7 +41,7 @@ class Arguments:
 
 
 def main() -> None:
-    tyro.cli(Arguments, description=__doc__)
+    parse_flags(Arguments, __doc__)
     console.print(f"supernet {__version__}, Python {platform.python_version()}", highlight=False)
     needed = requirements()
     packages = Table("package", "version", "")

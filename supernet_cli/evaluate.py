@@ -55,6 +55,7 @@ from supernet.training.data import Data, DataConfig, ImageData
 from supernet.training.execution import Execution, pick_device, tf32
 from supernet_cli.answers_folder import write_answers
 from supernet_cli.command_line import DeviceFlag, console
+from supernet_cli.flags import parse_flags
 from supernet_cli.model_training import said_job
 from supernet_cli.robustness import robustness
 
@@ -102,9 +103,9 @@ class Arguments:
 
 
 def main() -> None:
-    job = said_job()
+    job = said_job(Arguments)
     default = Arguments(job.data, tyro.MISSING, seed=job.train.seed, workers=job.execution.workers)
-    arguments = tyro.cli(Arguments, default=default, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    arguments = parse_flags(Arguments, __doc__, default=default, omit_prefixes=True)
     if not arguments.networks:
         raise ValueError("say which networks to evaluate: folders of subnets, or names of timm models")
     where = pick_device(arguments.device)

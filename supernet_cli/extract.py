@@ -20,8 +20,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from compress.quantisation import export_int8, quantise
 from compress.quantisation.ranges import CALIBRATION_IMAGES
 from search.history import best_archs, read_history
@@ -38,6 +36,7 @@ from supernet.space import Arch, SearchSpace
 from supernet.tasks import Classification
 from supernet.training.execution import Execution, pick_device, tf32
 from supernet_cli.command_line import DeviceFlag, console
+from supernet_cli.flags import parse_flags
 
 AGREEMENT = 0.95
 """Part of the images that model.int8.onnx gives the class of the model for, at least, if nothing is said of it."""
@@ -86,7 +85,7 @@ class Arguments:
 
 
 def main() -> None:
-    extract(tyro.cli(Arguments, description=__doc__))
+    extract(parse_flags(Arguments, __doc__))
 
 
 def extract(arguments: Arguments) -> None:

@@ -27,6 +27,7 @@ from predictors.measuring.manifest import export_subnets
 from predictors.measuring.measurements import read_measurements
 from predictors.quantities import FURTHER, LATENCY, NOUNS
 from supernet_cli.command_line import console, family_of
+from supernet_cli.flags import parse_flags
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse_flags(Arguments, __doc__)
     family = family_of(arguments.run, arguments.family, arguments.space_options, arguments.num_classes)
     sources = [LatencyPredictor.load(directory, family.space) for directory in arguments.sources]
     sources += family_costs(family)

@@ -46,6 +46,7 @@ from predictors.regression.regressors import MINIMUM
 from supernet.families import Family
 from supernet.space import Arch
 from supernet_cli.command_line import console, fail, family_of, progress_bar
+from supernet_cli.flags import parse_flags
 
 ONE_PROCESS = (sys.executable, "-m", "supernet_cli", "measure-latency")  # this command anew
 
@@ -93,7 +94,7 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse_flags(Arguments, __doc__)
     family = family_of(arguments.run, arguments.family, arguments.space_options, arguments.num_classes)
     space = family.space
     if arguments.largest_resolution is not None:

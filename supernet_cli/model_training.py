@@ -25,6 +25,7 @@ from supernet.training.data.named import settings_for
 from supernet.training.execution import pick_device, tf32
 from supernet.training.standalone import AnyModelJob, ModelJob, model_settings, read_model_job, run_model_job
 from supernet_cli.command_line import console, recipe_of, to_resume
+from supernet_cli.flags import known_beforehand, noting_flags, parse_flags
 from supernet_cli.training_progress import training_progress
 
 
@@ -82,14 +83,14 @@ def parse(
     if issubclass(kind, FromScratch):
         parser.add_argument("--model")
         parser.add_argument("--input-size", type=int)
-    known = parser.parse_known_args()[0]
+    known = known_beforehand(parser, kind)
     if known.resume and known.output:
         again = {name: getattr(known, name) for name in ("space", "dataset", "teacher_space")}
         job = to_resume(run_of(known.output), partial(read_model_job, kind=job_kind, **again))
     else:
         job = settings(job_of(known.run, known.recipe, known.space, known.dataset), known)
     default = kind(job, output=tyro.MISSING, recipe=known.recipe)
-    return tyro.cli(kind, default=default, description=description, config=(tyro.conf.OmitArgPrefixes,))
+    return parse_flags(kind, description, default=default, omit_prefixes=True)
 
 
 def from_scratch(job: Job, known: argparse.Namespace) -> ModelJob:
@@ -114,15 +115,15 @@ def as_kind(kind: type[AnyModelJob], job: ModelJob) -> AnyModelJob:
     return kind(**{field.name: getattr(job, field.name) for field in dataclasses.fields(job)})
 
 
-def said_job() -> Job:
-    """The job that --run or --recipe on the command line names, whose other flags the command parses; --space and
-    --dataset say again what of it is code of one's own."""
+def said_job(kind: type) -> Job:
+    """The job that --run or --recipe on the command line of `kind` names, whose other flags the command parses;
+    --space and --dataset say again what of it is code of one's own."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe", default=Arguments.recipe)
     parser.add_argument("--run", type=Path)
     parser.add_argument("--space")
     parser.add_argument("--dataset")
-    known = parser.parse_known_args()[0]
+    known = known_beforehand(parser, kind)
     return job_of(known.run, known.recipe, known.space, known.dataset)
 
 
@@ -169,7 +170,8 @@ def run_with_progress(arguments: Arguments, directory: Path, run_job: Callable[.
         distributed.joined(arguments.job.execution.device),
         training_progress(disable=distributed.rank() != 0) as show,
     ):
-        subnet = run_job(arguments.job, directory, resume=arguments.resume, on_step=show)
+        on_step = noting_flags(directory / "train.yaml", arguments, show, omit_prefixes=True)
+        subnet = run_job(arguments.job, directory, resume=arguments.resume, on_step=on_step)
         return subnet if distributed.rank() == 0 else None
 
 

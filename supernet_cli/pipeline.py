@@ -25,7 +25,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-import tyro
 
 from compress.container import load_compressed
 from compress.deep_compression import CompressConfig
@@ -48,6 +47,7 @@ from supernet.families.named import SPACES
 from supernet.training.data import ImageData
 from supernet_cli import compress, extract, finetune, model_training, prune, quantise, search
 from supernet_cli.command_line import console
+from supernet_cli.flags import parse_flags
 
 StageName = Literal["prune", "tune", "quantise", "store"]
 FLOAT_FILE, STORED_FILE, DECODED_FILE = "model.onnx", "network.compressed", "decoded.onnx"
@@ -104,7 +104,7 @@ class Stage(NamedTuple):
 
 
 def main() -> None:
-    pipeline(tyro.cli(Arguments, description=__doc__))
+    pipeline(parse_flags(Arguments, __doc__))
 
 
 def pipeline(arguments: Arguments) -> None:

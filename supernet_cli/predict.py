@@ -31,6 +31,7 @@ from supernet.artifacts.subnet import Subnet, load_network
 from supernet.training.data import DataConfig
 from supernet.training.execution import pick_device, tf32
 from supernet_cli.command_line import DeviceFlag, console
+from supernet_cli.flags import parse_flags
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse_flags(Arguments, __doc__)
     if not arguments.places:
         raise ValueError("say which photographs: files or folders")
     for name in ("top", "batch_size"):

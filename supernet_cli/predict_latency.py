@@ -17,7 +17,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from rich.table import Column, Table
 
 from predictors import LatencyPredictor
@@ -25,6 +24,7 @@ from predictors.latency import FILE, file_of, load_devices
 from predictors.quantities import FURTHER
 from supernet.space import Arch
 from supernet_cli.command_line import console
+from supernet_cli.flags import parse_flags
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse_flags(Arguments, __doc__)
     if arguments.list_devices:
         print_devices(load_devices(arguments.folder))
         return

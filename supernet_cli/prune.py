@@ -47,6 +47,7 @@ from supernet.training.data import DataConfig, ImageData
 from supernet.training.data.batch import take
 from supernet_cli.command_line import console
 from supernet_cli.evaluate import opened
+from supernet_cli.flags import parse_flags
 from supernet_cli.model_training import said_job
 
 PART_OF_MACS = 0.7  # if nothing is said
@@ -92,9 +93,9 @@ class Arguments:
 
 
 def main() -> None:
-    job = said_job()
+    job = said_job(Arguments)
     default = Arguments(job.data, tyro.MISSING, seed=job.train.seed, workers=job.execution.workers)
-    prune(tyro.cli(Arguments, default=default, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)))
+    prune(parse_flags(Arguments, __doc__, default=default, omit_prefixes=True))
 
 
 def prune(arguments: Arguments) -> None:

@@ -44,6 +44,7 @@ from supernet.training.data import DataConfig, ImageData
 from supernet.training.data.batch import take
 from supernet_cli.command_line import console
 from supernet_cli.evaluate import medians_ms, opened
+from supernet_cli.flags import parse_flags
 from supernet_cli.model_training import said_job
 
 
@@ -81,9 +82,9 @@ class Arguments:
 
 
 def main() -> None:
-    job = said_job()
+    job = said_job(Arguments)
     default = Arguments(job.data, tyro.MISSING, tyro.MISSING, seed=job.train.seed, workers=job.execution.workers)
-    quantise(tyro.cli(Arguments, default=default, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)))
+    quantise(parse_flags(Arguments, __doc__, default=default, omit_prefixes=True))
 
 
 def quantise(arguments: Arguments) -> None:

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from rich.table import Table
 
 from predictors import LatencyPredictor, family_costs, measure, prepare, stratified, this_device
@@ -35,6 +34,7 @@ from supernet.evaluation import accuracy
 from supernet.space import Arch
 from supernet.training.recipes import digits
 from supernet_cli.command_line import console, progress_bar, report
+from supernet_cli.flags import parse_flags
 from supernet_cli.training_progress import training_progress
 
 LATENCY = "latency_ms"
@@ -55,7 +55,7 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse_flags(Arguments, __doc__)
     begun = time.monotonic()
     output = arguments.output
     trained = train(arguments)

@@ -18,6 +18,7 @@ import tyro
 
 from search.report import write_figures, write_report
 from supernet_cli.command_line import console
+from supernet_cli.flags import parse_flags
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse_flags(Arguments, __doc__)
     if not arguments.runs:
         raise ValueError("name at least one folder of a search or a sweep")
     output = arguments.output or arguments.runs[0] / "report.html"

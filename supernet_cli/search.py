@@ -68,6 +68,7 @@ from supernet.space import Arch
 from supernet.training.data import DataConfig
 from supernet.training.execution import Execution
 from supernet_cli.command_line import DeviceFlag, GpusFlag, console, one_of, progress_bar, report
+from supernet_cli.flags import parse_flags, write_flags
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ class Arguments:
 
 
 def main() -> None:
-    search(tyro.cli(Arguments, description=__doc__))
+    search(parse_flags(Arguments, __doc__))
 
 
 def search(arguments: Arguments) -> None:
@@ -235,6 +236,7 @@ def search(arguments: Arguments) -> None:
     columns = front_rows(front, predictors, limits, measured, sure)
     write_csv(output / "front.csv", [{**row, "arch": e.arch.to_json()} for row, e in zip(columns, front)])
     write_csv(output / "generations.csv", [generation_row(generation) for generation in generations])
+    write_flags(output / "search.yaml", arguments)
     if arguments.run:
         write_origin(output, arguments.run, arguments.predictors, notes=sure.notes() if sure else [])
     console.print(front_table(columns))

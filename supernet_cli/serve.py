@@ -25,6 +25,7 @@ from service.archive import UploadLimits
 from supernet.artifacts.ownership import owned
 from supernet.imports import require
 from supernet_cli.command_line import console
+from supernet_cli.flags import parse_flags
 
 TOKEN = "SUPERNET_TOKEN"  # environment variable
 
@@ -61,7 +62,7 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse_flags(Arguments, __doc__)
     require("fastapi")
     require("uvicorn")
 

@@ -38,7 +38,6 @@ from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
-import tyro
 from rich.table import Table
 
 from predictors import LatencyPredictor
@@ -78,6 +77,7 @@ from supernet.space import Arch
 from supernet.training.data import DataConfig
 from supernet.training.execution import Execution, located, worker_device
 from supernet_cli.command_line import DeviceFlag, GpusFlag, console, fail, progress_bar, report
+from supernet_cli.flags import parse_flags, write_flags
 from supernet_cli.search import measure_front
 from supernet_cli.sweeping import check_named_once, watched
 
@@ -179,7 +179,7 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse_flags(Arguments, __doc__)
     trained = opened(arguments)
     trials = plan(arguments, trained)
     output = arguments.output or arguments.run / arguments.name
@@ -208,6 +208,7 @@ def main() -> None:
     measured = measure_members(found, trained, predictors, output / MEASURED) if arguments.measure else {}
     latency_ms = {name: dict(zip(values, p.cost(list(values)))) for name, p in predictors.items()} if values else {}
     rows = standings(found, values, latency_ms, measured)
+    write_flags(output / "sweep.yaml", arguments)
     write_sweep(sweep, output, {device: device for device in predictors}, yardstick.name)
     write_comparison(output, rows, yardstick.name, found, values, measured)
     write_origin(output, arguments.run, arguments.predictors)

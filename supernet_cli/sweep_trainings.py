@@ -23,8 +23,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import tyro
-
 from search.loop import Generation
 from search.run import run_search
 from search.settings import SearchJob
@@ -35,6 +33,7 @@ from supernet.artifacts.runs import Job, open_data, read_job, run_job
 from supernet.own_code import absolute
 from supernet.training.execution import Execution, located, worker_device
 from supernet_cli.command_line import DeviceFlag, GpusFlag, console, fail
+from supernet_cli.flags import parse_flags, write_flags
 from supernet_cli.sweeping import check_named_once, watched
 
 
@@ -88,7 +87,7 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse_flags(Arguments, __doc__)
     job = base(arguments)
     trials = plan(arguments, job)
     output = arguments.output or arguments.run / arguments.name
@@ -110,6 +109,7 @@ def main() -> None:
     if not evaluations:
         fail("all trainings failed", 1)
     score = next(iter(evaluations[0].scores))
+    write_flags(output / "trainings.yaml", arguments)
     write_sweep(sweep, output, {COST: COST}, score, partial(run_of, Path(storage) / arguments.name / HISTORIES))
     console.print(f"{len(sweep.trials)} trainings; the tables are in {output}.")
 

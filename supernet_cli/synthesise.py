@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import tyro
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
@@ -30,6 +29,7 @@ from supernet.training.data import DataConfig
 from supernet.training.execution import pick_device
 from supernet.training.randomness import Stream, part_seed
 from supernet_cli.command_line import DeviceFlag, console, progress_bar
+from supernet_cli.flags import parse_flags
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse_flags(Arguments, __doc__)
     network = load_network(arguments.teacher, DataConfig(), ())
     if network.config.input_size is None or network.config.classes is None:
         raise ValueError(f"{arguments.teacher} tells no classes of images apart")

@@ -2,6 +2,7 @@
 
     supernet train                      # digits, two minutes on 2 cores
     supernet train --recipe cifar10 --root images/ --output runs/mine
+    supernet train --config runs/mine/train.yaml --seed 1 --output runs/again
     supernet train --output runs/mine --resume
     supernet train --recipe distil_features --pretrained dino.safetensors --unlabelled photos/ --root images/
     supernet train --space mine.py:family --dataset mine.py:points --output runs/points
@@ -10,10 +11,11 @@
     supernet train --list-spaces
 
 A recipe sets everything, any flag overrides it; `--help` shows each flag with its unit and the recipe's value. Writes
-the output folder (see supernet/artifacts/runs.py). With --resume it goes on with the run in that folder, by its own
-settings; where its images lie (--root, --test-root) and how it is executed (--device, --workers, --log-steps, ...) may
-be said anew. A training that was stopped before its first step was done is started without --resume. A dataset that is
-code of your own has none of the recipe's settings of images.
+the output folder (see supernet/artifacts/runs.py); by its train.yaml, --config begins the same training again. With
+--resume it goes on with the run in that folder, by its own settings; where its images lie (--root, --test-root) and how
+it is executed (--device, --workers, --log-steps, ...) may be said anew. A training that was stopped before its first
+step was done is started without --resume. A dataset that is code of your own has none of the recipe's settings of
+images.
 
 With --cluster the workers of a Ray cluster train, and the output folder is written at the end. A training goes on by
 itself when a worker was lost; when this command was lost, give it again, with all its flags and --resume.
@@ -40,7 +42,10 @@ from supernet.training.cluster import Cluster, run_on_cluster
 from supernet.training.data.named import DATASETS
 from supernet.training.methods.progressive import Phase
 from supernet_cli.command_line import console, recipe_of, to_resume
+from supernet_cli.flags import known_beforehand, noting_flags, parse_flags, write_flags
 from supernet_cli.training_progress import training_progress
+
+FLAGS = "train.yaml"  # in a run's folder
 
 
 @dataclass(frozen=True)
@@ -74,19 +79,15 @@ def main() -> None:
     first.add_argument("--space")
     first.add_argument("--dataset")
     first.add_argument("--cluster")
-    known = first.parse_known_args()[0]
+    known = known_beforehand(first, Arguments)
     recipe = known.recipe
     if known.resume and known.cluster is None:
         read = partial(read_job, space=known.space, dataset=known.dataset)
         job = to_resume(known.output or Path("runs") / recipe, read)
     else:
         job = recipe_of(recipe, known.dataset)
-    arguments = tyro.cli(
-        Arguments,
-        default=Arguments(Flags(**vars(job)), recipe=recipe),
-        description=__doc__,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    default = Arguments(Flags(**vars(job)), recipe=recipe)
+    arguments = parse_flags(Arguments, __doc__, default=default, omit_prefixes=True)
     if arguments.list_spaces:
         list_spaces()
         return
@@ -96,6 +97,7 @@ def main() -> None:
         job = started_from(arguments.pretrained, job)
     if arguments.ray.cluster is not None:
         run_on_cluster(job, output, arguments.ray, resume=arguments.resume)
+        write_flags(output / FLAGS, arguments, omit_prefixes=True)
         again = said_again(read_job(output, space=job.space, dataset=job.data.dataset))
         console.print(f"The supernet is in {output}.")
         console.print(f"Next: supernet search --run {output}{again}", soft_wrap=True)
@@ -104,7 +106,8 @@ def main() -> None:
         distributed.joined(job.execution.device),
         training_progress(disable=distributed.rank() != 0) as show,
     ):
-        trained = run_job(job, output, resume=arguments.resume, on_step=show)
+        on_step = noting_flags(output / FLAGS, arguments, show, omit_prefixes=True)
+        trained = run_job(job, output, resume=arguments.resume, on_step=on_step)
         is_first = distributed.rank() == 0
     if not is_first:
         return

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import tyro
 
 from search.growing_ensemble import EnsembleJob, grow_ensemble, with_fitted_weights
 from search.history import best_archs
@@ -29,6 +28,7 @@ from supernet.training.data import ImageData
 from supernet.training.execution import located, pick_device
 from supernet.training.standalone import model_settings
 from supernet_cli.command_line import DeviceFlag, console
+from supernet_cli.flags import parse_flags
 from supernet_cli.model_training import job_of, on_test_images
 from supernet_cli.training_progress import training_progress
 
@@ -65,7 +65,7 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse_flags(Arguments, __doc__)
     if (arguments.output / "config.json").exists():
         raise ValueError(f"{arguments.output} holds a model already; name another folder")
     job = ensemble_job(arguments)

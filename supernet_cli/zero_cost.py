@@ -31,6 +31,7 @@ from supernet.training.data import DataConfig, load_data
 from supernet.training.data.named import only_images
 from supernet.training.execution import Execution, pick_device, tf32
 from supernet_cli.command_line import DeviceFlag, console, progress_bar
+from supernet_cli.flags import parse_flags
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse_flags(Arguments, __doc__)
     for name in ("archs", "batch_size"):
         if getattr(arguments, name) < 2:
             raise ValueError(f"{name} is at least 2, not {getattr(arguments, name)}")

@@ -5,6 +5,7 @@ config.json            the job, what the data say of themselves and to the famil
                        done
 metrics.jsonl          losses and accuracies by step
 checkpoints/           to resume from
+train.yaml             the flags that repeat it, of a run that a command began
 tokenizer.json         of texts, and whatever else there is of the data that whoever uses a network needs besides it
 0-features/            these two of learning features without labels, if that came first
 1-largest/, ...        these two for each phase instead, in progressive shrinking

@@ -1,0 +1,217 @@
+"""A command's flags, on the command line and in a file: `--config FILE.yaml`, read and written.
+
+A file of flags maps their names, as `--help` shows them, to values: batch-size or batch_size to 256, a switch to true
+or false, several values to a list, JSON to itself, and flags that have a part in common, such as data.root, to a
+mapping beneath that part, or each by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import sys
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+import tyro
+import yaml
+
+from supernet.artifacts.atomic import write_atomically
+from supernet.training import distributed
+from supernet.training.loop import StepResult
+
+ABOUT = """
+
+--config FILE.yaml takes flags from a file, where they are named as here; those on the command line win."""
+NOT_KEPT = ("resume",)  # flags that say whether something begins, and nothing of what it is
+
+Parsed = TypeVar("Parsed")
+
+
+class Flag(NamedTuple):
+    """A flag, and whence its value comes in the parsed arguments."""
+
+    names: tuple[str, ...]  # as `--help` shows them, without the dashes before them; the first one is written
+    fields: tuple[str, ...]
+    is_switch: bool
+
+
+def parse_flags(
+    kind: type[Parsed], description: str | None, *, default: Parsed | None = None, omit_prefixes: bool = False
+) -> Parsed:
+    """The command line of this process, with its file of flags, as `kind`; what neither says is as in `default`."""
+    config = (tyro.conf.OmitArgPrefixes,) if omit_prefixes else ()
+    given = {} if default is None else {"default": default}
+    arguments = typed_words(kind, omit_prefixes=omit_prefixes)
+    return tyro.cli(kind, args=arguments, description=f"{(description or '').rstrip()}{ABOUT}", config=config, **given)
+
+
+def known_beforehand(parser: argparse.ArgumentParser, kind: type) -> argparse.Namespace:
+    """What `parser`, which knows the few flags that set the defaults of the others of `kind`, finds on the command line
+    and in its file of flags; these flags have no prefixes."""
+    said = [word for word in typed_words(kind, omit_prefixes=True) if not word.endswith("=None")]
+    return parser.parse_known_args(said)[0]
+
+
+def typed_words(kind: type, *, omit_prefixes: bool = False) -> list[str]:
+    """The words of this process's command line, where those of its file of flags, if it names one, come last.
+
+    ValueError, in one line, for a file that cannot be read, and for a key in it that is no flag of `kind`.
+    """
+    typed, path = _without_config(sys.argv[1:])
+    if path is None:
+        return typed
+    said = {word.partition("=")[0].replace("_", "-") for word in typed if word.startswith("--")}
+    known = {name: flag for flag in flags(kind, omit_prefixes=omit_prefixes) for name in flag.names}
+    added = []
+    for name, value in _read(path, known):
+        if not said & {f"--{spelling}" for other in known[name].names for spelling in (other, off(other))}:
+            added += _as_words(known[name], name, value, path)
+    return [*typed, *added]
+
+
+def write_flags(path: Path, arguments: Any, *, omit_prefixes: bool = False) -> None:
+    """Write a file of flags by which a command would get these `arguments` again, but for whether it resumes."""
+    values = {}
+    for flag in flags(type(arguments), omit_prefixes=omit_prefixes):
+        value = arguments
+        for name in flag.fields:
+            value = getattr(value, name)
+        if flag.names[0] not in NOT_KEPT:
+            values[flag.names[0]] = _plain(value)
+    with write_atomically(path) as temporary:
+        temporary.write_text(yaml.safe_dump(values, sort_keys=False, width=120), encoding="utf-8")
+
+
+def noting_flags(
+    path: Path, arguments: Any, on_step: Callable[[StepResult], None], *, omit_prefixes: bool = False
+) -> Callable[[StepResult], None]:
+    """`on_step`, which writes the file of flags once a training has done its first step, as its other files are."""
+    is_due = not arguments.resume and distributed.rank() == 0
+
+    def note(result: StepResult) -> None:
+        nonlocal is_due
+        if is_due:
+            write_flags(path, arguments, omit_prefixes=omit_prefixes)
+            is_due = False
+        on_step(result)
+
+    return note
+
+
+def flags(kind: type, *, omit_prefixes: bool = False, prefix: str = "", fields: tuple[str, ...] = ()) -> Iterator[Flag]:
+    """The flags that tyro makes of the dataclass `kind`, without positional and suppressed ones."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        hint, marks = hints[field.name], ()
+        if typing.get_origin(hint) is Annotated:
+            hint, *marks = typing.get_args(hint)
+        if tyro.conf.Suppress in marks or tyro.conf.Positional in marks:
+            continue
+        own = [mark for mark in marks if hasattr(mark, "aliases")]  # of tyro.conf.arg
+        name = next((mark.name for mark in own if mark.name is not None), field.name).replace("_", "-")
+        place = (*fields, field.name)
+        if dataclasses.is_dataclass(hint):
+            beneath = "" if omit_prefixes or not name else f"{prefix}{name}."
+            yield from flags(hint, omit_prefixes=omit_prefixes, prefix=beneath, fields=place)
+        else:
+            aliases = (alias.lstrip("-") for mark in own for alias in mark.aliases or ())
+            yield Flag((prefix + name, *aliases), place, hint is bool)
+
+
+def off(switch: str) -> str:
+    """The name of the flag that turns a switch off, such as data.no-balanced."""
+    beneath, dot, name = switch.rpartition(".")
+    return f"{beneath}{dot}no-{name}"
+
+
+def _without_config(typed: Sequence[str]) -> tuple[list[str], Path | None]:
+    """The words but for `--config FILE`, and that file."""
+    left, path, remaining = [], None, iter(typed)
+    for word in remaining:
+        name, is_joined, value = word.partition("=")
+        if name != "--config":
+            left.append(word)
+            continue
+        if path is not None:
+            raise ValueError("--config names one file, and is given twice")
+        value = value if is_joined else next(remaining, "")
+        if not value or value.startswith("--"):
+            raise ValueError("--config is followed by the file of flags, such as flags.yaml")
+        path = Path(value)
+    return left, path
+
+
+def _read(path: Path, known: Mapping[str, Flag]) -> list[tuple[str, yaml.Node]]:
+    """Names of flags and their values, as YAML has them."""
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"the file of flags {path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"the file of flags {path} is no YAML: {' '.join(str(error).split())}") from error
+    if root is None:
+        return []
+    if not isinstance(root, yaml.MappingNode):
+        raise ValueError(f"the file of flags {path} is a mapping of flags to values, such as epochs: 30")
+    found: dict[str, yaml.Node] = {}
+    for name, value in _entries(root, "", known, path):
+        if name in found:
+            raise ValueError(f"{path}, line {value.start_mark.line + 1}: {name} is there twice")
+        found[name] = value
+    return list(found.items())
+
+
+def _entries(
+    mapping: yaml.MappingNode, prefix: str, known: Mapping[str, Flag], path: Path
+) -> Iterator[tuple[str, yaml.Node]]:
+    for key, value in mapping.value:
+        name = prefix + str(key.value).replace("_", "-")
+        if name in known:
+            yield name, value
+        elif isinstance(value, yaml.MappingNode) and any(other.startswith(f"{name}.") for other in known):
+            yield from _entries(value, f"{name}.", known, path)
+        else:
+            near = difflib.get_close_matches(name, known, 1, cutoff=0)[0]
+            raise ValueError(
+                f"{path}, line {key.start_mark.line + 1}: there is no flag {name!r}; the nearest is {near}"
+            )
+
+
+def _as_words(flag: Flag, name: str, value: yaml.Node, path: Path) -> list[str]:
+    """A flag with its value, as a command line has it."""
+    text = _text(value)
+    if flag.is_switch:
+        if text not in ("True", "False"):
+            raise ValueError(f"{path}, line {value.start_mark.line + 1}: {name} is true or false, not {text!r}")
+        return [f"--{name if text == 'True' else off(name)}"]
+    if isinstance(value, yaml.SequenceNode):
+        return [f"--{name}", *(word for item in value.value for word in _items(item))]
+    return [f"--{name}={text}"]
+
+
+def _items(node: yaml.Node) -> list[str]:
+    return [_text(item) for item in node.value] if isinstance(node, yaml.SequenceNode) else [_text(node)]
+
+
+def _text(node: yaml.Node) -> str:
+    """What is typed for a value: a scalar as it stands, so that 1e-3 is what it is on a command line."""
+    if not isinstance(node, yaml.ScalarNode):
+        return json.dumps(yaml.SafeLoader("").construct_document(node))
+    kind = node.tag.rpartition(":")[2]
+    if kind == "null":
+        return "None"
+    if kind == "bool":
+        return str(yaml.SafeLoader.bool_values[node.value.lower()])
+    return node.value
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
