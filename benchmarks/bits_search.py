@@ -132,7 +132,7 @@ def chosen(arguments: Arguments, arm: str, seed: int, folder: Path, family: Fami
 
 def supernet(arguments: Arguments, space: str, options: str, seed: int, folder: Path) -> Run:
     recipe = digits()
-    warmup_epochs = min(recipe.train.warmup_epochs, arguments.epochs / 4)
+    warmup_epochs = min(recipe.train.warmup, arguments.epochs / 4)
     train = dataclasses.replace(recipe.train, epochs=arguments.epochs, warmup_epochs=warmup_epochs, seed=seed)
     execution = Execution(workers=0, eval_epochs=0)
     job = dataclasses.replace(recipe, space=space, space_options=options, train=train, execution=execution)

@@ -76,7 +76,7 @@ def measure(arguments: Arguments, tuned: Sequence[str], **settings) -> None:
 
 def stages(arguments: Arguments, tune: str, seed: int, settings: dict) -> Sequence[StageResult]:
     folder, recipe = arguments.output / f"seed-{seed}", digits()
-    warmup_epochs = min(recipe.train.warmup_epochs, arguments.epochs / 4)
+    warmup_epochs = min(recipe.train.warmup, arguments.epochs / 4)
     train = dataclasses.replace(recipe.train, epochs=arguments.epochs, warmup_epochs=warmup_epochs, seed=seed)
     run_job(
         dataclasses.replace(recipe, train=train, execution=Execution(workers=0, eval_epochs=0)),

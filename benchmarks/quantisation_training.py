@@ -115,7 +115,7 @@ def accuracies(arguments: Arguments, seed: int) -> dict[str, float]:
 
 def first_job(epochs: int, seed: int) -> ModelJob:
     recipe = digits()
-    warmup_epochs = min(recipe.train.warmup_epochs, epochs / 4)
+    warmup_epochs = min(recipe.train.warmup, epochs / 4)
     train = dataclasses.replace(
         model_settings(recipe.train), epochs=epochs, warmup_epochs=warmup_epochs, seed=seed, lr=0.1
     )

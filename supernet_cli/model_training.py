@@ -25,6 +25,7 @@ from supernet.training.data.named import settings_for
 from supernet.training.execution import pick_device, tf32
 from supernet.training.standalone import AnyModelJob, ModelJob, model_settings, read_model_job, run_model_job
 from supernet_cli.command_line import console, recipe_of, to_resume
+from supernet_cli.find_lr import find_lr
 from supernet_cli.flags import known_beforehand, noting_flags, parse_flags
 from supernet_cli.training_progress import training_progress
 
@@ -43,6 +44,9 @@ class Arguments:
     resume: bool = False
     """Go on with the training in the output folder, by its own settings; where images lie and how it is executed may be
     said anew."""
+    find_lr: int | None = None
+    """Steps, such as 100, of a range test in place of the training: the learning rate grows from 1e-5 to 10, and the
+    one where the loss falls fastest is printed. Writes lr.csv and lr.svg to the folder of the run."""
     onnx: bool = True
     """Write model.onnx too."""
 
@@ -165,7 +169,16 @@ def train(arguments: Arguments, run_job: Callable[..., Subnet] = run_model_job) 
 
 
 def run_with_progress(arguments: Arguments, directory: Path, run_job: Callable[..., Subnet]) -> Subnet | None:
-    """The network that `run_job` gives for the job, with its run in `directory`; None but in the first process."""
+    """The network that `run_job` gives for the job, with its run in `directory`; None but in the first process, and
+    where a learning rate is looked for instead."""
+    if arguments.find_lr is not None:
+        job = arguments.job
+
+        def train_by(config, execution, directory, on_step):
+            run_job(replace(job, train=config, execution=execution), directory, on_step=on_step)
+
+        find_lr(train_by, job.train, job.execution, arguments.find_lr, directory)
+        return None
     with (
         distributed.joined(arguments.job.execution.device),
         training_progress(disable=distributed.rank() != 0) as show,

@@ -8,6 +8,7 @@
     supernet train --space mine.py:family --dataset mine.py:points --output runs/points
     torchrun --nproc-per-node 8 -m supernet_cli train --recipe alphanet --root imagenet/ --output runs/alphanet
     supernet train --recipe alphanet --root /imagenet --cluster auto --cluster-workers 16 --gpus-per-worker 1
+    supernet train --recipe cifar10 --root images/ --find-lr 100
     supernet train --list-spaces
 
 A recipe sets everything, any flag overrides it; `--help` shows each flag with its unit and the recipe's value. Writes
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import signature
@@ -40,8 +42,13 @@ from supernet.families.named import SPACES, find_family
 from supernet.training import distributed
 from supernet.training.cluster import Cluster, run_on_cluster
 from supernet.training.data.named import DATASETS
+from supernet.training.execution import Execution
+from supernet.training.features import FeatureConfig
+from supernet.training.loop import StepResult
 from supernet.training.methods.progressive import Phase
+from supernet.training.step import TrainConfig
 from supernet_cli.command_line import console, recipe_of, to_resume
+from supernet_cli.find_lr import find_lr
 from supernet_cli.flags import known_beforehand, noting_flags, parse_flags, write_flags
 from supernet_cli.training_progress import training_progress
 
@@ -67,6 +74,9 @@ class Arguments:
     """Folder of the run; by default runs/ and the recipe's name."""
     resume: bool = False
     """Go on with the run in the output folder."""
+    find_lr: int | None = None
+    """Steps, such as 100, of a range test in place of the training: the learning rate grows from 1e-5 to 10, and the
+    one where the loss falls fastest is printed. Writes lr.csv and lr.svg to the output folder."""
     list_spaces: bool = False
     """Print the search spaces and end."""
 
@@ -95,6 +105,9 @@ def main() -> None:
     job = Job(**vars(arguments.job))
     if arguments.pretrained is not None:
         job = started_from(arguments.pretrained, job)
+    if arguments.find_lr is not None:
+        find_lr(partial(train_by, job), job.train, job.execution, arguments.find_lr, output)
+        return
     if arguments.ray.cluster is not None:
         run_on_cluster(job, output, arguments.ray, resume=arguments.resume)
         write_flags(output / FLAGS, arguments, omit_prefixes=True)
@@ -113,6 +126,13 @@ def main() -> None:
         return
     console.print(f"The supernet is in {output}: {trained.net.space.size:.3g} architectures in one set of weights.")
     console.print(f"Next: supernet search --run {output}{said_again(trained.job)}", soft_wrap=True)
+
+
+def train_by(
+    job: Job, config: TrainConfig, execution: Execution, directory: Path, on_step: Callable[[StepResult], None]
+) -> None:
+    """Train on labels at once, by another configuration and execution."""
+    run_job(replace(job, train=config, execution=execution, features=FeatureConfig()), directory, on_step=on_step)
 
 
 def started_from(weights: str, job: Job) -> Job:

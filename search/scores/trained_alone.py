@@ -26,7 +26,7 @@ def alone_settings(config: LoopConfig, epochs: int) -> LoopConfig:
     """How an architecture trains alone for so many `epochs`, otherwise as its supernet did; its warm-up is a quarter of
     them at most."""
     settings = model_settings(config)
-    return dataclasses.replace(settings, epochs=epochs, warmup_epochs=min(settings.warmup_epochs, epochs / 4))
+    return dataclasses.replace(settings, epochs=epochs, warmup_epochs=min(settings.warmup, epochs / 4))
 
 
 @dataclass(frozen=True)

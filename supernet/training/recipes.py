@@ -34,7 +34,6 @@ def digits() -> Job:
             batch_size=64,
             lr=0.4,
             weight_decay=1e-4,
-            warmup_epochs=2,
             ema_decay=0.99,
             calibration_images=500,
         ),
@@ -63,7 +62,7 @@ def cifar10() -> Job:
     return Job(
         space="mobilenet_v3_micro",
         data=DataConfig(dataset="folder", scale=(0.4, 1.0), color_jitter=0.0, crop_pct=1.0),
-        train=TrainConfig(epochs=100, batch_size=256, lr=0.2, weight_decay=1e-4, warmup_epochs=5, clip=5.0),
+        train=TrainConfig(epochs=100, batch_size=256, lr=0.2, weight_decay=1e-4, clip=5.0),
     )
 
 
@@ -100,7 +99,6 @@ def alphanet() -> Job:
             batch_size=4096,
             lr=0.1,
             weight_decay=1e-5,
-            warmup_epochs=5,
             random_subnets=2,
             distillation="adaptive_alpha",
             label_smoothing=0.1,
@@ -198,7 +196,7 @@ def prune() -> Job:
         space="from_timm",
         space_options='{"name": "mobilenetv3_large_100", "pretrained": true}',
         data=DataConfig(dataset="folder"),
-        train=TrainConfig(epochs=20, batch_size=256, lr=0.02, weight_decay=1e-5, warmup_epochs=1, clip=5.0),
+        train=TrainConfig(epochs=20, batch_size=256, lr=0.02, weight_decay=1e-5, clip=5.0),
         execution=Execution(workers=8),
     )
 
@@ -216,7 +214,6 @@ def distil_features() -> Job:
             opt="adamw",
             lr=5e-4,
             weight_decay=0.05,
-            warmup_epochs=2,
             drop_path_rate=0.1,
             clip=1.0,
         ),

@@ -30,10 +30,11 @@ class LoopConfig:
     """Weight decay of weights with two and more dimensions; BatchNorm and biases have none."""
     decay_all: bool = False
     """Whether all parameters have weight decay nevertheless."""
-    sched: Literal["cosine", "step", "poly"] = "cosine"
-    """timm's name of the schedule of the learning rate, updated every step."""
-    warmup_epochs: float = 1.0
-    """Epochs in which the learning rate grows linearly from zero."""
+    sched: Literal["cosine", "step", "poly", "range"] = "cosine"
+    """timm's name of the schedule of the learning rate, updated every step; range grows exponentially from min_lr in
+    the first step to lr in the last, without warm-up, to find a learning rate by (--find-lr)."""
+    warmup_epochs: float | None = None
+    """Epochs in which the learning rate grows linearly from zero; by default a twentieth of all, and at most 5."""
     decay_rate: float = 0.1
     """Factor of each decay of the schedule step; exponent of the schedule poly, where 1 is linear."""
     decay_epochs: float = 30.0
@@ -85,12 +86,22 @@ class LoopConfig:
             raise ValueError(f"seed is 0 or more, not {self.seed}")
         if self.lr <= 0:
             raise ValueError(f"lr is above 0, not {self.lr}")
-        if not 0 <= self.warmup_epochs <= self.epochs:
-            raise ValueError(f"warmup_epochs is from 0 to the {self.epochs} epochs, not {self.warmup_epochs}")
+        if not 0 <= self.warmup <= self.epochs:
+            raise ValueError(
+                f"warmup_epochs is from 0 to the {self.epochs} epochs, or None for a part of them, not "
+                f"{self.warmup_epochs}"
+            )
+        if self.sched == "range" and self.min_lr <= 0:
+            raise ValueError(f"the schedule range grows from a min_lr above 0, not from {self.min_lr}")
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"clip is above 0, or none, not {self.clip}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is between 0 and 1, not {self.ema_decay}")
+
+    @property
+    def warmup(self) -> float:
+        """`warmup_epochs`, or what stands for None."""
+        return min(self.epochs / 20, 5.0) if self.warmup_epochs is None else self.warmup_epochs
 
     def scaled(self, lr: float) -> float:
         """The learning rate `lr` for 256 images a step as it is for a step of this size."""

@@ -22,13 +22,13 @@ def make_optimizer(net: nn.Module, config: LoopConfig, steps_per_epoch: int) -> 
     )
     scheduler, _ = create_scheduler_v2(
         optimizer,
-        config.sched,
+        "cosine" if config.sched == "range" else config.sched,
         config.epochs,
         decay_epochs=config.decay_epochs,
         decay_rate=config.decay_rate,
         min_lr=config.scaled(config.min_lr),
         warmup_lr=0.0,
-        warmup_epochs=config.warmup_epochs,
+        warmup_epochs=config.warmup,
         updates_per_epoch=steps_per_epoch,
         step_on_epochs=False,
     )
@@ -48,10 +48,17 @@ def set_lr(
     optimizer: torch.optim.Optimizer, scheduler: Scheduler, config: LoopConfig, step: int, steps_per_epoch: int
 ) -> None:
     """Set the learning rate of the step `step`, counted from 0: that in its middle, so that none has a rate of 0. Once
-    it is warm, the schedule `step` falls no further than to `min_lr`."""
+    it is warm, the schedule `step` falls no further than to `min_lr`. The schedule `range` grows exponentially over all
+    steps, as in the range test of Smith (arXiv 1506.01186, section 3.3), whose growth is linear."""
+    if config.sched == "range":
+        last = (config.max_steps or config.epochs * steps_per_epoch) - 1
+        lr = config.min_lr * (config.lr / config.min_lr) ** (step / max(last, 1))
+        for group in optimizer.param_groups:
+            group["lr"] = config.scaled(lr)
+        return
     middle = step + 0.5
     scheduler.step_update(middle)
-    if config.sched == "step" and middle / steps_per_epoch >= config.warmup_epochs:
+    if config.sched == "step" and middle / steps_per_epoch >= config.warmup:
         for group in optimizer.param_groups:
             group["lr"] = max(group["lr"], config.scaled(config.min_lr))
 

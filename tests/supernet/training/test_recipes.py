@@ -18,7 +18,7 @@ def test_a_recipe_is_a_whole_job_with_a_space_of_its_own(recipe):
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("alphanet", {"epochs": 360, "lr": 0.1, "weight_decay": 1e-5, "label_smoothing": 0.1, "warmup_epochs": 5,
+        ("alphanet", {"epochs": 360, "lr": 0.1, "weight_decay": 1e-5, "label_smoothing": 0.1, "warmup": 5,
                       "random_subnets": 2, "clip": 1.0, "clip_mode": "value", "distillation": "adaptive_alpha"}),
         ("attentive_nas", {"epochs": 360, "method": "worst_up", "trials": 3, "macs_step": 25.0, "distillation": "kl"}),
         ("bignas", {"opt": "rmsproptf", "lr": 0.016, "sched": "step", "decay_rate": 0.97, "decay_epochs": 2.4,
