@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from supernet.artifacts import formats, provenance
 from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.reading import read_json, typed
 
 Verdict = Literal["faster", "slower", "not distinguishable"]
 
@@ -78,12 +79,12 @@ class Record:
 
 def read_record(path: Path) -> Record:
     """The record in the file `path`; ValueError, naming it, if it is none."""
+    content = read_json(path, dict, "record of a pipeline")
+    content = formats.PIPELINE.upgraded(content, content.get("format", 1), path)
+    known = {field.name: content[field.name] for field in dataclasses.fields(Record) if field.name in content}
     try:
-        content = json.loads(path.read_text())
-        content = formats.PIPELINE.upgraded(content, content["format"], path)
-        stages = tuple(StageResult(**stage) for stage in content["stages"])
-        return Record(content["settings"], content["device"], stages)
-    except (OSError, json.JSONDecodeError, TypeError, LookupError, AttributeError) as error:
+        return typed(Record, known)
+    except ValueError as error:
         raise ValueError(f"{path} is no record of a pipeline: {error}") from error
 
 

@@ -21,6 +21,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
+from service.request import ENOUGH, TESTED
+
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm"}
 PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "val"}
@@ -164,17 +166,25 @@ def _places(names: list[str], seed: int) -> dict[str, PurePosixPath]:
     while len(tops := {own[0] for own in parts.values()}) == 1 and all(len(own) > 2 for own in parts.values()):
         parts = {name: own[1:] for name, own in parts.items()}
     if lost := next((name for name, own in parts.items() if len(own) < 2), None):
-        raise ValueError(f"{lost[:100]!r} lies in no folder of a class: put the images of each class into one")
+        raise _unlabelled(lost)
     if not {PARTS.get(top.lower(), "") for top in tops} >= {"train", "val"}:
         return {name: PurePosixPath(part, *parts[name]) for part, name in _divided(parts, seed)}
     if other := next((top for top in sorted(tops) if top.lower() not in PARTS), None):
         raise ValueError(f"beside train/ and val/ the archive has {other!r}: leave it out")
     if lost := next((name for name, own in parts.items() if len(own) < 3), None):
-        raise ValueError(f"{lost[:100]!r} lies in no folder of a class: put the images of each class into one")
+        raise _unlabelled(lost)
     places = {name: PurePosixPath(PARTS[own[0].lower()], *own[1:]) for name, own in parts.items()}
     if len(set(places.values())) < len(places):
         raise ValueError("the archive has two parts for testing with the same files: leave one of them out")
     return places
+
+
+def _unlabelled(name: str) -> ValueError:
+    return ValueError(
+        f"{name[:100]!r} lies in no folder of a class: put the images of each class into one. Without classes nothing "
+        f"shows how good a network is: {TESTED} images with theirs would do to test on, and to train on "
+        f"{ENOUGH['uploaded']} of each class with weights of your own for these classes, {ENOUGH['none']} without any"
+    )
 
 
 def _divided(parts: dict[str, tuple[str, ...]], seed: int) -> Iterator[tuple[str, str]]:

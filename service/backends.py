@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from service.worker import LOCK, PROGRAM, held
+from supernet.artifacts.atomic import write_files
 from supernet.errors import first_line
 
 SOURCES = Path(__file__).parents[1]  # from which a worker imports this very version
@@ -127,7 +128,7 @@ class RayBackend:
 
     def start(self, folder: Path) -> None:
         submission = f"supernet-{folder.name}-{time.time_ns()}"
-        (folder / SUBMISSION).write_text(submission)
+        write_files({SUBMISSION: submission}, folder)
         self._client.submit_job(
             entrypoint=shlex.join(self._options.command(folder)),
             submission_id=submission,

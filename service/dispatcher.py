@@ -6,7 +6,6 @@ still run, and gives those that were lost a new one, which goes on where they st
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import threading
@@ -149,5 +148,5 @@ class Dispatcher:
 def _read(folder: Path) -> Progress:
     try:
         return Progress.load(folder)
-    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+    except ValueError:
         return Progress()

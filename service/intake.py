@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import errno
-import json
 import os
 import secrets
 import shutil
@@ -27,6 +25,7 @@ from service.progress import RUNNING, WAITING
 from service.request import JobRequest
 from service.stages import MEASUREMENTS, SUGGESTED, TO_MEASURE
 from service.store import QUEUED, UNFINISHED, UPLOADING, JobRow
+from supernet.artifacts.reading import parse_json, read_rows
 
 if TYPE_CHECKING:
     from service.app import Settings
@@ -96,8 +95,8 @@ class Intake:
             if len(body) > limit:
                 raise Refused(413, f"a request is at most {limit} bytes of JSON")
         try:
-            return json.loads(body)
-        except (ValueError, RecursionError) as error:
+            return parse_json(body, object)
+        except ValueError as error:
             raise Refused(400, f"the request is no JSON: {error}") from error
 
     def _submit(self, request: JobRequest) -> str:
@@ -231,7 +230,7 @@ def _check_measurements(file: Path, manifest: Path) -> None:
 
     if not manifest.exists():
         raise Refused(409, "the networks to measure are not there yet")
-    asked = {Arch.from_json(row["arch"]) for row in csv.DictReader(manifest.read_text().splitlines())}
+    asked = {Arch.from_json(row["arch"]) for row in read_rows(manifest, ["arch"])}
     try:
         text = file.read_text()
     except UnicodeDecodeError as error:

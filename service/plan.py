@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from service.archive import ImageFacts
-from service.request import JobRequest
+from service.request import ENOUGH, TESTED, JobRequest
 from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.reading import read_json
 
 FILE = "job.json"
 IMAGES, UPLOADED_WEIGHTS = "images", "weights.safetensors"  # in the folder of a job
 SMALL = 64  # pixels a side up to which images are for networks of few pixels
-TESTED = 100  # images that an accuracy of 50 % needs for a standard error of 5 points: 0.25 / 0.05 ** 2
-# training images of each class, by what the network knows already: rules of thumb, and told as such
-ENOUGH = {"none": 50, "published": 10, "uploaded": 2}
 STEPS_AN_EPOCH = 16  # a batch is made smaller until there are so many
 
 
@@ -44,15 +42,8 @@ class Plan:
 
     @classmethod
     def load(cls, folder: Path) -> Plan:
-        values = json.loads((folder / FILE).read_text())
-        facts = values.pop("facts")
-        sources = tuple(values.pop("sources"))
-        return cls(
-            request=JobRequest.from_json(values.pop("request")),
-            facts=ImageFacts(**facts | {"classes": tuple(facts["classes"])}),
-            sources=sources,
-            **values,
-        )
+        """Of the job in `folder`; ValueError, naming the file, if it is none."""
+        return read_json(folder / FILE, cls, "plan of a job")
 
 
 def make_plan(request: JobRequest, facts: ImageFacts) -> Plan:

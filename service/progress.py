@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.reading import read_json
 
 FILE = "progress.json"
 LOG = "log.txt"
@@ -39,12 +40,10 @@ class Progress:
 
     @classmethod
     def load(cls, folder: Path) -> Progress:
-        """Of the job in `folder`; nothing is done of one that was never begun."""
-        try:
-            values = json.loads((folder / FILE).read_text())
-        except FileNotFoundError:
-            return cls()
-        return cls(values["state"], values["message"], [StageRecord(**stage) for stage in values["stages"]])
+        """Of the job in `folder`; nothing is done of one that was never begun. ValueError, naming the file, if it is
+        none."""
+        path = folder / FILE
+        return read_json(path, cls, "progress of a job") if path.exists() else cls()
 
     def save(self, folder: Path) -> None:
         with write_atomically(folder / FILE) as temporary:

@@ -5,21 +5,64 @@ Read from the files that the job's commands wrote; nothing is computed on images
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
-from service.plan import ENOUGH, Plan, search_name
+from service.plan import Plan, search_name
 from service.progress import SKIPPED, Progress
-from service.request import HERE
-from service.stages import EVALUATION, INT8, LARGEST, LARGEST_INT8, SEARCHED, SMALLER, SUBNET, handed_out, smaller_model
+from service.request import ENOUGH, HERE
+from service.stages import (
+    EVALUATION,
+    INT8,
+    LARGEST,
+    LARGEST_INT8,
+    SEARCHED,
+    SMALLER,
+    handed_out,
+    said_of_subnet,
+    smaller_model,
+)
+from supernet.artifacts.reading import parse_json, read_json, read_rows
 
 BASELINES = {"baseline-largest", "baseline-int8", "baseline-smaller"}  # stages
 LEVEL = 0.05  # of the p-value from which on a difference is not distinguishable
 ONE_POINT = 0.01  # standard error of an accuracy that the answer about little data aims at
+
+
+class _Row(TypedDict):
+    network: str
+    top1: float
+    stored_bytes: float
+    latency_ms: float
+
+
+class _Pair(TypedDict):
+    network: str
+    p_value: float
+    standard_error: float
+
+
+class _Evaluation(TypedDict):
+    rows: list[_Row]
+    paired: list[_Pair]
+
+
+class _Told(TypedDict):
+    points: float
+    standard_error: float
+    bytes: float
+    milliseconds: float
+
+
+class _OnTestImages(TypedDict):
+    int8: _Told
+    mixed: NotRequired[_Told]
+
+
+class _Quantisation(TypedDict):
+    on_test_images: _OnTestImages
 
 
 def proof(folder: Path) -> dict[str, Any]:
@@ -38,10 +81,11 @@ def proof(folder: Path) -> dict[str, Any]:
 
 def networks_of(folder: Path, plan: Plan) -> list[dict[str, Any]]:
     """A row each, the job's own first: accuracy (0 to 1) on test images with its standard error, bytes, milliseconds on
-    this machine, and, for those in floating point, the p-value of McNemar's test beside the job's own."""
-    evaluation = json.loads((folder / EVALUATION).read_text())
+    this machine, and, for those in floating point, the p-value of McNemar's test beside the job's own. `paired` are the
+    standard errors of the differences, on the same images, that lead from it to the job's own in floating point."""
+    evaluation = read_json(folder / EVALUATION, _Evaluation, "evaluation of a job")
     names = {SMALLER: "next smaller timm model", LARGEST: "largest network"}
-    p_values = {pair["network"]: pair["p_value"] for pair in evaluation.get("paired", ())}
+    pairs = {pair["network"]: pair for pair in evaluation["paired"]}
     rows = []
     for row in evaluation["rows"]:
         found = {
@@ -52,8 +96,12 @@ def networks_of(folder: Path, plan: Plan) -> list[dict[str, Any]]:
             "standard_error": standard_error(row["top1"], plan.facts.val),
             "bytes": row["stored_bytes"],
             "latency_ms": row["latency_ms"],
-            "p_value": p_values.get(row["network"]),
+            "p_value": None,
+            "paired": {},
         }
+        if row["network"] != handed_out(folder):
+            pair = pairs[row["network"]]
+            found |= {"p_value": pair["p_value"], "paired": {row["network"]: pair["standard_error"]}}
         if row["network"] == SMALLER:
             found["network"] += f", {smaller_model(folder)}, trained from scratch"
         rows.append(found)
@@ -61,14 +109,14 @@ def networks_of(folder: Path, plan: Plan) -> list[dict[str, Any]]:
         path = folder / quantised / "quantisation.json"
         whole = next((row for row in rows if row["folder"] == own), None)
         if path.exists() and whole:
-            rows.append(_quantised(json.loads(path.read_text()), quantised, whole, plan.facts.val))
+            content = read_json(path, _Quantisation, "report of a quantisation")
+            rows.append(_quantised(content["on_test_images"], quantised, whole, plan.facts.val))
     if plan.request.precision == "int8":
         rows.sort(key=lambda row: row["folder"] != INT8)
     return rows
 
 
-def _quantised(content: Mapping[str, Any], folder: str, whole: Mapping[str, Any], images: int) -> dict[str, Any]:
-    told = content["on_test_images"]
+def _quantised(told: _OnTestImages, folder: str, whole: Mapping[str, Any], images: int) -> dict[str, Any]:
     row = told.get("mixed") or told["int8"]
     accuracy = whole["accuracy"] - row["points"] / 100
     return {
@@ -80,6 +128,7 @@ def _quantised(content: Mapping[str, Any], folder: str, whole: Mapping[str, Any]
         "bytes": row["bytes"],
         "latency_ms": row["milliseconds"],
         "p_value": None,
+        "paired": whole["paired"] | {folder: row["standard_error"] / 100},
     }
 
 
@@ -114,9 +163,9 @@ def limits_of(folder: Path, plan: Plan, networks: list[dict[str, Any]]) -> list[
 def front_row(folder: Path) -> dict[str, str] | None:
     """What the search knew of the architecture that was taken out; None if it was stopped before it had a front."""
     front = folder / SEARCHED / "front.csv"
-    arch = json.loads((folder / SUBNET / "config.json").read_text())["arch"]
-    rows = list(csv.DictReader(front.read_text().splitlines())) if front.exists() else []
-    return next((row for row in rows if json.loads(row["arch"]) == arch), None)
+    arch = said_of_subnet(folder)["arch"]
+    rows = read_rows(front, ["arch"]) if front.exists() else []
+    return next((row for row in rows if parse_json(row["arch"], dict) == arch), None)
 
 
 def _is_kept(value: Mapping[str, Any], limit: float) -> bool | None:
@@ -143,14 +192,15 @@ def _drop(networks: list[dict[str, Any]]) -> dict[str, Any]:
     if largest is None:
         return {"value": None, "known_by": "the largest network was not evaluated", "kept": None}
     points, error = difference(largest, networks[0])
-    known_by = "measured on test images, in points; the standard error takes the two networks to err independently"
+    known_by = "measured on test images, in points, with the standard error of paired differences"
     return {"value": points, "standard_error": error, "known_by": known_by}
 
 
 def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float, float]:
-    """By how many points the accuracy of `one` is higher, and the standard error of that if their mistakes were
-    independent, which is too large where they err on the same images."""
-    error = math.hypot(one["standard_error"], other["standard_error"])
+    """By how many points the accuracy of `one` is higher, and its standard error: that of paired differences, of which
+    those between a network and its own in int8 are known apart, and whose sum is no less than the error of all."""
+    apart = one["paired"].keys() ^ other["paired"].keys()
+    error = sum((one["paired"] | other["paired"])[name] for name in apart)
     return 100 * (one["accuracy"] - other["accuracy"]), 100 * error
 
 

@@ -12,6 +12,9 @@ HERE = "here"  # the device that the server runs on
 OWN = "own:"  # before the name of a device of the customer's
 PRECISIONS = ("fp32", "int8")
 WEIGHTS = ("none", "published", "uploaded")
+TESTED = 100  # images that an accuracy of 50 % needs for a standard error of 5 points: 0.25 / 0.05 ** 2
+# training images of each class, by what the network knows already: rules of thumb, and told as such
+ENOUGH = {"none": 50, "published": 10, "uploaded": 2}
 LIMITS = {
     "latency_ms": "milliseconds of one image on the device",
     "stored_bytes": "bytes of the weights as deployed, at the job's precision",

@@ -57,7 +57,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def token_of(path: Path) -> str:
     """The token in the file at `path`, which is made, for its owner's eyes alone, where there is none."""
-    if not path.exists():
+    if not (path.exists() and path.read_text().strip()):  # it is empty where a server was lost as it made it
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
         path.write_text(secrets.token_urlsafe(24))

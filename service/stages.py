@@ -6,15 +6,16 @@ it has to end. What a stage leaves unspent, those after it have. Nothing here ru
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypedDict
 
-from service.plan import TESTED, Plan, search_limits
-from service.request import HERE
+from service.plan import Plan, search_limits
+from service.request import HERE, TESTED
+from supernet.artifacts.reading import read_json, read_rows
 
 MEASUREMENTS = "measurements.csv"  # that the customer brings
 TO_MEASURE = "measure"  # folder with the ONNX files to time
@@ -133,7 +134,7 @@ def train(setting: Setting, seconds: float) -> list[object]:
     epochs = setting.plan.request.epochs or epochs_within(seconds, seconds_an_epoch(setting.folder / "probe"))
     begun = setting.folder / "run" / "config.json"
     if begun.exists():  # it goes on by its own settings
-        epochs = json.loads(begun.read_text())["job"]["train"]["epochs"]
+        epochs = read_json(begun, _Run, "description of a run")["job"]["train"]["epochs"]
     return [*_training(setting, "run", seconds), "--epochs", epochs, "--warmup-epochs", min(5, epochs / 10)]
 
 
@@ -176,8 +177,7 @@ def chosen_arch(folder: Path, plan: Plan) -> str | None:
     path = folder / SEARCHED / "front.csv"
     if not path.exists():
         return None
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(path, ["accuracy", "arch"])
     device, limit = plan.request.device_name, plan.request.limits.get("latency_ms", math.inf)
 
     def misses(row: dict[str, str]) -> float:
@@ -215,15 +215,44 @@ def largest_int8(setting: Setting, seconds: float) -> list[object]:
 
 
 def smaller(setting: Setting, seconds: float) -> list[object]:
-    size = json.loads((setting.folder / SUBNET / "config.json").read_text())["input_size"][-1]
+    size = said_of_subnet(setting.folder)["input_size"][-1]
     said = ["--model", smaller_model(setting.folder), "--input-size", max(32, size)]
     command = ["train-standalone", *said, "--run", "run", "--output", SMALLER, "--no-onnx"]
     return [*command, *_resumed(setting, f"{SMALLER}/training"), *_execution(seconds)]
 
 
+class _Facts(TypedDict):
+    macs: float
+
+
+class SubnetSays(TypedDict):
+    """What jobs rely on of a subnet's config.json."""
+
+    arch: dict[str, Any]
+    input_size: list[int]
+    facts: _Facts
+
+
+class _Train(TypedDict):
+    epochs: float
+
+
+class _Job(TypedDict):
+    train: _Train
+
+
+class _Run(TypedDict):
+    job: _Job
+
+
+def said_of_subnet(folder: Path) -> SubnetSays:
+    """Of the one that the job in `folder` took out; ValueError, naming the file, if that is none."""
+    return read_json(folder / SUBNET / "config.json", SubnetSays, "configuration of a subnet")
+
+
 def smaller_model(folder: Path) -> str:
     """timm's name of the largest network on the `LADDER` with no more MACs than the subnet, or else its smallest."""
-    config = json.loads((folder / SUBNET / "config.json").read_text())
+    config = said_of_subnet(folder)
     scale = (config["input_size"][-1] / 224) ** 2
     fitting = [name for name, macs in LADDER if macs * 1e6 * scale <= config["facts"]["macs"]]
     return fitting[-1] if fitting else LADDER[0][0]

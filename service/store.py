@@ -16,6 +16,7 @@ from pathlib import Path
 
 from service.progress import DONE, FAILED, RUNNING, WAITING
 from service.request import JobRequest
+from supernet.artifacts.reading import parse_json
 
 UPLOADING, QUEUED, CANCELLED, DELETING = "uploading", "queued", "cancelled", "deleting"
 STATES = (UPLOADING, QUEUED, RUNNING, WAITING, DONE, FAILED, CANCELLED, DELETING)
@@ -107,7 +108,7 @@ class Store:
     def _read(self, query: str, values: Sequence[object]) -> list[JobRow]:
         with self._lock:
             rows = self._connection.execute(query, values).fetchall()
-        return [JobRow(row[0], JobRequest.from_json(json.loads(row[1])), *row[2:]) for row in rows]
+        return [JobRow(row[0], parse_json(row[1], JobRequest), *row[2:]) for row in rows]
 
     def _write(self, query: str, values: Sequence[object]) -> int:
         """Rows that changed; OSError where the disk is full."""

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -223,6 +224,7 @@ class Pair(NamedTuple):
     first: str
     difference: float  # of the accuracies, from -1 to 1; above 0 the network is better than the first
     p_value: float  # McNemar's, two-sided, corrected by Holm for the number of networks
+    standard_error: float  # of the difference, that is the mean of paired differences; NaN for a single image
 
     def __str__(self) -> str:
         points = f"{100 * abs(self.difference):.2f} points {'above' if self.difference > 0 else 'below'}"
@@ -237,10 +239,16 @@ def paired(answers: Mapping[str, Answers]) -> list[Pair]:
         return []
     (first, reference), *others = ((name, own.right.double().numpy()) for name, own in answers.items())
     p_values = holm([difference_p_value(reference, right) for _, right in others])
+    gains = [(name, right - reference) for name, right in others]
     return [
-        Pair(name, first, float(right.mean() - reference.mean()), float(p_value))
-        for (name, right), p_value in zip(others, p_values)
+        Pair(name, first, float(gain.mean()), float(p_value), standard_error(gain))
+        for (name, gain), p_value in zip(gains, p_values)
     ]
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Of their mean."""
+    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else math.nan
 
 
 def file_bytes(name: str, subnet: Subnet) -> int:

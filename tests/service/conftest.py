@@ -47,15 +47,16 @@ def images():
 
 
 class Service:
-    """A server whose commands are stand-ins, asked without a network; `look` is what its dispatcher does by itself."""
+    """A server whose commands are stand-ins, or those of `program`, asked without a network; `look` is what its
+    dispatcher does by itself."""
 
-    def __init__(self, data, slots=1, check=lambda plan, devices: (), **settings):
+    def __init__(self, data, slots=1, check=lambda plan, devices: (), program=None, **settings):
         self.control = data / "control"
         self.settings = Settings(data, TOKEN, **settings)
         for folder in (self.control, self.settings.jobs, self.settings.devices):
             folder.mkdir(parents=True, exist_ok=True)
         self.store = Store(data / "jobs.sqlite")
-        program = (sys.executable, "-S", "-E", str(STAND_IN), str(self.control))
+        program = program or (sys.executable, "-S", "-E", str(STAND_IN), str(self.control))
         self.backend = LocalBackend(WorkerOptions(self.settings.devices, program=program))
         self.dispatcher = Dispatcher(self.store, self.settings.jobs, self.backend, slots)
         self.client = TestClient(make_app(self.settings, self.dispatcher, check, watch=False), headers=HEADERS)

@@ -53,12 +53,13 @@ def written(command, flags, words):
     if command in ("extract", "finetune", "train-standalone"):
         return {f"{output}/config.json": subnet, f"{output}/model.safetensors": "weights"}
     if command == "quantise":
-        row = {"points": 0.5, "bytes": 1000, "milliseconds": 0.1}
+        row = {"points": 0.5, "standard_error": 0.2, "bytes": 1000, "milliseconds": 0.1}
         return {f"{output}/quantisation.json": {"on_test_images": {"int8": row}}, f"{output}/config.json": subnet}
     if command == "evaluate":
         networks = words[: words.index("--run")]
         row = {"top1": 0.9, "stored_bytes": 4000, "latency_ms": 0.2}
-        return {flags["--json"]: {"rows": [{"network": name, **row} for name in networks]}}
+        pairs = [{"network": name, "p_value": 1.0, "standard_error": 0.01} for name in networks[1:]]
+        return {flags["--json"]: {"rows": [{"network": name, **row} for name in networks], "paired": pairs}}
     return {}
 
 

@@ -1,7 +1,6 @@
 """What a proof says, by hand-worked numbers."""
 
 import json
-import math
 
 import pytest
 
@@ -12,6 +11,13 @@ from service.proof import difference, proof, standard_error
 from service.request import JobRequest
 
 FACTS = ImageFacts(("a", "b"), train=480, val=100, least_of_a_class=240, side=8)
+
+
+LARGEST = {"network": "baseline/largest", "p_value": 0.02, "standard_error": 0.03}
+
+
+def told(points, error, size, milliseconds):
+    return {"points": points, "standard_error": error, "bytes": size, "milliseconds": milliseconds}
 
 
 @pytest.fixture
@@ -27,14 +33,10 @@ def job(tmp_path):
             {"network": "baseline/largest", "top1": 0.9, "stored_bytes": 9000, "latency_ms": 1.0},
         ]
         files = {
-            "evaluation.json": {"rows": rows},
-            "subnet/config.json": {"arch": {"width": 8}},
-            "int8/quantisation.json": {
-                "on_test_images": {"int8": {"points": 2.0, "bytes": 1000, "milliseconds": 0.25}}
-            },
-            "baseline/largest-int8/quantisation.json": {
-                "on_test_images": {"int8": {"points": 1.0, "bytes": 2500, "milliseconds": 0.5}}
-            },
+            "evaluation.json": {"rows": rows, "paired": [LARGEST]},
+            "subnet/config.json": {"arch": {"width": 8}, "input_size": [3, 224, 224], "facts": {"macs": 6e7}},
+            "int8/quantisation.json": {"on_test_images": {"int8": told(2.0, 1.0, 1000, 0.25)}},
+            "baseline/largest-int8/quantisation.json": {"on_test_images": {"int8": told(1.0, 0.5, 2500, 0.5)}},
         }
         for name, content in files.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -50,8 +52,16 @@ def job(tmp_path):
 
 def test_a_standard_error_is_that_of_a_share():
     assert standard_error(0.8, 100) == pytest.approx(0.04)
-    one, other = {"accuracy": 0.9, "standard_error": 0.03}, {"accuracy": 0.8, "standard_error": 0.04}
-    assert difference(one, other) == pytest.approx((10, 5))
+
+
+def test_a_difference_has_the_error_of_what_leads_from_one_network_to_the_other():
+    own = {"accuracy": 0.8, "paired": {}}
+    own8 = {"accuracy": 0.79, "paired": {"int8": 0.01}}
+    largest = {"accuracy": 0.9, "paired": {"largest": 0.03}}
+    largest8 = {"accuracy": 0.88, "paired": {"largest": 0.03, "largest-int8": 0.005}}
+    assert difference(largest, own) == pytest.approx((10, 3))
+    assert difference(largest8, largest) == pytest.approx((-2, 0.5))
+    assert difference(largest8, own8) == pytest.approx((9, 4.5))
 
 
 def test_networks_and_limits(job):
@@ -68,8 +78,8 @@ def test_networks_and_limits(job):
     assert (limits["latency_ms"]["value"], limits["latency_ms"]["kept"]) == (0.5, True)
     assert (limits["stored_bytes"]["value"], limits["stored_bytes"]["kept"]) == (4000, True)
     drop = limits["accuracy_drop"]
-    assert (drop["value"], drop["standard_error"]) == pytest.approx((10, 100 * math.hypot(0.04, 0.03)))
-    assert drop["kept"] is None  # 10 points, give or take twice 5, are not surely below 15
+    assert (drop["value"], drop["standard_error"]) == pytest.approx((10, 3))
+    assert drop["kept"] is None  # 10 points, give or take twice 3, are not surely below 15
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(0.8, True), (0.6, None), (0.3, False)])
@@ -82,7 +92,7 @@ def test_what_is_predicted_is_kept_by_two_standard_errors(job, limit, kept):
 def test_the_answer_to_whether_it_is_worth_it(job):
     (said, cost) = proof(job())["answers"]["Is it worth it?"]
     assert said == (
-        "Beside the largest network in int8 it is 9.0 points fewer right (standard error 5.1), with 1 times its "
+        "Beside the largest network in int8 it is 9.0 points fewer right (standard error 3.5), with 1 times its "
         "milliseconds on this machine and 1.6 times its bytes."
     )
     assert cost == "Finding it cost 1 core-hours, training included, and the alternatives 0.5 more."
@@ -99,10 +109,8 @@ def test_networks_in_float_are_compared_image_by_image(job, p_value, said):
     folder = job()
     evaluation = json.loads((folder / "evaluation.json").read_text())
     evaluation["rows"].append(evaluation["rows"][0] | {"network": "baseline/smaller", "top1": 0.7})
-    evaluation["paired"] = [{"network": "baseline/smaller", "p_value": p_value}]
+    evaluation["paired"].append(LARGEST | {"network": "baseline/smaller", "p_value": p_value})
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
-    config = {"arch": {"width": 8}, "input_size": [3, 224, 224], "facts": {"macs": 6e7}}
-    (folder / "subnet" / "config.json").write_text(json.dumps(config))
     lines = proof(folder)["answers"]["Is it worth it?"]
     assert any(f"mobilenetv3_small_100, trained from scratch in fp32 it is {said}" in line for line in lines)
 
@@ -115,3 +123,13 @@ def test_in_int8_the_first_network_is_the_one_in_int8(job):
 def test_a_job_without_a_network_has_no_proof(tmp_path):
     with pytest.raises(ValueError, match="no proof yet"):
         proof(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["job.json", "progress.json", "evaluation.json", "subnet/config.json"])
+@pytest.mark.parametrize("content", ["", "[]", '{"rows": 3}'])
+def test_files_that_were_damaged_are_named(job, file, content):
+    folder = job(stored_bytes=4000)
+    (folder / file).write_text(content)
+    with pytest.raises(ValueError, match=rf"{file} is no ") as found:
+        proof(folder)
+    assert "\n" not in str(found.value)

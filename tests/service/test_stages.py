@@ -126,7 +126,7 @@ def test_an_epoch_is_timed_without_the_start_of_the_training(tmp_path):
 @pytest.mark.parametrize(("megamacs", "name"), [(9, LADDER[0][0]), (60, LADDER[1][0]), (5000, "resnet50")])
 def test_the_next_smaller_model_has_no_more_macs(tmp_path, megamacs, name):
     (tmp_path / "subnet").mkdir()
-    config = {"input_size": [3, 112, 112], "facts": {"macs": megamacs * 1e6 / 4}}
+    config = {"arch": {}, "input_size": [3, 112, 112], "facts": {"macs": megamacs * 1e6 / 4}}
     (tmp_path / "subnet" / "config.json").write_text(json.dumps(config))
     assert smaller_model(tmp_path) == name
 

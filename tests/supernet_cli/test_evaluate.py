@@ -76,8 +76,9 @@ def test_networks_are_compared_with_the_first_by_mcnemars_test():
     right = [True] * 10 + [False] * 30
     better, same = [True] * 40, [False, *right[1:]]
     first, second = paired({"a": answers(right), "b": answers(better), "c": answers(same)})
-    assert first == Pair("b", "a", 0.75, pytest.approx(2 * mcnemar(0, 30)))  # the smaller of two, by Holm
-    assert second == Pair("c", "a", pytest.approx(-1 / 40), pytest.approx(mcnemar(0, 1)))
+    error = pytest.approx((0.1875 / 39) ** 0.5)  # of 30 ones and 10 zeros
+    assert first == Pair("b", "a", 0.75, pytest.approx(2 * mcnemar(0, 30)), error)  # the smaller of two, by Holm
+    assert second == Pair("c", "a", pytest.approx(-1 / 40), pytest.approx(mcnemar(0, 1)), pytest.approx(1 / 40))
     assert str(first).startswith("b: 75.00 points above a, p = ")
     assert str(second).startswith("c: not distinguishable from a (2.50 points below it), p = ")
     assert paired({"a": answers(right)}) == []
