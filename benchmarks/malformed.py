@@ -49,9 +49,11 @@ from predictors.latency import FILE as PREDICTOR
 from predictors.measuring.measurements import Measurement, append_measurements, read_measurements
 from search.comparison.yardsticks import read_table
 from search.history import Evaluation, best_archs, read_history, write_history
+from search.report.answered import answered
 from search.report.sources import read_sources, write_origin
 from search.report.taken_out import note_taken_out
 from supernet import Arch, Choice, SearchSpace
+from supernet.answers.answers import Answers
 from supernet.artifacts import Subnet, SubnetConfig, load_subnet, save_subnet
 from supernet.artifacts.runs import job_from_dict, open_run, read_config, read_family
 from supernet.artifacts.settings import note_settings
@@ -83,6 +85,8 @@ class Outcome(NamedTuple):
 def subjects(folder: Path) -> list[Subject]:
     """What is read, of what `write_all` wrote to `folder`."""
     family = FAMILIES["mobilenet_v3_micro"](num_classes=10)
+
+    (answers,) = folder.glob("searched/answered_*.json")
 
     def build(arch: Arch) -> nn.Module:
         return small()
@@ -141,6 +145,7 @@ def subjects(folder: Path) -> list[Subject]:
         Subject("report by metrics", "run/metrics.jsonl", lambda p: contents(p.parent.parent / "searched")),
         Subject("report by a diagnosis", "searched/diagnosis.json", lambda p: contents(p.parent)),
         Subject("report by what was taken out", "searched/taken_out.jsonl", lambda p: contents(p.parent)),
+        Subject("report by answers", f"searched/{answers.name}", lambda p: contents(p.parent)),
         Subject("settings", "settings.json", lambda p: note_settings(p, LoopConfig())),
         Subject("published table", "table.csv", lambda p: read_table(p, family, Arch.from_json)),
         Subject("packed table", "table.csv.gz", lambda p: read_table(p, family, Arch.from_json)),
@@ -217,7 +222,7 @@ def write_all(folder: Path) -> None:
         for i, (own, ms) in enumerate(zip(archs, latency))
     ]
     (search / "front.csv").write_text("\n".join(front) + "\n")
-    note_taken_out(search, archs[1], folder / "own", {"accuracy": 0.5}, 100)
+    _write_answers(search, archs[1], folder / "own")
     _write_diagnosis(search, model)
     note_settings(folder / "settings.json", LoopConfig())
     table = ["arch,accuracy"]
@@ -236,6 +241,12 @@ def write_all(folder: Path) -> None:
             member.size = image.tell()
             image.seek(0)
             tar.addfile(member, image)
+
+
+def _write_answers(search: Path, arch: Arch, folder: Path) -> None:
+    images = [(Image.new("RGB", (4, 4)), 0)]
+    answers = Answers(torch.tensor([0]), torch.tensor([[1, 0]]), torch.tensor([[0.75, 0.25]]), 2)
+    note_taken_out(search, arch, folder, {"accuracy": 0.5}, 100, answered(answers, ("cat", "dog"), images))
 
 
 def _write_diagnosis(folder: Path, model: nn.Module) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import csv
 import html
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
 from supernet.answers.answers import Answers
+from supernet.answers.thumbnails import thumbnail
 from supernet.artifacts.atomic import write_atomically
 
 PIXELS = 128  # the longer side of a thumbnail
@@ -128,14 +128,8 @@ small {{ color: #555; }}
 
 
 def _figure(image: Image.Image, what: str, sure: str, name: str) -> str:
-    """A thumbnail with what it was taken for; small images are magnified pixel by pixel."""
-    scale = PIXELS / max(image.size)
-    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
-    stream = io.BytesIO()
-    image.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS).save(
-        stream, "JPEG", quality=85
-    )
-    source = base64.b64encode(stream.getvalue()).decode()
+    """A thumbnail with what it was taken for."""
+    source = base64.b64encode(thumbnail(image, PIXELS)).decode()
     caption = f"{html.escape(what)}<br>{html.escape(sure)}<br><small>{html.escape(name)}</small>"
     return (
         f'<figure><img src="data:image/jpeg;base64,{source}" alt="{html.escape(what)}">'

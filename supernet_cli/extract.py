@@ -20,20 +20,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from compress.quantisation import export_int8, quantise
 from compress.quantisation.ranges import CALIBRATION_IMAGES
 from search.history import best_archs, read_history
 from search.margin import probability_within
+from search.report.answered import answered
 from search.report.limits import latency_limit
 from search.report.sources import HISTORY, TRIALS, read_sources
 from search.report.taken_out import note_taken_out
+from supernet.answers.answers import Answers, answers_of
 from supernet.artifacts.atomic import write_files, write_folder
 from supernet.artifacts.export import agreement, export_fp16, onnx_runner
-from supernet.artifacts.runs import load_run
-from supernet.artifacts.subnet import export_subnet, save_subnet, take_out
+from supernet.artifacts.runs import Run, load_run
+from supernet.artifacts.subnet import Subnet, export_subnet, save_subnet, take_out
 from supernet.evaluation import CALIBRATION_BYTES, evaluate
 from supernet.space import Arch, SearchSpace
 from supernet.tasks import Classification
+from supernet.training.data import ImageData
 from supernet.training.execution import Execution, pick_device, tf32
 from supernet_cli.command_line import DeviceFlag, console
 from supernet_cli.flags import parse_flags
@@ -105,8 +110,7 @@ def extract(arguments: Arguments) -> None:
         subnet = take_out(
             trained, arch, arguments.calibration_images, arguments.calibration_bytes, arguments.refit_images
         )
-        batches = data.evaluation_batches(data.test, resolution)
-        subnet.config.facts.update(evaluate(subnet.model.to(device), task, batches, arch))
+        answers = tested(subnet, trained, arch, device)
     subnet.model.cpu()
     with write_folder(arguments.output, last="config.json") as folder:
         save_subnet(folder, subnet, onnx=arguments.onnx)
@@ -143,8 +147,22 @@ def extract(arguments: Arguments) -> None:
                     100 * int8.top1,
                 )
     if search := search_of(arguments.history):
-        note_taken_out(search, arch, arguments.output, subnet.config.facts, data.count(data.test))
+        kept = None if answers is None else answered(answers, data.classes, data.test)
+        note_taken_out(search, arch, arguments.output, subnet.config.facts, data.count(data.test), kept)
     console.print(f"The subnet is in {arguments.output}.")
+
+
+def tested(subnet: Subnet, trained: Run, arch: Arch, device: torch.device) -> Answers | None:
+    """Put what `subnet` is worth on the test examples, run on `device`, among its facts; a classifier's answers to test
+    images, in the order of these."""
+    data, task = trained.data, trained.family.task
+    model, batches = subnet.model.to(device), data.evaluation_batches(data.test, trained.family.resolution(arch))
+    if not (isinstance(data, ImageData) and type(task) is Classification):
+        subnet.config.facts.update(evaluate(model, task, batches, arch))
+        return None
+    answers = answers_of(model, batches)
+    subnet.config.facts[task.metric] = answers.quality.top1
+    return answers
 
 
 def latency_lines(history: Path, arch: Arch) -> Iterator[str]:

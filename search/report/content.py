@@ -15,13 +15,15 @@ from search.certainty import NORMAL_95, wilson
 from search.counts import COUNTS, is_count
 from search.front import AS_GOOD, CONFIRMED, HIGH, LOW
 from search.history import Evaluation
+from search.report.answered import answers_content
 from search.report.bottlenecks import bottlenecks
 from search.report.candidate import Candidate
 from search.report.facts import facts
+from search.report.groups import groups as groups_of
 from search.report.importance import importances
 from search.report.limits import notes, within
 from search.report.progress import Content, comparison, rounded, search_content
-from search.report.sources import DeviceRecord, Search, Sources, Training
+from search.report.sources import DeviceRecord, Sources, Training
 from search.settings import ACCURACY
 from supernet.artifacts import provenance
 from supernet.space import Arch, Value
@@ -45,7 +47,9 @@ def make_content(sources: Sources, title: str = "") -> Content:
     `notes` are lines on how sure fronts are, and on those that may not keep, or were measured not to keep, within a
     search's limit on a latency; `within` is how probable it is that a candidate does. `standings` are those of a
     sweep's strategies by one yardstick. `bottlenecks` are what holds some of each front back. `importance` is what
-    `search.report.importance` says of the choices. `facts` are what searches and trainings were asked for.
+    `search.report.importance` says of the choices. `facts` are what searches and trainings were asked for. `answers`
+    are what classifiers that were taken out make of the test images, the thumbnails of which take `MOST_BYTES` at the
+    most.
     """
     names = [
         name for search in sources.searches for e in search.evaluations for name in e.scores if _is_judged(e, name)
@@ -63,7 +67,7 @@ def make_content(sources: Sources, title: str = "") -> Content:
         if _is_judged(e, judge)
     ]
     rows = [sources.searches[candidate.search].front.get(candidate.arch, {}) for candidate in candidates]
-    groups, group_of = _groups(sources.searches)
+    groups, group_of = groups_of(sources.searches)
     choices = _choices(candidate.arch for candidate in candidates)
     score = np.array([candidate.score for candidate in candidates])
     axes, costs, errors, measured = _axes(sources, candidates)
@@ -120,6 +124,7 @@ def make_content(sources: Sources, title: str = "") -> Content:
         "comparison": comparison(sources.searches, searches, groups, judge),
         "standings": [_standing(row) for row in sources.standings],
         "diagnoses": [_diagnosis(row) for row in sources.diagnoses],
+        "answers": answers_content(sources.searches),
     }
 
 
@@ -171,15 +176,6 @@ def _standing(row: Mapping[str, str]) -> Content:
     """A row of how strategies stand, its numbers as such; None for one that is not known."""
     texts = ("judged_by", "device", "strategy", "told_apart")
     return {name: text if name in texts else rounded(float(text or "nan")) for name, text in row.items()}
-
-
-def _groups(searches: Sequence[Search]) -> tuple[list[str], list[int]]:
-    """What is compared: strategies if there are several, or else folders; and which one each search belongs to."""
-    for labels in ([s.strategy for s in searches], [str(s.folder.resolve().name) for s in searches]):
-        names = list(dict.fromkeys(labels))
-        if len(names) > 1:
-            break
-    return names, [names.index(label) for label in labels]
 
 
 def _choices(archs: Iterable[Arch]) -> dict[str, list[Value]]:

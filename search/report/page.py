@@ -13,7 +13,7 @@ from search.report.sources import read_sources
 from supernet.artifacts.atomic import write_atomically
 from supernet.imports import require
 
-SCRIPTS = ("drawing.js", "charts.js", "parallel.js", "page.js")
+SCRIPTS = ("drawing.js", "charts.js", "parallel.js", "certainty.js", "answers.js", "page.js")
 
 
 def write_report(path: Path, folders: Sequence[Path], predictors: Sequence[Path] = (), title: str = "") -> Content:

@@ -7,13 +7,15 @@ import re
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from search import pareto
 from search.counts import is_count
-from search.report.sources import Search
+
+if TYPE_CHECKING:
+    from search.report.sources import Search
 
 Content = dict[str, Any]
 

@@ -27,6 +27,7 @@ from predictors.measuring.measurements import Measurement, read_measurements
 from predictors.measuring.noise import relative_differences
 from search.comparison.results import MEASURED, STANDINGS
 from search.history import Evaluation, read_history
+from search.report.groups import distinct_names
 from search.report.taken_out import TakenOut, read_taken_out
 from supernet.artifacts import provenance
 from supernet.artifacts.atomic import write_atomically
@@ -165,6 +166,7 @@ def read_sources(folders: Sequence[Path], predictors: Sequence[Path] = (), train
     searches: list[Search] = []
     runs: list[Path] = []
     costs: dict[Path, set[str]] = {Path(os.path.normpath(path)): set() for path in predictors}
+    names = distinct_names(folders)
     for folder in folders:
         run, priced, origin = _origin(folder)
         for path in priced:
@@ -172,7 +174,7 @@ def read_sources(folders: Sequence[Path], predictors: Sequence[Path] = (), train
         if run and trainings_alone and not _holds_a_search(folder):
             runs.append(run)
         else:
-            searches += _searches(folder, run, origin)
+            searches += _searches(folder, names[folder], run, origin)
     devices = [record for path, names in costs.items() if (record := _device(path, names, folders))]
     runs = list(dict.fromkeys([*(search.run for search in searches if search.run), *runs]))
     configs = {run: read_config(run) for run in runs if (run / "config.json").exists()}
@@ -206,8 +208,8 @@ def _beside(folder: Path, path: str) -> Path:
     return Path(os.path.normpath(folder / path))
 
 
-def _searches(folder: Path, run: Path | None, origin: Mapping[str, Any]) -> list[Search]:
-    name, notes, taken_out = folder.resolve().name, origin.get("notes", []), read_taken_out(folder)
+def _searches(folder: Path, name: str, run: Path | None, origin: Mapping[str, Any]) -> list[Search]:
+    notes, taken_out = origin.get("notes", []), read_taken_out(folder)
     if (folder / HISTORY).exists():
         settings, evaluations = _history(folder / HISTORY)
         front = _front(folder / FRONT)
@@ -220,18 +222,9 @@ def _searches(folder: Path, run: Path | None, origin: Mapping[str, Any]) -> list
         settings, evaluations = _history(history)
         trial = settings.get("trial", {})
         label = " ".join(str(value) for value in trial.values() if value != math.inf)
+        named = f"{name} {label}"
         found.append(
-            Search(
-                f"{name} {label}",
-                folder,
-                history,
-                settings,
-                evaluations,
-                run,
-                trial,
-                origin=origin,
-                taken_out=taken_out,
-            )
+            Search(named, folder, history, settings, evaluations, run, trial, origin=origin, taken_out=taken_out)
         )
     return found
 

@@ -15,10 +15,13 @@ from compress.roofline import Roofline
 from predictors import LatencyPredictor
 from search.history import Evaluation, read_history, write_history
 from search.report import write_report
+from search.report.answered import PIXELS, answered
 from search.report.live import LiveReport, serve
 from search.report.sources import write_origin
+from search.report.taken_out import note_taken_out
 from search.run import run_search
 from search.settings import SearchJob
+from supernet.answers.answers import answers_of
 from supernet.artifacts.runs import load_run
 from supernet.families import FAMILIES
 from supernet.space import Arch
@@ -59,10 +62,21 @@ def searched(folder):
     with (folder / "curves" / "metrics.jsonl").open("a") as file:
         file.writelines(f'{{"step": {step}, "accuracy": {{"largest": 0.{step}}}}}\n' for step in (2, 4, 6))
     write_origin(folder / NAME, folder / "curves", [folder / "phone"])
+    note_answered(folder / NAME, trained)
     Roofline(1e9, {2**20: 1e9}, 1e-4).save(folder / "phone")
     write_report(folder / NAME / "report.html", [folder / NAME])
     (folder / "phone" / ROOFLINE).unlink()
     return folder / NAME
+
+
+def note_answered(searched, trained):
+    """Note the least architecture of the search as taken out, and what it makes of the digits."""
+    arch, data = trained.net.space.smallest, trained.data
+    answers = answers_of(trained.net.extract(arch), data.evaluation_batches(data.test, 24))
+    facts = {"accuracy": answers.quality.top1}
+    note_taken_out(
+        searched, arch, searched / "subnet", facts, len(data.test), answered(answers, data.classes, data.test)
+    )
 
 
 def open_report(browser, path):
@@ -140,12 +154,15 @@ def test_the_report_of_a_search_is_used_by_slider_keyboard_and_mouse(browser, se
     assert [row.text.split()[0] for row in rows[1:]] == ["phone", "macs", "parameters"]
     browser.find_element("css selector", "#axes input").send_keys(Keys.ARROW_RIGHT)
     assert "front for macs" in shown(browser, "front-caption")
-    assert browser.find_elements("css selector", "img") == []
+    pictures = browser.find_elements("css selector", "img")
+    assert pictures  # and none is the name of the search, which is text
+    assert all(picture.get_property("src").startswith("data:image/jpeg;base64,") for picture in pictures)
     assert browser.get_log("browser") == []
 
 
 OVERLAPS = """
-const boxes = [...document.querySelectorAll("h2, figure, table, article, .chart .main-svg, dl, .frequency, .limit, p")]
+const texts = "h2, h3, p, dl, .limit", boxed = ".frequency, .frequencies, .bar, .answered";
+const boxes = [...document.querySelectorAll(`figure, table, article, .chart .main-svg, ${texts}, ${boxed}`)]
   .filter((node) => node.checkVisibility())
   .map((node) => [node, node.getBoundingClientRect()]).filter(([, box]) => box.width && box.height);
 const name = (node) => `${node.tagName} ${node.id} ${node.textContent.slice(0, 30)}`;
@@ -160,11 +177,23 @@ return [lying, wider.map(([node]) => name(node))];
 """
 
 
+@pytest.fixture(scope="module")
+def compared(searched):
+    """A report of the search beside one of half as many, with another limit, in a folder of the same name."""
+    other = searched.parent / "other" / NAME
+    settings, evaluations = read_history(searched / "search.jsonl")
+    limited = {**settings, "limits": {"phone": 3.0}}
+    write_history(other / "search.jsonl", limited, evaluations[: len(evaluations) // 2])
+    write_report(other / "report.html", [searched, other])
+    return other / "report.html"
+
+
 @pytest.mark.parametrize("width", [375, 1024, 1440, 1920])
-def test_nothing_lies_over_another_or_is_wider_than_the_window(browser, searched, width):
+@pytest.mark.parametrize("several", [False, True])
+def test_nothing_lies_over_another_or_is_wider_than_the_window(browser, searched, compared, width, several):
     size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    open_report(browser, searched / "report.html")
+    open_report(browser, compared if several else searched / "report.html")
     begun = time.monotonic()
     while not browser.execute_script("return document.documentElement.dataset.drawn === 'true'"):
         assert time.monotonic() < begun + 30
@@ -173,6 +202,59 @@ def test_nothing_lies_over_another_or_is_wider_than_the_window(browser, searched
     assert browser.execute_script(OVERLAPS) == [[], []]
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_what_it_gets_wrong_is_shown_with_images(browser, searched):
+    open_report(browser, searched / "report.html")
+    while not browser.execute_script("return document.documentElement.dataset.drawn === 'true'"):
+        time.sleep(0.05)
+    found = browser.execute_script("return report.answers[0]")
+    section = shown(browser, "answers")
+    assert (
+        f"{sum(found['images']) - sum(found['right'])} of {sum(found['images'])} images are answered wrongly" in section
+    )
+    assert len(browser.find_elements("css selector", "#answers .bar")) == 10
+    sizes = browser.execute_script("return [...document.querySelectorAll('#answers img')].map((i) => i.naturalWidth)")
+    assert sizes == [PIXELS] * len(found["samples"])
+    sample = found["samples"][0]
+    words = f"{found['classes'][sample['label']]} taken for {found['classes'][sample['classes'][0]]}"
+    assert words in browser.find_element("css selector", "#answers .wrong").text
+
+
+def test_several_searches_stand_beside_each_other_within_the_limit(browser, searched, compared):
+    open_report(browser, compared)
+    rows = [row.text for row in browser.find_elements("css selector", "#compared tr")[1:]]
+    names = browser.execute_script("return report.groups")
+    assert names == [f"{searched.parent.name}/{NAME}", f"other/{NAME}"]
+    assert all(row.startswith(name) for row, name in zip(rows, names))
+    assert sum("the best" in row for row in rows) >= 1
+    assert f"Searches were limited to 3 ms (other/{NAME}): dotted." in shown(browser, "front-caption")
+    browser.find_element("id", "limit").send_keys(Keys.HOME)
+    cheapest = browser.execute_script(
+        "return report.group_fronts[0].map((front) => report.candidates.costs[0][front[0]] <= state.limit)"
+    )
+    rows = browser.find_elements("css selector", "#compared tr")[1:]
+    assert ["none within the limit" not in row.text for row in rows] == cheapest
+
+
+def test_what_the_images_cannot_tell_apart_from_the_best_is_shaded(browser, searched):
+    open_report(browser, searched / "report.html")
+    found = browser.execute_script(
+        "const c = report.candidates, all = c.score.map((_, i) => i);"
+        "return [c.score, c.interval, state.best, all.map((i) => alike(report, state.best, i)),"
+        " document.getElementById('front').layout.shapes.flatMap((s) => s.type === 'rect' ? [[s.y0, s.y1]] : [])]"
+    )
+    scores, intervals, best, same, bands = found
+    by_hand = [  # Newcombe's interval of the difference, from both Wilson intervals
+        scores[best] - score - ((scores[best] - intervals[best][0]) ** 2 + (high - score) ** 2) ** 0.5 <= 0
+        for score, (_, high) in zip(scores, intervals)
+    ]
+    by_hand[best] = True
+    assert same == by_hand
+    assert sum(same) > 1
+    own = [100 * score for score, is_same in zip(scores, same) if is_same]
+    assert bands == [pytest.approx([min(own), max(own)])]
+    assert f"{sum(same) - 1} other" in shown(browser, "alike")
 
 
 def test_hovering_names_the_point_and_changes_nothing(browser, searched):

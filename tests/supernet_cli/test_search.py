@@ -12,6 +12,7 @@ import pytest
 from search.history import read_history
 from search.report.content import make_content
 from search.report.sources import read_sources
+from supernet.artifacts.subnet_config import read_subnet_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,6 +90,11 @@ def test_a_limit_below_all_measurements_is_said_in_the_terminal_and_the_report(s
     )  # fmt: skip
     assert extracted.returncode == 0, extracted.stderr
     assert "it keeps within the limit of 0.6 ms with a probability of" in extracted.stdout
+    (answers,) = make_content(read_sources([folder / "tight"]))["answers"]
+    config = read_subnet_config(folder / "subnet")
+    assert answers["folder"] == "../subnet"
+    assert answers["classes"] == list(config.classes)
+    assert sum(answers["right"]) / sum(answers["images"]) == config.facts["accuracy"]
 
 
 def test_a_front_says_how_sure_it_is_and_is_confirmed(search, folder):

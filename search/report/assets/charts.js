@@ -119,16 +119,32 @@ function drawFront(target, report, axis, state) {
 
 // The limit as a line, a star on the best within it, and a ring around the selected one: shapes, because plotly moves
 // these without drawing all the points anew.
-function marks(report, axis, { best, selected, limit }) {
+// Below them a band, which holds what cannot be told apart from the best within the limit, and other limits of searches.
+function marks(report, axis, state) {
+  const { best, selected, limit } = state;
   const shape = (index, path, more) => ({
     type: "path", path, xsizemode: "pixel", ysizemode: "pixel",
     xanchor: report.candidates.costs[axis][index], yanchor: scoreOf(report, index), ...more,
   });
-  const shapes = [{ type: "line", x0: limit, x1: limit, y0: 0, y1: 1, yref: "paper", line: { dash: "dash", width: 1.5, color: "#8c959f" } }];
+  const upright = (at, line) => ({ type: "line", x0: at, x1: at, y0: 0, y1: 1, yref: "paper", line: { color: "#8c959f", ...line } });
+  const shapes = [upright(limit, { dash: "dash", width: 1.5 }), ...limitsOf(report, axis).map(({ limit: own }) => upright(own, { dash: "dot", width: 1 }))];
+  const same = alikeWithin(report, axis, state).map((index) => scoreOf(report, index));
+  if (same.length > 1)
+    shapes.push({ type: "rect", layer: "below", x0: 0, x1: limit, y0: Math.min(...same), y1: Math.max(...same), fillcolor: BEST, opacity: 0.14, line: { width: 0 } });
   if (best !== null) shapes.push(shape(best, STAR, { fillcolor: BEST, line: { width: 1, color: "#1b1f24" } }));
   if (selected !== null && report.candidates.costs[axis][selected] !== null)
     shapes.push({ ...shape(selected), type: "circle", path: undefined, x0: -10, x1: 10, y0: -10, y1: 10, line: { width: 3, color: SELECTED } });
   return shapes;
+}
+
+// The limits that searches had on a cost, each with the names of these searches.
+function limitsOf(report, axis) {
+  const found = new Map();
+  for (const { name, limits } of report.searches) {
+    const limit = limits[report.axes[axis].name];
+    if (limit) found.set(limit, [...(found.get(limit) ?? []), name]);
+  }
+  return [...found].map(([limit, names]) => ({ limit, names }));
 }
 
 function markFront(target, report, axis, state) {

@@ -131,10 +131,19 @@ function bestUnder(limit) {
   return within.length ? within[within.length - 1] : null; // by increasing cost, so the last is the most accurate
 }
 
-// The limit that a search of its own had on this cost.
+// The limit on this cost that all searches had.
 function limitOf(axis) {
-  const limits = report.searches.map((search) => search.limits[report.axes[axis].name]).filter((limit) => limit);
-  return report.searches.length === 1 && limits.length ? limits[0] : null;
+  const limits = limitsOf(report, axis);
+  return limits.length === 1 && limits[0].names.length === report.searches.length ? limits[0].limit : null;
+}
+
+function sayLimits(axis) {
+  const { unit } = report.axes[axis];
+  const limits = limitsOf(report, axis);
+  if (!limits.length) return "";
+  if (report.searches.length === 1) return ` The search was limited to ${quantity(limits[0].limit, unit)}.`;
+  const whose = ({ limit, names }) => `${quantity(limit, unit)} (${names.length > 3 ? `${names.length} searches` : names.join(", ")})`;
+  return ` Searches were limited to ${limits.map(whose).join(", ")}: dotted.`;
 }
 
 // Reads the slider; the best architecture within it becomes the selected one.
@@ -150,6 +159,8 @@ function setLimit() {
     state.best === null
       ? `No architecture that was evaluated stays within ${text}.`
       : `Best within ${text} on ${name}: ${report.score.name} ${score(state.best, false)} at ${cost(state.best, state.axis)}.`;
+  $("alike").textContent = sayAlike(report, state.axis, state, cost);
+  drawCompared(report, state.axis, state, { score, cost, select, name: nameOf });
   show(state.selected);
   markParallel(state.selected);
 }
@@ -169,7 +180,7 @@ function setAxis(axis) {
   setLimit();
   $("front-caption").textContent =
     `${front.length} of ${values.length} architectures are on the front for ${name}${unit ? " (predicted)" : ""}.` +
-    `${limitOf(axis) ? ` The search was limited to ${quantity(limitOf(axis), unit)}.` : ""} Click a point, or focus the chart and use the arrow keys.`;
+    `${sayLimits(axis)} Click a point, or focus the chart and use the arrow keys.`;
   drawFront($("front"), report, axis, state);
   drawTable();
   markTable();
@@ -375,7 +386,7 @@ function start() {
   for (const part of document.querySelectorAll(".searched")) part.hidden = !report.axes.length;
   if (report.axes.length) startSearches();
   document.documentElement.dataset.ready = "true";
-  later([...(report.axes.length ? [() => drawHypervolume($("hypervolume"), report)] : []), drawDevices, drawDiagnoses, drawTrainings, drawImportances]);
+  later([...(report.axes.length ? [() => drawHypervolume($("hypervolume"), report)] : []), () => drawAnswers($("answers"), report.answers), drawDevices, drawDiagnoses, drawTrainings, drawImportances]);
 }
 
 function startSearches() {
