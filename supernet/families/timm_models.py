@@ -90,6 +90,11 @@ def timm_model(
             torchvision_names(),
             "torchvision has no model for images of any size",
         )
+    elif "/" in name and ":" not in name:
+        raise ValueError(
+            f"{name!r} is neither a folder with a subnet nor a model's name; a model as timm saves it is "
+            "local-dir:PATH, or hf-hub:ID"
+        )
     else:
         source, known = parse_model_name(name)
         create, names = timm.create_model, timm.list_models()

@@ -5,6 +5,7 @@ import timm
 import torch
 
 from supernet.families import FAMILIES, from_timm
+from supernet.families.timm_models import timm_model
 
 
 def test_its_one_architecture_is_the_stock_model():
@@ -48,3 +49,5 @@ def test_an_unknown_name_and_an_unknown_option_are_named():
     family = FAMILIES["timm"]("vgg11", num_classes=2, input_size=32)
     with pytest.raises(ValueError, match=r"does not take drop_path_rate; set them to 0"):
         family.build(family.space.largest, drop_path_rate=0.1)
+    with pytest.raises(ValueError, match="'subnets/mine' is neither a folder with a subnet nor a model's name"):
+        timm_model("subnets/mine")
