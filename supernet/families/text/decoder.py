@@ -1,7 +1,8 @@
 """A GPT-2-like text decoder (Radford et al. 2019, "Language models are unsupervised multitask learners"), of any depth,
 width, heads and MLPs.
 
-Choices: `embed_dim` and `depth` of the network, `blocks.3.num_heads` and `blocks.3.mlp_ratio` of a block.
+Choices: `embed_dim` and `depth` of the network, `blocks.3.num_heads`, `blocks.3.mlp_ratio` and, with several mixers of
+tokens, `blocks.3.mixer` of a block.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from supernet.artifacts.weights import load_weights
 from supernet.families.family import Family
 from supernet.families.text.gpt2 import decoder_weights, gpt2_options, read_gpt2
-from supernet.families.text.layers import Block, Embeddings, block_sizes, initialise
+from supernet.families.text.layers import Block, Blocks, Embeddings, block_sizes, initialise
+from supernet.families.text.mixers import mixer_rules
 from supernet.families.text.space import text_space
 from supernet.space import Arch
 from supernet.tasks.text import NextToken
@@ -32,6 +34,7 @@ SIZES = {
     "num_heads": (1, 2, 4),
     "mlp_ratio": (2, 4),
     "head_dim": 32,
+    "mixers": ("own",),
 }
 """What `text_decoder` takes where nothing else is said."""
 
@@ -56,7 +59,7 @@ class TextDecoder(nn.Module):
         self.length = network.length
         self.embeddings = Embeddings(network.vocabulary, network.length, dim, EPS, drop=drop_rate, norm=False)
         gelu = partial(nn.GELU, approximate="tanh")
-        self.blocks = nn.ModuleList(
+        self.blocks = Blocks(
             Block(block_sizes(arch, b, network.head_dim), EPS, gelu, drop_rate, rates[b], pre_norm=True, causal=True)
             for b in range(depth)
         )
@@ -66,10 +69,7 @@ class TextDecoder(nn.Module):
         initialise(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.embeddings(tokens)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x))
+        return self.head(self.norm(self.blocks(self.embeddings(tokens))))
 
 
 @torch.inference_mode()
@@ -105,14 +105,15 @@ def text_decoder(
     num_heads: Sequence[int] | None = None,
     mlp_ratio: Sequence[float] | None = None,
     head_dim: int | None = None,
+    mixers: Sequence[str] | None = None,
     pretrained: str | None = None,
 ) -> Family:
     """GPT-2-like decoders that say of texts of up to `length` tokens which token comes next; `generate` writes by them.
 
-    The sizes are those of `text_encoder`, by default `SIZES`. `padding` is the token that fills up short texts, if
-    any, after which nothing is to be said. `pretrained` is a file or folder with the weights of a GPT-2 of Hugging
-    Face's (`supernet.families.text.gpt2`), with which the largest subnet starts; what is not said of the sizes follows
-    from it. ValueError if the weights do not fit.
+    The sizes and the `mixers` of tokens are those of `text_encoder`, by default `SIZES`. `padding` is the token that
+    fills up short texts, if any, after which nothing is to be said. `pretrained` is a file or folder with the weights
+    of a GPT-2 of Hugging Face's (`supernet.families.text.gpt2`), with which the largest subnet starts; what is not said
+    of the sizes follows from it. ValueError if the weights do not fit.
     """
     given = {
         "vocabulary": vocabulary,
@@ -121,6 +122,7 @@ def text_decoder(
         "num_heads": num_heads,
         "mlp_ratio": mlp_ratio,
         "head_dim": head_dim,
+        "mixers": mixers,
     }
     sizes: dict[str, Any] = SIZES | (gpt2_options(pretrained) if pretrained else {})
     sizes |= {name: value for name, value in given.items() if value is not None}
@@ -131,6 +133,7 @@ def text_decoder(
         build=partial(_build, network),
         macs=partial(_macs, network),
         parameters=partial(_parameters, network),
+        rules=mixer_rules(space),
         task=NextToken(padding),
         inputs=partial(_inputs, network),
         weights=partial(_weights, network, space.largest, pretrained) if pretrained else None,
@@ -154,7 +157,7 @@ def _weights(network: _Network, largest: Arch, pretrained: str) -> dict[str, Ten
 
 
 def _macs(network: _Network, arch: Arch) -> int:
-    blocks = sum(block_sizes(arch, b, network.head_dim).macs(network.length) for b in range(arch["depth"]))
+    blocks = sum(block_sizes(arch, b, network.head_dim).macs(network.length, causal=True) for b in range(arch["depth"]))
     return blocks + arch["embed_dim"] * network.vocabulary * network.length
 
 

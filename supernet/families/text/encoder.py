@@ -1,11 +1,12 @@
 """A BERT-like text encoder (Devlin et al., NAACL 2019, arXiv 1810.04805), of any depth, width, heads and MLPs.
 
-Choices: `embed_dim` and `depth` of the network, `blocks.3.num_heads` and `blocks.3.mlp_ratio` of a block.
+Choices: `embed_dim` and `depth` of the network, `blocks.3.num_heads`, `blocks.3.mlp_ratio` and, with several mixers of
+tokens, `blocks.3.mixer` of a block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from supernet.artifacts.weights import load_weights
 from supernet.families.family import Family
 from supernet.families.text.bert import bert_options, encoder_weights, read_bert
-from supernet.families.text.layers import Block, Embeddings, block_sizes, initialise
+from supernet.families.text.layers import Block, Blocks, Embeddings, block_sizes, initialise
+from supernet.families.text.mixers import TENSORS, mixer_of, mixer_rules
 from supernet.families.text.space import text_space
 from supernet.space import Arch, Choice, SearchSpace
 from supernet.tasks.text import TextClassification
@@ -25,8 +27,8 @@ from supernet.views import View, no_views
 # B batch, L length in tokens, V vocabulary, D channels of the network, K classes
 
 EPS = 1e-12  # of BERT's LayerNorms
-PARTS = {"attn": ("attn.qkv", "attn.proj"), "mlp": ("mlp.fc1", "mlp.fc2"), "norm": ("norm1", "norm2")}
-"""Parts of a block that others may have as well, with their layers."""
+PARTS = ("attn", "mlp", "norm")
+"""Parts of a block that others may have as well: its mixer of tokens, its MLP, its LayerNorms."""
 SIZES = {
     "vocabulary": 8192,
     "embed_dim": (64, 96, 128),
@@ -34,6 +36,7 @@ SIZES = {
     "num_heads": (1, 2, 4),
     "mlp_ratio": (1, 2),
     "head_dim": 32,
+    "mixers": ("own",),
     "pool": "mean",
 }
 """What `text_encoder` takes where nothing else is said: encoders that a CPU trains in minutes."""
@@ -63,7 +66,7 @@ class TextEncoder(nn.Module):
         dim, depth = arch["embed_dim"], arch["depth"]
         rates = [drop_path_rate * b / max(depth - 1, 1) for b in range(depth)]
         self.embeddings = Embeddings(network.vocabulary, network.length, dim, eps, network.embedding_size, drop_rate)
-        self.blocks = nn.ModuleList(
+        self.blocks = Blocks(
             Block(block_sizes(arch, b, network.head_dim), eps, drop=drop_rate, drop_path=rates[b]) for b in range(depth)
         )
         self.pooler = nn.Sequential(nn.Linear(dim, dim), nn.Tanh()) if network.pool == "first" else None
@@ -73,11 +76,8 @@ class TextEncoder(nn.Module):
 
     def forward_features(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """What the last block gives [B, L, D], which means nothing at tokens that the mask leaves out."""
-        x = self.embeddings(tokens)
         looked_at = None if mask is None else mask[:, None, None, :].bool()
-        for block in self.blocks:
-            x = block(x, looked_at)
-        return x
+        return self.blocks(self.embeddings(tokens), looked_at)
 
     def forward_head(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if self.pooler is not None:
@@ -105,9 +105,10 @@ def text_encoder(
     mlp_ratio: Sequence[float] | None = None,
     embedding_size: int | None = None,
     head_dim: int | None = None,
+    mixers: Sequence[str] | None = None,
     pool: Literal["mean", "first"] | None = None,
     distinct_layers: Sequence[int] | None = None,
-    shared: Sequence[str] = tuple(PARTS),
+    shared: Sequence[str] = PARTS,
     pretrained: str | None = None,
 ) -> Family:
     """BERT-like encoders that classify texts of up to `length` tokens, by default (`SIZES`) small enough to be trained
@@ -119,11 +120,14 @@ def text_encoder(
     matrix makes the width of them (ALBERT's factorised embedding). `drop_rate` is that of BERT's dropouts: of the
     embeddings, of what a block adds, and before the classifier.
 
+    `mixers`, of `supernet.families.text.mixers.MIXERS`, are those of which each block chooses one: attention of its
+    own, which is all there is by default, that of an earlier block, averages, or none.
+
     `distinct_layers` makes a choice of how many layers have weights of their own: of d blocks, those of equal b n // d,
     for the block b, counted from 0, and the value n, are a group that has the weights of its first block (ALBERT, arXiv
     1909.11942, section 3.1; 1 for one layer all the way). `shared` names which parts of the blocks these are, of
-    `PARTS`. The last value has to be the most blocks, which share nothing. Sharing saves parameters and bytes, and no
-    MACs. ValueError otherwise.
+    `PARTS`. The last value has to be the most blocks, which share nothing. Of two mixers each has weights of its own.
+    Sharing saves parameters and bytes, and no MACs. ValueError otherwise.
 
     `pretrained` is a file or folder with the weights of a BERT of Hugging Face's (`supernet.families.text.bert`), with
     which the largest subnet starts; what is not said of the sizes follows from it. The classifier is read where it is
@@ -136,6 +140,7 @@ def text_encoder(
         "num_heads": num_heads,
         "mlp_ratio": mlp_ratio,
         "head_dim": head_dim,
+        "mixers": mixers,
         "pool": pool,
     }
     sizes: dict[str, Any] = SIZES | (bert_options(pretrained) if pretrained else {})
@@ -153,6 +158,7 @@ def text_encoder(
         build=partial(_build, network),
         macs=partial(_macs, network),
         parameters=partial(_parameters, network) if distinct_layers is None else None,  # type: ignore[arg-type]
+        rules=mixer_rules(space),
         views=no_views if distinct_layers is None else partial(_views, tuple(shared)),
         num_classes=num_classes,
         task=TextClassification(num_classes, padding=padding, vocabulary=network.vocabulary),
@@ -165,14 +171,26 @@ def text_encoder(
 def _views(shared: Sequence[str], arch: Arch) -> dict[str, View]:
     depth = arch["depth"]
     groups = [b * min(arch["distinct_layers"], depth) // depth for b in range(depth)]
-    sources = {b: groups.index(group) for b, group in enumerate(groups)}
-    names = [f"{layer}.{kind}" for part in shared for layer in PARTS[part] for kind in ("weight", "bias")]
     return {
         f"blocks.{b}.{name}": View(f"blocks.{source}.{name}")
-        for b, source in sources.items()
+        for b, first in enumerate(map(groups.index, groups))
+        for source, names in _shared_tensors(shared, arch, b, first)
         if b != source
         for name in names
     }
+
+
+def _shared_tensors(shared: Sequence[str], arch: Arch, block: int, first: int) -> Iterator[tuple[int, Sequence[str]]]:
+    """Names of tensors of a block that blocks of its group have as well, of which `first` is the first, each with the
+    block whose they are: the first that may have them."""
+    mixer = mixer_of(arch, block)
+    norms = ("norm2",) if mixer == "none" else ("norm1", "norm2")
+    for part, layers in (("mlp", ("mlp.fc1", "mlp.fc2")), ("norm", norms)):
+        if part in shared:
+            yield first, [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
+    if "attn" in shared:
+        has_choice = mixer == "own" or "blocks.0.mixer" in arch
+        yield max(first, 0 if has_choice else 1), TENSORS[mixer]
 
 
 def _weights(network: _Network, largest: Arch, pretrained: str) -> dict[str, Tensor]:

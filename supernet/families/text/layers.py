@@ -1,4 +1,4 @@
-"""What text encoders and decoders are made of: torch's layers, and timm's attention and MLP."""
+"""What text encoders and decoders are made of: torch's layers, mixers of tokens, and timm's MLP."""
 
 from __future__ import annotations
 
@@ -6,41 +6,64 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from timm.layers import Attention, DropPath, Mlp
+from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
+from supernet.families.text.mixers import (
+    AverageAttention,
+    ReusedAttention,
+    SelfAttention,
+    attended_block,
+    is_reused,
+    mixer_of,
+)
 from supernet.space import Arch
 
 # B batch, L length in tokens, V vocabulary, E embedding, D channels of the network, H heads
 
 
 class BlockSizes(NamedTuple):
-    """What a block is as large as."""
+    """What a block is as large as, and how it mixes tokens (`supernet.families.text.mixers`)."""
 
     dim: int  # D
-    num_heads: int
+    num_heads: int  # of the attention that it has or reuses
     head_dim: int  # channels of a head
     hidden: int  # channels within the MLP
-
-    @property
-    def weights(self) -> int:
-        """Numbers in its four matrices, which is its MACs for a token without those of the attention itself."""
-        return 4 * self.dim * self.num_heads * self.head_dim + 2 * self.dim * self.hidden
+    mixer: str = "own"
+    keeps: bool = False  # attention matrices, for a later block
 
     @property
     def parameters(self) -> int:
-        """With the biases, and two LayerNorms."""
-        return self.weights + 3 * self.num_heads * self.head_dim + self.hidden + 6 * self.dim
+        """With the biases, and its LayerNorms."""
+        dim, attn_dim = self.dim, self.num_heads * self.head_dim
+        mixing = {
+            "own": 4 * dim * attn_dim + 3 * attn_dim + dim,
+            "reused": 2 * dim * attn_dim + attn_dim + dim,
+            "average": 4 * dim**2 + 2 * dim,
+            "none": -2 * dim,  # the LayerNorm that is left out
+        }
+        return mixing[self.mixer] + 2 * dim * self.hidden + self.hidden + 5 * dim
 
-    def macs(self, length: int) -> int:
-        """Of a text of `length` tokens, queries and keys, weights and values included."""
-        return self.weights * length + 2 * length**2 * self.num_heads * self.head_dim
+    def macs(self, length: int, *, causal: bool = False) -> int:
+        """Of a text of `length` tokens. Attention is queries and keys, length^2 A for A channels of all heads, and
+        weights and values, as many; where it is reused the latter alone."""
+        dim, attn_dim = self.dim, self.num_heads * self.head_dim
+        mixing = {
+            "own": 4 * dim * attn_dim * length + 2 * length**2 * attn_dim,
+            "reused": 2 * dim * attn_dim * length + length**2 * attn_dim,
+            "average": 2 * dim**2 * (length + (length if causal else 1)),
+            "none": 0,
+        }
+        return mixing[self.mixer] + 2 * dim * self.hidden * length
 
 
 def block_sizes(arch: Arch, block: int, head_dim: int) -> BlockSizes:
-    """Those of a block of `arch`, whose choices are `embed_dim`, `blocks.3.num_heads` and `blocks.3.mlp_ratio`."""
-    dim = arch["embed_dim"]
-    return BlockSizes(dim, arch[f"blocks.{block}.num_heads"], head_dim, int(dim * arch[f"blocks.{block}.mlp_ratio"]))
+    """Those of a block of `arch`, whose choices are `embed_dim`, `blocks.3.mlp_ratio`, `blocks.3.num_heads` and
+    `blocks.3.mixer`."""
+    dim, attended = arch["embed_dim"], attended_block(arch, block)
+    heads = 0 if attended is None else arch[f"blocks.{attended}.num_heads"]
+    hidden = int(dim * arch[f"blocks.{block}.mlp_ratio"])
+    return BlockSizes(dim, heads, head_dim, hidden, mixer_of(arch, block), is_reused(arch, block))
 
 
 class Embeddings(nn.Module):
@@ -73,8 +96,8 @@ class Embeddings(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and an MLP, each added to what it is made of [B, L, D] and normalised: after the sum, as BERT does, or
-    before the branch, as GPT-2 does (`pre_norm`)."""
+    """A mixer of tokens, attention mostly, and an MLP, each added to what it is made of [B, L, D] and normalised: after
+    the sum, as BERT does, or before the branch, as GPT-2 does (`pre_norm`)."""
 
     def __init__(
         self,
@@ -89,20 +112,54 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         dim = sizes.dim
-        self.pre_norm, self.causal = pre_norm, causal
-        self.attn = Attention(dim, sizes.num_heads, sizes.head_dim, qkv_bias=True, proj_drop=drop)
-        self.norm1 = nn.LayerNorm(dim, eps)
+        self.pre_norm, self.causal, self.mixer, self.keeps = pre_norm, causal, sizes.mixer, sizes.keeps
+        if self.mixer == "own":
+            self.attn = SelfAttention(dim, sizes.num_heads, sizes.head_dim, qkv_bias=True, proj_drop=drop)
+        elif self.mixer == "reused":
+            self.reused = ReusedAttention(dim, sizes.num_heads, sizes.head_dim, proj_drop=drop)
+        elif self.mixer == "average":
+            self.average = AverageAttention(dim, proj_drop=drop)
+        if self.mixer != "none":
+            self.norm1 = nn.LayerNorm(dim, eps)
         self.mlp = Mlp(dim, sizes.hidden, act_layer=act_layer, drop=(0.0, drop))
         self.norm2 = nn.LayerNorm(dim, eps)
         self.drop_path = DropPath(drop_path)
 
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, attention: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """`mask` [B, 1, 1, L] says, true or false, which tokens are looked at; None for all, or all before. A block
+        that reuses `attention` [B, H, L, L] is given it, and one that keeps its own gives it as well."""
+        if self.mixer != "none":
+            mixed = self._mixed(self.norm1(x) if self.pre_norm else x, mask, attention)
+            if self.keeps:
+                mixed, attention = mixed
+            x = x + self.drop_path(mixed)
+            x = x if self.pre_norm else self.norm1(x)
+        mlp = self.drop_path(self.mlp(self.norm2(x) if self.pre_norm else x))
+        x = x + mlp if self.pre_norm else self.norm2(x + mlp)
+        return (x, attention) if self.keeps else x
+
+    def _mixed(self, x: Tensor, mask: Tensor | None, attention: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
+        if self.mixer == "own":
+            return self.attn(x, mask, self.causal, self.keeps)
+        return self.average(x, mask, self.causal) if self.mixer == "average" else self.reused(x, attention)
+
+
+class Blocks(nn.ModuleList):
+    """Blocks one after another, of which those that reuse attention are given that of the block before that kept
+    its."""
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`mask` [B, 1, 1, L] says, true or false, which tokens are looked at; None for all, or all before."""
-        if self.pre_norm:
-            x = x + self.drop_path(self.attn(self.norm1(x), mask, self.causal))
-            return x + self.drop_path(self.mlp(self.norm2(x)))
-        x = self.norm1(x + self.drop_path(self.attn(x, mask, self.causal)))
-        return self.norm2(x + self.drop_path(self.mlp(x)))
+        attention = None
+        for block in self:
+            if block.keeps:
+                x, attention = block(x, mask)
+            elif block.mixer == "reused":
+                x = block(x, mask, attention)
+            else:
+                x = block(x, mask)
+        return x
 
 
 def initialise(module: nn.Module, std: float = 0.02) -> None:
