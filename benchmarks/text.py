@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from news import news
 from report import report
 from rich.progress import track
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -47,10 +48,8 @@ from search.strategies import make_strategy
 from supernet import Arch
 from supernet.artifacts.export import export_onnx, onnx_runner
 from supernet.artifacts.runs import Run, run_job
-from supernet.training.data import DataConfig
 from supernet.training.recipes import text
 
-OPTIONS = {"text": ["title", "text"], "length": 48, "vocabulary": 16384, "token_dropout": 0.5}
 PRECISIONS = ("fp32", "int8")
 
 
@@ -104,11 +103,7 @@ def measure(arguments: Arguments, space: dict[str, object]) -> None:
 
 def trained(arguments: Arguments, space: dict[str, object]) -> Run:
     job = text()
-    data = DataConfig(
-        "text",
-        root=str(arguments.data / "text" / "ag_news.csv.gz"),
-        dataset_options=json.dumps(OPTIONS | {"seed": arguments.seed}),
-    )
+    data = news(arguments.data, arguments.seed)
     train = dataclasses.replace(job.train, epochs=arguments.epochs, seed=arguments.seed)
     execution = dataclasses.replace(job.execution, device="cpu", checkpoint_steps=100, eval_epochs=2)
     job = dataclasses.replace(job, data=data, train=train, execution=execution, space_options=json.dumps(space))

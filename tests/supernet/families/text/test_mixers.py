@@ -68,17 +68,9 @@ def by_hand(model, tokens, mask, mixers, *, causal):
 
 
 def with_mixers(space, mixers, **values):
+    """The largest architecture with these mixers and values."""
     chosen = {f"blocks.{b}.mixer": mixer for b, mixer in enumerate(mixers) if f"blocks.{b}.mixer" in space.choices}
-    full = {name: choice.values[-1] for name, choice in space.choices.items()} | chosen | values
-    return space.validate({name: full[name] for name in _active(space, full)})
-
-
-def _active(space, full):
-    active = []
-    for name, choice in space.choices.items():
-        if all(parent in active and full[parent] in values for parent, values in choice.when.items()):
-            active.append(name)
-    return active
+    return space.validate({**space.largest, **chosen, **values})
 
 
 def texts():
