@@ -26,6 +26,7 @@ import tyro
 from news import LENGTH, VOCABULARY, news, right, training
 from report import report
 from rich.progress import track
+from torch import nn
 
 from predictors import Device
 from predictors.measuring.runtimes import onnx_timer
@@ -34,7 +35,7 @@ from supernet.families import FAMILIES, Family
 from supernet.families.text.mixers import MIXERS
 from supernet.space import Arch
 from supernet.training.cohort import train_models
-from supernet.training.data import load_data
+from supernet.training.data import Data, load_data
 from supernet.training.execution import Execution
 
 DEPTH = 4
@@ -77,7 +78,8 @@ def measure(arguments: Arguments) -> None:
     accuracies: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     cells = [(variant, seed) for seed in range(arguments.seeds) for variant in VARIANTS]
     for variant, seed in track(cells, "Training"):
-        accuracies[variant].append(accuracy(short, variant, seed, arguments))
+        model, data = trained(short, variant, seed, arguments)
+        accuracies[variant].append(right(short, model, data).mean())
     rows = []
     for variant in VARIANTS:
         arch = arch_of(short, variant)
@@ -138,8 +140,8 @@ def latencies_ms(family: Family, rounds: int) -> dict[str, tuple[float, int]]:
     return dict(zip(VARIANTS, zip(np.median(turns, axis=0).tolist(), sizes)))
 
 
-def accuracy(family: Family, variant: str, seed: int, arguments: Arguments) -> float:
-    """That of an encoder trained alone, on the tested news."""
+def trained(family: Family, variant: str, seed: int, arguments: Arguments) -> tuple[nn.Module, Data]:
+    """An encoder trained alone, and its data; from its folder if it was before."""
     data = load_data(news(arguments.data, seed), seed)
     torch.manual_seed(seed)
     model = family.build(arch_of(family, variant), drop_rate=0.1)
@@ -148,7 +150,7 @@ def accuracy(family: Family, variant: str, seed: int, arguments: Arguments) -> f
         [model], [None], data, training(arguments.epochs, seed), folder, task=family.task,
         execution=Execution("cpu", eval_epochs=0), resume=folder.exists(),
     )  # fmt: skip
-    return right(family, model, data).mean()
+    return model.eval(), data
 
 
 if __name__ == "__main__":

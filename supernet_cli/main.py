@@ -29,6 +29,7 @@ COMMANDS = (
     "extract",
     "prune",
     "quantise",
+    "sensitivity",
     "finetune",
     "compress",
     "pipeline",
