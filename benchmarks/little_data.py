@@ -49,6 +49,7 @@ from supernet.refitting import refitted
 ARMS = ("as it is", "recalibrated", "refitted", "distilled", "both")
 DISTILLED = ARMS[3:]
 BATCH = 50
+KEPT_STEPS = 20  # after which an interrupted distillation goes on
 
 
 @dataclass(frozen=True)
@@ -134,28 +135,30 @@ def measure(arguments: Arguments) -> None:
 def learnt(net, arch, photos: list[Image.Image], cell: Cell, arguments: Arguments) -> tuple[nn.Module, float]:
     """The subnet after what `cell` does with the photographs, and the seconds that this takes; it is refitted once for
     both arms that begin so."""
-    start, earlier = time.perf_counter(), 0.0
+    start, seconds = time.perf_counter(), 0.0
     batches = list(prepared(photos, arguments.resolution).split(BATCH))
     model = net.extract(arch).eval()
     if cell.arm in ("refitted", "both"):
         kept = arguments.output / f"refitted-{arguments.resolution}-{arguments.images}-{cell.width:g}-{cell.draw}.pt"
         if kept.exists():
-            state, earlier = torch.load(kept, weights_only=True)
+            state, seconds = torch.load(kept, weights_only=True)
             model.load_state_dict(state)
-            start = time.perf_counter()
         else:
             model = refitted(net, arch, batches)
+            seconds = time.perf_counter() - start
             with write_atomically(kept) as temporary:
-                torch.save((model.state_dict(), time.perf_counter() - start), temporary)
+                torch.save((model.state_dict(), seconds), temporary)
     elif cell.arm != "as it is":
         calibrate(model, batches)
+        seconds = time.perf_counter() - start
     if cell.arm in DISTILLED:
-        distil(model, net.extract(net.space.largest).eval(), photos, cell, arguments)
-    return model, earlier + time.perf_counter() - start
+        seconds += distil(model, net.extract(net.space.largest).eval(), photos, cell, arguments)
+    return model, seconds
 
 
-def distil(model: nn.Module, teacher: nn.Module, photos: list[Image.Image], cell: Cell, arguments: Arguments) -> None:
-    """Train the model in place by the teacher's answers on augmented photographs; statistics stay as they are."""
+def distil(model: nn.Module, teacher: nn.Module, photos: list[Image.Image], cell: Cell, arguments: Arguments) -> float:
+    """Train the model in place by the teacher's answers on augmented photographs; statistics stay as they are. The
+    seconds that this takes, those of a process that was interrupted too."""
     augment = transforms.Compose(
         [
             transforms.RandomResizedCrop(arguments.resolution, (0.35, 1.0), interpolation=Image.Resampling.BICUBIC),
@@ -172,7 +175,19 @@ def distil(model: nn.Module, teacher: nn.Module, photos: list[Image.Image], cell
         model.train()
         for layer in filter(keeps_statistics, model.modules()):
             layer.eval()
-        for _ in range(arguments.steps):
+        parts, begun, earlier, start = (model, optimizer, schedule), 0, 0.0, time.perf_counter()
+        kept = arguments.output / f"distilling-{'-'.join(map(str, dataclasses.astuple(cell)))}.pt"
+        if kept.exists():
+            begun, states, random, earlier = torch.load(kept, weights_only=True)
+            for part, state in zip(parts, states):
+                part.load_state_dict(state)
+            torch.set_rng_state(random)
+        for step in range(begun, arguments.steps):
+            if step % KEPT_STEPS == 0:
+                with write_atomically(kept) as temporary:
+                    states = [part.state_dict() for part in parts]
+                    spent = earlier + time.perf_counter() - start
+                    torch.save((step, states, torch.get_rng_state(), spent), temporary)
             chosen = torch.randint(len(photos), (24,)).tolist()
             images = torch.stack([augment(photos[i]) for i in chosen]).contiguous(memory_format=torch.channels_last)
             with torch.no_grad():
@@ -182,6 +197,8 @@ def distil(model: nn.Module, teacher: nn.Module, photos: list[Image.Image], cell
             optimizer.step()
             schedule.step()
         model.eval()
+        kept.unlink()
+        return earlier + time.perf_counter() - start
 
 
 @torch.inference_mode()
