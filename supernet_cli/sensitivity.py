@@ -60,7 +60,7 @@ class Arguments:
 
 
 def main() -> None:
-    job = said_job()
+    job = said_job(Arguments)
     default = Arguments(job.data, tyro.MISSING, seed=job.train.seed, workers=job.execution.workers)
     sensitivity(tyro.cli(Arguments, default=default, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)))
 
