@@ -245,6 +245,7 @@ def _prune(arguments: Arguments, source: Path, folder: Path) -> None:
                 folder,
                 limits=arguments.prune_limits,
                 step=arguments.prune_step,
+                space=arguments.space,
                 threads=arguments.threads,
                 workers=job.execution.workers,
                 seed=job.train.seed,

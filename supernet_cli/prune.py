@@ -76,7 +76,7 @@ class Arguments:
     run: Path | None = None
     """Folder of a supernet's training run that says so instead."""
     space: str | None = None
-    """The run's space, said again if it is code of your own: path/to/file.py:function."""
+    """The space of the run and of the subnet, said again if it is code of your own: path/to/file.py:function."""
     input_size: int | None = None
     """Pixels a side of a timm model's images; by default the model's own."""
     images: int = 256

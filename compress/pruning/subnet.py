@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from compress.pruning.threshold import above_threshold, global_threshold
+from supernet.artifacts.reading import parse_json
 from supernet.artifacts.subnet import Subnet
 from supernet.artifacts.subnet_config import SubnetConfig
 from supernet.channels import Channels, narrow, trace
 from supernet.channels.importance import order_channels
 from supernet.costs import count_macs, count_parameters
 from supernet.errors import Unattainable
+from supernet.families import FAMILIES
+from supernet.families.named import NARROWED
 from supernet.families.traced.kept_sizes import keep_sizes
 from supernet.skeleton import copy_to
 
@@ -64,8 +67,8 @@ def smaller(
 def pruned(subnet: Subnet, channels: list[Channels], sizes: Sizes, scores: Mapping[str, Tensor]) -> Subnet:
     """`subnet` as a copy with as many of its `channels` as `sizes` says, those of the highest `scores`.
 
-    Its space is `supernet.families.traced.narrowed`. BatchNorm's shift of a channel that is gone is gone with it:
-    recalibrate, or train on. ValueError for a subnet whose space is not of this package.
+    Its space is `supernet.families.traced.narrowed`, or that of code of one's own with the option `narrowed`.
+    BatchNorm's shift of a channel that is gone is gone with it: recalibrate, or train on.
     """
     model = smaller(subnet.model, channels, sizes, scores)
     taken = {own.name: sizes[own.name] for own in channels if sizes.get(own.name, own.size) < own.size}
@@ -74,15 +77,21 @@ def pruned(subnet: Subnet, channels: list[Channels], sizes: Sizes, scores: Mappi
 
 def narrowed_config(config: SubnetConfig, model: nn.Module, sizes: Mapping[str, int]) -> SubnetConfig:
     """That of `model`, which is the subnet of `config` with so many channels left as `sizes` says of those that became
-    fewer. ValueError for a subnet whose space is not of this package."""
-    options = {"space": config.space, "options": config.space_options, "arch": config.arch, "channels": dict(sizes)}
+    fewer. The space of code of one's own stays, so that it is said again as ever, with the option `narrowed`."""
+    space, options = config.space, parse_json(config.space_options, dict)
+    if space not in FAMILIES:
+        former = options.get(NARROWED, {"arch": dict(config.arch), "channels": {}})
+        options[NARROWED] = former | {"channels": former["channels"] | dict(sizes)}
+    else:
+        inner = {"space": space, "options": config.space_options, "arch": config.arch}
+        space, options = "narrowed", {**inner, "channels": dict(sizes)}
     narrowed = dataclasses.replace(
         config,
-        space="narrowed",
+        space=space,
         space_options=json.dumps(options),
         arch={"resolution": config.input_size[-1]},
         facts={"macs": count_macs(model, config.example()), "parameters": count_parameters(model)},
-        space_sha256=None,
+        space_sha256=config.space_sha256,
     )
     narrowed.family()
     return narrowed

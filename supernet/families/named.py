@@ -6,14 +6,16 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 
-from supernet.artifacts.reading import parse_json, typed_arguments
+from supernet.artifacts.reading import parse_json, typed, typed_arguments
 from supernet.families import FAMILIES
 from supernet.families.family import Family
 from supernet.families.timm_models import SPACES as OF_TIMM
 from supernet.families.timm_models import timm_model
+from supernet.families.traced.narrowed import narrow_family
 from supernet.own_code import Kind
 
 SPACES = Kind("search space", "space", "supernet.families", Family, FAMILIES)
+NARROWED = "narrowed"  # an option of spaces of one's own
 MOST = 1_000_000  # classes, or channels of images
 TEACHER_SPACES = dataclasses.replace(SPACES, flag="teacher-space")
 
@@ -22,7 +24,9 @@ def make_family(space: str, options: str, arguments: Mapping[str, object]) -> Fa
     """The family `space` with `options`, a JSON object, and the `arguments` that data say
     (`supernet.training.data.Data.family_arguments`).
 
-    A function of one's own gets those of the `arguments` that it takes; a function of this package has to take all.
+    A function of one's own gets those of the `arguments` that it takes; a function of this package has to take all. The
+    option `narrowed` of a function of one's own, which does not see it, says how its one architecture is made of the
+    family's: the arguments of `supernet.families.traced.narrowed.narrow_family`.
     ValueError if the space is unknown, or if its function does not take the options or the arguments.
     """
     function = find_family(space)
@@ -40,6 +44,10 @@ def make_family(space: str, options: str, arguments: Mapping[str, object]) -> Fa
         passed = _checked(space, typed_arguments(function, passed))
     try:
         given = typed_arguments(function, parse_json(options, dict))
+        taken = None if is_known else given.pop(NARROWED, None)
+        if taken is not None:
+            taken = typed_arguments(narrow_family, typed(dict, taken, NARROWED))
+            inspect.signature(narrow_family).bind(None, **taken)
         if not is_known:  # a TypeError from within such a function is its author's to see
             inspect.signature(function).bind(**passed, **given)
     except (TypeError, ValueError) as error:
@@ -54,7 +62,7 @@ def make_family(space: str, options: str, arguments: Mapping[str, object]) -> Fa
         raise ValueError(
             f"{space} returns a {type(family).__name__}, where it should return a supernet.families.Family"
         )
-    return family
+    return family if taken is None else narrow_family(family, **taken)
 
 
 def normalisation(space: str, options: str) -> dict[str, tuple[float, ...]]:

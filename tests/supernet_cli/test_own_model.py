@@ -131,3 +131,18 @@ def test_a_run_has_its_own_space(command, folder):
         result = command("search", "--run", "run", "--space", space)
         assert (result.returncode, result.stderr.count("\n")) == (2, 1)
         assert message in result.stderr
+
+
+def test_a_subnet_of_ones_own_is_pruned(command, caplog):
+    few = ["--step", "1", "--images", "40", "--no-onnx"]
+    result = command("prune", "--subnet", "subnet", "--run", "run", *SPACE, *few, "--output", "pruned")
+    assert result.returncode == 0, result.stderr
+    with pytest.raises(ValueError, match=r"is of the space mine\.py:tiny.*Say it again"):
+        load_subnet("pruned")
+    model, config = load_subnet("pruned", space="mine.py:tiny")
+    whole = load_subnet("subnet", space="mine.py:tiny").config
+    assert (whole.arch["width"], model[0][0].out_channels, model[2].in_features) == (2, 1, 1)
+    assert config.facts["macs"] < whole.facts["macs"]
+    evaluated = command("evaluate", "pruned", "subnet", "--run", "run", *SPACE, "--no-latency")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert not caplog.records  # the code is the same

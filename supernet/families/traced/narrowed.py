@@ -40,6 +40,14 @@ def narrowed(
     if space not in FAMILIES:
         raise ValueError(f"channels are taken away from subnets of a space of this package, not of {space!r}")
     family = FAMILIES[space](num_classes=num_classes, in_chans=in_chans, **json.loads(options))
+    return narrow_family(family, arch, channels)
+
+
+def narrow_family(
+    family: Family, arch: Mapping[str, Any] | None = None, channels: Mapping[str, int] | None = None
+) -> Family:
+    """The family whose one architecture is the subnet `arch` of `family`, by default its largest, with as many of the
+    `channels` of its layers as are given; ValueError for channels that the subnet does not have."""
     whole = family.space.largest if arch is None else family.space.validate(arch)
     sizes = _sizes(family, whole, channels or {})
     build = partial(_build, family, whole, sizes)
@@ -48,11 +56,12 @@ def narrowed(
     return Family(
         space=SearchSpace({"resolution": (family.resolution(whole),)}),
         build=build,
-        num_classes=num_classes,
-        in_chans=in_chans,
+        num_classes=family.num_classes,
+        in_chans=family.in_chans,
         macs=partial(_constant, count_macs(skeleton, example)),
         parameters=partial(_constant, count_parameters(skeleton)),
         paper=family.paper,
+        task=family.task,
     )
 
 

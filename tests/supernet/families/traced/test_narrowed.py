@@ -5,6 +5,7 @@ import torch
 
 from supernet.channels import narrow, trace
 from supernet.families import FAMILIES
+from supernet.families.named import make_family
 
 ARCH = FAMILIES["mobilenet_v3_micro"]().space.smallest
 
@@ -47,3 +48,18 @@ def test_a_narrowed_subnet_may_be_narrowed_again():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         FAMILIES["narrowed"](**options)
+
+
+def test_a_space_of_ones_own_says_by_an_option_how_it_is_narrowed(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from supernet.families import FAMILIES\n\n\ndef family(num_classes):\n"
+        "    return FAMILIES['mobilenet_v3_micro'](num_classes=num_classes)\n"
+    )
+    space, taken = f"{tmp_path / 'mine.py'}:family", {"arch": dict(ARCH), "channels": {"conv_stem": 4}}
+    found = make_family(space, json.dumps({"narrowed": taken}), {"num_classes": 3})
+    expected = FAMILIES["narrowed"](**taken, num_classes=3)
+    assert found.space == expected.space
+    assert found.macs(found.space.largest) == expected.macs(expected.space.largest)
+    for wrong, message in (({"channel": {}}, "channel"), ([], "narrowed is an object"), ({"channels": 3}, "channels")):
+        with pytest.raises(ValueError, match=message):
+            make_family(space, json.dumps({"narrowed": wrong}), {"num_classes": 3})
