@@ -14,8 +14,9 @@ SIDE = 16  # pixels
 EXAMPLE = torch.empty(1, 3, SIDE, SIDE)
 
 
-def images(folder: Path, count: int) -> ImageData:
-    """CIFAR-10 in `folder`/cifar10, with `count` training images, decoded in memory; some others are held out."""
+def images(folder: Path, count: int, first: int = 0) -> ImageData:
+    """CIFAR-10 in `folder`/cifar10, with `count` training images, decoded in memory, from `first` on in a random order;
+    some others are held out."""
     root = folder / "cifar10"
     config = DataConfig(
         "folder",
@@ -27,7 +28,7 @@ def images(folder: Path, count: int) -> ImageData:
         crop_pct=1.0,
     )
     data = open_images(config)
-    return dataclasses.replace(data, train=[data.train[index] for index in range(count)])
+    return dataclasses.replace(data, train=[data.train[index] for index in range(first, first + count)])
 
 
 def network(seed: int) -> nn.Sequential:

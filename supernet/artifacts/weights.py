@@ -24,7 +24,7 @@ from supernet.errors import first_line
 
 logger = logging.getLogger(__name__)
 
-WITHIN = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "net")  # of a training's checkpoint
+WITHIN = ("state_dict_ema", "model_ema", "ema", "teacher", "state_dict", "model", "net")  # of a training's checkpoint
 
 
 COUNTER = "num_batches_tracked"
@@ -35,10 +35,10 @@ CHANGED = "{} was changed or damaged after it was saved: fetch it again, or save
 def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
     """The tensors in a file of safetensors, or of torch (.pth, .pth.tar, .bin, ...), by name.
 
-    A training's checkpoint gives the tensors of the moving average if there is one, else of the network: what it holds
-    under the first of the names `WITHIN`. What torch's wrappers of networks put before all names, "module." and
-    "_orig_mod.", is taken off. Tensors alone are read, no code is run. ValueError, in one line, for a file that is not
-    there, cannot be read, holds no tensors by name, or values that are NaN.
+    A training's checkpoint gives the tensors of the moving average if there is one, such as the teacher of DINO, else
+    of the network: what it holds under the first of the names `WITHIN`. What torch's wrappers of networks put before
+    all names, "module." and "_orig_mod.", is taken off. Tensors alone are read, no code is run. ValueError, in one
+    line, for a file that is not there, cannot be read, holds no tensors by name, or values that are NaN.
     """
     path = Path(path)
     if not path.is_file():

@@ -73,6 +73,8 @@ def load_pretrained(
     if classifier is False:
         overlay["num_classes"] = -1  # timm drops what is of another number
     failure = f"cannot load weights of {name!r} from {source}"
+    if found is not None:
+        failure += _positions(found, own)
     try:
         model, left = _load(create, overlay, num_classes, failure)
     except ValueError as error:
@@ -90,6 +92,15 @@ def load_pretrained(
     if fresh and is_file and classifier is None:
         logger.warning("%s has no classifier for %d classes: %s start anew", source, num_classes, ", ".join(fresh))
     return model
+
+
+def _positions(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """What a message says of the positions in a file, if they are of another number than a network's `own`."""
+    names = (name for name in found if name.endswith(("pos_embed", "positional_embedding")))
+    name = next(names, None)
+    if name is None or "pos_embed" not in own or found[name].shape == own["pos_embed"].shape:
+        return ""
+    return f", whose positions {name!r} are {list(found[name].shape)}, to be resized to {list(own['pos_embed'].shape)}"
 
 
 def _load(

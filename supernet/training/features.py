@@ -3,7 +3,8 @@
 Each subnet of a timm family gets, in place of its classifier, a linear projection to the features of the largest one,
 which holds the pretrained weights. The projection is a shared tensor like any other, sliced with the width of the
 features that it takes in, and thrown away afterwards. What is minimised is 1 - cos(P_s f_s(x), f(x)), in the mean over
-images, of the largest, the smallest and random subnets s; f is the largest as it was at the beginning, frozen.
+images, of the largest, the smallest and random subnets s; f is the largest as it was at the beginning, frozen, or any
+other network that gives features.
 """
 
 from __future__ import annotations
@@ -64,12 +65,14 @@ def distil_features(
     run_dir: Path,
     execution: Execution = DEFAULT,
     *,
+    teacher: nn.Module | None = None,
     resume: bool = False,
     on_step: Callable[[StepResult], None] = lambda result: None,
     on_begin: Callable[[], None] = lambda: None,
 ) -> Supernet:
-    """Train the subnets of `net`, but for their classifier, on the features of its largest one; returns `net` with the
-    weights that they have then, and with its own classifier.
+    """Train the subnets of `net`, but for their classifier, on the features [N, D] that `teacher` gives for images, by
+    default its largest subnet as it is; returns `net` with the weights that they have then, and with its own
+    classifier. A family of one architecture is a student that is distilled alone.
 
     `config` says how, by its `random_subnets` beside the largest and the smallest. Writes, resumes and raises as
     `supernet.training.train.train` does. ValueError for a family whose modules are not timm's, or of another task than
@@ -82,9 +85,12 @@ def distil_features(
             "unlabelled images out, or name a space of timm's models, such as vit"
         )
     classifier = next(name for name, module in largest.named_modules() if module is largest.get_classifier())
-    largest.reset_classifier(0)
+    own = teacher is None
+    if teacher is None:
+        largest.reset_classifier(0)
+        teacher = largest
     example = family.example(net.space.largest)
-    size = without_data(largest, lambda model, device: model(*inputs_like(example, model, device)).shape[-1])
+    size = without_data(teacher, lambda model, device: model(*inputs_like(example, model, device)).shape[-1])
     student = replace(
         family,
         build=partial(_projected, family.build, size),
@@ -94,7 +100,8 @@ def distil_features(
     )
     projected = student.supernet(config.seed)
     known = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith(f"{classifier}.")}
-    projected.load_state_dict(_projection(projected, classifier) | known)
+    projection = _projection(projected, classifier) if own else {}
+    projected.load_state_dict(projected.state_dict() | projection | known)
     trained = train(
         student,
         projected,
@@ -103,7 +110,7 @@ def distil_features(
         run_dir,
         replace(execution, eval_epochs=0),
         method=FromTeacher(net.space, config.random_subnets),
-        teacher=largest.eval().requires_grad_(False),
+        teacher=teacher.eval().requires_grad_(False),
         resume=resume,
         on_step=on_step,
         on_begin=on_begin,
@@ -127,17 +134,17 @@ def _projection(net: Supernet, classifier: str) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class FromTeacher(Method):
-    """The largest subnet, random ones and the smallest, all taught by the frozen network of `train` alone."""
+    """The largest subnet, random ones and the smallest, or the only one, all taught by the frozen network of `train`
+    alone."""
 
     space: SearchSpace
     random_subnets: int = 2
 
     def learners(self, step: Step) -> list[Learner]:
-        archs = [self.space.sample(step.generator) for _ in range(self.random_subnets)]
-        return [
-            Learner(arch, "external", label_weight=0.0, regularised=arch == self.space.largest)
-            for arch in (self.space.largest, *archs, self.space.smallest)
-        ]
+        archs = [self.space.largest]
+        if self.space.size > 1:
+            archs += [*(self.space.sample(step.generator) for _ in range(self.random_subnets)), self.space.smallest]
+        return [Learner(arch, "external", label_weight=0.0, regularised=arch == self.space.largest) for arch in archs]
 
 
 @dataclass(frozen=True)
