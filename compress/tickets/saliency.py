@@ -1,7 +1,9 @@
 """How much each weight of a network matters before it was trained, from one batch: pure functions on a plain module.
 
 Higher matters more. The module runs in the mode that it is in (`distill.temporary.batch_statistics`), and is left as
-it was. W are the weights of convolutions and linear layers, L is the mean cross-entropy on the labels, g = dL/dW.
+it was. W are the weights of convolutions and linear layers, g = dL/dW, and L is the mean cross-entropy of the logits
+[..., K] on the labels [...]. Inputs are images [B, C, H, W], tokens [B, L], or a tuple of what the module is called
+with.
 """
 
 from __future__ import annotations
@@ -17,21 +19,24 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
-# B batch, C channels, H height, W width
+from supernet.calibration import Inputs, as_arguments
+
+# B batch, C channels, H height, W width, L length in tokens, K classes
 
 Weights = dict[str, Tensor]  # by name, as are their scores
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
-def snip(model: nn.Module, images: Tensor, labels: Tensor) -> Weights:
+def snip(model: nn.Module, inputs: Inputs, labels: Tensor) -> Weights:
     """|W g|: how much the loss depends on each connection (SNIP: Lee et al., ICLR 2019, arXiv 1810.02340)."""
-    weights, gradients = weights_and_gradients(model, images, labels)
+    weights, gradients = weights_and_gradients(model, inputs, labels)
     return {name: (weight * gradients[name]).abs() for name, weight in weights.items()}
 
 
-def grasp(model: nn.Module, images: Tensor, labels: Tensor, *, temperature: float = 200.0) -> Weights:
+def grasp(model: nn.Module, inputs: Inputs, labels: Tensor, *, temperature: float = 200.0) -> Weights:
     """W (H g), H the Hessian of L: how much of the squared norm of g is lost without the weight, to first order, halved
     (GraSP: Wang et al., ICLR 2020, arXiv 2002.07376, where the sign is the other).
 
@@ -39,28 +44,28 @@ def grasp(model: nn.Module, images: Tensor, labels: Tensor, *, temperature: floa
     """
     weights, rest = copies(model)
     with _TwiceDifferentiable(), sdpa_kernel(SDPBackend.MATH):  # fused attention has one derivative alone
-        logits = functional_call(model, {**weights, **rest}, (images,))
-        loss = F.cross_entropy(logits / temperature, labels)
+        logits = functional_call(model, {**weights, **rest}, as_arguments(inputs))
+        loss = cross_entropy(logits / temperature, labels)
     gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True, materialize_grads=True)
     flow = torch.stack([(g.detach() * g).sum() for g in gradients]).sum()
     products = torch.autograd.grad(flow, list(weights.values()), materialize_grads=True)  # H g
     return {name: weight.detach() * product for (name, weight), product in zip(weights.items(), products)}
 
 
-def synflow(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> Weights:
+def synflow(model: nn.Module, inputs: Inputs, labels: Tensor | None = None) -> Weights:
     """|W dR/dW|, in float64, R the sum of the outputs for one input of ones with all weights and biases replaced by
     their magnitudes, normalisation layers passed by and ReLU6 unbounded, so that R is the product of the layers'
     magnitudes (SynFlow: Tanaka et al., NeurIPS 2020, arXiv 2006.05467).
 
-    Of `images` only the shape counts.
+    Of inputs that are no whole numbers, only the shape counts; of tokens it is the first example.
     """
     weights, rest = copies(model, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
     biases = {name for name, _ in model.named_parameters()} - weights.keys()
     weights = {name: weight.detach().abs().requires_grad_() for name, weight in weights.items()}
     rest = {name: tensor.abs() if name in biases else tensor for name, tensor in rest.items()}
-    ones = images.new_ones(1, *images.shape[1:], dtype=torch.float64)
+    ones = tree_map(lambda x: torch.ones_like(x[:1], dtype=torch.float64) if x.is_floating_point() else x[:1], inputs)
     with _without_norms(model), _Unbounded():
-        flow = functional_call(model, {**weights, **rest}, (ones,)).sum()
+        flow = functional_call(model, {**weights, **rest}, as_arguments(ones)).sum()
     gradients = torch.autograd.grad(flow, list(weights.values()), materialize_grads=True)
     return {name: (weight.detach() * g).abs() for (name, weight), g in zip(weights.items(), gradients)}
 
@@ -84,12 +89,19 @@ def copies(
     return weights, rest
 
 
-def weights_and_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Weights, Weights]:
+def weights_and_gradients(model: nn.Module, inputs: Inputs, labels: Tensor) -> tuple[Weights, Weights]:
     """W and g."""
     weights, rest = copies(model)
-    loss = F.cross_entropy(functional_call(model, {**weights, **rest}, (images,)), labels)
+    loss = cross_entropy(functional_call(model, {**weights, **rest}, as_arguments(inputs)), labels)
     gradients = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
     return {name: weight.detach() for name, weight in weights.items()}, dict(zip(weights, gradients))
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """L. ValueError if there is not a label for each of the logits."""
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(f"the network gives {list(logits.shape)}, and labels are {list(labels.shape)}: one for each")
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
 
 
 class _Unbounded(TorchFunctionMode):

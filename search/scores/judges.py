@@ -42,7 +42,9 @@ from supernet.artifacts.teacher import load_teacher
 from supernet.families import Family
 from supernet.space import Arch
 from supernet.tasks import Classification
+from supernet.tasks.text import TextClassification
 from supernet.training.data import Data, DataConfig, ImageData, load_data
+from supernet.training.data.batch import joined
 from supernet.training.data.named import only_images
 from supernet.training.execution import Execution, channels_last
 from supernet.training.loop import StepResult
@@ -347,8 +349,12 @@ def _training_free(job: SearchJob, run: Run, names: tuple[str, ...], batch: Labe
 
 
 def _batch(job: SearchJob, run: Run) -> LabelledImages:
+    size, task = job.zero_cost_images, run.family.task
+    if isinstance(task, TextClassification):
+        texts = joined(list(run.data.calibration_batches(None, POOL * size, job.seed)))
+        return LabelledImages(task.inputs(texts, None), texts[1], size)
     resolution = run.family.resolution(run.family.space.largest)
-    return training_batch(_images(job, run), resolution, job.zero_cost_images, job.seed)
+    return training_batch(_images(job, run), resolution, size, job.seed)
 
 
 def _images(job: SearchJob, run: Run) -> ImageData:

@@ -13,14 +13,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from search.untrained import te_nas, zero_cost
 from search.untrained.ensemble import majority_vote, mean_rank
 from search.untrained.initialisation import built
+from supernet.calibration import Inputs
 from supernet.families.family import Family
 from supernet.space import Arch
+from supernet.training.data import resize
 
 # N images, B batch, n architectures, s scores
 
@@ -37,17 +39,18 @@ ENSEMBLES: Mapping[str, tuple[Callable[..., np.ndarray], tuple[str, ...]]] = {
 class LabelledImages:
     """What architectures are scored on."""
 
-    images: Tensor
-    """Normalised images [N, C, H, W]; every architecture sees them at its own resolution."""
+    images: Inputs
+    """Normalised images [N, C, H, W], which every architecture sees at its own resolution; or what networks are called
+    with in their place: tokens [N, L], or a tuple of these and a mask."""
     labels: Tensor
-    """Their classes [N]."""
+    """Their classes [N], or those of every position [N, L]."""
     size: int = 64
     """So many of the images, the first ones, are the batch of the zero-cost scores; `ntk` and `regions` draw from
     all."""
 
     def to(self, device: torch.device | str) -> LabelledImages:
         """The same on `device`, where the architectures then run."""
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        return replace(self, images=tree_map(lambda x: x.to(device), self.images), labels=self.labels.to(device))
 
 
 def score_architecture(
@@ -66,14 +69,13 @@ def score_architecture(
     ValueError, as for an unknown name.
     """
     check_names(names, proxies)
-    size = (family.resolution(arch),) * 2
-    images = batch.images
-    if images.shape[2:] != size:
-        images = F.interpolate(images, size, mode="bicubic", antialias=True)
+    images, resolution = batch.images, family.resolution(arch)
+    if resolution is not None:
+        images = resize(images, resolution)
     scores = {}
     if networks := [name for name in names if name in zero_cost.SCORES]:
-        model = build_untrained(family, arch, seed).to(images.device)
-        first, labels = images[: batch.size], batch.labels[: batch.size]
+        model = build_untrained(family, arch, seed).to(batch.labels.device)
+        first, labels = tree_map(lambda x: x[: batch.size], (images, batch.labels))
         scores |= {name: zero_cost.SCORES[name](model, first, labels) for name in networks}
     if "ntk" in names:
         network = built(proxies.ntk if proxies else family.build, arch, seed)

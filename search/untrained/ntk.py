@@ -20,6 +20,7 @@ from distill.temporary import batch_statistics, hooks, modes
 from distill.untouched import untouched
 from search.untrained.activation_patterns import watch_patterns
 from search.untrained.zero_cost import WORST
+from supernet.calibration import Inputs, as_arguments
 
 # B batch, C channels, H height, W width, P weights, N units
 
@@ -28,10 +29,11 @@ logger = logging.getLogger(__name__)
 BatchNormMode = Literal["batch", "frozen"]
 
 
-def tangent_kernel(model: nn.Module, images: Tensor, batch_norm: BatchNormMode = "batch") -> Tensor:
+def tangent_kernel(model: nn.Module, inputs: Inputs, batch_norm: BatchNormMode = "batch") -> Tensor:
     """The empirical neural tangent kernel K = J J^T [B, B] in float64, J_i = d(sum of the logits of image i) / dW.
 
     W are the weights of all layers, scales of normalisation layers included, biases left out, as in TE-NAS's code.
+    Inputs are images [B, C, H, W], tokens [B, L], or a tuple of what the model is called with.
     With `batch_norm="batch"` the statistics of the batch depend on the weights and every image's gradient runs
     through all images, as published: B backward passes of the whole batch. With "frozen" the statistics are those of
     the batch but held fixed, which makes images independent and gives all gradients in one vectorised pass (memory
@@ -47,23 +49,24 @@ def tangent_kernel(model: nn.Module, images: Tensor, batch_norm: BatchNormMode =
     weights = {name: tensors.pop(name) for name, _ in model.named_parameters() if name.endswith("weight")}
     if not weights:
         raise ValueError(f"a {type(model).__name__} has no weights to take the tangent kernel of")
-    images = _channels_last(images)
+    inputs = tuple(map(_channels_last, as_arguments(inputs)))
     gradients = _through_batch if batch_norm == "batch" else _with_frozen_statistics
-    jacobian = gradients(model, weights, tensors, images)
-    kernel = torch.zeros(len(images), len(images), dtype=torch.float64, device=images.device)
+    jacobian = gradients(model, weights, tensors, inputs)
+    count = len(inputs[0])
+    kernel = torch.zeros(count, count, dtype=torch.float64, device=inputs[0].device)
     for rows in jacobian:
         rows = rows.flatten(1).double()
         kernel.addmm_(rows, rows.T)
     return kernel
 
 
-def condition_number(model: nn.Module, images: Tensor, batch_norm: BatchNormMode = "batch") -> float:
+def condition_number(model: nn.Module, inputs: Inputs, batch_norm: BatchNormMode = "batch") -> float:
     """lambda_max / lambda_min of `tangent_kernel`; at least 1, *lower is better*.
 
     A kernel that is singular to float64's precision, or not finite, gives 1e30, and the log says so: a network that is
     dead, overflows or cannot tell two images apart.
     """
-    kernel = tangent_kernel(model, images, batch_norm)
+    kernel = tangent_kernel(model, inputs, batch_norm)
     if kernel.isfinite().all():
         eigenvalues = torch.linalg.eigvalsh(kernel).tolist()
         smallest, largest = eigenvalues[0], eigenvalues[-1]  # the same of a single image
@@ -96,28 +99,28 @@ def linear_regions(model: nn.Module, images: Tensor, batch_size: int = 1000) -> 
 
 
 def _through_batch(
-    model: nn.Module, weights: dict[str, Tensor], rest: dict[str, Tensor], images: Tensor
+    model: nn.Module, weights: dict[str, Tensor], rest: dict[str, Tensor], inputs: tuple[Tensor, ...]
 ) -> list[Tensor]:
     leaves = {name: weight.requires_grad_() for name, weight in weights.items()}
     with batch_statistics(model):
-        answers = functional_call(model, {**leaves, **rest}, (images,)).flatten(1).sum(dim=1)
+        answers = functional_call(model, {**leaves, **rest}, inputs).flatten(1).sum(dim=1)
     values = list(leaves.values())
     rows = [torch.autograd.grad(a, values, retain_graph=True, materialize_grads=True) for a in answers]
     return [torch.stack(column) for column in zip(*rows)]
 
 
 def _with_frozen_statistics(
-    model: nn.Module, weights: dict[str, Tensor], rest: dict[str, Tensor], images: Tensor
+    model: nn.Module, weights: dict[str, Tensor], rest: dict[str, Tensor], inputs: tuple[Tensor, ...]
 ) -> list[Tensor]:
-    def answer(weights: dict[str, Tensor], image: Tensor) -> Tensor:
-        return functional_call(model, {**weights, **rest}, (image[None],)).sum()
+    def answer(weights: dict[str, Tensor], example: tuple[Tensor, ...]) -> Tensor:
+        return functional_call(model, {**weights, **rest}, tuple(tensor[None] for tensor in example)).sum()
 
     frozen = _FrozenBatchNorm()
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     before = (layer.register_forward_pre_hook(frozen.enter) for layer in layers)
     after = (layer.register_forward_hook(frozen.leave) for layer in layers)
     with modes(model, lambda module: False), hooks(before), hooks(after), frozen:
-        return list(vmap(grad(answer), in_dims=(None, 0))(weights, images).values())
+        return list(vmap(grad(answer), in_dims=(None, 0))(weights, inputs).values())
 
 
 class _FrozenBatchNorm(TorchFunctionMode):

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from search.untrained.initialisation import built, initialise, seeded_generator
 from search.untrained.mixed_operations import Builder, Candidates, check_operations, mix
 from search.untrained.ntk import BatchNormMode, condition_number, linear_regions
+from supernet.calibration import Inputs, as_arguments
 from supernet.space import Arch, SearchSpace
+from supernet.training.data.batch import chosen
 
 # N images to draw from, C channels, H height, W width
 
@@ -170,18 +172,19 @@ def change_by_cutting(
     return change
 
 
-def condition_numbers(network: nn.Module, images: Tensor, settings: TeNasConfig, seed: int) -> np.ndarray:
-    """The condition number in each draw [repeats], with fan-out initialisation, where the images are.
+def condition_numbers(network: nn.Module, inputs: Inputs, settings: TeNasConfig, seed: int) -> np.ndarray:
+    """The condition number in each draw [repeats], with fan-out initialisation, where the inputs are.
 
     Deterministic from `seed` for a network of `search.untrained.initialisation.built`; the network stays there, with
     the weights of the last draw.
     """
     values = []
+    first = as_arguments(inputs)[0]
     for draw in range(settings.repeats):
         initialise(network.cpu(), "fan_out", seed, draw)
-        network.to(images.device)
-        chosen = torch.randperm(len(images), generator=seeded_generator(seed, draw))[: settings.ntk_images]
-        values.append(condition_number(network, images[chosen], settings.batch_norm))
+        network.to(first.device)
+        drawn = torch.randperm(len(first), generator=seeded_generator(seed, draw))[: settings.ntk_images]
+        values.append(condition_number(network, chosen(inputs, drawn), settings.batch_norm))
     return np.array(values)
 
 

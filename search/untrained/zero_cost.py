@@ -1,9 +1,11 @@
-"""Scores of untrained networks, computed from one batch of images: pure functions on a plain module.
+"""Scores of untrained networks, computed from one batch of examples: pure functions on a plain module.
 
-Every score takes `(model, images, labels)`, images [B, C, H, W] and labels [B], and returns a finite float: *higher is
-better*. It does not change the model: weights, buffers, gradients, modes and hooks are afterwards what they were,
-whatever happens. Dropout and stochastic depth are off; BatchNorm uses the statistics of the batch, unless said
-otherwise. A network that overflows or is dead gets the score `WORST`, and the log says so.
+Every score takes `(model, inputs, labels)`, images [B, C, H, W] and labels [B], and returns a finite float: *higher is
+better*. Inputs may be tokens [B, L] as well, or a tuple of what the network is called with, and labels [...] those of
+logits [..., K]; `jacob_cov` and `zen_score` need images. A score does not change the model: weights, buffers,
+gradients, modes and hooks are afterwards what they were, whatever happens. Dropout and stochastic depth are off;
+BatchNorm uses the statistics of the batch, unless said otherwise. A network that overflows or is dead gets the score
+`WORST`, and the log says so.
 
 W are the weights of convolutions and linear layers (no biases, no BatchNorm), L is the mean cross-entropy on the labels
 and g = dL/dW. grad_norm, plain, snip, grasp, fisher, synflow and jacob_cov are as Abdelfattah et al. (arXiv 2101.08134,
@@ -18,7 +20,6 @@ import math
 from collections.abc import Callable, Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -29,6 +30,7 @@ from compress.tickets.saliency import copies, layers_of, weights_and_gradients
 from distill.temporary import batch_statistics, hooks
 from distill.untouched import untouched
 from search.untrained.activation_patterns import watch_patterns
+from supernet.calibration import Inputs, as_arguments
 
 # B batch, C channels, H height, W width, O output channels of a layer
 
@@ -42,11 +44,11 @@ def _score(function: Callable[..., Tensor]) -> Callable[..., float]:
     """Run `function` with batch statistics and without dropout, give a finite float, and leave the model as it was."""
 
     @functools.wraps(function)
-    def score(model: nn.Module, images: Tensor, labels: Tensor | None = None, **settings) -> float:
-        if images.dim() == 4:
-            images = images.contiguous(memory_format=torch.channels_last)  # twice as fast on CPUs
+    def score(model: nn.Module, inputs: Inputs, labels: Tensor | None = None, **settings) -> float:
+        if isinstance(inputs, Tensor) and inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)  # twice as fast on CPUs
         with batch_statistics(model):
-            value = float(untouched(lambda own: function(model, own, labels, **settings), images))
+            value = float(untouched(lambda own: function(model, own, labels, **settings), inputs))
         if math.isfinite(value):
             return value
         logger.warning("%s is %s: the network overflows or is dead, it gets the worst score", function.__name__, value)
@@ -56,33 +58,33 @@ def _score(function: Callable[..., Tensor]) -> Callable[..., float]:
 
 
 @_score
-def grad_norm(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def grad_norm(model: nn.Module, inputs: Inputs, labels: Tensor) -> Tensor:
     """sum over layers of ||g||_2."""
-    _, gradients = weights_and_gradients(model, images, labels)
+    _, gradients = weights_and_gradients(model, inputs, labels)
     return torch.stack([gradient.norm() for gradient in gradients.values()]).sum()
 
 
 @_score
-def plain(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def plain(model: nn.Module, inputs: Inputs, labels: Tensor) -> Tensor:
     """sum W g: the first-order change of the loss when all weights vanish, with the sign turned (Mozer & Smolensky)."""
-    weights, gradients = weights_and_gradients(model, images, labels)
+    weights, gradients = weights_and_gradients(model, inputs, labels)
     return torch.stack([(weights[name] * gradients[name]).sum() for name in weights]).sum()
 
 
 @_score
-def snip(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def snip(model: nn.Module, inputs: Inputs, labels: Tensor) -> Tensor:
     """sum |W g|: how much the loss depends on each connection (Lee et al., arXiv 1810.02340)."""
-    return _total(saliency.snip(model, images, labels))
+    return _total(saliency.snip(model, inputs, labels))
 
 
 @_score
-def grasp(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def grasp(model: nn.Module, inputs: Inputs, labels: Tensor) -> Tensor:
     """-sum W (H g), H the Hessian of L: how much the gradient's flow depends on each connection (arXiv 2002.07376)."""
-    return -_total(saliency.grasp(model, images, labels, temperature=1.0))
+    return -_total(saliency.grasp(model, inputs, labels, temperature=1.0))
 
 
 @_score
-def fisher(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def fisher(model: nn.Module, inputs: Inputs, labels: Tensor) -> Tensor:
     """sum over layers and channels of I_O * 1/2 mean_B (sum of a dL/da over positions)^2 (Theis et al., 1801.05787).
 
     a are the outputs of a layer, and I_O the number of weights of an output channel: every weight has the Fisher
@@ -96,7 +98,7 @@ def fisher(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         return output.clone()  # what follows may work in place
 
     with hooks(layer.register_forward_hook(keep) for layer in layers_of(model).values()):
-        loss = F.cross_entropy(functional_call(model, {**weights, **rest}, (images,)), labels)
+        loss = saliency.cross_entropy(functional_call(model, {**weights, **rest}, as_arguments(inputs)), labels)
     gradients = torch.autograd.grad(loss, [output for _, output in outputs], materialize_grads=True)
     information = [
         _by_channel(layer, output.detach() * gradient).sum(dim=1).square().mean(dim=0).sum() / 2
@@ -106,27 +108,28 @@ def fisher(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 @_score
-def synflow(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> Tensor:
+def synflow(model: nn.Module, inputs: Inputs, labels: Tensor | None = None) -> Tensor:
     """sum |W dR/dW|, R the sum of the outputs for an image of ones with all weights and biases replaced by their
     magnitudes, in float64, with normalisation layers passed by and ReLU6 unbounded, since there R is to be the product
     of the layers' magnitudes (Tanaka et al., arXiv 2006.05467).
 
-    Of `images` only the shape counts. Weights and biases of normalisation layers play no part.
+    Of images only the shape counts; of tokens it is the first example. Weights and biases of normalisation layers play
+    no part.
     """
-    return _total(saliency.synflow(model, images))
+    return _total(saliency.synflow(model, inputs))
 
 
 @_score
-def jacob_cov(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> Tensor:
+def jacob_cov(model: nn.Module, inputs: Inputs, labels: Tensor | None = None) -> Tensor:
     """-sum_i (log(l_i + k) + 1 / (l_i + k)), k = 1e-5, l_i the eigenvalues of the correlation matrix [B, B] of the
     images' input gradients d(sum of logits)/dx (Mellor et al., arXiv 2006.04647 version 1).
 
     High where the network answers to different images in different directions.
     """
+    images = _images(inputs, "jacob_cov, which takes gradients by them,").detach().clone().requires_grad_()
     weights, rest = copies(model)
-    inputs = images.detach().clone().requires_grad_()
-    outputs = untouched(lambda own: functional_call(model, {**weights, **rest}, (own,)), inputs)
-    (jacobian,) = torch.autograd.grad(outputs.sum(), inputs)
+    outputs = untouched(lambda own: functional_call(model, {**weights, **rest}, (own,)), images)
+    (jacobian,) = torch.autograd.grad(outputs.sum(), images)
     correlation = torch.corrcoef(jacobian.flatten(1).double())
     if not correlation.isfinite().all():
         return correlation.new_tensor(math.nan)
@@ -135,13 +138,14 @@ def jacob_cov(model: nn.Module, images: Tensor, labels: Tensor | None = None) ->
 
 
 @_score
-def naswot(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> Tensor:
+def naswot(model: nn.Module, inputs: Inputs, labels: Tensor | None = None) -> Tensor:
     """log |det K| of K_ij = the number of ReLUs that are both on or both off for images i and j (arXiv 2006.04647).
 
     High where images fall into different linear regions. Counts every piecewise linear activation, see
     `activation_patterns`; ValueError if there is none. Two images with the same pattern make K singular.
     """
-    kernel = torch.zeros(len(images), len(images), dtype=torch.float64, device=images.device)
+    first = as_arguments(inputs)[0]
+    kernel = torch.zeros(len(first), len(first), dtype=torch.float64, device=first.device)
 
     def agree(pattern: Tensor) -> None:
         on = pattern.float()
@@ -149,14 +153,14 @@ def naswot(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> Te
 
     weights, rest = copies(model)
     with torch.no_grad(), watch_patterns(model, agree):
-        functional_call(model, {**weights, **rest}, (images,))
+        functional_call(model, {**weights, **rest}, as_arguments(inputs))
     return torch.linalg.slogdet(kernel).logabsdet
 
 
 @_score
 def zen_score(
     model: nn.Module,
-    images: Tensor,
+    inputs: Inputs,
     labels: Tensor | None = None,
     *,
     generator: torch.Generator | None = None,
@@ -176,6 +180,7 @@ def zen_score(
     def normal(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=generator).to(like)
 
+    images = _images(inputs, "zen_score, which puts noise in their place,")
     weights, rest = copies(model)
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.affine:
@@ -203,6 +208,12 @@ SCORES: dict[str, Callable[..., float]] = {
     "naswot": naswot,
     "zen_score": zen_score,
 }
+
+
+def _images(inputs: Inputs, what: str) -> Tensor:
+    if isinstance(inputs, Tensor) and inputs.is_floating_point():
+        return inputs
+    raise ValueError(f"{what} needs images, and the network takes tokens: leave it out")
 
 
 def _total(scores: Mapping[str, Tensor]) -> Tensor:

@@ -163,7 +163,8 @@ class Blocks(nn.ModuleList):
 
 
 def initialise(module: nn.Module, std: float = 0.02) -> None:
-    """As BERT and GPT-2 do: matrices and embeddings normal with a standard deviation of `std`, biases 0."""
+    """As BERT and GPT-2 do: matrices and embeddings normal with a standard deviation of `std`, biases 0; and the matrix
+    of factorised embeddings so that the vectors it makes are as large as the normalised ones that it takes in."""
     for child in module.modules():
         if isinstance(child, nn.Linear | nn.Embedding):
             nn.init.normal_(child.weight, std=std)
@@ -171,3 +172,6 @@ def initialise(module: nn.Module, std: float = 0.02) -> None:
                 nn.init.zeros_(child.bias)
         elif isinstance(child, Embeddings):
             nn.init.normal_(child.positions, std=std)
+    for child in module.modules():
+        if isinstance(child, Embeddings) and isinstance(child.projection, nn.Linear):
+            nn.init.normal_(child.projection.weight, std=child.projection.in_features**-0.5)

@@ -170,6 +170,17 @@ def test_factorised_embeddings_are_counted():
         assert family.macs(arch) == family._count_macs(arch)
 
 
+@pytest.mark.parametrize("embedding_size", [None, 16, 256])
+def test_blocks_begin_with_vectors_as_large_as_normalised_ones(embedding_size):
+    """Of half the size, an encoder of factorised embeddings hardly learns by the sandwich rule."""
+    options = {"vocabulary": VOCABULARY, "length": LENGTH, "embedding_size": embedding_size}
+    family = FAMILIES["text_encoder"](num_classes=CLASSES, **options)
+    net = family.supernet()
+    for arch in (family.space.smallest, family.space.largest):
+        made = net.extract(arch).embeddings(texts()[0])
+        assert made.square().mean().sqrt().item() == pytest.approx(1, abs=0.15)
+
+
 def test_a_text_of_no_tokens_is_no_error():
     family = FAMILIES["text_encoder"](num_classes=CLASSES, vocabulary=VOCABULARY, length=LENGTH)
     logits = family.build(family.space.smallest).eval()(

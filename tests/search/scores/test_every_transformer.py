@@ -1,0 +1,181 @@
+"""What searches go by, on transformers of other families than `vit` (test_vision_transformers.py): each works, or says
+in a line why it does not."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from distill.blockwise import Teacher
+from predictors import LatencyPredictor, family_costs
+from predictors.sampling import distinct
+from search.scores.accuracy import SupernetScore, first_metric, held_out, resized
+from search.scores.judges import make_judge
+from search.scores.teacher_guided import FromSupernet, GuidanceConfig, TeacherGuided
+from search.scores.untrained import NAMES, LabelledImages, score_architecture
+from search.settings import SearchJob
+from search.untrained.te_nas import TeNasConfig
+from supernet.artifacts.runs import Job, Run
+from supernet.evaluation import calibrated
+from supernet.families import FAMILIES, from_timm
+from supernet.families.autoformer import _autoformer, _Network
+from supernet.training.data.tensors import TensorData
+
+CLASSES, SIDE, VOCABULARY, LENGTH = 5, 32, 13, 6
+SWIN = {"embed_dim": 16, "depths": (1, 2), "num_heads": (1, 2), "window_size": 4, "patch_size": 4, "img_size": SIDE}
+TEXT = {"vocabulary": VOCABULARY, "length": LENGTH, "embed_dim": [16, 32], "depth": [1, 2], "head_dim": 8}
+FAMILY = {
+    "autoformer": lambda: _autoformer(
+        _Network(
+            (16, 24), (1, 2), (1, 2), (1.0, 2.0), CLASSES, 3, relative_positions=True, input_size=SIDE, patch_size=8
+        )
+    ),
+    "swin": lambda: from_timm(
+        "swin_tiny_patch4_window7_224",
+        num_classes=CLASSES,
+        input_size=SIDE,
+        saved_config={"pretrained_cfg": {"input_size": (3, SIDE, SIDE)}, "model_args": SWIN},
+    ),
+    "text_encoder": partial(FAMILIES["text_encoder"], num_classes=CLASSES, **TEXT),
+    "text_decoder": partial(FAMILIES["text_decoder"], **TEXT),
+}
+IMAGES = ("autoformer", pytest.param("swin", marks=pytest.mark.exhaustive))
+TEXTS = ("text_encoder", "text_decoder")
+OF_PATTERNS = ("naswot", "regions")  # of which activations are on, which GELU does not tell
+OF_IMAGES = ("jacob_cov", "zen_score")  # whose inputs are numbers that may change a little
+SETTINGS = TeNasConfig(repeats=1, ntk_images=4, region_images=8)
+
+
+@pytest.fixture(scope="module", params=FAMILY)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def family(name):
+    return FAMILY[name]()
+
+
+@pytest.fixture(scope="module")
+def archs(family):
+    return [family.space.smallest, family.space.largest, *distinct(family.space, 3, np.random.default_rng(0))]
+
+
+@pytest.fixture(scope="module")
+def net(family):
+    return family.supernet().eval()
+
+
+def drawn() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def tokens(count: int) -> Tensor:
+    """Texts of several lengths, filled up with the token 0."""
+    found = torch.randint(1, VOCABULARY, (count, LENGTH), generator=drawn())
+    return torch.where(torch.arange(LENGTH) < 2 + torch.arange(count)[:, None] % (LENGTH - 1), found, 0)
+
+
+def batch_of(name: str, count: int = 8):
+    """A batch as the task of the family takes it."""
+    labels = torch.arange(count) % CLASSES
+    if name == "text_decoder":
+        return torch.randint(1, VOCABULARY, (count, LENGTH), generator=drawn())
+    return (tokens(count) if name == "text_encoder" else torch.randn(count, 3, SIDE, SIDE, generator=drawn())), labels
+
+
+def examples(name: str, family) -> LabelledImages:
+    batch = batch_of(name)
+    if name == "text_decoder":
+        return LabelledImages(batch[:, :-1], batch[:, 1:])
+    inputs = family.task.inputs(batch, None)
+    return LabelledImages(inputs if len(inputs) > 1 else inputs[0], batch[1])
+
+
+@pytest.mark.parametrize("score", NAMES)
+def test_scores_of_untrained_networks_are_numbers_or_say_why_not(name, family, score):
+    """A search refuses the names in OF_PATTERNS and OF_IMAGES by these lines."""
+    run = partial(score_architecture, family, [score], family.space.largest, examples(name, family), settings=SETTINGS)
+    if score in OF_PATTERNS or (score in OF_IMAGES and name in TEXTS):
+        with pytest.raises(ValueError, match=r"ReLU|cannot be counted in this space|needs images") as error:
+            run()
+        assert "\n" not in str(error.value)
+    else:
+        assert np.isfinite(run()[score])
+        assert abs(run()[score]) < 1e29  # above the score of a dead network
+
+
+def test_the_kernel_and_gradients_do_not_see_what_fills_up_a_text():
+    family = FAMILY["text_encoder"]()
+    given = tokens(8)
+    other = torch.where(given == 0, 7, given)
+    mask, labels = (given != 0).long(), torch.arange(8) % CLASSES
+    found = [
+        score_architecture(family, ["ntk", "snip"], family.space.largest, LabelledImages(i, labels), settings=SETTINGS)
+        for i in ((given, mask), (other, mask), (other, torch.ones_like(mask)))
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert found[0]["snip"] != pytest.approx(found[2]["snip"], rel=1e-3)
+
+
+def test_beginnings_that_agree_change_nothing(name, family, net, archs):
+    """Text encoders, which take a mask as well, run one by one."""
+    batch = batch_of(name)
+    data = TensorData(batch, batch, batch)
+    score = SupernetScore(net, family.task, partial(held_out, data, 8, 0, None), family.resolution)
+    for arch, found in zip(archs, score(archs)):
+        inputs = family.task.inputs(batch, arch)
+        with torch.no_grad():
+            output = calibrated(net, arch, [inputs])(*inputs)
+        assert found == pytest.approx(first_metric(family.task, output, batch), abs=1e-6)
+
+
+def test_latency_is_predicted_from_costs(family):
+    archs = [family.space.sample(np.random.default_rng(seed)) for seed in range(60)]
+    latency = [1e-6 * family.macs(arch) + 1e-6 * family.parameters(arch) for arch in archs]
+    predictor = LatencyPredictor.fit(family.space, archs[:40], latency[:40], family_costs(family))
+    assert np.corrcoef(predictor.predict(archs[40:]).latency_ms, latency[40:])[0, 1] > 0.9
+
+
+def teacher_of(family) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return family.build(family.space.largest).eval()
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_teachers_guide_image_families(name):
+    family = FAMILY[name]()
+    model = teacher_of(family)
+    points = ("layers.0", "layers.1") if name == "swin" else ("blocks.0", "blocks.1")
+    judged = resized(*(batch_of(name, 12)[0][:count] for count in (4, 12)), torch.arange(12) % CLASSES)
+    score = TeacherGuided(
+        FromSupernet(family.supernet().eval()),
+        judged,
+        family.resolution,
+        Teacher(model, points),
+        SIDE,
+        GuidanceConfig(images=6),
+    )
+    assert np.isfinite(score([family.space.smallest, family.space.largest])).all()
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("score", ["rdm", "dna", "te_nas", "akd"])
+def test_scores_of_image_teachers_are_refused_for_texts(tmp_path, name, score):
+    family = FAMILY[name]()
+    batch = batch_of(name)
+    run = Run(family, family.supernet().eval(), TensorData(batch, batch, batch), Job())
+    with pytest.raises(ValueError, match=r"classes|images|counted") as error:
+        make_judge(SearchJob(score=score, teacher="resnet18"), run, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_texts_are_searched_without_training(tmp_path):
+    family = FAMILY["text_encoder"]()
+    batch = tokens(16), torch.arange(16) % CLASSES
+    run = Run(family, family.supernet().eval(), TensorData(batch, batch, batch), Job())
+    judge = make_judge(SearchJob(score="zero_cost", zero_cost=("snip", "synflow"), population=4), run, tmp_path)
+    smallest, largest = judge.score([family.space.smallest, family.space.largest])
+    assert np.isfinite([smallest, largest]).all()
