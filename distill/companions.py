@@ -2,6 +2,9 @@
 
 They are no part of the network: neither saved with it, nor counted, nor exported. Features are [B, C, H, W], tokens
 [B, N, C] or vectors [B, C]; what connects two of them is linear in the channels of each position, a 1x1 convolution.
+
+Of a network with fewer channels than a companion was made for, such as a subnet's, the channels are the leading ones,
+and so are the companion's weights that are used.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ class Hint(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         student, teacher = _same_positions(student, teacher)
-        return F.mse_loss(self.regressor(student).float(), teacher)
+        return F.mse_loss(_leading(self.regressor, student, teacher.shape[-1]).float(), teacher)
 
 
 class VariationalInformation(nn.Module):
@@ -51,8 +54,13 @@ class VariationalInformation(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         student, teacher = _same_positions(student, teacher)
-        variance = F.softplus(self.raw_variance) + self.least
-        return (variance.log() / 2 + (teacher - self.mean(student).float()).square() / (2 * variance)).mean()
+        first, *middle, last = self.mean
+        hidden = _leading(first, student)
+        for layer in middle:
+            hidden = layer(hidden)
+        mean = _leading(last, hidden, teacher.shape[-1]).float()
+        variance = F.softplus(self.raw_variance[: teacher.shape[-1]]) + self.least
+        return (variance.log() / 2 + (teacher - mean).square() / (2 * variance)).mean()
 
 
 class Head(nn.Module):
@@ -64,7 +72,7 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         last = channels_last(features)
-        return self.classifier(last.flatten(1, -2).mean(1) if last.dim() > 2 else last).float()
+        return _leading(self.classifier, last.flatten(1, -2).mean(1) if last.dim() > 2 else last).float()
 
 
 def channels(features: Tensor) -> int:
@@ -77,6 +85,11 @@ def channels_last(features: Tensor) -> Tensor:
     if features.dim() not in (2, 3, 4):
         raise ValueError(f"features are [B, C, H, W], [B, N, C] or [B, C], not {list(features.shape)}")
     return features.permute(0, 2, 3, 1) if features.dim() == 4 else features
+
+
+def _leading(layer: nn.Linear, features: Tensor, outputs: int | None = None) -> Tensor:
+    """What `layer` makes of features that have its leading inputs: its leading `outputs`, or all."""
+    return F.linear(features, layer.weight[:outputs, : features.shape[-1]], layer.bias[:outputs])
 
 
 def _same_positions(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,16 @@ def stages(model: nn.Module) -> dict[int, str]:
     return {entry["reduction"]: entry["module"] for entry in entries}
 
 
+def outermost(model: nn.Module, name: str) -> str:
+    """The sequence that the module `name` ends, or that ends with this sequence, and so on; the module itself if it
+    ends none. What it puts out is the same."""
+    outer, _, child = name.rpartition(".")
+    parent = model.get_submodule(outer)
+    if outer and isinstance(parent, nn.Sequential) and child == list(dict(parent.named_children()))[-1]:
+        return outermost(model, outer)
+    return name
+
+
 @contextmanager
 def recorded(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
     """Within the context, what the named modules put out in a forward pass lands in the dictionary, by name: copies,

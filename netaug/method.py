@@ -21,6 +21,7 @@ class NetAug(Method):
 
         L(tiny) + weight * L(sampled),  L = label_weight * cross-entropy + teacher_weight * distillation
 
+    and what companions add to L, if there are such.
     The second network is drawn anew every step; both start from the same weights, and gradients add up. From the part
     `width_until` of the training on, widths are those of the tiny model and only expansions are drawn. Until then the
     channels `sorted_channels`, those inside blocks, are put in the order of their importance before every epoch, so
@@ -58,4 +59,4 @@ class NetAug(Method):
 
     def _learner(self, arch: Arch, weight: float) -> Learner:
         teacher = "external" if self.teacher_weight else None
-        return Learner(arch, teacher, weight * self.label_weight, weight * self.teacher_weight, regularised=True)
+        return Learner(arch, teacher, weight * self.label_weight, weight * self.teacher_weight, True, weight)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from distill.objective import Objective
 from netaug.augmentation import Augmentation, augment
 from netaug.method import NetAug
 from supernet.artifacts.ownership import owned
@@ -18,6 +19,7 @@ from supernet.artifacts.subnet_config import SubnetConfig
 from supernet.channels import widen
 from supernet.evaluation import calibrated_subnet
 from supernet.supernet import Supernet
+from supernet.training.cohort import LABELS_ALONE
 from supernet.training.data import ImageData
 from supernet.training.execution import DEFAULT, Execution
 from supernet.training.loop import StepResult
@@ -58,15 +60,18 @@ class NetAugConfig:
 
 @dataclass(frozen=True)
 class NetAugJob(ModelJob):
-    """All that defines the training of one model by network augmentation; of the losses, labels and kl."""
+    """All that defines the training of one model by network augmentation; of the losses, labels, kl and those by
+    companions, which see the leading channels of the wider networks as well."""
 
     netaug: NetAugConfig = dataclasses.field(default_factory=NetAugConfig)
 
     def __post_init__(self):
         super().__post_init__()
         objective = self.objective
-        if objective.adaptive_alpha or objective.feature_losses or objective.mutual or objective.has_heads:
-            raise ValueError("network augmentation takes the losses labels and kl; set the other weights to 0")
+        if objective.adaptive_alpha or objective.feature_losses or objective.mutual:
+            raise ValueError(
+                "network augmentation takes the losses labels, kl and those by companions; set the other weights to 0"
+            )
 
 
 def run_netaug_job(
@@ -91,9 +96,7 @@ def run_netaug_job(
             job.train,
             directory,
             config,
-            label_weight=job.objective.labels,
-            teacher_weight=job.objective.kl,
-            temperature=job.objective.temperature,
+            objective=job.objective,
             teacher=teacher,
             execution=job.execution,
             resume=resume,
@@ -111,9 +114,7 @@ def train_netaug(
     run_dir: Path,
     netaug: NetAugConfig,
     *,
-    label_weight: float = 1.0,
-    teacher_weight: float = 0.0,
-    temperature: float = 1.0,
+    objective: Objective = LABELS_ALONE,
     teacher: nn.Module | None = None,
     execution: Execution = DEFAULT,
     resume: bool = False,
@@ -123,7 +124,9 @@ def train_netaug(
     """The model `tiny`, which `augmentation` is around, trained from the weights that it has; on the CPU, in eval mode.
 
     The loop is `supernet.training.train.train` with the method `NetAug`. At the end the tiny model is taken out and its
-    BatchNorm recalibrated. It has the state-dict keys and shapes of `tiny`.
+    BatchNorm recalibrated. It has the state-dict keys and shapes of `tiny`. Of the losses of `objective`, which the
+    wider networks have as well, those of companions are of the largest network's channels, of which the others see the
+    leading ones; channels within a block, which are sorted, are none for companions to see.
     """
     net = initial_supernet(augmentation, tiny, config.seed)
     method = NetAug(
@@ -131,12 +134,12 @@ def train_netaug(
         [inside.channels for inside in augmentation.inside] if netaug.sort_channels else (),
         netaug.weight,
         netaug.width_until,
-        label_weight,
-        teacher_weight,
+        objective.labels,
+        objective.kl,
     )
     settings = TrainConfig(
         **{field.name: getattr(config, field.name) for field in dataclasses.fields(LoopConfig)},
-        temperature=temperature if teacher_weight else 1.0,
+        temperature=objective.temperature if objective.kl or objective.self_distillation else 1.0,
         calibration_images=netaug.calibration_images,
     )
     net = train(
@@ -148,6 +151,7 @@ def train_netaug(
         dataclasses.replace(execution, eval_random=0),
         method=method,
         teacher=teacher,
+        beside=objective,
         resume=resume,
         on_step=on_step,
         on_begin=on_begin,

@@ -186,13 +186,14 @@ class Supernet(nn.Module):
         subnet.module.load_state_dict(tensors, assign=True)
         return tie_names(subnet.module, subnet.ties).train(self.training)
 
-    def skeleton(self, arch: Mapping[str, Value]) -> nn.Module:
+    def skeleton(self, arch: Mapping[str, Value], rates: DropRates = NO_DROP) -> nn.Module:
         """The subnet in eval mode with its parameters and persistent buffers on the meta device, without values.
 
         To be looked at, not to be changed: it has modules in common with other skeletons, and is returned again.
-        `tensor_of` gives the values of its tensors.
+        `tensor_of` gives the values of its tensors. A forward pass with the same `rates` calls it, so that hooks on its
+        modules, which are to be removed again, see what the subnet computes.
         """
-        return self._subnet(self.space.validate(arch)).module.eval()
+        return self._subnet(self.space.validate(arch), rates).module.eval()
 
     def tensor_of(self, name: str, shape: torch.Size, view: View | None = None) -> Tensor:
         """A copy of what a subnet has as the tensor `name`, if it is of this shape there and of that `view`, if any.

@@ -14,6 +14,7 @@ from typing import Annotated, TypeVar
 import torch
 import tyro
 
+from distill.accompanied import Beside
 from supernet.answers.answers import Quality, quality
 from supernet.artifacts.runs import Job, data_said_again, job_from_dict, open_data, read_config
 from supernet.artifacts.subnet import Subnet, load_subnet, save_subnet
@@ -143,7 +144,8 @@ def job_of(run_folder: Path | None, recipe: str, space: str | None = None, datas
     data = settings_for(dataset, job.data)
     if data is job.data:
         data = data_said_again(data, job.space, space, dataset, run_folder)
-    return replace(job, data=data)
+    # what companions learnt is the run's own
+    return replace(job, data=replace(data, second_labels=None), beside=Beside())
 
 
 def train(arguments: Arguments, run_job: Callable[..., Subnet] = run_model_job) -> None:

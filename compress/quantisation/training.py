@@ -42,7 +42,7 @@ class PrecisionJob(ModelJob):
             raise ValueError(f"weights in int8 have 7 or 8 bits, not {self.weight_bits}")
         if self.precision == "int8" and self.execution.step == "compile":
             raise ValueError("training for int8 looks at every operation: leave out step=compile")
-        if self.precision == "int8" and (self.objective.feature_losses or self.objective.has_heads):
+        if self.precision == "int8" and (self.objective.by_features or self.objective.has_heads):
             raise ValueError("training for int8 takes losses on outputs, labels, kl and mutual say, not on features")
 
 

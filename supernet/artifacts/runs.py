@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 import torch
 from torch import Tensor
 
+from distill.accompanied import Beside
 from supernet.artifacts import formats, provenance
 from supernet.artifacts.atomic import write_atomically, write_files
 from supernet.artifacts.ownership import owned
@@ -40,6 +41,7 @@ from supernet.training import distributed, randomness
 from supernet.training.data import Data, DataConfig, ImageData, load_data
 from supernet.training.data.image_data import open_unlabelled_images
 from supernet.training.data.named import DATASETS, is_of_any_kind
+from supernet.training.data.second_labels import check_second_task
 from supernet.training.data.splits import warn_of_few_judges
 from supernet.training.execution import Execution, differences, located
 from supernet.training.features import FeatureConfig, distil_features
@@ -68,12 +70,19 @@ class Job:
     train: TrainConfig = field(default_factory=TrainConfig)
     execution: Execution = field(default_factory=Execution)
     features: FeatureConfig = field(default_factory=FeatureConfig)
+    beside: Beside = field(default_factory=Beside)
     phases: tuple[Phase, ...] = ()
     """Progressive shrinking in these phases, which share the epochs, instead of `train.method`; only recipes set it."""
 
     def __post_init__(self):
         if self.features.unlabelled is not None and self.phases:
             raise ValueError("unlabelled images come before one training on labels, not before phases: leave one out")
+        check_second_task(self.beside, self.data)
+        if self.beside.connectors and self.train.method in ("spos", "fairnas"):
+            raise ValueError(
+                f"{' and '.join(self.beside.connectors)} compare a subnet's features with those of the network that it "
+                f"learns from, which the method {self.train.method} does not have: take sandwich, or leave them out"
+            )
         if (self.train.method == "progressive") != bool(self.phases):
             raise ValueError(
                 f"method progressive goes with phases, which a recipe sets, such as once_for_all or digits_shrinking; "
@@ -168,7 +177,16 @@ def _train(
         on_step = partial(_in_all, on_step, before, total)
     if not job.phases:
         return train(
-            family, net, data, job.train, directory, job.execution, resume=resume, on_step=on_step, on_begin=on_begin
+            family,
+            net,
+            data,
+            job.train,
+            directory,
+            job.execution,
+            beside=job.beside,
+            resume=resume,
+            on_step=on_step,
+            on_begin=on_begin,
         )
     configs = [phase_config(job.train, job.phases, index) for index in range(len(job.phases))]
     total = sum(config.epochs for config in configs) * data.steps_per_epoch(job.train.batch_size)
@@ -186,6 +204,7 @@ def _train(
             job.execution,
             method=method,
             teacher=teacher,
+            beside=job.beside,
             resume=resume,
             on_step=partial(_in_all, on_step, before, total),
             on_begin=on_begin,
@@ -241,7 +260,8 @@ def _finished(
     net = family.supernet(pretrained=False)
     load_weights(net, weights, str(directory / "supernet.safetensors"))
     job = replace(job, data=located(job.data, root, test_root))
-    data = open_data(job.data, job.train.seed, job.execution.workers)
+    # what only a training needs may be gone
+    data = open_data(replace(job.data, second_labels=None), job.train.seed, job.execution.workers)
     data.check_unchanged(config, directory)
     return Run(family, net.eval(), data, job)
 

@@ -97,7 +97,7 @@ class Classification(Task):
         return output.argmax(1) == batch[1]
 
     def check_batch(self, batch: Labelled) -> None:
-        images, labels = batch
+        images, labels = batch[:2]
         if self.num_classes is not None and (labels.min() < 0 or labels.max() >= self.num_classes):
             raise ValueError(f"labels are {labels.min()} to {labels.max()}, but there are {self.num_classes} classes")
         if self.in_chans is not None and (

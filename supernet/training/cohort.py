@@ -10,21 +10,21 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from distill.objective import Objective, cohort_losses, companions_of
+from distill.objective import Objective, cohort_losses
 from supernet.artifacts.ownership import owned
 from supernet.evaluation import evaluate
 from supernet.space import Arch
 from supernet.tasks import Classification, Task
 from supernet.tasks.task import Output
 from supernet.training import distributed
+from supernet.training.accompanied import Accompanied, Cohort, members, new_companions
 from supernet.training.data import Data
-from supernet.training.data.batch import Batch, on, take
+from supernet.training.data.batch import Batch, take
 from supernet.training.execution import DEFAULT, Execution
 from supernet.training.loop import Loop, StepResult
 from supernet.training.loop.config import LoopConfig
 from supernet.training.loop.labels import with_class_weights
 from supernet.training.loop.signals import Signals
-from supernet.training.randomness import Stream, part_seed
 from supernet.training.slimming import add_slimming
 
 # N images, C channels, R resolution in pixels
@@ -67,12 +67,7 @@ def train_models(
     largest = max((resolution for resolution in resolutions if resolution is not None), default=None)
     companions = None
     if objective.has_companions:
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(part_seed(config.seed, Stream.COMPANIONS))
-            batch = on(torch.device("cpu"), next(take(data.evaluation_batches(data.holdout, largest), 2)))
-            companions = [
-                companions_of(objective, model, task.inputs(batch, arch), teacher) for model, arch in zip(models, archs)
-            ]
+        companions = new_companions(objective, models, archs, task, data, largest, config.seed, teacher)
         net = Accompanied(net, companions)
     uninformed = task.uninformed_loss * max(objective.total_weight, 1.0) * len(models)
     name = ", ".join(type(model).__name__ for model in models)
@@ -109,13 +104,14 @@ def train_models(
                     teacher,
                     None if isinstance(task, Classification) else partial(_distil, task, batch),
                     companions,
+                    batch[2] if objective.second_task else None,
                 )
             if loop.average:
                 loop.average.begin()
             loop.scale(losses.total).backward()
             loop.update(step, losses.total[None], [name])
             loop.finish(step, {"loss": losses.total, "losses": losses.parts})
-        return _members(loop.result)
+        return members(loop.result)
 
 
 @runtime_checkable
@@ -124,29 +120,6 @@ class ToldOfSteps(Protocol):
 
     def begin_step(self, step: int, steps: int) -> None:
         """Before the step `step`, counted from 0, of so many in the whole training."""
-
-
-class Cohort(nn.ModuleList):
-    """Networks that train side by side, as one for the optimizer, the moving average and checkpoints."""
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that are not to decay, as timm's models tell theirs."""
-        own = [getattr(network, "no_weight_decay", set)() for network in self]
-        return {f"{index}.{name}" for index, names in enumerate(own) for name in names}
-
-
-class Accompanied(Cohort):
-    """What is trained, a network or a `Cohort`, and the companions of each network."""
-
-    def __init__(self, net: nn.Module, companions: Sequence[nn.Module]) -> None:
-        super().__init__([net, nn.ModuleList(companions)])
-
-
-def _members(net: nn.Module) -> list[nn.Module]:
-    """The networks to use."""
-    if isinstance(net, Accompanied):
-        net = net[0]
-    return list(net) if isinstance(net, Cohort) else [net]
 
 
 def _distil(task: Task, batch: Batch, output: Output, other: Output) -> Tensor:
@@ -164,7 +137,7 @@ def _evaluate(
         batches = data.evaluation_batches(data.holdout, arch and arch["resolution"])
         return evaluate(model, task, take(batches, count), arch)
 
-    found = distributed.spread(metrics_of, list(zip(_members(net), archs)))
+    found = distributed.spread(metrics_of, list(zip(members(net), archs)))
     if len(found) > 1:
         return {metric: [metrics[metric] for metrics in found] for metric in found[0]}
     return found[0]

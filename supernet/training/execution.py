@@ -19,7 +19,7 @@ from torch import nn
 from supernet.evaluation import CALIBRATION_BYTES
 from supernet.training.data import DataConfig
 
-LOCATION = frozenset({"data.root", "data.test_root", "features.unlabelled"})
+LOCATION = frozenset({"data.root", "data.test_root", "data.second_labels", "features.unlabelled"})
 """Settings of a job, by their path in it, that say where images lie."""
 
 
@@ -199,7 +199,12 @@ def _in_a_line(value: object) -> str:
 
 def located(config: DataConfig, root: str | None = None, test_root: str | None = None) -> DataConfig:
     """`config` with images at `root` and `test_root`, if these are given, as absolute paths if they are here at all."""
-    return replace(config, root=_absolute(root or config.root), test_root=_absolute(test_root or config.test_root))
+    return replace(
+        config,
+        root=_absolute(root or config.root),
+        test_root=_absolute(test_root or config.test_root),
+        second_labels=_absolute(config.second_labels),
+    )
 
 
 def _absolute(place: str | None) -> str | None:

@@ -32,6 +32,7 @@ from supernet.training.aggregation import Aggregation, aggregated
 from supernet.training.cohort import train_models
 from supernet.training.data import DataConfig, ImageData
 from supernet.training.data.named import only_images
+from supernet.training.data.second_labels import check_second_task
 from supernet.training.execution import Execution
 from supernet.training.loop import StepResult
 from supernet.training.loop.config import LoopConfig
@@ -88,13 +89,14 @@ class ModelJob:
                 f"{', '.join(self.peers) or 'none'}, the weight is {self.objective.mutual}"
             )
         if self.aggregation != "last" and (
-            not self.objective.feature_losses or self.objective.layers or self.peers or self.aggregation_epochs < 1
+            not self.objective.by_features or self.objective.layers or self.peers or self.aggregation_epochs < 1
         ):
             raise ValueError(
                 f"the aggregation {self.aggregation} mixes layers of a teacher for losses on features, such as hint, "
                 "without layers that are named or peers, and is searched for at least 1 epoch"
             )
-        by_features = [*self.objective.feature_losses, *(["auxiliary heads"] if self.objective.has_heads else [])]
+        by_features = [*self.objective.by_features, *(["heads"] if self.objective.has_heads else [])]
+        check_second_task(self.objective, self.data)
         if self.execution.step == "compile" and by_features:
             raise ValueError(
                 f"a compiled model does not show its features to {', '.join(by_features)}: leave out step=compile, or "

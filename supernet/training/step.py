@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from distill.accompanied import Companions
 from distill.untouched import untouched
 from supernet.families import Family
 from supernet.space import Arch
@@ -16,6 +17,7 @@ from supernet.subnets import Arrived
 from supernet.supernet import NO_DROP, DropRates, StandIn, Supernet
 from supernet.tasks import Classification, Task
 from supernet.tasks.task import Output, in_float32
+from supernet.training.accompanied import Seen
 from supernet.training.data.batch import Batch, chunk, joined
 from supernet.training.distributed import GradientAverage
 from supernet.training.execution import DEFAULT, Execution
@@ -106,7 +108,8 @@ class TrainStep:
     `task` says what is learnt, `config` the rates of learners that are regularised, `teacher` is the frozen network of
     learners whose teacher is "external". `execution` says in which precision subnets run, `stand_in` what runs in the
     place of their pieces, and `scale` gives what is differentiated in a loss's place. `average` takes the gradients to
-    the other processes, if there are any, from the last backward pass on.
+    the other processes, if there are any, from the last backward pass on. `companions` are those of the largest subnet;
+    others use the leading part of them.
     """
 
     net: Supernet
@@ -117,6 +120,7 @@ class TrainStep:
     scale: Callable[[Tensor], Tensor] = unscaled
     average: GradientAverage | None = None
     stand_in: StandIn | None = None
+    companions: Companions | None = None
 
     def __call__(self, batch: Batch, learners: Sequence[Learner]) -> StepOutputs:
         """Accumulate the gradients of `learners` on a batch: the mean over `config.accumulation` equal parts of it."""
@@ -129,9 +133,9 @@ class TrainStep:
         """The same on one part of the batch. A learner gets the very output that gave its teacher a gradient."""
         task, device = self.task, self._device
         last = max((index for index, learner in enumerate(learners) if learner.has_gradient), default=None)
-        external = None
+        external, seen = None, Seen(self.companions, {learner.teacher for learner in learners}, self.config.temperature)
         if any(learner.teacher == "external" for learner in learners):
-            with torch.no_grad(), self.execution.autocast(device):
+            with torch.no_grad(), self.execution.autocast(device), seen.of("external", lambda: self.teacher):
                 external = task.freeze(untouched(self.teacher, *task.inputs(batch, None)))
         outputs: list[Output] = []
         losses = []
@@ -139,7 +143,11 @@ class TrainStep:
             arch, has_gradient = learner.arch, learner.has_gradient
             # what stands in for a piece does not say when its gradients are complete
             average = self.average if is_last and index == last and self.stand_in is None else None
-            with torch.set_grad_enabled(has_gradient):
+            rates = self._rates(learner.regularised)
+            with (
+                torch.set_grad_enabled(has_gradient),
+                seen.of(index, lambda arch=arch, rates=rates: self.net.skeleton(arch, rates)),
+            ):
                 output = self.output(
                     arch,
                     batch,
@@ -153,10 +161,15 @@ class TrainStep:
             if learner.teacher is not None and learner.teacher_weight:
                 taught = external if learner.teacher == "external" else outputs[learner.teacher]
                 loss = loss + learner.teacher_weight * task.distil(output, taught, batch)
+            if self.companions is not None and has_gradient:
+                with self.execution.autocast(device):
+                    added = seen.loss(index, learner.teacher, output, task, batch)
+                loss = loss + learner.companion_weight * added
             if average:
                 average.begin(complete=self.net.without(arch))
             if has_gradient:
                 self.scale(loss / self.config.accumulation).backward()
+            seen.forget(index)
             outputs.append(task.freeze(output))
             losses.append(loss.detach())
         return StepOutputs(torch.stack(losses), outputs)
@@ -171,13 +184,16 @@ class TrainStep:
         arrived: Arrived | None = None,
     ) -> Output:
         """That of the subnet `arch` on a batch, floating point in float32."""
-        rates = DropRates(self.config.drop_rate, self.config.drop_path_rate) if regularised else NO_DROP
+        rates = self._rates(regularised)
         with self.execution.autocast(self._device):
             inputs = self.task.inputs(batch, arch)
             output = self.net(
                 *inputs, arch=arch, rates=rates, accumulate=accumulate, arrived=arrived, stand_in=self.stand_in
             )
         return in_float32(output)
+
+    def _rates(self, regularised: bool) -> DropRates:
+        return DropRates(self.config.drop_rate, self.config.drop_path_rate) if regularised else NO_DROP
 
     @property
     def _device(self) -> torch.device:

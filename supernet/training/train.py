@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from distill.accompanied import ALONE, Beside, Companions
 from supernet.artifacts.ownership import owned
 from supernet.evaluation import calibrated, evaluate
 from supernet.families import Family
@@ -17,6 +18,7 @@ from supernet.space import Arch, SearchSpace
 from supernet.supernet import Supernet
 from supernet.tasks import Classification, Task
 from supernet.training import distributed
+from supernet.training.accompanied import Accompanied, members, new_companions
 from supernet.training.data import Data
 from supernet.training.data.batch import Batch, on, take
 from supernet.training.execution import DEFAULT, Execution
@@ -42,6 +44,7 @@ def train(
     *,
     method: Method | None = None,
     teacher: nn.Module | None = None,
+    beside: Beside = ALONE,
     resume: bool = False,
     on_step: Callable[[StepResult], None] = lambda result: None,
     on_begin: Callable[[], None] = lambda: None,
@@ -51,7 +54,8 @@ def train(
 
     `method` chooses the subnets of each step, by default the one that `config` names. `teacher` gives the outputs that
     learners with an external teacher learn from; it gets the inputs of the step as they are, images in the space's
-    largest resolution, and is in eval mode.
+    largest resolution, and is in eval mode. What `beside` says is learnt by companions of all subnets, which see their
+    features; checkpoints hold them. A subnet's features are compared with those of the network that it learns from.
 
     Writes, resumes, joins processes and raises as `supernet.training.loop.Loop` does: TrainingError, naming step and
     architecture, if a loss or gradient is not finite or the training has diverged. ValueError if data and task do not
@@ -63,8 +67,12 @@ def train(
         task = with_class_weights(task_of(family, config), config, data)
         resolutions = [family.resolution(arch) for arch in (net.space.largest, net.space.smallest)]
         resolution = None if None in resolutions else max(resolutions)
+        companions = None
+        if beside.has_companions:
+            execution = eager(execution)
+            companions = _companions(beside, net, task, data, config, teacher, resolution)
         loop = Loop(
-            net,
+            net if companions is None else Accompanied(net, [companions]),
             data,
             config,
             run_dir,
@@ -73,23 +81,24 @@ def train(
             task=task,
             kept={"method": method},
             parts=config.accumulation,
-            late=net.late_parameters(),
+            late=[*net.late_parameters(), *(() if companions is None else companions.parameters())],
             alike=not config.subnets_per_rank,
             resume=resume,
             on_step=on_step,
             on_begin=on_begin,
+            uninformed=task.uninformed_loss * (1 + beside.companions_weight) if companions else None,
             signals=signals,
         )
         if teacher is not None:
             loop.place(teacher).eval()
         ways = ways_of(execution, loop.device)
-        as_it_is = TrainStep(net, task, config, teacher, execution, loop.scale, loop.average)
+        as_it_is = TrainStep(net, task, config, teacher, execution, loop.scale, loop.average, companions=companions)
 
         for number, batch in loop.batches(resolution):
             epoch, step_of_epoch = divmod(number, loop.steps_per_epoch)
             progress = number / loop.steps.stop
             if step_of_epoch == 0:
-                method.start_epoch(net, _companions(net, loop.optimizer, loop.ema), progress)
+                method.start_epoch(net, _shaped_like_parameters(net, loop.optimizer, loop.ema), progress)
             own = (distributed.rank(),) if config.subnets_per_rank else ()
             draw = generator(config.seed, Stream.SUBNETS, number, *own)
             with ways.step() as stand_in:
@@ -102,7 +111,41 @@ def train(
                 loop.update(number, losses, [f"{arch} or its like elsewhere" for arch in archs] if own else archs)
             method.finish(step, learners, outputs)
             loop.finish(number, {"losses": losses})
-        return loop.result
+        return members(loop.result)[0]
+
+
+def eager(execution: Execution) -> Execution:
+    """`execution` by whose steps modules show their features; ValueError if it is to be another."""
+    if execution.step not in ("auto", "eager"):
+        raise ValueError(
+            f"companions see features, which pieces run by step {execution.step} do not show: leave out one of the two"
+        )
+    return replace(execution, step="eager")
+
+
+def _companions(
+    beside: Beside,
+    net: Supernet,
+    task: Task,
+    data: Data,
+    config: TrainConfig,
+    teacher: nn.Module | None,
+    resolution: int | None,
+) -> Companions:
+    """Those of the largest subnet, and of `teacher` or else of the largest subnet as a teacher."""
+    largest = net.extract(net.space.largest).to("cpu")
+    (found,) = new_companions(
+        beside,
+        [largest],
+        [net.space.largest],
+        task,
+        data,
+        resolution,
+        config.seed,
+        largest if teacher is None else teacher.to("cpu"),
+        of_subnets=True,
+    )
+    return found
 
 
 @dataclass(frozen=True)
@@ -133,7 +176,8 @@ class _Evaluation:
         batches = self.data.compact().evaluation_batches(self.data.holdout, self.resolution)
         return list(take(batches, self.execution.eval_images))
 
-    def __call__(self, net: Supernet) -> dict[str, dict[str, float]]:
+    def __call__(self, trained: nn.Module) -> dict[str, dict[str, float]]:
+        (net,) = members(trained)
         metrics = distributed.spread(partial(self._metrics, net), list(self.archs.values()))
         return {name: dict(zip(self.archs, (found[name] for found in metrics))) for name in metrics[0]}
 
@@ -173,12 +217,16 @@ def make_method(family: Family, config: TrainConfig) -> Method:
     return Attentive(space, family.macs, pick, subnets, config.trials, config.macs_step * 1e6)
 
 
-def _companions(net: Supernet, optimizer: torch.optim.Optimizer, ema: MovingAverage | None) -> list[dict[str, Tensor]]:
+def _shaped_like_parameters(
+    net: Supernet, optimizer: torch.optim.Optimizer, ema: MovingAverage | None
+) -> list[dict[str, Tensor]]:
     """What belongs to the parameters and is shaped like them: the optimizer's state, and the moving average."""
     found: dict[str, dict[str, Tensor]] = {}
     for name, parameter in net.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 found.setdefault(key, {})[name] = value
-    average = [dict([*ema.module.named_parameters(), *ema.module.named_buffers()])] if ema else []
-    return [*found.values(), *average]
+    if ema is None:
+        return list(found.values())
+    (average,) = members(ema.module)
+    return [*found.values(), dict([*average.named_parameters(), *average.named_buffers()])]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from distill.accompanied import companions_of
 from distill.aggregation import (
     AggregatedTeacher,
     AggregationConfig,
@@ -19,7 +20,7 @@ from distill.aggregation import (
     last_weights,
     search_weights,
 )
-from distill.objective import Objective, companions_of, objective_losses
+from distill.objective import Objective, objective_losses
 
 
 class Residual(nn.Module):

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from distill.accompanied import companions_of, head_layers, second_layer, second_task_loss
 from distill.companions import Head, Hint, VariationalInformation
+from distill.layers import outermost
 from distill.losses import kl_divergence
-from distill.objective import Objective, companions_of, head_layers, objective_losses
+from distill.objective import Objective, objective_losses
 
 LAYERS = (("0", "0"), ("2", "2"))
 
@@ -68,6 +70,65 @@ def test_the_teacher_gets_no_gradient_and_the_student_does():
         connector(student, teacher).backward()
         assert student.grad.abs().sum() > 0
         assert teacher.grad is None
+
+
+def test_fewer_channels_are_the_leading_ones():
+    student, teacher = torch.randn(2, 3, 3, 5), torch.randn(2, 4, 3, 5)
+    hint, vid, head = Hint(5, 6), VariationalInformation(5, 6), Head(5, 3)
+    narrow_hint, narrow_vid, narrow_head = Hint(3, 4), VariationalInformation(3, 4), Head(3, 3)
+    with torch.no_grad():
+        for own, whole in (
+            (narrow_hint.regressor, hint.regressor),
+            (narrow_head.classifier, head.classifier),
+        ):
+            own.weight.copy_(whole.weight[: len(own.bias), :3])
+            own.bias.copy_(whole.bias[: len(own.bias)])
+        vid.raw_variance.copy_(torch.linspace(-1, 1, 6))
+        narrow_vid.raw_variance.copy_(vid.raw_variance[:4])
+        narrow_vid.mean = nn.Sequential(nn.Linear(3, 6), *vid.mean[1:4], nn.Linear(6, 4))
+        for own, whole in ((narrow_vid.mean[0], vid.mean[0]), (narrow_vid.mean[4], vid.mean[4])):
+            own.weight.copy_(whole.weight[: own.out_features, : own.in_features])
+            own.bias.copy_(whole.bias[: own.out_features])
+    torch.testing.assert_close(hint(student, teacher), narrow_hint(student, teacher))
+    torch.testing.assert_close(vid(student, teacher), narrow_vid(student, teacher))
+    torch.testing.assert_close(head(student), narrow_head(student))
+
+
+def test_a_second_task_is_judged_by_the_images_that_have_a_label():
+    logits = torch.randn(4, 3)
+    labels = torch.tensor([2, -1, 0, -1])
+    expected = -(logits.log_softmax(1)[0, 2] + logits.log_softmax(1)[2, 0]) / 2
+    torch.testing.assert_close(second_task_loss(logits, labels), expected)
+    assert second_task_loss(logits, torch.full((4,), -1)) == 0
+
+
+def test_a_second_task_has_a_head_of_its_own_classes(setting):
+    student, _, images, labels = setting
+    objective = Objective(second_task=0.5, second_task_layer="2")
+    companions = companions_of(objective, student, (images,), second_classes=5)
+    others = torch.tensor([4, 0, -1, 3])
+    found = objective_losses(
+        objective, student, (images,), partial(F.cross_entropy, target=labels), None, None, companions, others
+    )
+    second = F.cross_entropy(companions["second_task"](student[:3](images))[[0, 1, 3]], others[[0, 1, 3]])
+    torch.testing.assert_close(found.total, F.cross_entropy(student(images), labels) + 0.5 * second)
+    with pytest.raises(ValueError, match="needs labels of its own"):
+        losses(objective, setting, companions)
+    with pytest.raises(ValueError, match="labels of two classes"):
+        companions_of(objective, student, (images,))
+
+
+def test_the_head_of_a_second_task_is_after_the_last_layer_of_a_resnet():
+    with torch.device("meta"):
+        student = timm.create_model("resnet18")
+    assert second_layer(Objective(second_task=1.0), student) == "layer4"
+
+
+def test_a_module_that_ends_a_sequence_is_that_sequence():
+    model = nn.Sequential(nn.Sequential(nn.ReLU(), nn.Sequential(nn.ReLU(), nn.Tanh())), nn.ReLU())
+    assert outermost(model, "0.1.1") == "0"
+    assert outermost(model, "0.1.0") == "0.1.0"
+    assert outermost(model, "1") == "1"
 
 
 def test_a_head_sees_the_mean_over_positions():

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from distill.accompanied import layer_pairs
 from distill.features import attention_transfer, relational_distance
 from distill.losses import kl_divergence
-from distill.objective import Objective, cohort_losses, layer_pairs, objective_losses
+from distill.objective import Objective, cohort_losses, objective_losses
 
 
 def network(width: int, classes: int = 3) -> nn.Module:

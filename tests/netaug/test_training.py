@@ -113,10 +113,39 @@ def test_a_teacher_composes_with_it(tmp_path):
     assert read_model_job(tmp_path / "taught", NetAugJob, space=SPACE) == taught
 
 
+def test_companions_of_the_tiny_and_the_wider_networks_are_not_in_what_comes_out(data, augmentation, tmp_path):
+    objective = Objective(auxiliary=0.3, self_distillation=0.2, hint=0.5, kl=0.5)
+    teacher = FAMILY.build(FAMILY.space.largest)
+
+    def trained(name, **options):
+        rest = {"objective": objective, "teacher": teacher, "execution": EXECUTION}
+        return train_netaug(augmentation, tiny(), data, CONFIG, tmp_path / name, NETAUG, **rest, **options)
+
+    def stop(result):
+        if result.step == 7:
+            raise Killed
+
+    whole = trained("whole")
+    assert whole.state_dict().keys() == tiny().state_dict().keys()
+    with pytest.raises(Killed):
+        trained("parts", on_step=stop)
+    resumed = trained("parts", resume=True)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-30])
+def test_companions_that_weigh_nothing_change_nothing(data, augmentation, trained, weight, tmp_path):
+    objective = Objective(auxiliary=weight, self_distillation=weight)
+    model = train_netaug(augmentation, tiny(), data, CONFIG, tmp_path, NETAUG, objective=objective, execution=EXECUTION)
+    for name, tensor in trained[1].state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+
+
 def test_losses_on_features_are_refused():
-    with pytest.raises(ValueError, match="takes the losses labels and kl"):
+    with pytest.raises(ValueError, match="takes the losses labels, kl"):
         NetAugJob(teacher="resnet18", objective=Objective(attention=1.0))
-    with pytest.raises(ValueError, match="takes the losses labels and kl"):
+    with pytest.raises(ValueError, match="takes the losses labels, kl"):
         NetAugJob(peers=("resnet18",), objective=Objective(mutual=1.0))
     with pytest.raises(ValueError, match=r"not -1.0, 0.5 and 1000"):
         NetAugConfig(weight=-1.0)

@@ -36,6 +36,9 @@ class DataConfig:
     `holdout_split` are in the order in which they lie, often class by class, so that the first of them are of few
     classes. By 1, besides, files .png, .jpg and .jpeg alone are images, their innermost folder is their class, and they
     are held out regardless of it."""
+    second_labels: str | None = None
+    """CSV file with the labels of a second task, such as coarse classes or colours, in its columns file and label: what
+    else a network learns to tell of the training images, by a head that is thrown away, with the weight second_task."""
     dataset_options: str = "{}"
     """Options of the dataset `text`, or of one of your own, as a JSON object, such as {"label": "topic"}."""
     scale: tuple[float, float] = (0.08, 1.0)

@@ -31,6 +31,7 @@ from supernet.training.data.images import evaluation_transform
 from supernet.training.data.loading import Augmented, Loader, Order, StreamedImages, Transformed, collate
 from supernet.training.data.pixels import Pixels
 from supernet.training.data.protocol import Data
+from supernet.training.data.second_labels import SecondLabels, read_second_labels
 from supernet.training.data.splits import hold_out, warn_of_small_classes
 from supernet.training.randomness import Stream, generator
 
@@ -54,13 +55,20 @@ class ImageData(Data):
     config: DataConfig
     workers: int = 0  # processes that load images; 0 loads in this one
     pixels: bool = False  # those to calibrate by and to evaluate on are `Pixels` as well, see `compact`
+    second: SecondLabels | None = None  # of the images to train on, which batches to train on then have as well
 
     def __post_init__(self):
         object.__setattr__(self, "config", self.config.normalised)
+        if self.second is not None and len(self.second.labels) != len(self.train):
+            raise ValueError(f"{len(self.second.labels)} labels of a second task for {len(self.train)} training images")
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def second_classes(self) -> tuple[str, ...]:
+        return () if self.second is None else self.second.classes
 
     @property
     def family_arguments(self) -> dict[str, object]:
@@ -76,7 +84,7 @@ class ImageData(Data):
     def training_batches(
         self, resolution: int, batch_size: int, seed: int, steps: range, rank: int = 0, world_size: int = 1
     ) -> Iterator[tuple[Tensor | Pixels, Tensor]]:
-        """Augmented images [N, C, R, R] and labels [N] of each step in `steps`.
+        """Augmented images [N, C, R, R] and labels [N] of each step in `steps`, and those of a second task [N].
 
         What a step gets depends on the seed and the step alone: every epoch is a new permutation, every image is
         augmented by its own random numbers. Of the joint batch of a step, rank r of w ranks gets every w-th image.
@@ -98,7 +106,8 @@ class ImageData(Data):
         order = Order(
             len(self.train), batch_size, self.steps_per_epoch(batch_size), seed, steps, rank, world_size, odds
         )
-        return self._to_normalise(self._loader(Augmented(self.train, transform, seed), batch_sampler=order))
+        second = None if self.second is None else self.second.labels
+        return self._to_normalise(self._loader(Augmented(self.train, transform, seed, second), batch_sampler=order))
 
     def training_labels(self) -> np.ndarray | None:
         """The labels of the images to train on [N], in their order; None where the dataset does not tell."""
@@ -147,6 +156,7 @@ class ImageData(Data):
             "classes": self.classes,
             "images": {name: self.count(part) for name, part in parts.items()},
             "files": {name: self._digest(name, part) for name, part in parts.items()},
+            **({} if self.second is None else {"second_labels": self.second.digest}),
         }
 
     def check_unchanged(self, begun: Mapping[str, Any], directory: Path) -> None:
@@ -157,6 +167,10 @@ class ImageData(Data):
             raise ValueError(
                 f"the dataset has changed since {directory} was begun, with {begun['images']} images and not "
                 f"{now['images']}: images that were trained on would judge the search"
+            )
+        if begun.get("second_labels") != now.get("second_labels"):
+            raise ValueError(
+                f"the labels of the second task, second_labels, are others than {directory} was begun with"
             )
         for part, digest in begun.get("files", {}).items():  # former versions looked at numbers alone
             if None not in (digest, now["files"][part]) and digest != now["files"][part]:
@@ -175,10 +189,10 @@ class ImageData(Data):
             names = [name.removeprefix(os.path.abspath(root)) for name in names]
         return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
-    def _to_normalise(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor | Pixels, Tensor]]:
+    def _to_normalise(self, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor | Pixels, ...]]:
         mean, std = tuple(self.config.mean), tuple(self.config.std)
-        for images, labels in batches:
-            yield (images if images.is_floating_point() else Pixels(images, mean, std)), labels
+        for images, *labels in batches:
+            yield (images if images.is_floating_point() else Pixels(images, mean, std)), *labels
 
     def _loader(self, dataset: Dataset, **options) -> DataLoader:
         return Loader(
@@ -256,7 +270,10 @@ def open_images(config: DataConfig, seed: int = 0, workers: int = 0) -> ImageDat
     else:
         split = hold_out(_strata(train, config, classes), config.holdout, generator(seed, Stream.SPLIT))
         train, holdout = Subset(train, split.train), Subset(train, split.holdout)
-    return ImageData(train, holdout, test, classes, config, workers)
+    second = None
+    if config.second_labels is not None:
+        second = read_second_labels(config.second_labels, _names(train), config.root)
+    return ImageData(train, holdout, test, classes, config, workers, second=second)
 
 
 def resize(images: Tensor, resolution: int) -> Tensor:

@@ -37,9 +37,9 @@ def leave_to_the_parent(index: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def collate(samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    images, labels = default_collate(samples)
-    return images, labels
+def collate(samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, ...]:
+    """Images and labels, and those of a second task."""
+    return tuple(default_collate(samples))
 
 
 class Transformed(Dataset):
@@ -55,15 +55,17 @@ class Transformed(Dataset):
 
 
 class Augmented(Dataset):
-    """Images by epoch and index, each augmented by random numbers of its own."""
+    """Images by epoch and index, each augmented by random numbers of its own, with their labels and those of a second
+    task, if there are such."""
 
-    def __init__(self, dataset: Dataset, transform: Callable, seed: int):
+    def __init__(self, dataset: Dataset, transform: Callable, seed: int, second_labels: np.ndarray | None = None):
         self._dataset, self._transform, self._seed = dataset, transform, seed
+        self._labels = () if second_labels is None else (second_labels,)
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor | int, ...]:
         image, label = self._dataset[place[1]]
         with global_seeds(self._seed, Stream.AUGMENTATION, *place):
-            return self._transform(to_rgb(image)), label
+            return self._transform(to_rgb(image)), label, *(labels[place[1]] for labels in self._labels)
 
 
 class StreamedImages(IterableDataset):

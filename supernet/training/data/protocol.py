@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
@@ -26,6 +26,8 @@ class Data(Protocol):
     test: Any
     classes: tuple[str, ...] | None = None
     """The names of the classes, in the order of their labels, of data that have classes."""
+    second_classes: Sequence[str] = ()
+    """Those of a second task, whose labels batches to train on then have as their third tensor."""
     family_arguments: Mapping[str, object] = MappingProxyType({})
     """What a family's function has to know of the data, as JSON, by the names of its arguments: such as `num_classes`
     of images, or the size of a vocabulary. A run and a subnet keep them, so that they load without the data."""

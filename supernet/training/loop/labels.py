@@ -61,6 +61,8 @@ class Mixing:
         if nothing is to be mixed."""
         if self._mixup is None:
             return batch
-        images, labels = batch
+        images, labels, *others = batch
+        if others:
+            raise ValueError("mixup and cutmix mix no labels of a second task: leave them or second_labels out")
         with global_seeds(self._seed, Stream.MIXING, step, distributed.rank()):
             return self._mixup(images.clone(), labels)

@@ -24,7 +24,8 @@ class Learner(NamedTuple):
 
         label_weight * task.loss(output, batch) + teacher_weight * task.distil(output, teacher's output, batch)
 
-    and a learner of which both weights are 0 runs without gradient, to teach the learners after it.
+    and what companions add, if there are such, by their weights (`distill.accompanied.Beside`) times companion_weight.
+    A learner of which the first two weights are 0 runs without gradient, to teach the learners after it.
     """
 
     arch: Arch
@@ -33,6 +34,7 @@ class Learner(NamedTuple):
     label_weight: float = 1.0
     teacher_weight: float = 1.0  # unused without a teacher
     regularised: bool = False  # whether dropout and stochastic depth are on
+    companion_weight: float = 1.0
 
     @property
     def has_gradient(self) -> bool:

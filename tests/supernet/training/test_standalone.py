@@ -14,7 +14,8 @@ from netaug.training import NetAugJob
 from supernet.artifacts.subnet import Subnet, SubnetConfig, load_subnet, save_subnet
 from supernet.evaluation import accuracy
 from supernet.families.named import make_family
-from supernet.training.cohort import Cohort, train_models
+from supernet.training.accompanied import Cohort
+from supernet.training.cohort import train_models
 from supernet.training.data import DataConfig, ImageData, load_data, resize
 from supernet.training.data.batch import on
 from supernet.training.execution import Execution
