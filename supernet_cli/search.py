@@ -94,9 +94,9 @@ class Arguments:
     output: Path | None = None
     """Folder for the results; by default that of the training run."""
     strategy: str | None = SearchJob.strategy
-    """evolution, screened, bayesian, once_for_all, spos, reinforce, random, local or global_threshold (pruning by the
-    importance of channels, in a run whose widths are those of single layers); by default the search that comes
-    with the score, or else evolution."""
+    """evolution, screened, bayesian, once_for_all, spos, reinforce, reinforce_controller, random, local or
+    global_threshold (pruning by the importance of channels, in a run whose widths are those of single layers); by
+    default the search that comes with the score, or else evolution."""
     score: str = SearchJob.score
     """What architectures are judged by: accuracy (of another task than images with classes, its first metric), te_nas,
     zero_cost, rdm, dna, ensemble or akd, which are for such images. te_nas comes with a search by pruning,

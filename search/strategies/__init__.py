@@ -32,6 +32,9 @@ STRATEGIES: Mapping[str, Callable[[Problem, int, int], Strategy]] = {
     "once_for_all": lambda problem, seed, size: SingleObjectiveEvolution(problem, seed, once_for_all(size)),
     "spos": lambda problem, seed, size: SingleObjectiveEvolution(problem, seed, spos()),
     "reinforce": lambda problem, seed, size: Reinforce(problem, seed, ReinforceConfig(max(size, 2))),
+    "reinforce_controller": lambda problem, seed, size: Reinforce(
+        problem, seed, ReinforceConfig(max(size, 2), policy="controller")
+    ),
     "random": RandomSearch,
     "local": lambda problem, seed, size: LocalSearch(problem, seed),
 }

@@ -168,10 +168,8 @@ class ImageData(Data):
                 f"the dataset has changed since {directory} was begun, with {begun['images']} images and not "
                 f"{now['images']}: images that were trained on would judge the search"
             )
-        if begun.get("second_labels") != now.get("second_labels"):
-            raise ValueError(
-                f"the labels of the second task, second_labels, are others than {directory} was begun with"
-            )
+        if self.second is not None and begun.get("second_labels") != now["second_labels"]:
+            raise ValueError(f"{directory} was begun with other labels of the second task, second_labels")
         for part, digest in begun.get("files", {}).items():  # former versions looked at numbers alone
             if None not in (digest, now["files"][part]) and digest != now["files"][part]:
                 raise ValueError(
