@@ -110,20 +110,21 @@ class Companions(nn.ModuleDict):
         pairs: tuple[tuple[str, str], ...] = (),
         heads: tuple[str, ...] = (),
         second: str | None = None,
+        of_subnets: bool = False,
     ) -> None:
         super().__init__(modules)
-        self.beside = beside
-        self.pairs, self._heads, self._second = pairs, heads, second
+        self.beside, self._of_subnets = beside, of_subnets
+        self._pairs, self._heads, self._second = pairs, heads, second
 
     @property
     def student_layers(self) -> set[str]:
         """The modules of the network whose outputs `losses` takes."""
-        return {*(own for own, _ in self.pairs), *self._heads, *([] if self._second is None else [self._second])}
+        return {*(own for own, _ in self._pairs), *self._heads, *([] if self._second is None else [self._second])}
 
     @property
     def teacher_layers(self) -> set[str]:
         """The modules of a teacher whose outputs `losses` takes."""
-        return {other for _, other in self.pairs}
+        return {other for _, other in self._pairs}
 
     def losses(
         self,
@@ -144,8 +145,8 @@ class Companions(nn.ModuleDict):
         if of_teacher is not None:
             for name in self.beside.connectors:
                 found[name] = [
-                    connect(of_student[own], of_teacher[other])
-                    for connect, (own, other) in zip(self[name], self.pairs)
+                    connect(of_student[own], self._fitting(of_teacher[other], of_student[own]))
+                    for connect, (own, other) in zip(self[name], self._pairs)
                     if own in of_student and other in of_teacher
                 ]
         heads = self["heads"] if self._heads else ()
@@ -160,6 +161,12 @@ class Companions(nn.ModuleDict):
             found["second_task"] = [second_task_loss(self["second_task"](of_student[self._second]), second_labels)]
         nothing = next(self.parameters()).new_zeros(()) if found else None
         return {name: torch.stack(those).sum() if those else nothing for name, those in found.items()}
+
+    def _fitting(self, taught: Tensor, own: Tensor) -> Tensor:
+        """A teacher's features, for a subnet averaged over the positions that fall together in its smaller ones."""
+        if self._of_subnets and taught.dim() == own.dim() == 4 and taught.shape[2:] != own.shape[2:]:
+            return F.adaptive_avg_pool2d(taught.detach(), own.shape[2:])
+        return taught
 
 
 def second_task_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -221,9 +228,9 @@ def companions_of(
     """What `beside` trains beside `student`, with fresh weights; none if that is nothing.
 
     `inputs`, of a few examples, tell how large features are, `second_classes` how many classes the second task has.
-    With `of_subnets` the student is the largest subnet of a supernet, and a module that ends a sequence is known as
-    that sequence, which smaller subnets have as well. ValueError if features or answers are of another form, and for a
-    second task without labels.
+    With `of_subnets` the student is the largest subnet of a supernet; smaller subnets may have smaller images, and a
+    module that ends a sequence is known as that sequence, which they have as well. ValueError if features or answers
+    are of another form, and for a second task without labels.
     """
     if not beside.has_companions:
         return Companions()
@@ -233,7 +240,7 @@ def companions_of(
         pairs = tuple((outermost(student, own), outermost(teacher, other)) for own, other in pairs)
         heads = tuple(outermost(student, name) for name in heads)
         second = None if second is None else outermost(student, second)
-    made = Companions(beside, None, pairs, heads, second)
+    made = Companions(beside, None, pairs, heads, second, of_subnets)
     of_student, output = _features(student, inputs, made.student_layers)
     of_teacher = {} if teacher is None else _features(teacher, inputs, made.teacher_layers)[0]
     if pairs:

@@ -33,7 +33,7 @@ def outermost(model: nn.Module, name: str) -> str:
     """The sequence that the module `name` ends, or that ends with this sequence, and so on; the module itself if it
     ends none. What it puts out is the same."""
     outer, _, child = name.rpartition(".")
-    parent = model.get_submodule(outer)
+    parent = dict(model.named_modules()).get(outer)
     if outer and isinstance(parent, nn.Sequential) and child == list(dict(parent.named_children()))[-1]:
         return outermost(model, outer)
     return name

@@ -21,12 +21,12 @@ class NetAug(Method):
 
         L(tiny) + weight * L(sampled),  L = label_weight * cross-entropy + teacher_weight * distillation
 
-    and what companions add to L, if there are such.
-    The second network is drawn anew every step; both start from the same weights, and gradients add up. From the part
-    `width_until` of the training on, widths are those of the tiny model and only expansions are drawn. Until then the
-    channels `sorted_channels`, those inside blocks, are put in the order of their importance before every epoch, so
-    that the tiny model keeps those whose outgoing weights have the largest sum of absolute values. Both as in the
-    authors' code. With a `weight` of 0 the tiny model is trained alone.
+    and what companions add to L, if there are such. With `by_features` they compare features with the external
+    teacher's, whatever `teacher_weight` is. The second network is drawn anew every step; both start from the same
+    weights, and gradients add up. From the part `width_until` of the training on, widths are those of the tiny model
+    and only expansions are drawn. Until then the channels `sorted_channels`, those inside blocks, are put in the order
+    of their importance before every epoch, so that the tiny model keeps those whose outgoing weights have the largest
+    sum of absolute values. Both as in the authors' code. With a `weight` of 0 the tiny model is trained alone.
     """
 
     space: SearchSpace
@@ -35,6 +35,7 @@ class NetAug(Method):
     width_until: float = 0.5
     label_weight: float = 1.0
     teacher_weight: float = 0.0
+    by_features: bool = False
 
     @cached_property
     def narrow(self) -> SearchSpace:
@@ -58,5 +59,5 @@ class NetAug(Method):
         return learners
 
     def _learner(self, arch: Arch, weight: float) -> Learner:
-        teacher = "external" if self.teacher_weight else None
+        teacher = "external" if self.teacher_weight or self.by_features else None
         return Learner(arch, teacher, weight * self.label_weight, weight * self.teacher_weight, True, weight)

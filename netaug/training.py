@@ -72,6 +72,8 @@ class NetAugJob(ModelJob):
             raise ValueError(
                 "network augmentation takes the losses labels, kl and those by companions; set the other weights to 0"
             )
+        if not (objective.labels or objective.kl):
+            raise ValueError("network augmentation learns from labels or from kl: set one of their weights above 0")
 
 
 def run_netaug_job(
@@ -136,6 +138,7 @@ def train_netaug(
         netaug.width_until,
         objective.labels,
         objective.kl,
+        bool(objective.connectors),
     )
     settings = TrainConfig(
         **{field.name: getattr(config, field.name) for field in dataclasses.fields(LoopConfig)},

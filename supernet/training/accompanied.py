@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from distill.accompanied import Beside, Companions, companions_of
 from distill.layers import recorded
@@ -75,8 +74,7 @@ def new_companions(
 class Seen:
     """What the companions of a supernet see of the networks of a step; of all of them what teaches others is kept.
 
-    Where a subnet's features have another size than its teacher's, since it takes smaller images, the teacher's are
-    averaged over the positions that fall together. `temperature` is that of self-distillation.
+    `temperature` is that of self-distillation.
     """
 
     def __init__(self, companions: Companions | None, teaching: Set[Hashable], temperature: float) -> None:
@@ -91,10 +89,9 @@ class Seen:
             yield
             return
         found = module()
-        layers = (self._companions.student_layers | self._companions.teacher_layers) & dict(
-            found.named_modules()
-        ).keys()
-        with recorded(found, layers) as self._features[network]:
+        there = {name for name, _ in found.named_modules()}
+        wanted = self._companions.student_layers | self._companions.teacher_layers
+        with recorded(found, wanted & there) as self._features[network]:
             yield
 
     def forget(self, network: Hashable) -> None:
@@ -105,17 +102,7 @@ class Seen:
     def loss(self, network: Hashable, teacher: Hashable, output: Output, task: Task, batch: Batch) -> Tensor:
         """The weighted sum of what companions add to the loss of `network`, which answers `output`."""
         companions, own = self._companions, self._features[network]
-        taught = self._features.get(teacher) if teacher is not None else None
-        if taught is not None:
-            taught = _pooled(companions, own, taught)
+        taught = None if teacher is None else self._features.get(teacher)
         second = batch[2] if companions.beside.second_task else None
         found = companions.losses(output, partial(task.loss, batch=batch), own, taught, second, self._temperature)
         return sum((getattr(companions.beside, name) * loss for name, loss in found.items()), torch.zeros(()))
-
-
-def _pooled(companions: Companions, own: Mapping[str, Tensor], taught: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    pooled = dict(taught)
-    for student, teacher in companions.pairs:
-        if student in own and teacher in taught and own[student].dim() == taught[teacher].dim() == 4:
-            pooled[teacher] = F.adaptive_avg_pool2d(taught[teacher].detach(), own[student].shape[-2:])
-    return pooled

@@ -111,7 +111,7 @@ def _searched(
     task = Classification(data.num_classes, label_smoothing=config.label_smoothing)
 
     def examples(half: list[int]) -> Iterator[Example]:
-        part = dataclasses.replace(data, train=Subset(data.train, half))
+        part = dataclasses.replace(data, train=Subset(data.train, half), second=None)
         size = min(config.batch_size, len(half))
         steps = range(epochs * part.steps_per_epoch(size))
         for batch in part.training_batches(resolution, size, config.seed, steps):

@@ -114,7 +114,7 @@ def test_a_teacher_composes_with_it(tmp_path):
 
 
 def test_companions_of_the_tiny_and_the_wider_networks_are_not_in_what_comes_out(data, augmentation, tmp_path):
-    objective = Objective(auxiliary=0.3, self_distillation=0.2, hint=0.5, kl=0.5)
+    objective = Objective(auxiliary=0.3, self_distillation=0.2, hint=0.5)
     teacher = FAMILY.build(FAMILY.space.largest)
 
     def trained(name, **options):

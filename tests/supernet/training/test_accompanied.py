@@ -64,7 +64,7 @@ def parts_of(model, companions, images, labels, second, taught=None):
     for name, weight in {"hint": 0.5, "vid": 0.2}.items() if taught else ():
         parts[name] = weight * sum(
             connect(features[own], F.adaptive_avg_pool2d(taught[other], features[own].shape[-2:]))
-            for connect, (own, other) in zip(companions[name], companions.pairs)
+            for connect, (own, other) in zip(companions[name], companions._pairs)
         )
     return logits, features, parts
 
@@ -113,7 +113,7 @@ def test_a_frozen_teacher_teaches_features_too(batch):
     model = net.extract(arch).train()
     with recorded(model, companions.student_layers) as own, recorded(teacher, companions.teacher_layers) as taught:
         logits, answers = model(images), teacher(images).detach()
-    hints = sum(hint(own[a], taught[b]) for hint, (a, b) in zip(companions["hint"], companions.pairs))
+    hints = sum(hint(own[a], taught[b]) for hint, (a, b) in zip(companions["hint"], companions._pairs))
     expected = F.cross_entropy(logits, labels) + 0.5 * kl_divergence(logits, answers) + hints
     torch.testing.assert_close(losses[0], expected.detach())
 
