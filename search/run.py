@@ -115,7 +115,10 @@ def run_search(
         judge.prepare()
         archs = judge.best_first(problem) if job.searches_by is None else None
         if job.searches_by == GLOBAL_THRESHOLD:
-            archs = thresholded(problem, trained.net, trained.family, importance_of(trained.job))
+            importance, family = importance_of(trained.job), trained.family
+            by_inputs = importance == "activations"
+            inputs = family.ordering_inputs(trained.data, trained.job.train.seed) if by_inputs else ()
+            archs = thresholded(problem, trained.net, family, importance, inputs)
         if archs is not None:
             strategy: Strategy = GivenOrder(archs, job.population)
         else:

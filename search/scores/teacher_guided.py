@@ -201,7 +201,7 @@ class TrainedBriefly:
         alone = self._family.space.restrict({name: [value] for name, value in arch.items()})
         family = dataclasses.replace(self._family, space=alone)
         name = "-".join(map(str, self._family.space.encode([arch])[0]))
-        start = family.supernet(self._config.seed, classes=self._data.classes)
+        start = family.supernet(self._config.seed, classes=self._data.classes, data=self._data)
         net = train(family, start, self._data, self._config, self._directory / name, self._execution, resume=True)
         return calibrated(net, arch, _on(net, batches), self._execution.calibration_bytes)
 

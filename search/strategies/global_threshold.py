@@ -7,7 +7,7 @@ divided by their mean in each layer to be comparable. What it needs no evaluatio
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from compress.pruning.threshold import above_threshold, global_threshold, quanti
 from search.problem import Problem
 from supernet.artifacts.runs import Job
 from supernet.channels import trace
-from supernet.channels.importance import Importance, comparable_scores
+from supernet.channels.importance import ByInputs, Importance, comparable_scores
 from supernet.families import Family
 from supernet.space import Arch, SearchSpace
 from supernet.supernet import Supernet
@@ -23,17 +23,23 @@ from supernet.supernet import Supernet
 STEPS = 20  # of the channels, those that each further architecture has fewer
 
 
-def thresholded(problem: Problem, net: Supernet, family: Family, importance: Importance) -> Iterator[Arch]:
+def thresholded(
+    problem: Problem,
+    net: Supernet,
+    family: Family,
+    importance: Importance | ByInputs,
+    inputs: Iterable[tuple] = (),
+) -> Iterator[Arch]:
     """Admissible architectures, the largest first: at the lowest threshold that meets all limits, and at higher ones,
     which drop another twentieth of all channels each.
 
     The widths of a layer are those of the space: a layer with a channel above the threshold too many for one has the
     next larger one, and none has fewer channels than its smallest. Choices that are no widths of channels have their
-    largest value.
+    largest value. By "activations" importance is judged on `inputs` of the largest subnet.
 
     ValueError if the space has no widths of channels, or if no threshold meets the limits.
     """
-    scores = width_scores(problem.space, net, family, importance)
+    scores = width_scores(problem.space, net, family, importance, inputs)
 
     def arch_at(threshold: float) -> Arch:
         return arch_of(problem.space, above_threshold(scores, threshold))
@@ -53,7 +59,13 @@ def thresholded(problem: Problem, net: Supernet, family: Family, importance: Imp
     yield from (arch for arch in archs if problem.violation(problem.price([arch]))[0] <= 1)
 
 
-def width_scores(space: SearchSpace, net: Supernet, family: Family, importance: Importance) -> dict[str, Tensor]:
+def width_scores(
+    space: SearchSpace,
+    net: Supernet,
+    family: Family,
+    importance: Importance | ByInputs,
+    inputs: Iterable[tuple] = (),
+) -> dict[str, Tensor]:
     """The importance of the channels of each choice of width, by its name, comparable over all of them."""
     model = net.extract(space.largest).eval()
     groups = [
@@ -66,7 +78,7 @@ def width_scores(space: SearchSpace, net: Supernet, family: Family, importance: 
             "global_threshold needs the widths of single layers as choices, as the spaces timm and from_timm have "
             "them; search this space by another strategy"
         )
-    return {f"{name}.width": score for name, score in comparable_scores(model, groups, importance).items()}
+    return {f"{name}.width": score for name, score in comparable_scores(model, groups, importance, inputs).items()}
 
 
 def arch_of(space: SearchSpace, counts: Mapping[str, int]) -> Arch:
@@ -79,6 +91,6 @@ def arch_of(space: SearchSpace, counts: Mapping[str, int]) -> Arch:
     return space.restrict(fitting).largest
 
 
-def importance_of(job: Job) -> Importance:
+def importance_of(job: Job) -> Importance | ByInputs:
     """What the channels of the run's supernet were ordered by; L1 norms where nothing says."""
     return json.loads(job.space_options).get("importance", "l1")

@@ -157,7 +157,7 @@ def _train(
     on_begin: Callable[[], None],
 ) -> Supernet:
     """Train at once, or phase by phase, each in a folder of its own."""
-    net = family.supernet(job.train.seed, classes=data.classes)
+    net = family.supernet(job.train.seed, classes=data.classes, data=data)
     if job.features.unlabelled is not None:
         images = open_unlabelled_images(job.features.unlabelled, job.data, job.execution.workers)
         config = replace(job.train, method="sandwich", epochs=job.features.feature_epochs)

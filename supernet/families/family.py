@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,11 @@ from supernet.space import Arch, SearchSpace
 from supernet.supernet import Supernet
 from supernet.tasks import Classification, Task
 from supernet.views import Views, no_views, tied_builder
+
+if TYPE_CHECKING:
+    from supernet.training.data import Data
+
+ORDERING_EXAMPLES = 256
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +61,7 @@ class Family:
     views: Views = no_views  # an architecture's tensors that are no mere slices, see `supernet.views`
     weights: Callable[..., Mapping[str, Tensor]] | None = None  # loads the largest subnet's, to start from
     weights_classes: Callable[[Sequence[str]], tuple[str, ...] | None] | None = None  # that `weights` tell apart
+    order: Callable[[Supernet, Iterable[tuple]], object] | None = None  # sorts pretrained channels by what inputs show
     task: Task = None  # type: ignore[assignment]  # Classification where it is not given
     inputs: Callable[[Arch], tuple] | None = None
     counts: Mapping[str, Callable[[Arch], float]] = field(default_factory=dict)  # further costs, see `search.counts`
@@ -91,13 +97,23 @@ class Family:
         size = self.resolution(arch)
         return (torch.empty(1, self.in_chans, size, size, device="meta"),)
 
-    def supernet(self, seed: int = 0, *, pretrained: bool = True, classes: Sequence[str] | None = None) -> Supernet:
+    def supernet(
+        self,
+        seed: int = 0,
+        *,
+        pretrained: bool = True,
+        classes: Sequence[str] | None = None,
+        data: Data | None = None,
+    ) -> Supernet:
         """A supernet of this family, with its pretrained weights if it has any, or else initialised from `seed`.
 
         With `pretrained` false they are not loaded, for a supernet whose weights come from elsewhere. `classes` are the
         names of those that it is to tell apart: a pretrained classifier that is known to be for others, however many,
-        starts anew. ValueError if its subnets do not nest, do not run on the inputs of this family, or give in
-        training what its task does not understand.
+        starts anew. A family with an `order` wants the `data` whose training examples the channels of its pretrained
+        weights are sorted by.
+
+        ValueError if these are missing, or if its subnets do not nest, do not run on the inputs of this family, or give
+        in training what its task does not understand.
         """
         example = self.example(self.space.largest)
         net = Supernet(
@@ -109,7 +125,21 @@ class Family:
                 torch.manual_seed(seed)  # a classifier that starts anew
                 net.load_state_dict(self.weights(**self._classifier(classes)))
             net.statistics_of = self.space.largest
+            if self.order is not None:
+                self.order(net, self.ordering_inputs(data, seed))
         return net
+
+    def ordering_inputs(self, data: Data | None, seed: int) -> list[tuple]:
+        """What the largest subnet is called with to sort its channels: some training examples of `data`, always the
+        same for one seed. ValueError without data."""
+        if data is None:
+            raise ValueError(
+                "the channels of this family are sorted by training examples: say whose (data=), or sort them by "
+                "another importance"
+            )
+        largest = self.space.largest
+        batches = data.calibration_batches(self.resolution(largest), ORDERING_EXAMPLES, seed)
+        return [self.task.inputs(batch, largest) for batch in batches]
 
     def _classifier(self, classes: Sequence[str] | None) -> dict[str, bool]:
         """The argument of `weights` that lets a classifier for other classes start anew."""

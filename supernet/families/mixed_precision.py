@@ -59,6 +59,8 @@ def mixed_precision(
     if not bits or list(bits) != sorted(set(bits)) or not 2 <= bits[0] <= bits[-1] <= 8:
         raise ValueError(f"bits rise, from 2 to 8, such as (4, 8), not {bits}")
     plain = FAMILIES[space](num_classes=num_classes, in_chans=in_chans, **json.loads(options))
+    if plain.order is not None:
+        raise ValueError("channels are not sorted by activations where bits are chosen: take another importance")
     whole = roundable(build_skeleton(plain.build, plain.space.largest))
     blocks = [block for block in dict.fromkeys(map(_block, whole)) if block]
     if not blocks:

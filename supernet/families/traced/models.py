@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.channels import Channels, Trace, slicing_rules, trace
-from supernet.channels.importance import Importance, order_channels
+from supernet.channels.importance import ByInputs, Importance, activation_scores, order_channels
 from supernet.families.family import Family
 from supernet.families.timm_models import create_regularised, timm_model
 from supernet.families.traced.costs import macs_formula, parameters_formula
@@ -26,6 +26,7 @@ from supernet.families.traced.space import Elastic, join, running_space
 from supernet.plain import count_classes, plain
 from supernet.skeleton import build_uninitialised, copy_to
 from supernet.space import Arch
+from supernet.supernet import Supernet
 
 REASONS = 5  # that a message gives at most
 
@@ -38,7 +39,7 @@ def from_timm(
     depth: Sequence[float] = (0.5, 0.75, 1.0),
     *,
     pretrained: bool | str | os.PathLike = False,
-    importance: Importance = "l1",
+    importance: Importance | ByInputs = "l1",
     num_classes: int | None = None,
     in_chans: int = 3,
     input_size: int | None = None,
@@ -50,7 +51,8 @@ def from_timm(
     `local-dir:PATH`; or `torchvision/NAME`, for one of torchvision's. `pretrained` starts the supernet from its
     weights, or from those in a file; timm's loader adapts them to `num_classes` (the model's own if None) and
     `in_chans`. They are loaded when the supernet is made, not before, and their channels are ordered by `importance`,
-    which leaves what the model computes unchanged. All but the classifier have to be of this model, see
+    which leaves what the model computes unchanged; "activations", their average percentage of zeros, is on training
+    images of the data that the supernet is made for. All but the classifier have to be of this model, see
     `timm_weights.load_pretrained`. Images are `input_size` pixels a side (the model's own if None). `saved_config`
     stands in for an ID or PATH in what is saved (`timm_models.self_contained`).
 
@@ -78,7 +80,7 @@ def from_model(
     depth: Sequence[float] = (0.5, 0.75, 1.0),
     *,
     pretrained: Callable[[], nn.Module] | None = None,
-    importance: Importance = "l1",
+    importance: Importance | ByInputs = "l1",
 ) -> Family:
     """The family of the model that `create()` makes, at fractions of its width and depth.
 
@@ -125,6 +127,7 @@ def from_model(
         input_size=example.shape[-1],
         rules=slicing_rules(elastic_groups),
         weights=pretrained and partial(_weights, pretrained, elastic_groups, importance),
+        order=partial(_order, elastic_groups) if importance == "activations" else None,
     )
     kept = family.macs(space.smallest) / max(family.macs(space.largest), 1)
     if kept >= 0.9:
@@ -137,9 +140,18 @@ def _plain(create: Callable[..., nn.Module], **options: float) -> nn.Module:
 
 
 def _weights(
-    pretrained: Callable[..., nn.Module], channels: Iterable[Channels], importance: Importance, **options: bool
+    pretrained: Callable[..., nn.Module],
+    channels: Iterable[Channels],
+    importance: Importance | ByInputs,
+    **options: bool,
 ) -> Mapping[str, Tensor]:
-    return order_channels(pretrained(**options), channels, importance).state_dict()
+    model = pretrained(**options)
+    return (model if importance == "activations" else order_channels(model, channels, importance)).state_dict()
+
+
+def _order(channels: Iterable[Channels], net: Supernet, inputs: Iterable[tuple]) -> None:
+    largest = net.extract(net.space.largest).eval()
+    order_channels(net, channels, activation_scores(largest, channels, inputs))
 
 
 def _build(

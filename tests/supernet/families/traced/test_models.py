@@ -1,5 +1,7 @@
 import copy
 from collections import OrderedDict
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -399,3 +401,23 @@ def test_tied_layers_become_narrower_together():
     assert torch.equal(model(images), net(images, family.space.smallest))
     assert family.parameters(family.space.smallest) == count_parameters(model)
     assert family.macs(family.space.smallest) == count_macs(model, (3, 8, 8))
+
+
+def test_channels_are_sorted_by_activations_on_the_data():
+    """Channels of which some are never above 0, one always and one half of the time."""
+    layers = nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    model = nn.Sequential(*layers).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(8, 3)[..., None, None] * 1e-3)
+        model[0].bias.fill_(-1.0)
+        model[0].bias[5], model[0].bias[2] = 1.0, 0.0
+    images = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = SimpleNamespace(calibration_batches=lambda size, count, seed: [(images[:count], None)])
+    create = partial(copy.deepcopy, model)
+    family = from_model(create, images[:1], (0.5, 1.0), pretrained=create, importance="activations")
+    net = family.supernet(data=data)
+    assert net.state_dict()["0.bias"].tolist() == [1.0, 0.0] + 6 * [-1.0]
+    torch.testing.assert_close(net(images, family.space.largest), model(images))
+    with pytest.raises(ValueError, match="sorted by training examples: say whose"):
+        family.supernet()
+    assert family.supernet(pretrained=False) is not None
