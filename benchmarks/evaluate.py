@@ -15,14 +15,16 @@ thread, it is 1.5, 2.0 and 2.5 in the three generations of this search with 2 Gi
 two if the output of every block was kept, which takes 100 GB. BatchNorm is not folded into convolutions, which moves
 logits by 3e-6 to 1e-5.
 
-Then two whole searches take turns, generation by generation, from the same seed: one by the loop with `update_bn`, as
-users write it, the other by cheaper evaluations, which are races, recalibration on few images, and bfloat16 where the
-CPU has instructions for it (`paired_searches.py`). `speedup_to_hypervolume` is how many times longer the loop took to
-the hypervolume that it has in the end than the other did: of the architectures that each took for its front, by
-exact accuracies, of all images and in single precision, which no time is counted for. The mean of seeds.
+Then whole searches of every seed take turns, generation by generation: evolution by the loop with `update_bn`, as
+users write it, and others with races, recalibration on few images, and bfloat16 where the CPU has instructions for it
+(`paired_searches.py`). These are `bayesian`, which evaluates less, and again evolution, which tells how much is due to
+cheaper evaluations alone. `speedup_to_hypervolume` is how many times longer the loop took to the hypervolume that it
+has in the end than the first of them did: of the architectures that each took for its front, by exact accuracies, of
+all images that judge and in single precision, which no time is counted for. What strategies think about is counted.
 
-A quarter of an hour on 2 cores for the generations, and some 200 seconds of processor time for each seed of the
-searches; `--parts` measures one part alone. The supernet and the populations are kept in OUTPUT.
+A quarter of an hour on 2 cores for the generations, and some ten minutes of processor time for each seed of the
+searches; `--parts` measures one part alone. The supernet, the populations and the searches are kept in
+OUTPUT, and go on there if they were stopped.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
-from paired_searches import CheaperEvaluations, paired
+from paired_searches import Searches, paired
 from report import report
 from rich.progress import track
 from torch import Tensor, nn
@@ -56,6 +58,7 @@ from search.settings import SearchJob
 from search.strategies import make_strategy
 from supernet import Arch, Supernet
 from supernet.artifacts.runs import Run, load_run, run_job
+from supernet.artifacts.settings import note_settings
 from supernet.calibration import calibrate
 from supernet.training.data.batch import on, split
 from supernet.training.execution import Execution
@@ -82,9 +85,9 @@ class Arguments:
     """Passes over 5,000 images."""
     parts: tuple[Literal["generations", "hypervolume"], ...] = ("generations", "hypervolume")
     """What is measured."""
-    searches: CheaperEvaluations = field(default_factory=CheaperEvaluations)
+    searches: Searches = field(default_factory=Searches)
     seeds: int = 3
-    """Of the two searches."""
+    """Of the searches."""
     seed: int = 0
     """All that is random follows from it."""
     data: Path = Path("../shared/data")
@@ -101,7 +104,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     if not arguments.quick:
         return measure(arguments)
-    searches = CheaperEvaluations(population=6, generations=2, judges=500, calibration=250, few=100)
+    searches = Searches(population=16, generations=2, judges=500, calibration=250, few=100)
     quick = dataclasses.replace(
         arguments, population=20, images=250, search_images=100, epochs=1, searches=searches, seeds=1
     )
@@ -120,29 +123,35 @@ def measure(arguments: Arguments) -> None:
     searched = []
     if "hypervolume" in arguments.parts:
         for seed in range(arguments.seed, arguments.seed + arguments.seeds):
-            searched += paired(trained, arguments.searches, seed)
-        summary |= speedups(searched, arguments.searches.generations)
+            searched += paired(trained, arguments.searches, seed, searches_folder(arguments, seed))
+        summary |= speedups(searched, arguments.searches)
     settings = {name: value for name, value in vars(arguments).items() if isinstance(value, int | str)}
     settings |= {"parts": arguments.parts, "searches": dataclasses.asdict(arguments.searches)}
     report(searched, {})
     report(rows, summary, arguments.json, settings=settings, threads=torch.get_num_threads(), searches=searched)
 
 
-def speedups(rows: Sequence[dict[str, float]], generations: int) -> dict[str, float]:
-    """How many times longer the loop takes to the hypervolume that it has in the end, with the standard error over
-    seeds, and by processor time; and to the last generation. 0 for a hypervolume that was not reached."""
-    last = [row for row in rows if row["generation"] == generations]
+def searches_folder(arguments: Arguments, seed: int) -> Path:
+    """Where the searches with a seed are kept; ValueError if it holds searches with other settings."""
+    folder = arguments.output / "searches" / str(seed)
+    note_settings(folder / "settings.json", arguments.searches)
+    return folder
 
-    def ratios(what: str, clock: str) -> np.ndarray:
-        return np.array([row[f"loop ({clock})"] / (row[f"cheaper, same {what} ({clock})"] or np.inf) for row in last])
 
-    found = ratios("hypervolume", "s")
-    summary = {"speedup_to_hypervolume": found.mean()}
-    if len(found) > 1:
-        summary["speedup_to_hypervolume_standard_error"] = found.std(ddof=1) / len(found) ** 0.5
-    summary["speedup_to_hypervolume_cpu"] = ratios("hypervolume", "CPU s").mean()
-    summary["speedup_generations_cpu"] = ratios("generation", "CPU s").mean()
-    return {name: float(value) for name, value in summary.items()}
+def speedups(rows: Sequence[dict[str, float]], searches: Searches) -> dict[str, float]:
+    """How many times longer the loop takes to the hypervolume that it has in the end than each strategy, the first
+    without its name, with the standard error over seeds, and by processor time. 0 where that was not reached."""
+    last = [row for row in rows if row["generation"] == searches.generations]
+    summary: dict[str, float] = {}
+    for place, name in enumerate(searches.strategies):
+        suffix = f"_{name}" if place else ""
+        for clock, unit in (("s", ""), ("CPU s", "_cpu")):
+            found = np.array([row[f"loop ({clock})"] / (row[f"{name} ({clock})"] or np.inf) for row in last])
+            summary[f"speedup_to_hypervolume{suffix}{unit}"] = float(found.mean())
+            if len(found) > 1:
+                error = found.std(ddof=1) / len(found) ** 0.5
+                summary[f"speedup_to_hypervolume{suffix}{unit}_standard_error"] = float(error)
+    return summary
 
 
 def train(arguments: Arguments) -> Run:

@@ -1,27 +1,31 @@
-"""Two searches of one supernet that take turns: by the loop that users write, and by cheaper evaluations.
+"""Searches of one supernet that take turns: by the loop that users write, and by fewer and cheaper evaluations.
 
-Both are evolution from the same seed, so that they ask for the same architectures until they are told otherwise. After
-every generation the clock stops, and what each search takes for its front is judged exactly.
+The loop is evolution's. All that a search does is timed, what its strategy thinks about included; after a generation
+the clock stops. What each search took for its front is judged exactly at the end.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import published
 import report  # noqa: F401  (first, or benchmarks/search.py would hide the package)
 import torch
 from rich.progress import track
 from torch.optim.swa_utils import update_bn
 
 from search import pareto
-from search.evaluator import Evaluator, EvaluatorOfParts, Scored, evaluate_here
-from search.history import Evaluation
-from search.loop import ask_and_tell
+from search.evaluator import Evaluator, Scored, evaluate_here
+from search.history import Evaluation, History
+from search.loop import Strategy, ask_and_tell
 from search.problem import Problem
 from search.racing import Racing
 from search.run import ACCURACY, make_problem
@@ -36,21 +40,23 @@ from supernet.training.execution import computes_bf16
 
 
 @dataclass(frozen=True)
-class CheaperEvaluations:
-    """How both searches evaluate."""
+class Searches:
+    """What the searches have in common, and what the cheaper ones do otherwise."""
 
-    population: int = 8
-    """Architectures in a generation."""
+    population: int = 20
+    """Architectures in a generation, of bayesian in four."""
     generations: int = 20
-    """That the loop evaluates, and half as many again for the other if it needs them."""
+    """Of the loop; each of the others ends after half as many evaluations again."""
     judges: int = 2000
     """Held-out images that judge."""
-    calibration: int = 800
+    calibration: int = 500
     """Training images for BatchNorm in the loop and in exact accuracies."""
-    few: int = 200
-    """The same in cheaper evaluations."""
+    strategies: tuple[str, ...] = ("bayesian",)
+    """Of the cheaper searches, of search.strategies.STRATEGIES."""
+    few: int = 250
+    """Training images for BatchNorm in the cheaper searches."""
     race: float = 0.5
-    """Confidence of races."""
+    """Confidence of their races."""
     batch_size: int = 250
     """Images that a subnet runs on at a time."""
 
@@ -58,38 +64,15 @@ class CheaperEvaluations:
 class Point(NamedTuple):
     """Where a search is after a generation."""
 
-    wall_s: float  # of evaluations so far
+    wall_s: float  # of all that the search did so far
     cpu_s: float
-    front: list[Arch]  # of what it has evaluated, as it sees it
-    seen: float  # images that judged an architecture so far, in the mean
+    evaluated: int  # architectures
+    front: list[Arch]  # of these, as the search sees it
+    seen: float  # images that judged an architecture, in the mean
 
 
-@dataclass
-class Clock:
-    """The time that an evaluator takes."""
-
-    evaluate: Evaluator
-    wall_s: float = 0.0
-    cpu_s: float = 0.0
-
-    def __call__(self, archs: Sequence[Arch]) -> Iterator[Scored]:
-        begun = time.perf_counter(), time.process_time()
-        found = list(self.evaluate(archs))
-        self.wall_s += time.perf_counter() - begun[0]
-        self.cpu_s += time.process_time() - begun[1]
-        return iter(found)
-
-
-class Counting:
-    """What a race judges by, and how many images it has asked for, each counted for each architecture."""
-
-    def __init__(self, judge: EvaluatorOfParts) -> None:
-        self._judge = judge
-        self.seen = 0
-
-    def __call__(self, archs: Sequence[Arch], examples: np.ndarray) -> Iterator[Scored]:
-        self.seen += len(archs) * len(examples)
-        return self._judge(archs, examples)
+CHECKED = 5  # turns between two looks at whether a search has the loop's hypervolume, once the loop has ended
+NEVER = Point(0.0, 0.0, 0, [], 0.0)
 
 
 class Loop:
@@ -120,39 +103,56 @@ class Loop:
         return self._ready[resolution]
 
 
-@dataclass
 class Search:
-    """A search that is asked for one generation after the other."""
+    """A search that is asked for one generation after the other, and kept in `folder`.
 
-    problem: Problem
-    clock: Clock
-    seed: int
-    population: int
-    seen: Callable[[int], float]  # images that judged an architecture, in the mean over so many
-    points: list[Point] = field(default_factory=list)
+    A generation that is there is not evaluated again: it took what it took then. What one that was killed had
+    evaluated counts for nothing, or for races once more, which are to know the front.
+    """
 
-    def generations(self, count: int) -> Iterator[None]:
-        """Goes on by a generation whenever it is asked to."""
-        strategy = make_strategy("evolution", self.problem, self.seed, self.population)
+    def __init__(self, problem: Problem, strategy: Strategy, judges: int, folder: Path, stack: ExitStack) -> None:
+        self.problem, self.strategy, self.judges = problem, strategy, judges
+        self.history = stack.enter_context(History(folder / "search.jsonl", problem.describe(), resume=True))
+        self.points: list[Point] = []
+        self._times = folder / "seconds.jsonl"
+
+    def generations(self, evaluate: Evaluator, evaluations: int) -> Iterator[bool]:
+        """Goes on by a generation whenever it is asked to, which is true, until there are so many evaluations."""
+        taken = [json.loads(line) for line in self._times.read_text().splitlines()] if self._times.exists() else []
         known: list[Evaluation] = []
-        evaluated = 0
-        for _ in range(count):
-            archs = strategy.ask()
-            found = ask_and_tell(self.problem, _Given(archs, strategy), self.clock, len(archs)).evaluations
-            known += [evaluation for evaluation in found if evaluation.scores]
-            values = np.array(
-                [[-e.scores[ACCURACY], *(e.costs[n] for n in self.problem.objectives[1:])] for e in known]
-            )
-            front = [known[index].arch for index in pareto.front(values)]
-            evaluated += len(archs)
-            self.points.append(Point(self.clock.wall_s, self.clock.cpu_s, front, self.seen(evaluated)))
-            yield
+        seconds = np.zeros(2)  # by the clock, and of the processor
+        while len(known) < evaluations:
+            begun = now()
+            archs = self.strategy.ask()
+            if not archs:
+                return
+            given = _Given(archs, self.strategy)
+            known += ask_and_tell(self.problem, given, evaluate, len(archs), history=self.history).evaluations
+            if len(self.points) == len(taken):
+                taken.append((now() - begun).tolist())
+                with self._times.open("a") as file:
+                    file.write(json.dumps(taken[-1]) + "\n")
+            seconds += taken[len(self.points)]
+            seen = np.mean([e.rejected.examples if e.rejected else self.judges for e in known])
+            self.points.append(Point(*seconds.tolist(), len(known), self._front(known), float(seen)))
+            yield True
+
+    def _front(self, known: Sequence[Evaluation]) -> list[Arch]:
+        judged = [evaluation for evaluation in known if evaluation.scores]
+        scores = np.array([[evaluation.scores[ACCURACY]] for evaluation in judged])
+        archs = [evaluation.arch for evaluation in judged]
+        return [archs[index] for index in pareto.front(self.problem.values(scores, self.problem.price(archs)))]
+
+
+def now() -> np.ndarray:
+    """Seconds by the clock, and of this process's time."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 class _Given:
     """A strategy that asks once."""
 
-    def __init__(self, archs: Sequence[Arch], strategy) -> None:
+    def __init__(self, archs: Sequence[Arch], strategy: Strategy) -> None:
         self._archs, self._strategy = list(archs), strategy
 
     def ask(self) -> list[Arch]:
@@ -163,54 +163,75 @@ class _Given:
         self._strategy.tell(archs, scores)
 
 
-def paired(trained: Run, settings: CheaperEvaluations, seed: int) -> Iterator[dict[str, float]]:
-    """A row for each generation of the loop: its time, its hypervolume, and when the other search had reached that."""
+def paired(trained: Run, settings: Searches, seed: int, folder: Path) -> Iterator[dict[str, float]]:
+    """A row for each generation of the loop: its time, its hypervolume, and when the other searches had reached that,
+    all 0 for one that never did. From where they were stopped, if `folder` holds searches."""
     family, judges = trained.family, settings.judges
     problem = make_problem(SearchJob(population=settings.population, evaluations=10**6), family, {})
     exact_images = RunBatches(trained.data, settings.calibration, seed, judges)
-    few_images = RunBatches(trained.data, settings.few, seed, judges)
     exact = SupernetAccuracy(trained.net, exact_images.images, family.resolution, settings.batch_size)
-    cheap = SupernetAccuracy(trained.net, few_images.images, family.resolution, settings.batch_size)
-    cheap.bf16 = computes_bf16(torch.device("cpu"))
     loop = Loop(trained, exact_images, settings.batch_size)
+    few_images = RunBatches(trained.data, settings.few, seed, judges)
     for resolution in family.space.choices["resolution"].values:  # loading is no part of it
         loop.ready(resolution)
         few_images(resolution)
-    judge = Counting(evaluate_here({ACCURACY: WithExamples(cheap)}))
-    racing = Racing(problem, judge, judges, settings.race, seed)
-    users = Search(problem, Clock(loop), seed, settings.population, lambda evaluated: judges)
-    cheaper = Search(problem, Clock(racing), seed, settings.population, lambda evaluated: judge.seen / evaluated)
-    accuracy: dict[Arch, float] = {}
 
-    def volumes(search: Search) -> list[float]:
-        """The largest hypervolume up to each generation."""
-        archs = {arch for point in search.points for arch in point.front}
-        fresh = sorted(archs - accuracy.keys(), key=Arch.to_json)
-        accuracy.update(zip(fresh, exact(fresh)))
-        found = (
-            problem.values(np.array([[accuracy[arch]] for arch in point.front]), problem.price(point.front))
-            for point in search.points
-        )
-        return list(itertools.accumulate(map(problem.hypervolume, found), max))
+    with ExitStack() as stack:
 
-    count = settings.generations
-    turns = itertools.zip_longest(users.generations(count), cheaper.generations(count + count // 2))
-    for turn, _ in enumerate(track(turns, f"Searching, seed {seed}", total=count + count // 2), start=1):
-        if turn >= count and volumes(cheaper)[-1] >= volumes(users)[-1]:
-            break
-    reached = volumes(cheaper)
-    for index, (point, wanted) in enumerate(zip(users.points, volumes(users))):
-        then = next((p for p, found in zip(cheaper.points, reached) if found >= wanted), None)
-        yield {
+        def search(name: str, place: str) -> Search:
+            strategy = make_strategy(name, problem, seed, settings.population)
+            return Search(problem, strategy, judges, folder / place, stack)
+
+        def races(past: Mapping[Arch, Evaluation]) -> Racing:
+            score = SupernetAccuracy(trained.net, few_images.images, family.resolution, settings.batch_size)
+            score.bf16 = computes_bf16(torch.device("cpu"))
+            return Racing(problem, evaluate_here({ACCURACY: WithExamples(score)}), judges, settings.race, seed, past)
+
+        users, others = search("evolution", "loop"), {name: search(name, name) for name in settings.strategies}
+        volumes = Volumes(problem, exact, published.Known(folder / "exact.jsonl"))
+        count = settings.generations * settings.population
+        looping, looped = users.generations(loop, count), True
+        going = {name: other.generations(races(other.history.past), count) for name, other in others.items()}
+        for turn in track(itertools.count(1), f"Searching, seed {seed}", total=None):
+            looped = looped and next(looping, False)
+            going = {name: steps for name, steps in going.items() if next(steps, False)}
+            if not looped and turn % CHECKED == 0:
+                wanted = volumes(users.points)[-1]
+                going = {name: steps for name, steps in going.items() if volumes(others[name].points)[-1] < wanted}
+            if not looped and not going:
+                break
+    reached = {name: volumes(other.points) for name, other in others.items()}
+    for index, (point, wanted) in enumerate(zip(users.points, volumes(users.points))):
+        row: dict[str, float] = {
             "seed": seed,
             "generation": index + 1,
             "hypervolume": wanted,
-            "hypervolume, cheaper": reached[index],
             "loop (s)": point.wall_s,
-            "cheaper, same generation (s)": cheaper.points[index].wall_s,
-            "cheaper, same hypervolume (s)": then and then.wall_s,
-            "images, cheaper": cheaper.points[index].seen,
             "loop (CPU s)": point.cpu_s,
-            "cheaper, same generation (CPU s)": cheaper.points[index].cpu_s,
-            "cheaper, same hypervolume (CPU s)": then and then.cpu_s,
         }
+        for name, other in others.items():
+            then = next((p for p, found in zip(other.points, reached[name]) if found >= wanted), NEVER)
+            row |= {
+                f"{name} (s)": then.wall_s,
+                f"{name} (CPU s)": then.cpu_s,
+                f"{name}, evaluations": then.evaluated,
+                f"{name}, images for each": then.seen,
+            }
+        yield row
+
+
+class Volumes:
+    """The largest hypervolume up to each generation, of what a search took for its front there, by exact accuracies."""
+
+    def __init__(self, problem: Problem, exact: SupernetAccuracy, known: published.Known) -> None:
+        self._problem, self._exact, self._known = problem, exact, known
+
+    def __call__(self, points: Sequence[Point]) -> list[float]:
+        return list(itertools.accumulate(map(self._volume, points), max))
+
+    def _volume(self, point: Point) -> float:
+        scores = np.array([[self._accuracy(arch)] for arch in point.front])
+        return self._problem.hypervolume(self._problem.values(scores, self._problem.price(point.front)))
+
+    def _accuracy(self, arch: Arch) -> float:
+        return self._known.value(ACCURACY, arch.to_json(), lambda: self._exact([arch])[0])

@@ -21,6 +21,11 @@ SCORES = (ACCURACY, "te_nas", "zero_cost", "rdm", "dna", ENSEMBLE, AKD)
 WITH_SEARCH = ("te_nas", "dna")
 """Scores that come with a search of their own: pruning, and the traversal of blocks."""
 POPULATION = 100
+RACE = 0.9
+"""Confidence of races if nothing is said. With 0.9, what searches find cannot be told from what they find without
+races; benchmarks/races.py measures it."""
+RACE_FROM = 1000
+"""Held-out examples from which on races save enough to be worth their rejections."""
 MOST_OF_A_GENERATION = 10_000
 """Evolution compares all of a generation with each other."""
 SAID_ANEW = ("batch_size", "calibration_bytes", "dna.workers", "dna.device", "dna.amp", "rdm.device")
@@ -62,9 +67,10 @@ class SearchJob:
     amp: Literal["bf16"] | None = None
     """bf16 judges by networks that compute in bfloat16, which is faster where the device has instructions for it, and
     refused where it has not; None in single precision."""
-    race: float | None = None
+    race: float | Literal["auto"] | None = "auto"
     """Confidence, such as 0.9, with which each architecture of the front survives races (`search.racing`): all are
-    judged by some of the images, and only those that may be on the front by all. None judges all by all."""
+    judged by some of the images, and only those that may be on the front by all. None judges all by all. auto races at
+    RACE where the score is a mean over RACE_FROM held-out examples or more (`search.scores.judges.settled`)."""
     zero_cost: tuple[str, ...] = ("synflow", "jacob_cov", "snip")
     """Scores of search.scores.untrained.NAMES whose mean rank is the score zero_cost, or vote."""
     zero_cost_images: int = 64
@@ -98,7 +104,9 @@ class SearchJob:
             check_strategy(self.strategy)
         if self.score not in SCORES:
             raise ValueError(f"there is no score {self.score!r}; the scores are {', '.join(SCORES)}")
-        if self.race is not None and not 0 < self.race < 1:
+        if isinstance(self.race, str) and self.race != "auto":
+            raise ValueError(f"race is auto, None, or a confidence such as 0.9, not {self.race!r}")
+        if isinstance(self.race, float | int) and not 0 < self.race < 1:
             raise ValueError(f"the confidence of a race is between 0 and 1, such as 0.9, not {self.race}")
         for name in ("evaluations", "population", "batch_size", "calibration_bytes", "zero_cost_images"):
             if getattr(self, name) < 1:

@@ -129,10 +129,10 @@ class Arguments:
     amp: Literal["bf16"] | None = SearchJob.amp
     """bf16 judges by networks that compute in bfloat16: faster where the device has instructions for it, refused where
     it has not, and a little other values."""
-    race: float | None = SearchJob.race
+    race: float | Literal["auto"] | None = SearchJob.race
     """Confidence, such as 0.9, with which each architecture of the front survives races: all are judged by 250 of the
     images, then by 500, and so on, but those that are surely not on the front are left out. What is left out has no
-    score in the results. None judges all by all images."""
+    score in the results. None judges all by all images; auto races at 0.9 where 1,000 images or more judge."""
     zero_cost: tuple[str, ...] = SearchJob.zero_cost
     """Scores of search.scores.untrained.NAMES whose mean rank is the score zero_cost, or vote."""
     zero_cost_images: int = SearchJob.zero_cost_images

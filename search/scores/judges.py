@@ -34,14 +34,14 @@ from search.scores.ensemble import EnsembleScore
 from search.scores.teacher_guided import FromSupernet, MakeCandidate, TeacherGuided, TrainedBriefly, brief_training
 from search.scores.trained_alone import TrainedAlone, alone_settings
 from search.scores.untrained import LabelledImages, TrainingFreeScore
-from search.settings import ACCURACY, AKD, ENSEMBLE, SearchJob
+from search.settings import ACCURACY, AKD, ENSEMBLE, RACE, RACE_FROM, SearchJob
 from search.untrained.proxies import PROXIES
 from search.untrained.te_nas import Proxies, prunable, search_by_pruning
 from supernet.artifacts.runs import Job, Run
 from supernet.artifacts.teacher import load_teacher
 from supernet.families import Family
 from supernet.space import Arch
-from supernet.tasks import Classification
+from supernet.tasks import Classification, Task
 from supernet.tasks.text import TextClassification
 from supernet.training.data import Data, DataConfig, ImageData, load_data
 from supernet.training.data.batch import joined
@@ -122,10 +122,17 @@ def supernet_score(job: SearchJob, trained: Run, fresh: bool = False) -> Superne
 
 
 def settled(job: SearchJob, trained: Run) -> SearchJob:
-    """The job with `images` None if the default is all that the run holds out, as histories of former versions say,
-    which took all by default."""
+    """The job with what it leaves open settled by the run, in the terms of former versions' histories.
+
+    `images` is None if the default is all that the run holds out. A `race` that is auto is at RACE for the first metric
+    of a task that is a mean over examples, of which at least RACE_FROM judge, else None.
+    """
     if job.images == SearchJob.images and trained.data.count(trained.data.holdout) <= job.images:
-        return dataclasses.replace(job, images=None)
+        job = dataclasses.replace(job, images=None)
+    if job.race == "auto":
+        is_mean = type(trained.family.task).per_example is not Task.per_example
+        races = job.score == ACCURACY and is_mean and held_out_count(job, trained) >= RACE_FROM
+        job = dataclasses.replace(job, race=RACE if races else None)
     return job
 
 

@@ -12,9 +12,10 @@ from search.history import read_history
 from search.racing import Racing
 from search.run import run_search
 from search.scores.accuracy import SupernetScore
-from search.scores.judges import untrained_run
-from search.settings import SearchJob
+from search.scores.judges import settled, untrained_run
+from search.settings import RACE, SearchJob
 from supernet.evaluation import calibrated_subnet
+from supernet.tasks import Task
 from supernet.training.data import DataConfig
 
 JOB = SearchJob("random", evaluations=3, population=2, images=20, calibration_images=20)
@@ -125,6 +126,28 @@ def test_races_find_the_front_of_all_images_here_and_when_resumed(trained, monke
         job = dataclasses.replace(job, evaluations=count)
         resumed = run_search(job, trained, {}, tmp_path / "b.jsonl", resume=True).result
     assert resumed.evaluations == found.evaluations == read_history(tmp_path / "a.jsonl")[1]
+
+
+def test_a_search_races_by_itself_where_many_examples_have_values_of_their_own(trained, monkeypatch, tmp_path):
+    def race(**changes):
+        return settled(dataclasses.replace(JOB, **{"images": 144} | changes), trained).race
+
+    assert race() is None  # 144 are few
+    monkeypatch.setattr("search.scores.judges.RACE_FROM", 100)
+    assert race() == RACE
+    assert race(race=0.5) == 0.5
+    assert race(race=None) is race(images=99) is race(score="zero_cost") is None
+    run_search(dataclasses.replace(JOB, images=144), trained, {}, tmp_path / "search.jsonl")
+    assert read_history(tmp_path / "search.jsonl")[0]["race"] == RACE
+    monkeypatch.setattr(type(trained.family.task), "per_example", Task.per_example)  # as of a metric that is no mean
+    assert race() is None
+
+
+def test_a_race_is_a_confidence_or_left_open():
+    with pytest.raises(ValueError, match="race is auto, None, or a confidence such as 0.9, not 'always'"):
+        SearchJob(race="always")
+    with pytest.raises(ValueError, match="the confidence of a race is between 0 and 1, such as 0.9, not 1.5"):
+        SearchJob(race=1.5)
 
 
 def test_what_has_no_examples_cannot_race(trained):

@@ -100,7 +100,7 @@ def test_a_former_search_goes_on(tmp_path):
     family = FAMILIES["mobilenet_v3_micro"](num_classes=10)
     for name in ("predictor.json", "search.jsonl"):
         shutil.copy(FORMER / name, tmp_path)
-    job = SearchJob(evaluations=6, population=3, images=40, calibration_images=20)
+    job = SearchJob(evaluations=6, population=3, images=40, calibration_images=20, race=None)
     problem = make_problem(job, family, {"phone": LatencyPredictor.load(tmp_path, family.space)})
     with History(tmp_path / "search.jsonl", describe(job, problem), True, SAID_ANEW) as history:
         assert len(history.past) == 6
