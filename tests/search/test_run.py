@@ -144,9 +144,9 @@ def test_a_search_races_by_itself_where_many_examples_have_values_of_their_own(t
 
 
 def test_a_race_is_a_confidence_or_left_open():
-    with pytest.raises(ValueError, match="race is auto, None, or a confidence such as 0.9, not 'always'"):
+    with pytest.raises(ValueError, match=r"race is auto, None, or a confidence such as 0\.9, not 'always'"):
         SearchJob(race="always")
-    with pytest.raises(ValueError, match="the confidence of a race is between 0 and 1, such as 0.9, not 1.5"):
+    with pytest.raises(ValueError, match=r"the confidence of a race is between 0 and 1, such as 0\.9, not 1\.5"):
         SearchJob(race=1.5)
 
 
