@@ -106,8 +106,8 @@ class Loop:
 class Search:
     """A search that is asked for one generation after the other, and kept in `folder`.
 
-    A generation that is there is not evaluated again: it took what it took then. What one that was killed had
-    evaluated counts for nothing, or for races once more, which are to know the front.
+    A generation that is there is not evaluated again: it took what it took then. What the loop had evaluated of a
+    generation that was killed counts for nothing.
     """
 
     def __init__(self, problem: Problem, strategy: Strategy, judges: int, folder: Path, stack: ExitStack) -> None:
@@ -185,7 +185,10 @@ def paired(trained: Run, settings: Searches, seed: int, folder: Path) -> Iterato
         def races(past: Mapping[Arch, Evaluation]) -> Racing:
             score = SupernetAccuracy(trained.net, few_images.images, family.resolution, settings.batch_size)
             score.bf16 = computes_bf16(torch.device("cpu"))
-            return Racing(problem, evaluate_here({ACCURACY: WithExamples(score)}), judges, settings.race, seed, past)
+            racing = Racing(problem, evaluate_here({ACCURACY: WithExamples(score)}), judges, settings.race, seed, past)
+            if past:
+                list(racing([]))  # has the front judged again, which one that was not stopped remembers
+            return racing
 
         users, others = search("evolution", "loop"), {name: search(name, name) for name in settings.strategies}
         volumes = Volumes(problem, exact, published.Known(folder / "exact.jsonl"))
