@@ -19,6 +19,7 @@ import tyro
 from supernet.artifacts.runs import job_from_dict, read_config
 from supernet.training.data import DataConfig, open_images
 from supernet.training.data.datasets import broken_images
+from supernet.training.data.loading import workers_for
 from supernet.training.execution import Execution
 from supernet_cli.command_line import console, progress_bar
 from supernet_cli.flags import parse_flags
@@ -29,8 +30,8 @@ class Arguments:
     data: Annotated[DataConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: DataConfig("folder"))
     run: Path | None = None
     """Folder of a training run whose images to check instead."""
-    workers: int = Execution.workers
-    """Processes that load images; 0 loads in this one."""
+    workers: int | None = Execution.workers
+    """Processes that load images; 0 loads in this one, None is as many as seem right."""
 
 
 def main() -> None:
@@ -44,7 +45,8 @@ def main() -> None:
     with progress_bar() as progress:
         task = progress.add_task("Reading", total=sum(map(len, parts)), note="")
         for part in parts:
-            for error in broken_images(part, arguments.workers):
+            workers = workers_for(len(part)) if arguments.workers is None else arguments.workers
+            for error in broken_images(part, workers):
                 count += 1
                 if error is not None:
                     broken += 1

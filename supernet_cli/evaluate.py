@@ -82,8 +82,8 @@ class Arguments:
     """fp32, int8 (onnxruntime) or tf32 (cuda, cuda_graph), of the latency alone."""
     threads: int = 1
     """Threads of the runtime."""
-    workers: int = Execution.workers
-    """Processes that load images; 0 loads in this one."""
+    workers: int | None = Execution.workers
+    """Processes that load images; 0 loads in this one, None is as many as seem right."""
     device: DeviceFlag = Execution.device
     seed: int = 0
     """Seed of the training run, which the split into parts follows from."""

@@ -84,8 +84,8 @@ class Arguments:
     by."""
     threads: int = 1
     """Threads of ONNX Runtime where milliseconds are measured."""
-    workers: int = 0
-    """Processes that load images; 0 loads in this one."""
+    workers: int | None = 0
+    """Processes that load images; 0 loads in this one, None is as many as seem right."""
     seed: int = 0
     """Seed of the training run, which the split into parts follows from."""
     onnx: bool = True

@@ -75,8 +75,8 @@ class Arguments:
     """Weights of 7 bits, for x86 processors without VNNI; by default if this machine has one."""
     threads: int = 1
     """Threads of ONNX Runtime where milliseconds are measured."""
-    workers: int = 0
-    """Processes that load images; 0 loads in this one."""
+    workers: int | None = 0
+    """Processes that load images; 0 loads in this one, None is as many as seem right."""
     seed: int = 0
     """Seed of the training run, which the split into parts follows from."""
 

@@ -85,8 +85,8 @@ class Arguments:
     return a supernet.training.data.Data; without a run, the same as --data.dataset."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images for a search without a run."""
-    data_workers: Annotated[int, tyro.conf.arg(name="data.workers")] = Execution.workers
-    """Processes that load these; 0 loads in this one."""
+    data_workers: Annotated[int | None, tyro.conf.arg(name="data.workers")] = Execution.workers
+    """Processes that load these; 0 loads in this one, None is as many as seem right."""
     root: str | None = None
     """Folder or tar file of the images, if a run's are no longer where they were in training (or --data.root)."""
     test_root: str | None = None

@@ -48,8 +48,8 @@ class Arguments:
     """Images that the scores see at a time; ntk and regions draw from eight times as many."""
     te_nas: TeNasConfig = field(default_factory=TeNasConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    workers: Annotated[int, tyro.conf.arg(name="data.workers")] = Execution.workers
-    """Processes that load images; 0 loads in this one."""
+    workers: Annotated[int | None, tyro.conf.arg(name="data.workers")] = Execution.workers
+    """Processes that load images; 0 loads in this one, None is as many as seem right."""
     device: DeviceFlag = Execution.device
     seed: int = 0
     """Architectures, weights and images follow from it."""

@@ -97,7 +97,7 @@ def make_judge(job: SearchJob, run: Run, directory: Path | None = None) -> Judge
     return judge._replace(name=judge.name or job.score)
 
 
-def untrained_run(space: str, options: str, config: DataConfig, workers: int = 0) -> Run:
+def untrained_run(space: str, options: str, config: DataConfig, workers: int | None = 0) -> Run:
     """A named space with data, which `workers` processes load, as if from a run of no steps: for scores that need no
     training."""
     data = load_data(config, workers=workers)

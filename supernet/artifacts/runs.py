@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ from supernet.supernet import Supernet
 from supernet.training import distributed, randomness
 from supernet.training.data import Data, DataConfig, ImageData, load_data
 from supernet.training.data.image_data import open_unlabelled_images
-from supernet.training.data.named import DATASETS, is_of_any_kind
+from supernet.training.data.named import DATASETS, is_of_any_kind, only_images
 from supernet.training.data.second_labels import check_second_task
 from supernet.training.data.splits import warn_of_few_judges
 from supernet.training.execution import Execution, differences, located
@@ -54,6 +54,7 @@ from supernet.training.train import train
 
 logger = logging.getLogger(__name__)
 
+AnyData = TypeVar("AnyData", bound=Data)
 IMAGES = ("classes", "images")  # what data said of themselves before formats had numbers
 
 
@@ -126,7 +127,7 @@ def run_job(
     anew), or if another process trains it.
     """
     job = replace(job, data=data_of(job), features=job.features.located())
-    data = open_data(job.data, job.train.seed, job.execution.workers)
+    data = cached(open_data(job.data, job.train.seed, job.execution.workers), job.execution)
     family = job.family(data.family_arguments)
     if isinstance(data, ImageData) and distributed.rank() == 0:
         warn_of_few_judges(data.count(data.holdout), data.num_classes)
@@ -160,6 +161,7 @@ def _train(
     net = family.supernet(job.train.seed, classes=data.classes, data=data)
     if job.features.unlabelled is not None:
         images = open_unlabelled_images(job.features.unlabelled, job.data, job.execution.workers)
+        images = cached(images, job.execution)
         config = replace(job.train, method="sandwich", epochs=job.features.feature_epochs)
         before = config.epochs * images.steps_per_epoch(config.batch_size)
         total = before + job.train.epochs * data.steps_per_epoch(job.train.batch_size)
@@ -280,7 +282,7 @@ def data_of(job: Any) -> DataConfig:
     return replace(data, **{key: value for key, value in own.items() if getattr(data, key) is None})
 
 
-def open_data(config: DataConfig, seed: int, workers: int = 0) -> Data:
+def open_data(config: DataConfig, seed: int, workers: int | None = 0) -> Data:
     """`supernet.training.data.load_data`, where the error for images that are not there says how to name
     another place."""
     are_here = "/" not in config.dataset and not is_of_any_kind(config.dataset)  # those of hfds/NAME need not be
@@ -288,6 +290,13 @@ def open_data(config: DataConfig, seed: int, workers: int = 0) -> Data:
         if are_here and place and os.path.isabs(place) and not os.path.exists(place):
             raise ValueError(f"no images at root {place!r}: say with {flag} where they lie now")
     return load_data(config, seed, workers)
+
+
+def cached(data: AnyData, execution: Execution) -> AnyData:
+    """`data` with decoded images in as much memory as `execution` says; ValueError if they are no images."""
+    if not execution.cache_bytes:
+        return data
+    return only_images(data, "cache_bytes", "leave it out").cached(execution.cache_bytes)
 
 
 def read_family(directory: Path, *, space: str | None = None) -> Family:

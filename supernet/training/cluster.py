@@ -22,6 +22,9 @@ from supernet.training.execution import worker_device
 from supernet.training.loop import StepResult
 from supernet.training.loop.divergence import TrainingError
 
+WORKERS = 4
+"""Processes that load a worker's images, for which it has CPUs, if the execution says nothing."""
+
 CHECKPOINT_STEPS = 200
 """Steps between checkpoints, which all workers wait for, if the execution says nothing."""
 
@@ -87,6 +90,8 @@ def run_on_cluster(job: Job, output: Path, cluster: Cluster, *, resume: bool = F
         import ray
 
         started = not ray.is_initialized()
+        if job.execution.workers is None:  # the cores of a machine are not all a worker's
+            job = replace(job, execution=replace(job.execution, workers=WORKERS))
         cpus = max(1, job.execution.workers)
         if started:
             is_local = cluster.cluster == "local"

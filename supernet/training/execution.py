@@ -42,8 +42,11 @@ class Execution:
     """How subnets run in a training step: eager, as they are; graphs, their pieces as CUDA graphs, where launching
     kernels takes longer than they do; compile, their pieces, or a single model, compiled, which takes minutes; auto,
     eager or graphs on a GPU, whichever the first steps show to be faster, elsewhere eager."""
-    workers: int = 4
-    """Processes that load images; 0 loads in the training process."""
+    workers: int | None = None
+    """Processes that load images; 0 loads in the training process. By default one a core of each training process, at
+    most 16, and 0 for few images and those that are in memory; of streams, whose order follows from it, 4."""
+    cache_bytes: int = 0
+    """Bytes of memory, in each training process, for decoded images, which are then read and decoded once."""
     eval_epochs: int = 10
     """Epochs between evaluations on held-out images, in a supernet of the largest, the smallest and random subnets; 0
     for no evaluation."""
@@ -78,8 +81,10 @@ class Execution:
             raise ValueError(f"checkpoint_minutes is above 0, not {self.checkpoint_minutes}")
         if self.minutes is not None and self.minutes <= 0:
             raise ValueError(f"minutes is above 0, or None to train to the last step, not {self.minutes}")
-        if self.workers < 0:
-            raise ValueError(f"workers is a number of processes, 0 or more, not {self.workers}")
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers is a number of processes, 0 or more, or None, not {self.workers}")
+        if self.cache_bytes < 0:
+            raise ValueError(f"cache_bytes is 0 or more, not {self.cache_bytes}")
 
     @property
     def memory_format(self) -> torch.memory_format:

@@ -108,7 +108,7 @@ def alphanet() -> Job:
             clip_mode="value",
             calibration_images=4096,
         ),
-        execution=Execution(amp="bf16", workers=16),
+        execution=Execution(amp="bf16"),
     )
 
 
@@ -159,7 +159,6 @@ def once_for_all() -> Job:
             label_smoothing=0.1,
             drop_rate=0.1,
         ),
-        execution=Execution(workers=16),
         phases=ONCE_FOR_ALL,
     )
 
@@ -182,7 +181,6 @@ def cream() -> Job:
             matching_steps=200,
             ema_decay=0.9998,
         ),
-        execution=Execution(workers=16),
     )
 
 
@@ -197,7 +195,6 @@ def prune() -> Job:
         space_options='{"name": "mobilenetv3_large_100", "pretrained": true}',
         data=DataConfig(dataset="folder"),
         train=TrainConfig(epochs=20, batch_size=256, lr=0.02, weight_decay=1e-5, clip=5.0),
-        execution=Execution(workers=8),
     )
 
 
@@ -217,7 +214,7 @@ def distil_features() -> Job:
             drop_path_rate=0.1,
             clip=1.0,
         ),
-        execution=Execution(amp="bf16", workers=8),
+        execution=Execution(amp="bf16"),
     )
 
 
@@ -244,7 +241,6 @@ def spos() -> Job:
             weight_decay=4e-5,
             warmup_epochs=0,
         ),
-        execution=Execution(workers=16),
     )
 
 
@@ -262,7 +258,6 @@ def fairnas() -> Job:
             warmup_epochs=0,
             label_smoothing=0.0,
         ),
-        execution=Execution(workers=16),
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from distill.objective import BY_TEACHER, Objective
 from supernet.artifacts.ownership import owned
 from supernet.artifacts.reading import typed
-from supernet.artifacts.runs import data_of, data_said_again, open_data, open_run, read_config
+from supernet.artifacts.runs import cached, data_of, data_said_again, open_data, open_run, read_config
 from supernet.artifacts.subnet import Subnet, SubnetConfig, load_subnet, read_subnet_config, save_subnet
 from supernet.artifacts.teacher import load_teacher
 from supernet.artifacts.weights import load_weights
@@ -176,6 +176,7 @@ def prepare_job(job: ModelJob, directory: Path, resume: bool) -> Prepared:
     job = dataclasses.replace(job, data=data_of(job))
     data = open_data(job.data, job.train.seed, job.execution.workers)
     data = only_images(data, "the training of a single model", "train a supernet whose space is that one architecture")
+    data = cached(data, job.execution)
     own = _trainee(job, data.classes)
     peers = [_trainee(peer, data.classes) for peer in peer_jobs(job, own.family.resolution(own.arch))]
     teacher, objective = None, job.objective

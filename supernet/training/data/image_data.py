@@ -24,11 +24,21 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from supernet.training.data.batch import Batch, joined, take
+from supernet.training.data.cache import Cached
 from supernet.training.data.config import DataConfig
 from supernet.training.data.datasets import Digits, open_dataset
 from supernet.training.data.folders import open_unlabelled
 from supernet.training.data.images import evaluation_transform
-from supernet.training.data.loading import Augmented, Loader, Order, StreamedImages, Transformed, collate
+from supernet.training.data.loading import (
+    STREAM_WORKERS,
+    Augmented,
+    Loader,
+    Order,
+    StreamedImages,
+    Transformed,
+    collate,
+    workers_for,
+)
 from supernet.training.data.pixels import Pixels
 from supernet.training.data.protocol import Data
 from supernet.training.data.second_labels import SecondLabels, read_second_labels
@@ -53,7 +63,7 @@ class ImageData(Data):
     test: Dataset
     classes: tuple[str, ...] = field()  # of which `Data` has a default
     config: DataConfig
-    workers: int = 0  # processes that load images; 0 loads in this one
+    workers: int | None = 0  # processes that load images; 0 loads in this one, None is as many as seem right
     pixels: bool = False  # those to calibrate by and to evaluate on are `Pixels` as well, see `compact`
     second: SecondLabels | None = None  # of the images to train on, which batches to train on then have as well
 
@@ -94,9 +104,9 @@ class ImageData(Data):
             if world_size > 1:
                 raise ValueError(f"dataset {self.config.dataset!r} is a stream, which trains in one process only")
             # processes take turns, so that in whole rounds each has made as many batches
-            rounds, turns = divmod(steps.start, max(self.workers, 1))
+            rounds, turns = divmod(steps.start, max(self._workers_for(self.train), 1))
             stream = StreamedImages(self.train, transform, seed, rounds * batch_size)
-            loader = self._loader(stream, batch_size=batch_size, drop_last=True)
+            loader = self._loader(stream, self.train, batch_size=batch_size, drop_last=True)
             return self._to_normalise(itertools.islice(loader, turns, turns + len(steps)))
         odds = None
         if self.config.balanced:
@@ -107,7 +117,8 @@ class ImageData(Data):
             len(self.train), batch_size, self.steps_per_epoch(batch_size), seed, steps, rank, world_size, odds
         )
         second = None if self.second is None else self.second.labels
-        return self._to_normalise(self._loader(Augmented(self.train, transform, seed, second), batch_sampler=order))
+        augmented = Augmented(self.train, transform, seed, second)
+        return self._to_normalise(self._loader(augmented, self.train, batch_sampler=order))
 
     def training_labels(self) -> np.ndarray | None:
         """The labels of the images to train on [N], in their order; None where the dataset does not tell."""
@@ -133,7 +144,7 @@ class ImageData(Data):
         transform = self.evaluation_transform(resolution)
         is_stream = isinstance(part, IterableDataset)
         dataset = StreamedImages(part, transform, seed=None) if is_stream else Transformed(part, transform)
-        loader = self._loader(dataset, batch_size=batch_size)
+        loader = self._loader(dataset, part, batch_size=batch_size)
         return self._to_normalise(loader) if self.pixels else loader
 
     def evaluation_transform(self, resolution: int) -> Callable[[Image.Image], Tensor]:
@@ -145,6 +156,30 @@ class ImageData(Data):
     def compact(self) -> ImageData:
         """The same images as `Pixels`, bit for bit once they are normalised, in a quarter of the bytes."""
         return replace(self, pixels=True)
+
+    def cached(self, most_bytes: int) -> ImageData:
+        """The same images, of which those to train on, and those held out of them, are decoded once, as far as so many
+        bytes hold them. Logs that a stream's are not."""
+        if isinstance(self.train, IterableDataset):
+            logger.warning("cache_bytes has no effect: dataset %r is a stream", self.config.dataset)
+            return self
+        source = _source(self.train)
+        cache = Cached(source, most_bytes)
+
+        def cached(part: Dataset) -> Dataset:
+            if isinstance(part, Subset):
+                return Subset(cached(part.dataset), part.indices)
+            return cache if part is source else part
+
+        return replace(self, train=cached(self.train), holdout=cached(self.holdout))
+
+    def _workers_for(self, part: Dataset) -> int:
+        """Processes that load the images of a part."""
+        if self.workers is not None:
+            return self.workers
+        if isinstance(part, IterableDataset):
+            return STREAM_WORKERS
+        return workers_for(len(part), in_memory=isinstance(_source(part), Digits))
 
     def count(self, part: Dataset) -> int:
         return len(part)
@@ -192,10 +227,11 @@ class ImageData(Data):
         for images, *labels in batches:
             yield (images if images.is_floating_point() else Pixels(images, mean, std)), *labels
 
-    def _loader(self, dataset: Dataset, **options) -> DataLoader:
+    def _loader(self, dataset: Dataset, part: Dataset, **options) -> DataLoader:
+        """Of the images of a part, as `dataset` prepares them."""
         return Loader(
             dataset,
-            num_workers=self.workers,
+            num_workers=self._workers_for(part),
             pin_memory=torch.cuda.is_available(),
             collate_fn=collate,
             generator=torch.Generator(),  # a loader draws a seed for its workers, from torch's global one otherwise
@@ -203,17 +239,18 @@ class ImageData(Data):
         )
 
 
-def open_unlabelled_images(root: str, config: DataConfig, workers: int = 0) -> ImageData:
+def open_unlabelled_images(root: str, config: DataConfig, workers: int | None = 0) -> ImageData:
     """The images in a folder or tar file, to train on without their labels, all of which are 0, prepared as `config`
     says; none are held out. ValueError as `supernet.training.data.folders.open_unlabelled`."""
     images = open_unlabelled(root)
     return ImageData(images, Subset(images, []), Subset(images, []), images.classes, config, workers)
 
 
-def open_images(config: DataConfig, seed: int = 0, workers: int = 0) -> ImageData:
+def open_images(config: DataConfig, seed: int = 0, workers: int | None = 0) -> ImageData:
     """Open the dataset that `config` names and hold out a part of its training images, chosen by `seed`.
 
-    `workers` processes load the images, which are the same for any number; 0 loads in this process.
+    `workers` processes load the images, which are the same for any number; 0 loads in this process, None
+    leaves the number to the images and the machine.
 
     Raises ValueError, naming what is missing, if the dataset, its package or a split is not there, if the splits have
     different classes, fewer than two, or images in common, or if there are labels of no class.
@@ -297,6 +334,11 @@ def _training_transform(config: DataConfig, resolution: int) -> Callable[[Image.
         std=config.std,
         normalize=config.re_prob > 0,
     )
+
+
+def _source(part: Dataset) -> Dataset:
+    """The dataset that a part is of."""
+    return _source(part.dataset) if isinstance(part, (Subset, Cached)) else part
 
 
 def _targets(part: Dataset) -> np.ndarray | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 
@@ -14,6 +15,17 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, defa
 from supernet.training.data.datasets import ImageStream
 from supernet.training.data.images import to_rgb
 from supernet.training.randomness import Stream, generator, global_seeds
+
+MOST_WORKERS = 16
+STREAM_WORKERS = 4  # always, since the order of a stream follows from their number
+FEWEST_IMAGES = 256  # below which to start processes takes longer than what they do
+
+
+def workers_for(images: int, *, in_memory: bool = False) -> int:
+    """Processes that load so many images, where nobody says how many: one for each core of a training process, of which
+    there may be several, and 0 for a single core, for few images, and for those that are in memory."""
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return 0 if in_memory or images < FEWEST_IMAGES or cores < 2 else min(cores, MOST_WORKERS)
 
 
 class Loader(DataLoader):

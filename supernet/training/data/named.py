@@ -21,11 +21,12 @@ DATASETS = Kind("dataset", "dataset", "supernet.datasets", Data, {"text": text})
 PASSED_ON = ("dataset", "dataset_options", "root")  # settings that a dataset of one's own gets
 
 
-def load_data(config: DataConfig, seed: int = 0, workers: int = 0) -> Data:
+def load_data(config: DataConfig, seed: int = 0, workers: int | None = 0) -> Data:
     """The data that `config` names.
 
     Of images, a part of the training images is held out, chosen by `seed`, and `workers` processes load the images,
-    which are the same for any number; 0 loads in this process. Data of one's own follow from their options alone.
+    which are the same for any number; 0 loads in this process, None leaves the number to the images and the machine.
+    Data of one's own follow from their options alone.
 
     ValueError, naming what is missing or wrong, if the dataset, its package or a part of it is not there, and for
     settings that do not go with it.

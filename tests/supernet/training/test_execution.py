@@ -26,7 +26,7 @@ def test_kernels_lie_as_torch_puts_them_and_those_of_five_dimensions_stay():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"workers": -1}, "workers is a number of processes, 0 or more, not -1"),
+        ({"workers": -1}, "workers is a number of processes, 0 or more, or None, not -1"),
         ({"log_steps": 0}, "log_steps is at least 1, not 0"),
         ({"keep_checkpoints": 0}, "keep_checkpoints is at least 1, not 0"),
     ],
