@@ -57,7 +57,7 @@ def compress(arguments: Arguments) -> None:
     data = open_data(job.data, job.train.seed, job.execution.workers)
     found = on_test_images(subnet, data, pick_device(job.execution.device))
     if found is not None:
-        subnet.config.facts["accuracy"] = found.top1
+        subnet.config.facts["accuracy"] = found["accuracy"]
     stored = save_compressed(output, subnet)
     before = load_subnet(job.start, space=job.space)
     say(job.start, on_test_images(before, data, pick_device(job.execution.device)))

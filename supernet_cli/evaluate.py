@@ -51,7 +51,7 @@ from supernet.artifacts.export import onnx_runner
 from supernet.artifacts.runs import open_data
 from supernet.artifacts.subnet import Subnet, check_classes, load_network, load_subnet
 from supernet.evaluation import evaluate
-from supernet.tasks import Classification
+from supernet.tasks import Classification, MultiLabel
 from supernet.training.data import Data, DataConfig, ImageData
 from supernet.training.execution import Execution, pick_device, tf32
 from supernet_cli.answers_folder import write_answers
@@ -163,6 +163,8 @@ def opened(name: str, data: Data, input_size: int | None, space: str | None = No
             f"{name} takes {', '.join(subnet.config.input_names)}, and the data are images: say its --dataset"
         )
     check_classes(name, subnet.config.classes, data.classes)
+    if data.several_labels != isinstance(subnet.config.family().task, MultiLabel):
+        raise ValueError(f"{name} is for images with {'one class' if data.several_labels else 'several classes'} each")
     return subnet
 
 
@@ -178,6 +180,9 @@ def judge(name: str, subnet: Subnet, data: Data, device: torch.device, arguments
     model, config = subnet
     costs = {cost: config.facts[cost] for cost in ("macs", "parameters")} | {"stored_bytes": file_bytes(name, subnet)}
     family, model = config.family(), model.to(device)
+    if isinstance(data, ImageData):
+        kept = {field: getattr(config, field) for field in ("mean", "std", "interpolation", "crop_pct")}
+        data = dataclasses.replace(data, config=dataclasses.replace(data.config, **kept))
     if not (isinstance(data, ImageData) and isinstance(family.task, Classification)):
         if arguments.output or arguments.robustness or arguments.int8:
             raise ValueError("--output, --robustness and --int8 are for classifiers of images: leave them out")
@@ -185,19 +190,17 @@ def judge(name: str, subnet: Subnet, data: Data, device: torch.device, arguments
         found = evaluate(model, family.task, data.evaluation_batches(data.test, family.resolution(arch)), arch)
         model.cpu()
         return Judged({"network": name, **found, **costs}, None)
-    kept = {field: getattr(config, field) for field in ("mean", "std", "interpolation", "crop_pct")}
-    own = dataclasses.replace(data, config=dataclasses.replace(data.config, **kept))
     resolution = config.input_size[-1]
-    answers = answers_of(model, own.evaluation_batches(own.test, resolution))
+    answers = answers_of(model, data.evaluation_batches(data.test, resolution))
     found = {"network": name, "resolution": resolution, **answers.quality._asdict()}
     if arguments.robustness:
         spoilt = robustness(
-            model, own, resolution, arguments.robustness_images, arguments.pgd_epsilon / 255, arguments.seed
+            model, data, resolution, arguments.robustness_images, arguments.pgd_epsilon / 255, arguments.seed
         )
         found |= {"corrupted": spoilt.corrupted, "pgd": spoilt.pgd, "robustness": dataclasses.asdict(spoilt)}
     model.cpu()
     if arguments.int8:
-        in_int8 = answers_in_int8(subnet, own, arguments.seed)
+        in_int8 = answers_in_int8(subnet, data, arguments.seed)
         same = (in_int8.classes[:, 0] == answers.classes[:, 0]).double().mean().item()
         found |= {"int8_top1": in_int8.quality.top1, "int8_agreement": same}
     if arguments.output:

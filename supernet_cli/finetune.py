@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 
 from compress.fine_tuning import FineTuningJob, run_fine_tuning
@@ -36,10 +35,10 @@ from supernet.artifacts.export import onnx_runner
 from supernet.artifacts.runs import open_data
 from supernet.artifacts.subnet_config import read_subnet_config
 from supernet.families.named import SPACES
+from supernet.training.data.batch import joined
 from supernet.training.data.named import is_of_any_kind
 from supernet.training.standalone import ModelJob, model_settings
-from supernet_cli.command_line import console
-from supernet_cli.model_training import Arguments, as_kind, parse, train, within
+from supernet_cli.model_training import Arguments, as_kind, parse, say, train, within
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,8 @@ def take_along(trained: Path, arguments: FineTuning) -> None:
     data = open_data(arguments.job.data, arguments.job.train.seed, arguments.job.execution.workers)
     size = read_subnet_config(arguments.output).input_size
     batches: Batches = list(data.evaluation_batches(data.test, size and size[-1]))
-    labels = torch.cat([labels for _, labels in batches])
-    right = (logits(onnx_runner(file), batches).argmax(1) == labels).double().mean().item()
-    console.print(f"{file}: {right:.2%} of the test images are right", highlight=False, soft_wrap=True)
+    task = read_subnet_config(arguments.output).family().task
+    say(f"{file}", task.metrics([logits(onnx_runner(file), batches)], [joined(batches)]))
 
 
 def fine_tuning(job, known) -> FineTuningJob:

@@ -15,10 +15,10 @@ import torch
 import tyro
 
 from distill.accompanied import Beside
-from supernet.answers.answers import Quality, quality
 from supernet.artifacts.runs import Job, data_said_again, job_from_dict, open_data, read_config
 from supernet.artifacts.subnet import Subnet, load_subnet, save_subnet
 from supernet.artifacts.subnet_config import read_subnet_config
+from supernet.evaluation import evaluate
 from supernet.families.named import SPACES
 from supernet.training import distributed
 from supernet.training.data import ImageData
@@ -160,7 +160,7 @@ def train(arguments: Arguments, run_job: Callable[..., Subnet] = run_model_job) 
     assert isinstance(data, ImageData)  # or they had not trained a single model
     device = pick_device(arguments.job.execution.device)
     found = on_test_images(subnet, data, device)
-    subnet.config.facts["accuracy"] = found.top1
+    subnet.config.facts.update(found)
     save_subnet(output, subnet, onnx=arguments.onnx)
     space = arguments.job.space
     if arguments.subnet is not None:
@@ -190,16 +190,21 @@ def run_with_progress(arguments: Arguments, directory: Path, run_job: Callable[.
         return subnet if distributed.rank() == 0 else None
 
 
-def on_test_images(subnet: Subnet, data: ImageData, device: torch.device) -> Quality | None:
-    """What the network is worth on the test images, computed on `device`; None if it tells other classes apart."""
+def on_test_images(subnet: Subnet, data: ImageData, device: torch.device) -> dict[str, float] | None:
+    """The metrics of the network on the test images, computed on `device`; None if it tells other classes apart."""
     if subnet.config.classes != data.classes:
         return None
     with tf32(False):
-        found = quality(subnet.model.to(device), data.evaluation_batches(data.test, subnet.config.input_size[-1]))
+        batches = data.evaluation_batches(data.test, subnet.config.input_size[-1])
+        found = evaluate(subnet.model.to(device), subnet.config.family().task, batches)
     subnet.model.cpu()
     return found
 
 
-def say(name: str, found: Quality | None) -> None:
-    text = "has other classes" if found is None else f"{found.top1:.2%} of the test images are right"
+def say(name: str, found: dict[str, float] | None) -> None:
+    text = "has other classes"
+    if found is not None:
+        others = (f"{metric} {value:.4g}" for metric, value in found.items() if metric != "accuracy")
+        right = [f"{found['accuracy']:.2%} of the test images are right"] if "accuracy" in found else []
+        text = ", ".join([*right, *others])
     console.print(f"{name}: {text}", highlight=False, soft_wrap=True)

@@ -80,15 +80,15 @@ def main() -> None:
     device = pick_device(job.execution.device)
     for index, member in enumerate(ensemble.model.members, 1):
         found = on_test_images(ensemble._replace(model=member), data, device)
-        console.print(f"member {index}: {found.top1:.2%} of the test images are right", highlight=False)
+        console.print(f"member {index}: {found['accuracy']:.2%} of the test images are right", highlight=False)
     found = on_test_images(ensemble, data, device)
-    console.print(f"equal weights: {found.top1:.2%} of the test images are right", highlight=False)
+    console.print(f"equal weights: {found['accuracy']:.2%} of the test images are right", highlight=False)
     if arguments.fit_weights:
         ensemble = with_fitted_weights(ensemble, data, job.execution)
         found = on_test_images(ensemble, data, device)
         weights = ", ".join(f"{weight:.2f}" for weight in ensemble.model.weights.tolist())
-        console.print(f"weights {weights}: {found.top1:.2%} of the test images are right", highlight=False)
-    ensemble.config.facts["accuracy"] = found.top1
+        console.print(f"weights {weights}: {found['accuracy']:.2%} of the test images are right", highlight=False)
+    ensemble.config.facts["accuracy"] = found["accuracy"]
     save_subnet(arguments.output, ensemble, onnx=arguments.onnx)
     console.print(f"The ensemble is in {arguments.output}.")
 

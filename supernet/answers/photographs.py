@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from distill.untouched import untouched
 from supernet.artifacts.subnet import Subnet
+from supernet.tasks import MultiLabel
 from supernet.training.data.images import image_suffixes, read_image
 from supernet.training.data.loading import Loader
 
@@ -20,7 +21,7 @@ from supernet.training.data.loading import Loader
 
 
 class Recognition(NamedTuple):
-    """The most probable classes of a file."""
+    """The most probable classes of a file, each by itself where photographs may show several."""
 
     file: str
     classes: tuple[str, ...] = ()  # the most probable one first; none where the file cannot be read
@@ -57,6 +58,7 @@ def predictions(
     if config.classes is None:
         raise ValueError("the network tells no classes of images apart")
     device = next(model.parameters()).device
+    several = isinstance(config.family().task, MultiLabel)
     images = _Files(files, config.transform())
     loader = Loader(
         images, batch_size=batch_size, num_workers=workers, collate_fn=_collated, generator=torch.Generator()
@@ -65,14 +67,16 @@ def predictions(
         answers: Iterator[tuple[list[int], list[float]]] = iter(())
         if len(batch):
             with torch.inference_mode():
-                best = untouched(model, batch.to(device)).double().softmax(1).topk(min(top, len(config.classes)))
+                logits = untouched(model, batch.to(device)).double()
+                probabilities = logits.sigmoid() if several else logits.softmax(1)
+                best = probabilities.topk(min(top, len(config.classes)))
             answers = zip(best.indices.tolist(), best.values.tolist())
         for index, error in zip(indices, errors):
             if error is not None:
                 yield Recognition(files[index], error=error)
                 continue
-            classes, probabilities = next(answers)
-            yield Recognition(files[index], tuple(config.classes[k] for k in classes), tuple(probabilities))
+            classes, found = next(answers)
+            yield Recognition(files[index], tuple(config.classes[k] for k in classes), tuple(found))
 
 
 class _Files(Dataset):

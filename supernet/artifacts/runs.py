@@ -296,7 +296,7 @@ def cached(data: AnyData, execution: Execution) -> AnyData:
     """`data` with decoded images in as much memory as `execution` says; ValueError if they are no images."""
     if not execution.cache_bytes:
         return data
-    return only_images(data, "cache_bytes", "leave it out").cached(execution.cache_bytes)
+    return only_images(data, "cache_bytes", "leave it out", several_labels=True).cached(execution.cache_bytes)
 
 
 def read_family(directory: Path, *, space: str | None = None) -> Family:

@@ -13,6 +13,8 @@ from supernet.families.timm_models import SPACES as OF_TIMM
 from supernet.families.timm_models import timm_model
 from supernet.families.traced.narrowed import narrow_family
 from supernet.own_code import Kind
+from supernet.tasks import Classification, MultiLabel
+from supernet.training.data.image_data import SEVERAL_LABELS
 
 SPACES = Kind("search space", "space", "supernet.families", Family, FAMILIES)
 NARROWED = "narrowed"  # an option of spaces of one's own
@@ -24,12 +26,15 @@ def make_family(space: str, options: str, arguments: Mapping[str, object]) -> Fa
     """The family `space` with `options`, a JSON object, and the `arguments` that data say
     (`supernet.training.data.Data.family_arguments`).
 
-    A function of one's own gets those of the `arguments` that it takes; a function of this package has to take all. The
-    option `narrowed` of a function of one's own, which does not see it, says how its one architecture is made of the
-    family's: the arguments of `supernet.families.traced.narrowed.narrow_family`.
+    Of images with several labels each, the data's `several_labels`, the task is `MultiLabel`. A function of one's own
+    gets those of the `arguments` that it takes; a function of this package has to take all. The option `narrowed` of a
+    function of one's own, which does not see it, says how its one architecture is made of the family's: the arguments
+    of `supernet.families.traced.narrowed.narrow_family`.
     ValueError if the space is unknown, or if its function does not take the options or the arguments.
     """
     function = find_family(space)
+    several_labels = arguments.get(SEVERAL_LABELS, False)
+    arguments = {name: value for name, value in arguments.items() if name != SEVERAL_LABELS}
     is_known = function in FAMILIES.values()
     accepted = inspect.signature(function).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
@@ -62,7 +67,16 @@ def make_family(space: str, options: str, arguments: Mapping[str, object]) -> Fa
         raise ValueError(
             f"{space} returns a {type(family).__name__}, where it should return a supernet.families.Family"
         )
-    return family if taken is None else narrow_family(family, **taken)
+    family = family if taken is None else narrow_family(family, **taken)
+    return with_several_labels(family, space) if several_labels else family
+
+
+def with_several_labels(family: Family, space: str) -> Family:
+    """The same `family`, whose networks say of each class whether an image shows it; ValueError if those of the `space`
+    are for something else than images with classes."""
+    if type(family.task) is not Classification:
+        raise ValueError(f"the images have several labels each, and the space {space!r} is for {family.task}")
+    return dataclasses.replace(family, task=MultiLabel(family.task))
 
 
 def normalisation(space: str, options: str) -> dict[str, tuple[float, ...]]:

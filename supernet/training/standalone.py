@@ -123,7 +123,7 @@ def run_model_job(
     begun with other settings (its execution, and where images lie, may be said anew), or if another process is at it.
     """
     with owned(directory):
-        data, trainees, teacher, objective, begin = prepare_job(job, directory, resume)
+        data, trainees, teacher, objective, begin = prepare_job(job, directory, resume, several_labels=True)
         trained = train_models(
             [around(trainees[0], data), *(trainee.model for trainee in trainees[1:])],
             [trainee.family.resolution(trainee.arch) for trainee in trainees],
@@ -133,6 +133,7 @@ def run_model_job(
             objective,
             teacher,
             execution=job.execution,
+            task=trainees[0].family.task if data.several_labels else None,
             resume=resume,
             on_step=on_step,
             on_begin=begin,
@@ -170,15 +171,16 @@ class Prepared(NamedTuple):
     begin: Callable[[], None]  # to be called when the first step is done, see `supernet.artifacts.runs.open_run`
 
 
-def prepare_job(job: ModelJob, directory: Path, resume: bool) -> Prepared:
+def prepare_job(job: ModelJob, directory: Path, resume: bool, *, several_labels: bool = False) -> Prepared:
     """Open and make all that `job` names, and see that its run may begin or go on in `directory`; raises what
-    `run_model_job` does."""
+    `run_model_job` does, and ValueError for images with several labels each unless these may be."""
     job = dataclasses.replace(job, data=data_of(job))
     data = open_data(job.data, job.train.seed, job.execution.workers)
-    data = only_images(data, "the training of a single model", "train a supernet whose space is that one architecture")
+    instead = "train a supernet whose space is that one architecture"
+    data = only_images(data, "the training of a single model", instead, several_labels=several_labels)
     data = cached(data, job.execution)
-    own = _trainee(job, data.classes)
-    peers = [_trainee(peer, data.classes) for peer in peer_jobs(job, own.family.resolution(own.arch))]
+    own = _trainee(job, data)
+    peers = [_trainee(peer, data) for peer in peer_jobs(job, own.family.resolution(own.arch))]
     teacher, objective = None, job.objective
     if job.teacher is not None:
         teacher = load_teacher(
@@ -208,10 +210,10 @@ def prepare_job(job: ModelJob, directory: Path, resume: bool) -> Prepared:
     return Prepared(data, [own, *peers], teacher, objective, begin)
 
 
-def _trainee(job: ModelJob, classes: Sequence[str]) -> Trainee:
-    family = make_family(job.space, job.space_options, {"num_classes": len(classes)})
+def _trainee(job: ModelJob, data: ImageData) -> Trainee:
+    family = make_family(job.space, job.space_options, data.family_arguments)
     arch = family.space.largest if job.arch is None else family.space.validate(Arch.from_json(job.arch))
-    model = initial_model(job, family, arch, classes)
+    model = initial_model(job, family, arch, data.classes)
     # a folder that these options name may be gone when the model is saved
     job = dataclasses.replace(job, space_options=self_contained(job.space, job.space_options))
     return Trainee(job, family, arch, model)

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from supernet.training.data.folders import ImageFolder, open_folder, open_former_folder
 from supernet.training.data.images import image_suffixes, read_image, to_rgb, unreadable
+from supernet.training.data.label_table import open_label_table
 
 # N images
 
@@ -42,11 +43,13 @@ def open_dataset(
     """
     if name == "digits":
         return Digits(split)
+    if name == "multilabel":
+        return open_label_table(root or "", split)
     is_local = "/" not in name
     if is_local and name not in ("", "folder"):
         raise ValueError(
-            f"there is no dataset {name!r}: it is digits, folder (with root), or one of timm's kinds with its name, "
-            "such as torch/cifar10, hfds/NAME or wds/NAME"
+            f"there is no dataset {name!r}: it is digits, folder or multilabel (with root), or one of timm's kinds with "
+            "its name, such as torch/cifar10, hfds/NAME or wds/NAME"
         )
     if is_local and (root is None or not Path(root).exists()):
         raise ValueError(f"no images at root {root!r}: give an existing folder or tar file")

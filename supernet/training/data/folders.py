@@ -78,8 +78,8 @@ def open_folder(root: str, split: str) -> ImageFolder:
     """
     place = _place(root, split)
     images = _images(_listing(place, root, split), place)
-    images.sort(key=lambda image: _natural_order(image[0]))
-    classes = sorted({_class(where) for where, _ in images}, key=_natural_order)
+    images.sort(key=lambda image: natural_order(image[0]))
+    classes = sorted({_class(where) for where, _ in images}, key=natural_order)
     labels = {name: label for label, name in enumerate(classes)}
     return ImageFolder([file for _, file in images], [labels[_class(where)] for where, _ in images], tuple(classes))
 
@@ -99,7 +99,7 @@ def open_unlabelled(root: str) -> ImageFolder:
     ]
     if not images:
         raise ValueError(f"there are no images in {root!r}")
-    images.sort(key=lambda image: _natural_order(image[0]))
+    images.sort(key=lambda image: natural_order(image[0]))
     return ImageFolder([file for _, file in images], [0] * len(images), ("unlabelled",))
 
 
@@ -126,12 +126,12 @@ def open_former_folder(root: str, split: str) -> ImageFolder:
 
 def _place(root: str, split: str) -> str:
     """The folder or tar file of a split."""
-    names = [name + suffix for name in _names(split) for suffix in ("", ".tar")] if os.path.isdir(root) else []
+    names = [name + suffix for name in split_names(split) for suffix in ("", ".tar")] if os.path.isdir(root) else []
     place = next((path for path in (os.path.join(root, name) for name in names) if os.path.exists(path)), root)
     return os.path.realpath(place)
 
 
-def _names(split: str) -> list[str]:
+def split_names(split: str) -> list[str]:
     return [split, *(name for names in SYNONYMS if split in names for name in names)]
 
 
@@ -141,14 +141,14 @@ def _listing(place: str, root: str, split: str) -> list[Entry]:
         entries = list(_in_folder(place, "", frozenset([place])))
     else:
         entries = list(_in_tar(File(place, place), ""))
-    around = {os.path.basename(place).removesuffix(".tar"), *_names(split)}
+    around = {os.path.basename(place).removesuffix(".tar"), *split_names(split)}
     while True:  # what packs a folder often puts the folder itself into the tar file
         tops = {_class(where) for where, _ in entries if not _is_hidden(where)}
         if len(tops) != 1 or not tops <= around or not any("/" in where for where, _ in entries):
             break
         entries = _beneath(entries, tops.pop())
     if os.path.isfile(root):
-        for name in _names(split):
+        for name in split_names(split):
             if any(where.startswith(f"{name}/") and where.count("/") > 1 for where, _ in entries):
                 return _beneath(entries, name)
     return entries
@@ -256,6 +256,6 @@ def _is_hidden(where: str) -> bool:
     return any(part.startswith(".") or part in SYSTEM_NAMES for part in where.split("/"))
 
 
-def _natural_order(name: str) -> tuple[list[str | int], str]:
+def natural_order(name: str) -> tuple[list[str | int], str]:
     parts = re.split(r"(\d+)", name.lower())
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name

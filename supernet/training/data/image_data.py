@@ -47,6 +47,8 @@ from supernet.training.randomness import Stream, generator
 
 logger = logging.getLogger(__name__)
 
+SEVERAL_LABELS = "several_labels"  # what a family is told of images that show any number of classes
+
 # N images, C channels, R resolution in pixels
 
 __all__ = ["DataConfig", "Digits", "ImageData", "open_images", "resize"]
@@ -55,7 +57,8 @@ __all__ = ["DataConfig", "Digits", "ImageData", "open_images", "resize"]
 @dataclass(frozen=True)
 class ImageData(Data):
     """The three parts of a dataset, as pairs of a PIL image and a label; batches are (images [N, C, R, R], labels [N]),
-    at a resolution R in pixels. Images to train on are `Pixels`, which `supernet.training.data.batch.on` normalises,
+    at a resolution R in pixels; with several labels an image, the label is a vector [K], 1 for the classes that it shows
+    and 0 for the others. Images to train on are `Pixels`, which `supernet.training.data.batch.on` normalises,
     unless parts of them are erased, which comes after that."""
 
     train: Dataset
@@ -81,8 +84,13 @@ class ImageData(Data):
         return () if self.second is None else self.second.classes
 
     @property
+    def several_labels(self) -> bool:
+        """Whether an image may show several classes, or none."""
+        return np.ndim(getattr(_source(self.train), "targets", None)) == 2
+
+    @property
     def family_arguments(self) -> dict[str, object]:
-        return {"num_classes": self.num_classes}
+        return {"num_classes": self.num_classes, **({SEVERAL_LABELS: True} if self.several_labels else {})}
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Whole batches in one pass over the training images; ValueError if there is none."""
@@ -111,7 +119,9 @@ class ImageData(Data):
         odds = None
         if self.config.balanced:
             if (labels := self.training_labels()) is None:
-                raise ValueError(f"dataset {self.config.dataset!r} does not tell its labels: leave out balanced")
+                raise ValueError(
+                    f"dataset {self.config.dataset!r} does not tell one label an image: leave out balanced"
+                )
             odds = 1 / np.bincount(labels)[labels]
         order = Order(
             len(self.train), batch_size, self.steps_per_epoch(batch_size), seed, steps, rank, world_size, odds
@@ -121,8 +131,9 @@ class ImageData(Data):
         return self._to_normalise(self._loader(augmented, self.train, batch_sampler=order))
 
     def training_labels(self) -> np.ndarray | None:
-        """The labels of the images to train on [N], in their order; None where the dataset does not tell."""
-        return _targets(self.train)
+        """The labels of the images to train on [N], in their order; None where the dataset does not tell, or where
+        they are several an image."""
+        return None if self.several_labels else _targets(self.train)
 
     def calibration_batches(self, resolution: int, count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """`count` training images, prepared as for evaluation, always the same for one seed."""
@@ -384,8 +395,12 @@ def _check_labels(parts: Sequence[tuple[str, Dataset]], classes: Sequence[str]) 
 
 def _strata(dataset: Dataset, config: DataConfig, classes: Sequence[str]) -> np.ndarray:
     """Labels of the training images to hold out by [N]; all the same where they are held out regardless of them."""
-    if config.rules > 1 and dataset.targets is not None:
-        labels = np.asarray(dataset.targets)
+    labels = None if dataset.targets is None else np.asarray(dataset.targets)
+    if labels is not None and labels.ndim == 2:
+        if lacking := [name for name, count in zip(classes, labels.sum(0)) if not count]:
+            logger.warning("%d of %d classes are in no training image: %s", len(lacking), len(classes), lacking[0])
+        return np.zeros(len(labels), dtype=int)
+    if config.rules > 1 and labels is not None:
         warn_of_small_classes(labels, classes)
         return labels
     if config.rules > 1:

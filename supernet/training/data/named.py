@@ -77,9 +77,11 @@ def settings_for(dataset: str | None, data: DataConfig) -> DataConfig:
     return DataConfig(dataset)
 
 
-def only_images(data: Data, what: str, instead: str) -> ImageData:
-    """`data`, if they are images with classes; ValueError otherwise, which says that `what` needs images with classes,
-    and what to do `instead`."""
+def only_images(data: Data, what: str, instead: str, *, several_labels: bool = False) -> ImageData:
+    """`data`, if they are images with a class each, or with any number of them where `several_labels` may be; ValueError
+    otherwise, which says that `what` needs images with classes, and what to do `instead`."""
     if isinstance(data, ImageData):
+        if data.several_labels and not several_labels:
+            raise ValueError(f"{what} needs images with one class each, and these have several: {instead}")
         return data
     raise ValueError(f"{what} needs images with classes, and the data are {type(data).__name__}: {instead}")
