@@ -81,8 +81,8 @@ class MultiLabel(Task):
 def average_precisions(scores: np.ndarray, marks: np.ndarray) -> np.ndarray:
     """The average precision [K] of each class, 0 to 1, higher is better; NaN for a class that no image shows.
 
-    AP_k = sum_n (R_n - R_(n-1)) P_n over the distinct scores [N, K] of the class, from the highest on, where P_n and R_n
-    are precision and recall of the images with at least that score (scikit-learn's; no interpolation).
+    AP_k = sum_n (R_n - R_(n-1)) P_n over the distinct scores [N, K] of the class, from the highest on, where P_n and
+    R_n are precision and recall of the images with at least that score (scikit-learn's; no interpolation).
     """
     from sklearn.metrics import average_precision_score
 

@@ -15,9 +15,9 @@ class DataConfig:
     dataset: str = "digits"
     """`digits` (8x8 pixels, within scikit-learn), or a name for timm's create_dataset: `folder` for folders and tar
     files, torch/NAME, hfds/NAME, wds/NAME, ...; `multilabel` for images of any number of classes each, by tables of
-    their labels in `root` (supernet/training/data/label_table.py); `text` for a table of texts with classes; or code of your own,
-    package.module:function or path/to/file.py:function, which gives data of any kind. These two take `root` and
-    `dataset_options` alone."""
+    their labels in `root` (supernet/training/data/label_table.py); `text` for a table of texts with classes; or code of
+    your own, package.module:function or path/to/file.py:function, which gives data of any kind. These two take `root`
+    and `dataset_options` alone."""
     root: str | None = None
     """Folder (with train/ and val/ in it, say) or tar file of the images; a cache folder for hfds/NAME."""
     test_root: str | None = None

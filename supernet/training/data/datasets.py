@@ -48,8 +48,8 @@ def open_dataset(
     is_local = "/" not in name
     if is_local and name not in ("", "folder"):
         raise ValueError(
-            f"there is no dataset {name!r}: it is digits, folder or multilabel (with root), or one of timm's kinds with "
-            "its name, such as torch/cifar10, hfds/NAME or wds/NAME"
+            f"there is no dataset {name!r}: it is digits, folder or multilabel (with root), or one of timm's kinds "
+            "with its name, such as torch/cifar10, hfds/NAME or wds/NAME"
         )
     if is_local and (root is None or not Path(root).exists()):
         raise ValueError(f"no images at root {root!r}: give an existing folder or tar file")

@@ -57,8 +57,8 @@ __all__ = ["DataConfig", "Digits", "ImageData", "open_images", "resize"]
 @dataclass(frozen=True)
 class ImageData(Data):
     """The three parts of a dataset, as pairs of a PIL image and a label; batches are (images [N, C, R, R], labels [N]),
-    at a resolution R in pixels; with several labels an image, the label is a vector [K], 1 for the classes that it shows
-    and 0 for the others. Images to train on are `Pixels`, which `supernet.training.data.batch.on` normalises,
+    at a resolution R in pixels; with several labels an image, the label is a vector [K], 1 for the classes that it
+    shows and 0 for the others. Images to train on are `Pixels`, which `supernet.training.data.batch.on` normalises,
     unless parts of them are erased, which comes after that."""
 
     train: Dataset

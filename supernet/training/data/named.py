@@ -78,8 +78,10 @@ def settings_for(dataset: str | None, data: DataConfig) -> DataConfig:
 
 
 def only_images(data: Data, what: str, instead: str, *, several_labels: bool = False) -> ImageData:
-    """`data`, if they are images with a class each, or with any number of them where `several_labels` may be; ValueError
-    otherwise, which says that `what` needs images with classes, and what to do `instead`."""
+    """`data`, if they are images with a class each, or with any number of them where `several_labels` may be.
+
+    ValueError otherwise, which says that `what` needs images with classes, and what to do `instead`.
+    """
     if isinstance(data, ImageData):
         if data.several_labels and not several_labels:
             raise ValueError(f"{what} needs images with one class each, and these have several: {instead}")

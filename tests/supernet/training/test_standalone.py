@@ -36,7 +36,7 @@ from supernet.training.standalone import (
 )
 
 DATA = DataConfig(holdout=0.97, hflip=0.0, color_jitter=0.0)  # 43 images to train on, 5 batches
-CONFIG = LoopConfig(epochs=2, batch_size=8, seed=3)
+CONFIG = LoopConfig(epochs=2, batch_size=8, warmup_epochs=1.0, seed=3)
 EXECUTION = Execution(workers=0, eval_epochs=1, eval_images=20, log_steps=1, checkpoint_steps=2)
 SILENT = dataclasses.replace(EXECUTION, eval_epochs=0)
 MICRO = ModelJob(data=DATA, train=CONFIG, execution=EXECUTION, arch=json.dumps({}))

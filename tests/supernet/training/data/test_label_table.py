@@ -91,9 +91,10 @@ def squares(tmp_path_factory):
 DATA = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "hflip": 0.0, "color_jitter": 0.0, "crop_pct": 1.0, "holdout": 0.2}
 
 
-def test_a_supernet_learns_several_labels_and_its_subnet_tells_them(squares, tmp_path):
+@pytest.mark.parametrize("max_steps", [2, pytest.param(None, marks=pytest.mark.exhaustive)])
+def test_a_supernet_learns_several_labels_and_its_subnet_tells_them(squares, tmp_path, max_steps):
     data = DataConfig("multilabel", str(squares), **DATA)
-    train = TrainConfig(epochs=6, batch_size=32, lr=0.4, calibration_images=64, random_subnets=1)
+    train = TrainConfig(epochs=6, max_steps=max_steps, batch_size=32, lr=0.4, calibration_images=64, random_subnets=1)
     execution = Execution("cpu", workers=0, eval_epochs=6, cache_bytes=10**6)
     run_job(Job(data=data, train=train, execution=execution), tmp_path / "run")
     run = load_run(tmp_path / "run")
@@ -103,17 +104,14 @@ def test_a_supernet_learns_several_labels_and_its_subnet_tells_them(squares, tmp
     arch = run.family.space.largest
     subnet = take_out(run, arch)
     found = evaluate(subnet.model, run.family.task, run.data.evaluation_batches(run.data.test, 8), arch)
-    assert found["mean_average_precision"] > 0.8  # where chance is a half
+    assert found["mean_average_precision"] > (0.2 if max_steps else 0.8)  # where chance is a half
     save_subnet(tmp_path / "subnet", subnet, onnx=False)
     again = load_subnet(tmp_path / "subnet")
     answers = list(predictions(again, [str(squares / f"val{index}.png") for index in range(8)], top=4))
     told = [dict(zip(answer.classes, answer.probabilities)) for answer in answers]
     assert max(sum(own.values()) for own in told) > 1.5  # each class by itself
-    marks = run.data.test.targets[:8]
-    right = np.mean(
-        [(own[name] > 0.5) == (mark > 0) for own, row in zip(told, marks) for name, mark in zip("abcd", row)]
-    )
-    assert right > 0.7
+    sure = np.array([[own[name] > 0.5 for name in "abcd"] for own in told])
+    assert max_steps or (sure == (run.data.test.targets[:8] > 0)).mean() > 0.7
 
 
 def test_a_single_model_learns_several_labels_and_what_needs_one_is_refused(squares, tmp_path):
@@ -127,6 +125,6 @@ def test_a_single_model_learns_several_labels_and_what_needs_one_is_refused(squa
     assert images.training_labels() is None
     with pytest.raises(ValueError, match="needs images with one class each, and these have several: leave it"):
         only_images(images, "pruning", "leave it")
+    balanced = open_images(DataConfig("multilabel", str(squares), balanced=True))
     with pytest.raises(ValueError, match="does not tell one label an image: leave out balanced"):
-        balanced = DataConfig("multilabel", str(squares), balanced=True)
-        open_images(balanced).training_batches(8, 2, 0, range(1))
+        balanced.training_batches(8, 2, 0, range(1))
