@@ -15,6 +15,8 @@ EXTRAS = {
     "plotly": "report",
     "pynvml": "energy",
     "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
     "fastapi": "service",
     "uvicorn": "service",
     "tokenizers": "text",

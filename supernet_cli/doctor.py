@@ -28,6 +28,8 @@ EXTRAS = {
     "datasets": "images from hfds/ and wds/ datasets",
     "text": "training on texts, whose tokenizer is trained or read",
     "tensorboard": "a training's metrics in TensorBoard",
+    "wandb": "a training's metrics in Weights & Biases",
+    "mlflow": "a training's metrics in MLflow",
     "energy": "the energy of networks on a GPU",
     "service": "compression as a service: supernet serve",
     "docs": "building the documentation",

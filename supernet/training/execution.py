@@ -62,6 +62,10 @@ class Execution:
     """Steps between lines in metrics.jsonl."""
     tensorboard: bool = False
     """Write metrics for TensorBoard as well."""
+    wandb: str | None = None
+    """Project of Weights & Biases that metrics go to as well."""
+    mlflow: str | None = None
+    """Experiment of MLflow that metrics go to as well, where MLFLOW_TRACKING_URI says."""
     checkpoint_steps: int | None = None
     """Steps between checkpoints; by default those of an epoch, and on a cluster 200."""
     checkpoint_minutes: float = 10.0

@@ -80,9 +80,8 @@ def range_test(train: Train, config: AnyConfig, execution: Execution, steps: int
     config = replace(
         config, lr=HIGHEST, min_lr=LOWEST, sched="range", epochs=epochs, max_steps=steps, patience=None, ema_decay=None
     )
-    execution = replace(
-        execution, eval_epochs=0, log_steps=1, checkpoint_steps=steps + 1, minutes=None, tensorboard=False
-    )
+    execution = replace(execution, eval_epochs=0, log_steps=1, checkpoint_steps=steps + 1, minutes=None)
+    execution = replace(execution, tensorboard=False, wandb=None, mlflow=None)
     lrs: list[float] = []
     losses: list[float] = []
 

@@ -24,7 +24,7 @@ def write_former_run(job, directory):
     content = json.loads(path.read_text())
     assert content["job"]["data"].pop("rules") == 1
     execution = content["job"].pop("execution")
-    for added in ("step", "calibration_bytes", "minutes", "cache_bytes"):
+    for added in ("step", "calibration_bytes", "minutes", "cache_bytes", "wandb", "mlflow"):
         del execution[added]
     content["job"]["data"]["workers"] = execution.pop("workers")
     content["job"]["train"] |= execution

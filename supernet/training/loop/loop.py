@@ -140,7 +140,7 @@ class Loop:
         self.steps = range(start, max(start, stop))  # those still to do
         self._interval = Interval(execution.checkpoint_minutes)
         self._end = None if execution.minutes is None else Interval(execution.minutes)
-        self._metrics = Metrics(run_dir, start, execution.tensorboard) if distributed.rank() == 0 else None
+        self._metrics = Metrics(run_dir, start, execution) if distributed.rank() == 0 else None
 
     @property
     def result(self) -> nn.Module:

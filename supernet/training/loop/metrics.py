@@ -1,4 +1,4 @@
-"""What a training run says of itself as it goes: lines of metrics.jsonl, and TensorBoard's files if they are wanted."""
+"""What a training run says of itself as it goes: lines of metrics.jsonl, and what else shows them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any, TypedDict
 
 from supernet.artifacts.atomic import set_aside, write_atomically
 from supernet.artifacts.reading import parse_json
-from supernet.imports import require
+from supernet.training.execution import DEFAULT, Execution
+from supernet.training.loop.trackers import Tracker, require_trackers, trackers
 
 logger = logging.getLogger(__name__)
 
@@ -22,50 +23,40 @@ class Line(TypedDict):
 
 
 class Metrics:
-    """Appends to `run_dir/metrics.jsonl`, and with `tensorboard` writes the same to `run_dir/tensorboard/`.
+    """Appends to `run_dir/metrics.jsonl`, and tells the trackers of `execution` the same.
 
-    Nothing is touched before the first line. Then lines after `step`, which are done again, are dropped from both, and
-    so is a line that was cut off. At the very beginning, with a `step` of 0, what an earlier training left there is
-    kept beside it as metrics.jsonl.1 and tensorboard.1, and the log says so.
+    Nothing is touched before the first line. Then lines after `step`, which are done again, are dropped, and so is a
+    line that was cut off. At the very beginning, with a `step` of 0, what an earlier training left there is kept beside
+    it as metrics.jsonl.1, and the log says so. ModuleNotFoundError for a tracker that is not installed.
     """
 
-    def __init__(self, run_dir: Path, step: int, tensorboard: bool = False) -> None:
-        self._path, self._events, self._step = run_dir / "metrics.jsonl", run_dir / "tensorboard", step
-        self._tensorboard = tensorboard
-        self._writer = None
-        self._begun = False
-        if tensorboard:
-            require("tensorboard")
+    def __init__(self, run_dir: Path, step: int, execution: Execution = DEFAULT) -> None:
+        self._run_dir, self._path, self._step, self._execution = run_dir, run_dir / "metrics.jsonl", step, execution
+        self._trackers: list[Tracker] | None = None
+        require_trackers(execution)
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write a line with a `step`, and numbers, or lists or mappings of them, by name."""
-        if not self._begun:
-            self._begin()
+        if self._trackers is None:
+            self._trackers = self._begin()
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        if self._writer:
-            for name, value in scalars(line):
-                if name != "step":
-                    self._writer.add_scalar(name, value, line["step"])
-            self._writer.flush()
+        values = {name: value for name, value in scalars(line) if name != "step"}
+        for tracker in self._trackers:
+            tracker.log(line["step"], values)
 
-    def _begin(self) -> None:
-        self._begun = True
+    def _begin(self) -> list[Tracker]:
         if not self._step:
-            for path in (self._path, self._events):
-                if aside := set_aside(path):
-                    logger.warning("what an earlier training wrote to %s is now in %s", path, aside.name)
+            if aside := set_aside(self._path):
+                logger.warning("what an earlier training wrote to %s is now in %s", self._path, aside.name)
         elif self._path.exists():
             with write_atomically(self._path) as temporary:
                 temporary.write_text("".join(_lines_until(self._path, self._step)))
-        if self._tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self._events), purge_step=self._step + 1)
+        return trackers(self._run_dir, self._step, self._execution)
 
     def close(self) -> None:
-        if self._writer:
-            self._writer.close()
+        for tracker in self._trackers or ():
+            tracker.close()
 
 
 def scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from supernet.training.execution import Execution
 from supernet.training.loop.metrics import Metrics
 
 
@@ -25,11 +26,11 @@ def test_tensorboard_shows_the_same_numbers_once(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    metrics = Metrics(tmp_path, 0, tensorboard=True)
+    metrics = Metrics(tmp_path, 0, Execution(tensorboard=True))
     for step in (1, 2, 3):
         metrics.append({"step": step, "lr": step / 8, "losses": [0.5, step]})
     metrics.close()
-    resumed = Metrics(tmp_path, 2, tensorboard=True)
+    resumed = Metrics(tmp_path, 2, Execution(tensorboard=True))
     resumed.append({"step": 3, "lr": 0.25, "losses": [0.5, 7], "accuracy": {"largest": 0.75}})
     resumed.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
