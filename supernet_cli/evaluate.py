@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,7 @@ from compress.quantisation import export_int8, quantise
 from compress.quantisation.ranges import CALIBRATION_IMAGES
 from predictors import prepare, this_device
 from predictors.device import Device
+from predictors.measuring.load import Watch, doubts
 from predictors.measuring.runtimes import Timer
 from predictors.measuring.turns import turns_ms
 from search.certainty import LEVEL, difference_p_value, holm
@@ -59,6 +61,8 @@ from supernet_cli.command_line import DeviceFlag, console
 from supernet_cli.flags import parse_flags
 from supernet_cli.model_training import said_job
 from supernet_cli.robustness import robustness
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -118,8 +122,11 @@ def main() -> None:
     device = None
     if arguments.latency:
         device = this_device(arguments.runtime, arguments.precision, arguments.threads)
+        watch = Watch()
         for row, latency_ms in zip(rows, latencies_ms(list(subnets.values()), device)):
             row["latency_ms"] = latency_ms
+        if doubt := doubts(watch.load()):
+            logger.warning("%s", doubt)
     what = "images" if isinstance(data, ImageData) else "examples"
     pairs = paired({name: own.answers for name, own in zip(subnets, judged) if own.answers is not None})
     console.print(table(rows, f"{data.count(data.test)} test {what}" + (f", {device.name}" if device else "")))

@@ -7,6 +7,7 @@ out.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,10 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
+from predictors.measuring.load import Watch, doubts
 from predictors.measuring.measurements import Measurement, append_measurements, read_measurements
 from predictors.measuring.runtimes import Timer
 from supernet.artifacts.ownership import owned
 from supernet.space import Arch
+
+logger = logging.getLogger(__name__)
 
 # n runs of one visit
 
@@ -58,7 +62,9 @@ def measure(
     converts and loads a subnet, as `runtimes.prepare` does; a subnet that it fails for, or that fails to run, is
     recorded with the reason. `progress` is called with the number of subnets done and of all. `further` says by its
     name how each further cost is measured, after the latencies; a subnet whose row lacks one is measured again.
-    ValueError if none of ten subnets runs, or if another process measures into the same file.
+
+    Logs that the machine was not quiet, or that a subnet's runs differ much (`predictors.measuring.load`). ValueError
+    if none of ten subnets runs, or if another process measures into the same file.
     """
     path = Path(path)
     further = further or {}
@@ -72,6 +78,7 @@ def measure(
             generator = np.random.default_rng([seed, len(rows)])
             waiting = [waiting[i] for i in generator.permutation(len(waiting))]
             references, baseline_ms = _references(rows, waiting, prepare, config)
+            watch, before = Watch(), len(rows)
             for start in range(0, len(waiting), config.together):
                 batch = waiting[start : start + config.together]
                 timers, failed = _load(batch, prepare, config)
@@ -81,6 +88,8 @@ def measure(
                 rows += [*done, *failed]
                 baseline_ms = baseline_ms or {row.arch: row.latency_ms for row in done if row.reference}
                 progress(total - len(waiting) + start + len(batch), total)
+            if doubt := doubts(watch.load(), rows[before:]):
+                logger.warning("%s", doubt)
         by_arch = {row.arch: row for row in rows if not row.reference}
         return [by_arch[arch] for arch in archs]
 

@@ -108,10 +108,10 @@ class MLflow:
 
     def __init__(self, experiment: str, run_dir: Path, step: int) -> None:
         self._mlflow = require("mlflow")
-        self._client = self._mlflow.MlflowClient()
         self._error = self._mlflow.exceptions.MlflowException
         known = _known(run_dir / "mlflow.json", step)
         try:
+            self._client = self._mlflow.MlflowClient()
             self._identity = known or self._new_run(experiment, run_dir)
             self._client.update_run(self._identity, "RUNNING")
         except self._error as error:
