@@ -31,6 +31,7 @@ from supernet.training.data import DataConfig, ImageData
 from supernet.training.data.batch import take
 from supernet_cli.command_line import console
 from supernet_cli.evaluate import opened
+from supernet_cli.flags import parse_flags
 from supernet_cli.model_training import said_job
 
 
@@ -62,7 +63,7 @@ class Arguments:
 def main() -> None:
     job = said_job(Arguments)
     default = Arguments(job.data, tyro.MISSING, seed=job.train.seed, workers=job.execution.workers)
-    sensitivity(tyro.cli(Arguments, default=default, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)))
+    sensitivity(parse_flags(Arguments, __doc__, default=default, omit_prefixes=True))
 
 
 def sensitivity(arguments: Arguments) -> None:

@@ -172,6 +172,7 @@ def _train(
             config,
             directory / "0-features",
             job.execution,
+            normalisation=normalisation(job.space, job.space_options),
             resume=resume,
             on_step=partial(_in_all, on_step, 0, total),
             on_begin=on_begin,

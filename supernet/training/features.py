@@ -10,10 +10,11 @@ other network that gives features.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -26,11 +27,12 @@ from supernet.skeleton import without_data
 from supernet.space import Arch, SearchSpace
 from supernet.supernet import Supernet
 from supernet.tasks import Classification, Task
-from supernet.training.data import Data
+from supernet.training.data import Data, ImageData
 from supernet.training.data.batch import Batch
 from supernet.training.execution import DEFAULT, Execution
 from supernet.training.loop import StepResult
 from supernet.training.methods.sampling import Learner, Method, Step
+from supernet.training.prepared import prepared
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 
@@ -66,6 +68,7 @@ def distil_features(
     execution: Execution = DEFAULT,
     *,
     teacher: nn.Module | None = None,
+    normalisation: Mapping[str, tuple[float, ...]] = MappingProxyType({}),
     resume: bool = False,
     on_step: Callable[[StepResult], None] = lambda result: None,
     on_begin: Callable[[], None] = lambda: None,
@@ -74,9 +77,10 @@ def distil_features(
     default its largest subnet as it is; returns `net` with the weights that they have then, and with its own
     classifier. A family of one architecture is a student that is distilled alone.
 
-    `config` says how, by its `random_subnets` beside the largest and the smallest. Writes, resumes and raises as
-    `supernet.training.train.train` does. ValueError for a family whose modules are not timm's, or of another task than
-    `Classification`.
+    `normalisation` are the `mean` and `std` of the images that the teacher was trained with, as which it gets those that
+    are normalised otherwise; none says that it takes them as they are. `config` says how, by its `random_subnets` beside the
+    largest and the smallest. Writes, resumes and raises as `supernet.training.train.train` does. ValueError for a
+    family whose modules are not timm's, or of another task than `Classification`.
     """
     largest = net.extract(net.space.largest)
     if not isinstance(family.task, Classification) or not hasattr(largest, "reset_classifier"):
@@ -102,6 +106,9 @@ def distil_features(
     known = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith(f"{classifier}.")}
     projection = _projection(projected, classifier) if own else {}
     projected.load_state_dict(projected.state_dict() | projection | known)
+    if normalisation and isinstance(data, ImageData):
+        wanted = {name: normalisation.get(name, getattr(data.config, name)) for name in ("mean", "std")}
+        teacher = prepared(teacher, data.config, family.resolution(net.space.largest), **wanted)
     trained = train(
         student,
         projected,

@@ -15,10 +15,11 @@ from search.scores import judges
 from search.settings import SearchJob
 from supernet.artifacts.runs import Job, load_run, run_job
 from supernet.artifacts.subnet import Subnet, SubnetConfig, save_subnet, take_out
-from supernet.artifacts.teacher import load_teacher, prepared
+from supernet.artifacts.teacher import load_teacher
 from supernet.families.timm_models import TimmModel
 from supernet.training.data import DataConfig, ImageData, resize
 from supernet.training.execution import Execution
+from supernet.training.prepared import prepared
 from supernet.training.step import TrainConfig
 
 

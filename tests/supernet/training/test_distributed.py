@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from supernet.families.inverted_residual import Network, Stage, inverted_residua
 from supernet.training import distributed
 from supernet.training.data import DataConfig, load_data
 from supernet.training.execution import Execution
+from supernet.training.loop.checkpoint import load_checkpoint
 from supernet.training.methods.progressive import Phase
 from supernet.training.methods.sampling import Learner, Sandwich, Uniform
 from supernet.training.randomness import Stream, generator
@@ -400,3 +402,41 @@ def test_a_killed_process_ends_the_others_in_a_line(tmp_path):
     assert "another process of this training has ended" in line
     assert "--resume" in line
     assert "Traceback" not in output
+
+
+def torchrun(directory, *flags):
+    """A training of the digits in two processes, begun by torchrun; 17 steps."""
+    words = ["train", "--output", directory, "--epochs", "1", "--batch-size", "64", "--device", "cpu"]
+    words += ["--eval-epochs", "0", "--log-steps", "1", "--calibration-images", "64", *flags]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    return subprocess.Popen(
+        [*launch, "supernet_cli", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()},
+    )
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_two_processes_that_are_told_to_end_leave_a_checkpoint_and_go_on_to_the_same_weights(tmp_path, number):
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    process = torchrun(parts)
+    metrics = parts / "metrics.jsonl"
+    while process.poll() is None and (not metrics.exists() or metrics.read_text().count("\n") < 3):
+        time.sleep(0.05)
+    process.send_signal(number)  # which torchrun passes on to both
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode != 0
+    assert f"{number.name} has ended the training after step" in said
+    done = metrics.read_text().count("\n")
+    assert done < 17
+    assert load_checkpoint(parts / "checkpoints")["step"] == done
+    for again in (torchrun(parts, "--resume"), torchrun(whole)):
+        said = again.communicate(timeout=300)[0]
+        assert again.returncode == 0, said
+    weights = [load_file(folder / "supernet.safetensors") for folder in (parts, whole)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert metrics.read_text() == (whole / "metrics.jsonl").read_text()

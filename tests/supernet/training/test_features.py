@@ -99,3 +99,27 @@ def test_a_command_goes_from_pretrained_features_to_labels(command, folder, tmp_
     assert (tmp_path / "run" / "supernet.safetensors").exists()
     again = command("train", "--resume", "--output", tmp_path / "run")
     assert again.returncode == 0, again.stderr
+
+
+def test_the_teacher_gets_images_as_its_weights_want_them(folder, tmp_path, monkeypatch):
+    seen = []
+
+    def step(family, net, data, config, run_dir, execution, *, teacher, **others):
+        batch = on(torch.device("cpu"), next(iter(data.training_batches(16, 4, 0, range(1)))))
+        teacher.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+        teacher(batch[0])
+        seen.append(batch[0])
+        return net
+
+    monkeypatch.setattr("supernet.training.features.train", step)
+    family = one_resolution()
+    config = DataConfig("folder", mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3))
+    images = open_unlabelled_images(str(folder), config)
+    wanted = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    distil_features(family, family.supernet(), images, TrainConfig(), tmp_path, normalisation=wanted)
+    distil_features(family, family.supernet(), images, TrainConfig(), tmp_path)
+    (fed, given), (as_given, same) = seen[:2], seen[2:]
+    pixels = given * torch.tensor(config.std).view(3, 1, 1) + torch.tensor(config.mean).view(3, 1, 1)
+    assert torch.allclose(fed, (pixels - 0.5) / 0.5, atol=1e-5)
+    assert not torch.allclose(fed, given, atol=0.1)
+    assert torch.equal(as_given, same)
