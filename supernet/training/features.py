@@ -77,10 +77,10 @@ def distil_features(
     default its largest subnet as it is; returns `net` with the weights that they have then, and with its own
     classifier. A family of one architecture is a student that is distilled alone.
 
-    `normalisation` are the `mean` and `std` of the images that the teacher was trained with, as which it gets those that
-    are normalised otherwise; none says that it takes them as they are. `config` says how, by its `random_subnets` beside the
-    largest and the smallest. Writes, resumes and raises as `supernet.training.train.train` does. ValueError for a
-    family whose modules are not timm's, or of another task than `Classification`.
+    `normalisation` are the `mean` and `std` of the images that the teacher was trained with, as which it gets those
+    that are normalised otherwise; none says that it takes them as they are. `config` says how, by its `random_subnets`
+    beside the largest and the smallest. Writes, resumes and raises as `supernet.training.train.train` does. ValueError
+    for a family whose modules are not timm's, or of another task than `Classification`.
     """
     largest = net.extract(net.space.largest)
     if not isinstance(family.task, Classification) or not hasattr(largest, "reset_classifier"):
