@@ -19,7 +19,7 @@ from service.progress import DONE
 from service.worker import PROGRAM
 from tests.service.conftest import packed
 
-MODEL, SIZE, MINUTES = "mobilenetv3_small_050", 32, 8
+MODEL, SIZE, MINUTES = "mobilenetv3_small_050", 32, 20
 
 pytestmark = [pytest.mark.exhaustive, pytest.mark.filterwarnings("ignore")]
 
