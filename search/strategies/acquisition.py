@@ -59,6 +59,8 @@ def free_volume(corners: np.ndarray, points: np.ndarray, reference: np.ndarray) 
     """
     if not len(reference):
         return np.full(len(corners), float(len(points) == 0))
+    if len(reference) == 1:
+        return np.maximum(points[:, 0].min(initial=reference[0]) - corners[:, 0], 0.0)
     points = points[np.argsort(points[:, 0], kind="stable")]
     edges = np.concatenate([[-np.inf], points[:, 0], [np.inf]])
     volume = np.zeros(len(corners))

@@ -124,7 +124,8 @@ class Bayesian:
         candidates = self._proposals.admissible([*children, *random, *near])
         climbed: set[Arch] = set()
         for _ in range(config.climbs if candidates else 0):
-            best = np.argsort(-self._promise(self._posterior, candidates, [], np.empty(0)), kind="stable")
+            points, prices = self._points(candidates), self.problem.price(candidates)
+            best = np.argsort(-self._promise(self._posterior, points, prices, [], np.empty(0)), kind="stable")
             top = [candidates[index] for index in best[: config.climbers] if candidates[index] not in climbed]
             climbed.update(top)
             around = self._proposals.admissible([arch for one in top for arch in neighbours(space, one)])
@@ -134,14 +135,14 @@ class Bayesian:
     def _batch(self, candidates: Sequence[Arch]) -> list[Arch]:
         """The members of the next batch, chosen one after another."""
         posterior = self._posterior
-        points = self._points(candidates)
+        points, prices = self._points(candidates), self.problem.price(candidates)
         foretold = np.stack(posterior.predict(points), axis=1)
         foretold[:, 1] = np.sqrt(foretold[:, 1] ** 2 + posterior.noise)
         chosen: list[int] = []
         believed = np.empty(0)
         while len(chosen) < min(self.config.batch, len(candidates)):
             archs = [candidates[index] for index in chosen]
-            promise = self._promise(posterior, candidates, archs, believed)
+            promise = self._promise(posterior, points, prices, archs, believed)
             promise[chosen] = -np.inf
             best = int(promise.argmax())
             chosen.append(best)
@@ -153,10 +154,16 @@ class Bayesian:
         return [candidates[index] for index in chosen]
 
     def _promise(
-        self, posterior: ScorePosterior, candidates: Sequence[Arch], chosen: Sequence[Arch], believed: np.ndarray
+        self,
+        posterior: ScorePosterior,
+        points: Points,
+        prices: np.ndarray,
+        chosen: Sequence[Arch],
+        believed: np.ndarray,
     ) -> np.ndarray:
-        """The expected growth of the hypervolume by each candidate, if the `chosen` score as `believed`."""
-        mean, deviation = posterior.predict(self._points(candidates))
+        """The expected growth of the hypervolume by each candidate of these `points` and `prices`, if the `chosen`
+        score as `believed`."""
+        mean, deviation = posterior.predict(points)
         known = [*self._archs, *chosen]
         scores = np.concatenate([posterior.warp(self._scores), believed])
         reference = dict(zip(self.problem.objectives, self.problem.reference))
@@ -167,7 +174,7 @@ class Bayesian:
         return expected_improvement(
             mean,
             deviation,
-            self.problem.price(candidates)[:, self._traded] / scale,
+            prices[:, self._traded] / scale,
             scores[front],
             costs[front],
             worst,
