@@ -88,9 +88,9 @@ def view(images: Tensor, least: float = 0.25) -> Tensor:
 
     found = mixed(found, found.mean((1, 2, 3), keepdim=True), 0.5, 1.5)  # contrast
     grey = found.mean(1, keepdim=True)
-    saturation = torch.where(drawn(0, 1) < 0.2, torch.zeros(count), drawn(0.5, 1.5)).view(-1, 1, 1, 1)
-    found = torch.lerp(grey, found, saturation)
-    return found * torch.empty(count, images.shape[1], 1, 1).uniform_(0.8, 1.2) + drawn(-0.4, 0.4).view(-1, 1, 1, 1)
+    saturation = drawn(0.5, 1.5).masked_fill(drawn(0, 1) < 0.2, 0).view(-1, 1, 1, 1)
+    colours = torch.empty(count, images.shape[1], 1, 1, device=images.device).uniform_(0.8, 1.2)
+    return torch.lerp(grey, found, saturation) * colours + drawn(-0.4, 0.4).view(-1, 1, 1, 1)
 
 
 @torch.inference_mode()

@@ -16,11 +16,11 @@ All three students together are trained for as many multiply-accumulates as the 
 the forward pass of what learns and once the teacher's. The supernet has further sizes for it, of which nothing is
 reported. BatchNorm's statistics are those of 1,000 of the unlabelled images in all arms.
 
-Differences are paired by seed, of which the labels, the order of images and new weights are drawn; the teacher is one.
-A difference is called a gain or a loss if it is above two standard errors, which is no test at a stated level for three
-seeds. `neighbours_...` is the accuracy of the 20 nearest of the 5,000 images by the cosine of features, whose labels
-are all known then, and `random` a network as it was drawn. Settings were chosen with --choose, by images of the first
-half of the training set alone; here images are of the second half, and the 5,000 test images judge.
+Differences are paired by seed, by which the labels, the order of images and new weights are drawn; the teacher is one.
+One that is below two of its standard errors is not distinguishable. `neighbours_...` is the accuracy of the 20 nearest
+of the 5,000 images by the cosine of features, whose labels are all known then, and `random` a network as it was drawn.
+The teacher's settings were chosen by images of the first half of the training set alone (--choose), all others are
+usual ones, the same in every arm; here images are of the second half, and the 5,000 test images judge.
 
 Every cell is kept in OUTPUT and not computed again. Half an hour of a core for three seeds; --quick shows within a
 minute that it works, not how well.

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -6,6 +7,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from supernet import SearchSpace
 from supernet.training.data import DataConfig
 from supernet.training.data.batch import on
 from supernet.training.data.folders import open_unlabelled
@@ -53,6 +55,27 @@ def test_subnets_come_nearer_to_the_largest_ones_features(tmp_path):
     assert torch.equal(net.get_parameter("head.weight"), classifier)  # the projection is thrown away
     assert not torch.equal(net.get_parameter("blocks.0.attn.qkv.weight"), before)
     assert set(net.state_dict()) == set(family.supernet().state_dict())
+
+
+def test_a_student_of_one_size_learns_the_features_of_another_network(tmp_path):
+    family = one_resolution()
+    torch.manual_seed(0)
+    teacher = family.build(family.space.largest)
+    for parameter in teacher.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    teacher.reset_classifier(0)
+    small = SearchSpace({name: (value,) for name, value in family.space.smallest.items()})
+    student = dataclasses.replace(family, space=small)
+    net = student.supernet()
+    examples = torch.randn(64, 3, 16, 16), torch.zeros(64, dtype=torch.long)
+    config = TrainConfig(epochs=6, batch_size=16, opt="adamw", lr=1e-2, warmup_epochs=0)
+    data = TensorData(examples, examples, examples)
+    execution = Execution(eval_epochs=0, log_steps=1)
+    distil_features(student, net, data, config, tmp_path, execution, teacher=teacher)
+    losses = [json.loads(line)["losses"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {len(each) for each in losses} == {1}
+    assert losses[-1][0] < 0.7 * losses[0][0]
+    assert net.get_parameter("head.weight").shape == (3, 24)
 
 
 def test_the_loss_is_one_less_the_cosine():
