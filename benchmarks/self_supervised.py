@@ -167,11 +167,17 @@ def measure(arguments: Arguments, budget: Budget) -> None:
                 for cell in cells.values():
                     file.write(json.dumps({"cell": dataclasses.asdict(cell), "accuracy": found[cell]}) + "\n")
     rows, summary = table(setting, found)
-    spent = {"supernet": compute(setting)[0], "students": sum(compute(setting)[1].values())}
-    report(rows, worth | summary, arguments.json, budget=dataclasses.asdict(budget), training_macs_by_features=spent)
+    supernet, students = compute(setting)
+    macs = {
+        "supernet": budget.images * budget.feature_epochs * supernet,
+        "students": budget.images * student_epochs(setting) * sum(students.values()),
+    }
+    report(rows, worth | summary, arguments.json, budget=dataclasses.asdict(budget), macs_for_features=macs)
 
 
-def checkpoint(known: tuple[Tensor, Tensor], judges: tuple[Tensor, Tensor], budget: Budget, folder: Path) -> dict:
+def checkpoint(
+    known: tuple[Tensor, Tensor], judges: tuple[Tensor, Tensor], budget: Budget, folder: Path
+) -> dict[str, float]:
     """Train the teacher, unless that was done, and save it as timm does; what its features are worth."""
     place = folder / "teacher"
     if not (place / "worth.json").exists():
