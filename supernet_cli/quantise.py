@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,8 +45,11 @@ from supernet.training.data import DataConfig, ImageData
 from supernet.training.data.batch import take
 from supernet_cli.command_line import console
 from supernet_cli.evaluate import medians_ms, opened
+from supernet_cli.extract import AGREEMENT
 from supernet_cli.flags import parse_flags
 from supernet_cli.model_training import said_job
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,13 @@ def quantise_within(limits: Limits, arguments: Arguments, subnet: Subnet, data: 
             told = drop(expected, logits(onnx_runner(path), testing), testing)
             rows[name] = {**told._asdict(), "bytes": path.stat().st_size, "milliseconds": ms}
         (folder / "model.int8.onnx").write_bytes(chosen.path.read_bytes())
+        alike = rows["int8" if chosen is int8 else "mixed"]["told_alike"]
+        if alike < AGREEMENT:
+            logger.warning(
+                "model.int8.onnx gives the same class for %.0f %% of the images only: supernet finetune --precision "
+                "int8 trains for it",
+                100 * alike,
+            )
         say(chosen, found, rows, f"{data.count(data.test)} test images, {device.name}")
         content = content_of(chosen, found, rows, arguments, device)
         with write_atomically(folder / "quantisation.json") as temporary:

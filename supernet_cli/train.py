@@ -69,7 +69,8 @@ class Arguments:
     recipe: str = "digits"
     """Recipe that sets what the other flags do not."""
     pretrained: str | None = None
-    """File of weights that the largest subnet starts from, where the space takes them: its option `pretrained`."""
+    """File of weights that the largest subnet starts from, in spaces that take one (--list-spaces): their option
+    `pretrained`."""
     output: Path | None = None
     """Folder of the run; by default runs/ and the recipe's name."""
     resume: bool = False
@@ -128,6 +129,11 @@ def main() -> None:
     console.print(f"Next: supernet search --run {output}{said_again(trained.job)}", soft_wrap=True)
 
 
+def takes_weights(function: Callable) -> bool:
+    """Whether the spaces that a family's function makes start from weights in a file: its option `pretrained`."""
+    return "pretrained" in signature(function).parameters
+
+
 def train_by(
     job: Job, config: TrainConfig, execution: Execution, directory: Path, on_step: Callable[[StepResult], None]
 ) -> None:
@@ -137,6 +143,10 @@ def train_by(
 
 def started_from(weights: str, job: Job) -> Job:
     """`job` with the weights in a file as those that its space starts from."""
+    function = find_family(job.space)
+    if function in FAMILIES.values() and not takes_weights(function):
+        those = ", ".join(name for name, other in FAMILIES.items() if takes_weights(other))
+        raise ValueError(f"the space {job.space!r} starts from no file of weights; those that do are {those}")
     try:
         options = json.loads(job.space_options) | {"pretrained": weights}
     except (TypeError, json.JSONDecodeError) as error:
@@ -151,16 +161,17 @@ def said_again(job: Job) -> str:
 
 
 def list_spaces() -> None:
-    table = Table("space", "architectures", "MACs (M)", "parameters (M)", "paper")
+    table = Table("space", "architectures", "MACs (M)", "parameters (M)", "--pretrained", "paper")
     for name in (*FAMILIES, *SPACES.installed()):
         function = find_family(name)
+        weights = "FILE" if takes_weights(function) else ""
         try:
             signature(function).bind()
         except TypeError as error:  # one that is installed, and depends on options or on what data say
-            table.add_row(name, "?", "?", "?", str(error))
+            table.add_row(name, "?", "?", "?", weights, str(error))
             continue
         found = describe(name, function())
         macs = " to ".join(f"{count / 1e6:.4g}" for count in found.macs)
         parameters = " to ".join(f"{count / 1e6:.3g}" for count in found.parameters)
-        table.add_row(name, f"{found.size:.3g}", macs, parameters, found.paper)
+        table.add_row(name, f"{found.size:.3g}", macs, parameters, weights, found.paper)
     console.print(table)

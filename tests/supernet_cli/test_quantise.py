@@ -30,7 +30,8 @@ def subnet(tmp_path_factory):
     return folder
 
 
-def test_a_subnet_is_written_in_int8_with_what_it_costs(subnet, command, tmp_path):
+def test_a_subnet_is_written_in_int8_with_what_it_costs(subnet, command, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("supernet_cli.quantise.AGREEMENT", 1.01)  # which no network has
     output = tmp_path / "int8"
     result = command("quantise", "--subnet", subnet, "--calibration-images", "64", "--output", output)
     assert result.returncode == 0, result.stderr
@@ -41,6 +42,8 @@ def test_a_subnet_is_written_in_int8_with_what_it_costs(subnet, command, tmp_pat
     assert (rows["float"]["points"], found["precisions"]) == (0, {})
     assert all(row["milliseconds"] > 0 for row in rows.values())
     assert "points fewer right, give or take" in result.stdout
+    alike = f"gives the same class for {100 * rows['int8']['told_alike']:.0f} % of the images only"
+    assert alike in caplog.text
     images = torch.randn(3, 3, 32, 32)
     model = load_subnet(output).model
     with torch.no_grad():

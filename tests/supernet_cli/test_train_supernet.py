@@ -35,6 +35,11 @@ def test_a_trained_subnet_is_extracted(command, run, tmp_path):
         (["--space", "mobilenet"], "there is no search space 'mobilenet'; the spaces are "),
         (["--space-options", '{"width": 2}'], "do not fit the space 'mobilenet_v3_micro'"),
         (["--dataset", "folder", "--root", "nowhere"], "no images at root 'nowhere'"),
+        (
+            ["--pretrained", "w.safetensors"],
+            "the space 'mobilenet_v3_micro' starts from no file of weights; those that",
+        ),
+        (["--find-lr", "3"], "a range test takes at least 20 steps, not 3"),
         (["--batch-size", "5000"], "a batch of 5000 is more than the 1150 training images"),
     ],
 )
