@@ -26,7 +26,7 @@ def test_a_range_test_says_what_it_found(tmp_path, capsys, falls):
         rows = list(csv.DictReader(file))
     assert len(rows) == 61
     assert [float(rows[index]["lr"]) for index in (0, 60)] == pytest.approx([1e-5, 10])
-    assert "learning rate (--lr)" in (tmp_path / "lr.svg").read_text()
+    assert "training loss" in (tmp_path / "lr.svg").read_text()  # of the axis
     said = capsys.readouterr().out
     if falls:
         suggested = float(said.partition("falls fastest at --lr ")[2].partition(",")[0])
