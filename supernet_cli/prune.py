@@ -39,7 +39,7 @@ from supernet.artifacts.atomic import write_folder
 from supernet.artifacts.runs import open_data
 from supernet.artifacts.subnet import Subnet, save_subnet
 from supernet.calibration import calibrate
-from supernet.channels.importance import ByInputs, Importance, comparable_scores
+from supernet.channels.importance import AnyImportance, comparable_scores
 from supernet.costs import count_macs, count_parameters
 from supernet.evaluation import accuracy
 from supernet.tasks import Classification
@@ -64,7 +64,7 @@ class Arguments:
     limits: tuple[str, ...] = ()
     """What it keeps within: macs=NUMBER, parameters=NUMBER, milliseconds=MS (measured here); 70 % of its
     multiply-accumulates without any."""
-    importance: Importance | ByInputs = "l1"
+    importance: AnyImportance = "l1"
     """How channels are judged: l1, outgoing_l1, geometric_median, bn_scale, or by activations that are zero on training
     images (activations)."""
     step: int | None = None

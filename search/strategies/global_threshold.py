@@ -15,7 +15,7 @@ from compress.pruning.threshold import above_threshold, global_threshold, quanti
 from search.problem import Problem
 from supernet.artifacts.runs import Job
 from supernet.channels import trace
-from supernet.channels.importance import ByInputs, Importance, comparable_scores
+from supernet.channels.importance import AnyImportance, comparable_scores
 from supernet.families import Family
 from supernet.space import Arch, SearchSpace
 from supernet.supernet import Supernet
@@ -27,7 +27,7 @@ def thresholded(
     problem: Problem,
     net: Supernet,
     family: Family,
-    importance: Importance | ByInputs,
+    importance: AnyImportance,
     inputs: Iterable[tuple] = (),
 ) -> Iterator[Arch]:
     """Admissible architectures, the largest first: at the lowest threshold that meets all limits, and at higher ones,
@@ -63,7 +63,7 @@ def width_scores(
     space: SearchSpace,
     net: Supernet,
     family: Family,
-    importance: Importance | ByInputs,
+    importance: AnyImportance,
     inputs: Iterable[tuple] = (),
 ) -> dict[str, Tensor]:
     """The importance of the channels of each choice of width, by its name, comparable over all of them."""
@@ -91,6 +91,6 @@ def arch_of(space: SearchSpace, counts: Mapping[str, int]) -> Arch:
     return space.restrict(fitting).largest
 
 
-def importance_of(job: Job) -> Importance | ByInputs:
+def importance_of(job: Job) -> AnyImportance:
     """What the channels of the run's supernet were ordered by; L1 norms where nothing says."""
     return json.loads(job.space_options).get("importance", "l1")

@@ -19,7 +19,7 @@ from supernet.channels.tracer import Channels, Member
 
 Batch = TypeVar("Batch")
 Importance = Literal["l1", "outgoing_l1", "geometric_median", "bn_scale"]
-ByInputs = Literal["activations"]
+AnyImportance = Literal[Importance, "activations"]  # the last of which is by what inputs show
 
 
 def l1_norm(weight: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def channel_scores(
 def comparable_scores(
     model: nn.Module,
     channels: Iterable[Channels],
-    importance: Importance | ByInputs,
+    importance: AnyImportance,
     batches: Iterable[tuple[Tensor, ...]] = (),
 ) -> dict[str, Tensor]:
     """How much each of these channels of `model` matters, [O] by the channels' name, comparable over all of them, as

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.channels import Channels, Trace, slicing_rules, trace
-from supernet.channels.importance import ByInputs, Importance, activation_scores, order_channels
+from supernet.channels.importance import AnyImportance, activation_scores, order_channels
 from supernet.families.family import Family
 from supernet.families.timm_models import create_regularised, timm_model
 from supernet.families.traced.costs import macs_formula, parameters_formula
@@ -39,7 +39,7 @@ def from_timm(
     depth: Sequence[float] = (0.5, 0.75, 1.0),
     *,
     pretrained: bool | str | os.PathLike = False,
-    importance: Importance | ByInputs = "l1",
+    importance: AnyImportance = "l1",
     num_classes: int | None = None,
     in_chans: int = 3,
     input_size: int | None = None,
@@ -80,7 +80,7 @@ def from_model(
     depth: Sequence[float] = (0.5, 0.75, 1.0),
     *,
     pretrained: Callable[[], nn.Module] | None = None,
-    importance: Importance | ByInputs = "l1",
+    importance: AnyImportance = "l1",
 ) -> Family:
     """The family of the model that `create()` makes, at fractions of its width and depth.
 
@@ -142,7 +142,7 @@ def _plain(create: Callable[..., nn.Module], **options: float) -> nn.Module:
 def _weights(
     pretrained: Callable[..., nn.Module],
     channels: Iterable[Channels],
-    importance: Importance | ByInputs,
+    importance: AnyImportance,
     **options: bool,
 ) -> Mapping[str, Tensor]:
     model = pretrained(**options)
