@@ -23,10 +23,10 @@ independent, adaptive, born_again_ensemble
 wide                one MLP 64-30-30-10, with as many parameters and multiplications as three students
 
 Reported are the mean and standard error over seeds, the gain over `labels` seed by seed, of ensembles that over
-`wide` too, and the parameters. A gain below twice its standard error is not distinguishable from none here, and 17 rows
-are compared: one in twenty is beyond that by chance. `ms` is the time of one image on this machine in turns, for
-ensembles beside the wide network; on a busy machine it says little. Goes on where it stopped when started again with
-the same --output. Ten minutes of one core.
+`wide` too, and the parameters. With five seeds a gain below 2.8 of its standard errors is not distinguishable from none
+(Student's t, 5 %), and 15 rows are compared with the first: about one is beyond that by chance. `ms` is the time of one
+image on this machine in turns, for ensembles beside the wide network; on a busy machine it says little. Goes on where
+it stopped when started again with the same --output. Ten minutes of one core.
 """
 
 from __future__ import annotations

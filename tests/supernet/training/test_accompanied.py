@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 from functools import partial
 
 import pytest
@@ -11,13 +12,16 @@ from torch.nn import functional as F
 from distill.accompanied import Beside, companions_of
 from distill.layers import recorded
 from distill.losses import kl_divergence
+from distill.objective import Objective
 from supernet.artifacts.runs import Job, load_run, run_job
 from supernet.artifacts.weights import read_safetensors
 from supernet.tasks import Classification
+from supernet.training.cohort import train_models
 from supernet.training.data import DataConfig, ImageData, load_data
 from supernet.training.data.batch import on
 from supernet.training.execution import Execution
 from supernet.training.loop.checkpoint import load_checkpoint
+from supernet.training.loop.config import LoopConfig
 from supernet.training.methods.sampling import Learner
 from supernet.training.step import TrainConfig, TrainStep
 from supernet.training.train import eager, train
@@ -171,6 +175,19 @@ def test_a_second_label_comes_with_its_image(labelled):
         _, labels, second = on(torch.device("cpu"), batch)
         assert torch.equal(second, labels % 2)
     assert len(next(iter(data.evaluation_batches(data.holdout, 24)))) == 2
+
+
+def test_plain_models_learn_a_second_task_beside_their_labels(labelled, tmp_path):
+    data, config = load_data(labelled, 0), LoopConfig(epochs=1, batch_size=8, warmup_epochs=0.0)
+    objective, model = Objective(second_task=0.5), FAMILY.build(FAMILY.space.smallest)
+    before = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    (trained,) = train_models([model], [24], data, config, tmp_path, objective, execution=EXECUTION)
+    assert {name: tensor.shape for name, tensor in trained.state_dict().items()} == before
+    first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["losses"].keys() == {"labels", "second_task"}
+    assert first["loss"] == pytest.approx(first["losses"]["labels"] + 0.5 * first["losses"]["second_task"], rel=1e-5)
+    weight = load_checkpoint(tmp_path / "checkpoints")["net"]["1.0.second_task.classifier.weight"]
+    assert weight.shape[0] == 2
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from distill.accompanied import Beside
 from supernet.artifacts.runs import Job, run_job
 from supernet.families import FAMILIES
 from supernet.families.inverted_residual import Network, Stage, inverted_residual
@@ -99,7 +100,8 @@ METHODS = ("sandwich", "worst_up")
 
 
 def train_here(method, directory):
-    job = dataclasses.replace(JOB, train=dataclasses.replace(TRAIN, method=method, macs_step=1.0))
+    beside = Beside(auxiliary=0.3, hint=0.2) if method == "worst_up" else Beside()
+    job = dataclasses.replace(JOB, train=dataclasses.replace(TRAIN, method=method, macs_step=1.0), beside=beside)
     run = run_job(job, directory / method, resume=True)
     return {name: tensor.detach().numpy() for name, tensor in run.net.named_parameters()}
 
