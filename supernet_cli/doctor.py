@@ -23,7 +23,9 @@ from supernet_cli.flags import parse_flags
 
 EXTRAS = {
     "onnx": "measuring with ONNX Runtime; model.onnx and model.int8.onnx",
-    "openvino": "measuring with OpenVINO",
+    "openvino": "measuring with OpenVINO; model.xml",
+    "executorch": "measuring with ExecuTorch; model.pte",
+    "litert": "measuring with LiteRT; model.tflite",
     "report": "report.html of a search or a sweep",
     "datasets": "images from hfds/ and wds/ datasets",
     "text": "training on texts, whose tokenizer is trained or read",

@@ -81,7 +81,8 @@ class Arguments:
     latency: bool = True
     """Measure the latency on this machine, too."""
     runtime: str = "onnxruntime"
-    """What runs the networks then: torch, torch_compile, onnxruntime, openvino, cuda or cuda_graph."""
+    """What runs the networks then: torch, torch_compile, onnxruntime, openvino, executorch, litert, cuda or
+    cuda_graph."""
     precision: str = "fp32"
     """fp32, int8 (onnxruntime) or tf32 (cuda, cuda_graph), of the latency alone."""
     threads: int = 1

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from compress.quantisation.ranges import CALIBRATION_IMAGES
 from search.history import best_archs, read_history
 from search.margin import probability_within
 from search.report.answered import answered
+from search.report.facts import facts
 from search.report.limits import latency_limit
 from search.report.sources import HISTORY, TRIALS, read_sources
 from search.report.taken_out import note_taken_out
@@ -102,7 +103,8 @@ def extract(arguments: Arguments) -> None:
         arguments.run, arguments.root, arguments.test_root, space=arguments.space, dataset=arguments.dataset
     )
     arch = chosen_arch(arguments, trained.net.space)
-    for line in latency_lines(arguments.history, arch) if arguments.history else ():
+    latencies = list(latency_lines(arguments.history, arch)) if arguments.history else []
+    for line in latencies:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     data, task, resolution = trained.data, trained.family.task, trained.family.resolution(arch)
     trained.net.to(device)
@@ -111,6 +113,7 @@ def extract(arguments: Arguments) -> None:
             trained, arch, arguments.calibration_images, arguments.calibration_bytes, arguments.refit_images
         )
         answers = tested(subnet, trained, arch, device)
+    subnet.config.found.update(found_by(search_of(arguments.history) or arguments.run, latencies))
     subnet.model.cpu()
     with write_folder(arguments.output, last="config.json") as folder:
         save_subnet(folder, subnet, onnx=arguments.onnx)
@@ -150,6 +153,23 @@ def extract(arguments: Arguments) -> None:
         kept = None if answers is None else answered(answers, data.classes, data.test)
         note_taken_out(search, arch, arguments.output, subnet.config.facts, data.count(data.test), kept)
     console.print(f"The subnet is in {arguments.output}.")
+
+
+def found_by(folder: Path, latencies: Sequence[str]) -> dict[str, str]:
+    """What is known of how a subnet of the search or the run in `folder` was found, and lines on its latencies. Without
+    commands, which name places on this machine."""
+    sources = read_sources([folder], trainings_alone=True)
+    found = {
+        f"{part['name']}, {what}": which
+        for part in facts(sources)
+        for what, which in part["pairs"]
+        if what != "command"
+    }
+    for line in latencies:
+        device, _, said = line.partition(": ")
+        known = found.get(f"latency on {device}")
+        found[f"latency on {device}"] = said if known is None else f"{known}; {said}"
+    return found
 
 
 def tested(subnet: Subnet, trained: Run, arch: Arch, device: torch.device) -> Answers | None:

@@ -27,6 +27,7 @@ COMMANDS = (
     "report",
     "dashboard",
     "extract",
+    "export",
     "prune",
     "quantise",
     "sensitivity",

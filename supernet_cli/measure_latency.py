@@ -67,7 +67,8 @@ class Arguments:
     num_classes: int = 1000
     """Classes of the classifier of a `family`; a run has its own."""
     runtime: str = "onnxruntime"
-    """What runs the subnets: torch, torch_compile, onnxruntime, openvino, cuda or cuda_graph."""
+    """What runs the subnets: torch, torch_compile, onnxruntime, openvino, executorch, litert, cuda or
+    cuda_graph."""
     precision: str = "fp32"
     """fp32, int8 (onnxruntime) or tf32 (cuda, cuda_graph)."""
     threads: int = 1

@@ -4,7 +4,8 @@
     supernet predict --subnet subnets/mine holidays/ --csv found.csv --json found.json
     supernet predict --subnet mobilenetv3_large_100 photo.jpg --top 3
 
-The network is the folder of a saved subnet, a file of `supernet compress`, or the name of a timm model with its
+The network is the folder of a saved subnet, a file of `supernet compress`, an ONNX file of `supernet extract`, which
+says itself how images are prepared and what the classes are, or the name of a timm model with its
 pretrained weights and classes. Of a folder all images at any depth are taken. Files of any format and mode that Pillow
 reads are prepared as the network was trained: turned upright by their EXIF orientation, of 16 bits of grey the upper 8,
 on white where they are transparent. A file that cannot be read is named, the others are answered, and the exit code is
@@ -27,6 +28,7 @@ from compress.container import load_compressed
 from supernet.answers.photographs import Recognition, image_files, predictions
 from supernet.artifacts import provenance
 from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.onnx_network import load_onnx
 from supernet.artifacts.subnet import Subnet, load_network
 from supernet.training.data import DataConfig
 from supernet.training.execution import pick_device, tf32
@@ -39,7 +41,7 @@ class Arguments:
     places: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Photographs, and folders of such."""
     subnet: str
-    """Folder of a saved subnet, a compressed file, or the name of a timm model."""
+    """Folder of a saved subnet, a compressed file, an ONNX file, or the name of a timm model."""
     top: int = 5
     """Classes to say of each, at most."""
     csv: Path | None = None
@@ -90,6 +92,8 @@ def main() -> None:
 
 def opened(name: str, space: str | None = None) -> Subnet:
     """The network that `name` stands for."""
+    if name.endswith(".onnx"):
+        return load_onnx(name)
     if os.path.isfile(name):
         return load_compressed(name, space=space)
     return load_network(name, DataConfig(), (), space=space)

@@ -10,6 +10,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from compress.quantisation import export_int8, quantise
 from distill.untouched import untouched
 from predictors.device import Device
+from supernet.artifacts.converters import CONVERTERS, convert
 from supernet.artifacts.deployment import deployed
 from supernet.artifacts.export import export_onnx
 from supernet.imports import require
@@ -107,6 +109,15 @@ def _openvino(model: nn.Module, device: Device, inputs: tuple[Tensor, ...]) -> T
     return lambda count: _time(lambda: request.infer(tensors), count)
 
 
+def _converted(name: str, model: nn.Module, device: Device, inputs: tuple[Tensor, ...]) -> Timer:
+    with tempfile.TemporaryDirectory() as folder:
+        convert(model, name, Path(folder), inputs)
+        converter = CONVERTERS[name]
+        run_once = converter.runner(Path(folder) / converter.file, device.threads)
+        run_once(*inputs)  # which reads what it needs of the file
+    return lambda count: _time(lambda: run_once(*inputs), count)
+
+
 def _cuda(model: nn.Module, device: Device, inputs: tuple[Tensor, ...]) -> Timer:
     model = model.cuda()
     run_once = _one_run(model, model, tuple(tensor.cuda() for tensor in inputs))
@@ -142,11 +153,13 @@ RUNTIMES: dict[str, Runtime] = {
     "torch_compile": _torch_compile,
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
+    "executorch": partial(_converted, "executorch"),
+    "litert": partial(_converted, "litert"),
     "cuda": _cuda,
     "cuda_graph": _cuda_graph,
 }
 PRECISIONS = {"onnxruntime": ("fp32", "int8"), "cuda": ("fp32", "tf32"), "cuda_graph": ("fp32", "tf32")}
-MODULES = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
+MODULES = {"onnxruntime": ("onnx", "onnxruntime")} | {name: own.modules for name, own in CONVERTERS.items()}
 
 
 def write_onnx(model: nn.Module, device: Device, inputs: tuple[Tensor, ...], folder: Path) -> Path:

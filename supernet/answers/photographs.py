@@ -13,7 +13,6 @@ from torch.utils.data import Dataset
 
 from distill.untouched import untouched
 from supernet.artifacts.subnet import Subnet
-from supernet.tasks import MultiLabel
 from supernet.training.data.images import image_suffixes, read_image
 from supernet.training.data.loading import Loader
 
@@ -57,8 +56,7 @@ def predictions(
     model, config = subnet
     if config.classes is None:
         raise ValueError("the network tells no classes of images apart")
-    device = next(model.parameters()).device
-    several = isinstance(config.family().task, MultiLabel)
+    device = next(model.parameters(), torch.empty(0)).device
     images = _Files(files, config.transform())
     loader = Loader(
         images, batch_size=batch_size, num_workers=workers, collate_fn=_collated, generator=torch.Generator()
@@ -68,7 +66,7 @@ def predictions(
         if len(batch):
             with torch.inference_mode():
                 logits = untouched(model, batch.to(device)).double()
-                probabilities = logits.sigmoid() if several else logits.softmax(1)
+                probabilities = logits.sigmoid() if config.several_labels else logits.softmax(1)
                 best = probabilities.topk(min(top, len(config.classes)))
             answers = zip(best.indices.tolist(), best.values.tolist())
         for index, error in zip(indices, errors):

@@ -115,6 +115,11 @@ def _no_digest(subnet: dict[str, Any]) -> dict[str, Any]:
     return subnet | {"weights_sha256": None}
 
 
+def _nothing_found(subnet: dict[str, Any]) -> dict[str, Any]:
+    """Format 4 of a subnet did not say how it was found."""
+    return subnet | {"found": {}}
+
+
 def _several_methods(predictor: dict[str, Any]) -> dict[str, Any]:
     """Format 1 of a predictor had one method, and judged it by the measurements that it had been chosen by."""
     names = ("kind", "logarithmic", "sources", "log_variances")
@@ -158,7 +163,7 @@ def _rejected(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 RUN = Format("training run", (_execution_apart, _arguments_of_the_family, _step_by_name))
-SUBNET = Format("subnet", (_code_of_the_space, _family_of_the_subnet, _no_digest))
+SUBNET = Format("subnet", (_code_of_the_space, _family_of_the_subnet, _no_digest, _nothing_found))
 COMPRESSED = Format("compressed subnet")
 PREDICTOR = Format("latency predictor", (_several_methods, _latency_alone))
 HISTORY = Format(

@@ -22,6 +22,9 @@ PACKAGES = (
     "onnxscript",
     "onnxruntime",
     "openvino",
+    "executorch",
+    "litert-torch",
+    "ai-edge-litert",
 )
 
 

@@ -38,6 +38,7 @@ from supernet.artifacts.export import (
 )
 from supernet.artifacts.runs import Run
 from supernet.artifacts.subnet_config import Input, SubnetConfig, read_subnet_config
+from supernet.artifacts.timm_folder import timm_config
 from supernet.artifacts.weights import load_weights, read_safetensors
 from supernet.calibration import Inputs
 from supernet.costs import count_macs, count_parameters
@@ -96,7 +97,7 @@ def save_subnet(directory: Path, subnet: Subnet, *, onnx: bool = True) -> None:
     """Write `subnet` to `directory`; ValueError if it holds a subnet already.
 
     `onnx` writes model.onnx too, with any batch size, which takes the extra `onnx`. The configuration comes last, so
-    that a directory with one is complete.
+    that a directory with one is complete; where timm can build the module (`timm_folder`), it says what timm reads.
     """
     model, config = subnet
     if (directory / "config.json").exists():
@@ -116,8 +117,9 @@ def save_subnet(directory: Path, subnet: Subnet, *, onnx: bool = True) -> None:
             dynamic_batch=True,
             metadata=config.metadata(),
         )
+    timms = timm_config(model, config.prepared, config.classes) if config.prepared and not ties else None
     with write_atomically(directory / "config.json") as temporary:
-        temporary.write_text(json.dumps(config.content(), indent=2) + "\n")
+        temporary.write_text(json.dumps({**config.content(), **(timms or {})}, indent=2) + "\n")
 
 
 def load_subnet(

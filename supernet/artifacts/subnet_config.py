@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from supernet.artifacts import formats, provenance
 from supernet.artifacts.reading import read_json, typed
+from supernet.artifacts.timm_folder import KEYS, Preparation
 from supernet.families import Family
 from supernet.families.named import SPACES, make_family
 from supernet.families.timm_models import self_contained
@@ -49,6 +50,7 @@ class SubnetConfig:
     inputs: tuple[Input, ...] = ()  # none where they are no plain tensors
     output_names: tuple[str, ...] = ()
     facts: dict[str, float] = field(default_factory=dict)  # accuracy, latency_ms, macs, parameters, ...
+    found: dict[str, str] = field(default_factory=dict)  # how it was found, and what it costs on which device
     versions: dict[str, str] = field(default_factory=provenance.versions)
     space_sha256: str | None = None  # of the file with the space's function, if that is not of this package
     weights_sha256: str | None = None  # of the file with the weights, as long as they are in a file alone
@@ -83,6 +85,13 @@ class SubnetConfig:
         names = ("classes", "input_size", "mean", "std", "interpolation", "crop_pct", "space", "arch")
         values = {name: getattr(self, name) for name in names}
         return {name: json.dumps(value) for name, value in values.items() if value is not None}
+
+    @property
+    def prepared(self) -> Preparation | None:
+        """How its images are prepared; None of a subnet that takes none."""
+        if self.input_size is None:
+            return None
+        return Preparation(self.input_size, self.mean, self.std, self.interpolation, self.crop_pct)
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -124,7 +133,7 @@ def read_subnet_config(directory: Path) -> SubnetConfig:
 def subnet_config(content: Mapping[str, Any], path: Path) -> SubnetConfig:
     """The configuration that `content` is as JSON, its format included; ValueError, naming the file `path` that it is
     from, if it is none."""
-    values = {name: value for name, value in content.items() if name != "format"}
+    values = {name: value for name, value in content.items() if name not in ("format", *KEYS)}
     values = formats.SUBNET.upgraded(values, content.get("format", 1), path)
     try:
         return typed(SubnetConfig, values)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from supernet.artifacts.subnet import Subnet, SubnetConfig, save_subnet
+from supernet.artifacts.export import export_onnx
+from supernet.artifacts.subnet import Subnet, SubnetConfig, load_subnet, save_subnet
 from supernet.families.named import make_family
 from supernet.training.data import DataConfig, load_data
 from tests.small import SPACE
@@ -94,5 +95,46 @@ def test_a_file_that_is_no_image_does_not_keep_the_others_from_an_answer(command
 def test_what_cannot_be_answered_is_said_in_a_line(command, subnet, tmp_path, arguments, message):
     words = [word.format(empty=tmp_path) for word in arguments]
     result = command("predict", "--subnet", subnet, "--space", SPACE, *words)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert message in result.stderr
+
+
+def test_an_onnx_file_answers_as_the_folder_that_it_is_from(command, subnet, photographs, tmp_path):
+    model, config = load_subnet(subnet, space=SPACE)
+    file = tmp_path / "model.onnx"
+    for dynamic in (True, False):
+        export_onnx(
+            model, file, config.example(), names=config, dynamic_batch=dynamic, metadata=config.metadata()
+        )  # fmt: skip
+        both = [tmp_path / "folder.json", tmp_path / "file.json"]
+        for network, found in zip(([subnet, "--space", SPACE], [file]), both):
+            result = command("predict", "--subnet", *network, photographs, "--json", found)
+            assert result.returncode == 0, result.stderr
+        own, ours = (json.loads(found.read_text())["rows"] for found in both)
+        assert [row["file"] for row in own] == [row["file"] for row in ours]
+        for one, other in zip(own, ours):
+            assert [each["class"] for each in one["classes"]] == [each["class"] for each in other["classes"]]
+            for a, b in zip(one["classes"], other["classes"]):
+                assert a["probability"] == pytest.approx(b["probability"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (None, "is no ONNX file that ONNX Runtime reads"),
+        ({}, "does not say its classes"),
+        ({"mean": "[0.5"}, "says something else than how images are prepared"),
+        ({"mean": '"grey"'}, "says something else than how images are prepared"),
+    ],
+)
+def test_an_onnx_file_that_says_nothing_ends_in_one_line(command, subnet, photographs, tmp_path, metadata, message):
+    file = tmp_path / "model.onnx"
+    if metadata is None:
+        file.write_bytes(b"none")
+    else:
+        model, config = load_subnet(subnet, space=SPACE)
+        said = {**config.metadata(), **metadata} if metadata else {}
+        export_onnx(model, file, config.example(), names=config, metadata=said)
+    result = command("predict", "--subnet", file, photographs / "L.png")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert message in result.stderr
