@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.deployment import deployed
@@ -56,7 +57,7 @@ def convert(model: nn.Module, name: str, folder: Path, inputs: Inputs) -> Agreem
             raise ValueError(f"{type(model).__name__} cannot be converted to {name}: {first_line(error)}") from error
         found = agreement(model, converter.runner(written, 1), inputs)
         with torch.inference_mode():
-            largest = max(output.abs().max().item() for output in _leaves(model(*inputs)))
+            largest = max(output.abs().max().item() for output in tree_leaves(model(*inputs)))
         if not found.difference <= RELATIVE * largest:
             raise ValueError(
                 f"{type(model).__name__} in {name} gives outputs that differ by {found.difference:.1e}, where the "
@@ -132,10 +133,6 @@ CONVERTERS = {
 
 def _tree(outputs: list[Tensor]) -> Any:
     return outputs[0] if len(outputs) == 1 else tuple(outputs)
-
-
-def _leaves(output: Any) -> list[Tensor]:
-    return torch.utils._pytree.tree_leaves(output)
 
 
 @contextlib.contextmanager
