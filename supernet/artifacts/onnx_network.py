@@ -14,6 +14,7 @@ from supernet.artifacts.subnet import Subnet
 from supernet.artifacts.subnet_config import SubnetConfig
 from supernet.errors import first_line
 from supernet.imports import require
+from supernet.training.data.image_data import SEVERAL_LABELS
 
 # N images, C channels, R resolution in pixels, K classes
 
@@ -51,7 +52,9 @@ def load_onnx(path: str | Path) -> Subnet:
     names = (*NEEDED, "space", "arch")
     try:
         values = {name: json.loads(said[name]) for name in names if name in said}
-        config = typed(SubnetConfig, {"space": "", "arch": {}, "space_options": "{}", **values})
+        arguments = {SEVERAL_LABELS: json.loads(said[SEVERAL_LABELS])} if SEVERAL_LABELS in said else {}
+        defaults = {"space": "", "arch": {}, "space_options": "{}", "family_arguments": arguments}
+        config = typed(SubnetConfig, {**defaults, **values})
         config.transform()
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} says something else than how images are prepared: {first_line(error)}") from error

@@ -21,6 +21,7 @@ from supernet.families.named import SPACES, make_family
 from supernet.families.timm_models import self_contained
 from supernet.space import Arch, Value
 from supernet.training.data import Data, ImageData
+from supernet.training.data.image_data import SEVERAL_LABELS
 from supernet.training.data.images import evaluation_transform
 
 
@@ -83,8 +84,13 @@ class SubnetConfig:
     def metadata(self) -> dict[str, str]:
         """What whoever has nothing but a file with the network has to know of it, each as JSON."""
         names = ("classes", "input_size", "mean", "std", "interpolation", "crop_pct", "space", "arch")
-        values = {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in names} | {SEVERAL_LABELS: self.several_labels or None}
         return {name: json.dumps(value) for name, value in values.items() if value is not None}
+
+    @property
+    def several_labels(self) -> bool:
+        """Whether it says of each class by itself whether an image shows it."""
+        return bool(self.family_arguments.get(SEVERAL_LABELS, False))
 
     @property
     def prepared(self) -> Preparation | None:

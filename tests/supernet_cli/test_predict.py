@@ -1,6 +1,7 @@
 """`supernet predict`: photographs of every mode, alone and in folders, and files that are none."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from PIL import ExifTags, Image
 
 from supernet.artifacts.export import export_onnx
+from supernet.artifacts.onnx_network import load_onnx
 from supernet.artifacts.subnet import Subnet, SubnetConfig, load_subnet, save_subnet
 from supernet.families.named import make_family
 from supernet.training.data import DataConfig, load_data
@@ -138,3 +140,12 @@ def test_an_onnx_file_that_says_nothing_ends_in_one_line(command, subnet, photog
     result = command("predict", "--subnet", file, photographs / "L.png")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert message in result.stderr
+
+
+def test_an_onnx_file_says_whether_images_have_several_labels(subnet, tmp_path):
+    model, config = load_subnet(subnet, space=SPACE)
+    several = dataclasses.replace(config, family_arguments={**config.family_arguments, "several_labels": True})
+    for own in (config, several):
+        file = tmp_path / "model.onnx"
+        export_onnx(model, file, own.example(), names=own, metadata=own.metadata())
+        assert load_onnx(file).config.several_labels == own.several_labels == (own is several)
