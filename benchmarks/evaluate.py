@@ -17,10 +17,10 @@ logits by 3e-6 to 1e-5.
 
 Then whole searches of every seed take turns, generation by generation: evolution by the loop with `update_bn`, as
 users write it, and others with races, recalibration on few images, and bfloat16 where the CPU has instructions for it
-(`paired_searches.py`). These are `bayesian`, which evaluates less, and again evolution, which tells how much is due to
-cheaper evaluations alone. `speedup_to_hypervolume` is how many times longer the loop took to the hypervolume that it
-has in the end than the first of them did: of the architectures that each took for its front, by exact accuracies, of
-all images that judge and in single precision, which no time is counted for. What strategies think about is counted.
+(`paired_searches.py`). These are evolution again, which tells what cheaper evaluations gain alone, and `bayesian`,
+which evaluates less. `speedup_to_hypervolume` is how many times longer the loop took to the hypervolume that it has in
+the end than the first of them did: of the architectures that each took for its front, by exact accuracies, of all
+images that judge and in single precision, which no time is counted for. What strategies think about is counted.
 
 A quarter of an hour on 2 cores for the generations, and some ten minutes of processor time for each seed of the
 searches; `--parts` measures one part alone. The supernet, the populations and the searches are kept in

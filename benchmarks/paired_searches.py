@@ -46,12 +46,12 @@ class Searches:
     population: int = 20
     """Architectures in a generation, of bayesian in four."""
     generations: int = 20
-    """Of the loop; each of the others ends after half as many evaluations again."""
+    """Of the loop; each of the others ends when it has the loop's hypervolume, or half as many evaluations again."""
     judges: int = 2000
     """Held-out images that judge."""
     calibration: int = 500
     """Training images for BatchNorm in the loop and in exact accuracies."""
-    strategies: tuple[str, ...] = ("bayesian",)
+    strategies: tuple[str, ...] = ("evolution", "bayesian")
     """Of the cheaper searches, of search.strategies.STRATEGIES."""
     few: int = 250
     """Training images for BatchNorm in the cheaper searches."""
@@ -194,7 +194,7 @@ def paired(trained: Run, settings: Searches, seed: int, folder: Path) -> Iterato
         volumes = Volumes(problem, exact, published.Known(folder / "exact.jsonl"))
         count = settings.generations * settings.population
         looping, looped = users.generations(loop, count), True
-        going = {name: other.generations(races(other.history.past), count) for name, other in others.items()}
+        going = {name: other.generations(races(other.history.past), 3 * count // 2) for name, other in others.items()}
         for turn in track(itertools.count(1), f"Searching, seed {seed}", total=None):
             looped = looped and next(looping, False)
             going = {name: steps for name, steps in going.items() if next(steps, False)}
