@@ -17,10 +17,12 @@ LENGTH, VOCABULARY = 48, 16384
 OPTIONS = {"text": ["title", "text"], "length": LENGTH, "vocabulary": VOCABULARY, "token_dropout": 0.5}
 
 
-def news(data: Path, seed: int) -> DataConfig:
+def news(data: Path, seed: int, vocabulary: int = VOCABULARY) -> DataConfig:
     """The 6,400 news in four classes, half of whose tokens are dropped in training, split by `seed`."""
     return DataConfig(
-        "text", root=str(data / "text" / "ag_news.csv.gz"), dataset_options=json.dumps(OPTIONS | {"seed": seed})
+        "text",
+        root=str(data / "text" / "ag_news.csv.gz"),
+        dataset_options=json.dumps(OPTIONS | {"seed": seed, "vocabulary": vocabulary}),
     )
 
 

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from supernet.artifacts.weights import load_weights
+from supernet.channels.importance import Importance, order_channels
 from supernet.families.family import Family
 from supernet.families.text.gpt2 import decoder_weights, gpt2_options, read_gpt2
 from supernet.families.text.layers import Block, Blocks, Embeddings, block_sizes, initialise
 from supernet.families.text.mixers import mixer_rules
+from supernet.families.text.rewiring import text_channels
 from supernet.families.text.space import text_space
 from supernet.space import Arch
 from supernet.tasks.text import NextToken
@@ -107,13 +109,14 @@ def text_decoder(
     head_dim: int | None = None,
     mixers: Sequence[str] | None = None,
     pretrained: str | None = None,
+    importance: Importance | None = "l1",
 ) -> Family:
     """GPT-2-like decoders that say of texts of up to `length` tokens which token comes next; `generate` writes by them.
 
     The sizes and the `mixers` of tokens are those of `text_encoder`, by default `SIZES`. `padding` is the token that
     fills up short texts, if any, after which nothing is to be said. `pretrained` is a file or folder with the weights
     of a GPT-2 of Hugging Face's (`supernet.families.text.gpt2`), with which the largest subnet starts; what is not said
-    of the sizes follows from it. ValueError if the weights do not fit.
+    of the sizes follows from it, and `importance` is as for `text_encoder`. ValueError if the weights do not fit.
     """
     given = {
         "vocabulary": vocabulary,
@@ -136,7 +139,7 @@ def text_decoder(
         rules=mixer_rules(space),
         task=NextToken(padding),
         inputs=partial(_inputs, network),
-        weights=partial(_weights, network, space.largest, pretrained) if pretrained else None,
+        weights=partial(_weights, network, space.largest, pretrained, importance) if pretrained else None,
         paper="Radford et al. 2019",
     )
 
@@ -149,11 +152,11 @@ def _inputs(network: _Network, arch: Arch) -> tuple[Tensor]:
     return (torch.empty(1, network.length, dtype=torch.int64, device="meta"),)
 
 
-def _weights(network: _Network, largest: Arch, pretrained: str) -> dict[str, Tensor]:
+def _weights(network: _Network, largest: Arch, pretrained: str, importance: Importance | None) -> dict[str, Tensor]:
     model = TextDecoder(network, largest)
     found = decoder_weights(read_gpt2(pretrained), network.length)
     load_weights(model, found | {"head.weight": found["embeddings.tokens.weight"]}, repr(pretrained))
-    return model.state_dict()
+    return order_channels(model, text_channels(model), importance or {}).state_dict()
 
 
 def _macs(network: _Network, arch: Arch) -> int:

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from supernet.artifacts.weights import load_weights
+from supernet.channels.importance import Importance, order_channels
 from supernet.families.family import Family
 from supernet.families.text.bert import bert_options, encoder_weights, read_bert
 from supernet.families.text.layers import Block, Blocks, Embeddings, block_sizes, initialise
 from supernet.families.text.mixers import TENSORS, mixer_of, mixer_rules
+from supernet.families.text.rewiring import text_channels
 from supernet.families.text.space import text_space
 from supernet.space import Arch, Choice, SearchSpace
 from supernet.tasks.text import TextClassification
@@ -110,6 +112,7 @@ def text_encoder(
     distinct_layers: Sequence[int] | None = None,
     shared: Sequence[str] = PARTS,
     pretrained: str | None = None,
+    importance: Importance | None = "l1",
 ) -> Family:
     """BERT-like encoders that classify texts of up to `length` tokens, by default (`SIZES`) small enough to be trained
     on a CPU.
@@ -131,7 +134,9 @@ def text_encoder(
 
     `pretrained` is a file or folder with the weights of a BERT of Hugging Face's (`supernet.families.text.bert`), with
     which the largest subnet starts; what is not said of the sizes follows from it. The classifier is read where it is
-    for as many classes, and starts anew otherwise. ValueError if the weights do not fit.
+    for as many classes, and starts anew otherwise. Heads, neurons and embedding channels are ordered by `importance`,
+    which leaves what the largest subnet computes unchanged (`supernet.families.text.rewiring`); None leaves them as
+    they are. ValueError if the weights do not fit.
     """
     given = {
         "vocabulary": vocabulary,
@@ -163,7 +168,7 @@ def text_encoder(
         num_classes=num_classes,
         task=TextClassification(num_classes, padding=padding, vocabulary=network.vocabulary),
         inputs=partial(_inputs, network),
-        weights=partial(_weights, network, space.largest, pretrained) if pretrained else None,
+        weights=partial(_weights, network, space.largest, pretrained, importance) if pretrained else None,
         paper="Devlin et al. 2019, arXiv 1810.04805",
     )
 
@@ -193,7 +198,7 @@ def _shared_tensors(shared: Sequence[str], arch: Arch, block: int, first: int) -
         yield max(first, 0 if has_choice else 1), TENSORS[mixer]
 
 
-def _weights(network: _Network, largest: Arch, pretrained: str) -> dict[str, Tensor]:
+def _weights(network: _Network, largest: Arch, pretrained: str, importance: Importance | None) -> dict[str, Tensor]:
     model = TextEncoder(network, largest)
     found = encoder_weights(read_bert(pretrained), network.length)
     own = model.state_dict()
@@ -205,7 +210,7 @@ def _weights(network: _Network, largest: Arch, pretrained: str) -> dict[str, Ten
     elif "pooler.0.weight" not in found:
         raise ValueError(f"{pretrained!r} has no pooler: take the mean over tokens, with the option pool, mean")
     load_weights(model, found, repr(pretrained))
-    return model.state_dict()
+    return order_channels(model, text_channels(model), importance or {}).state_dict()
 
 
 def _build(network: _Network, arch: Arch, drop_rate: float = 0.0, drop_path_rate: float = 0.0) -> TextEncoder:

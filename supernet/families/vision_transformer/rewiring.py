@@ -7,7 +7,7 @@ subnets keep its most important heads and neurons. Here embedding channels are o
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from torch import Tensor, nn
 
@@ -72,13 +72,20 @@ def transformer_channels(model: nn.Module) -> list[Channels]:
             (),
         )
     ]
+    return found + block_channels(model, shapes)
+
+
+def block_channels(model: nn.Module, tensors: Collection[str]) -> list[Channels]:
+    """Of each of the `blocks` of a transformer its heads, "blocks.3.num_heads", and its neurons, "blocks.3.mlp_ratio",
+    where they lie in `tensors`, by the names that timm has for what is in a block."""
+    found = []
     for index, block in enumerate(model.blocks):
         prefix = f"blocks.{index}."
         for kind, places, size, first, each in (
             ("num_heads", _HEADS, block.attn.num_heads, "attn.qkv.weight", block.attn.head_dim),
             ("mlp_ratio", _NEURONS, block.mlp.fc1.out_features, "mlp.fc1.weight", 1),
         ):
-            members = tuple(Member(prefix + name, *where) for name, where in places.items() if prefix + name in shapes)
+            members = tuple(Member(prefix + name, *where) for name, where in places.items() if prefix + name in tensors)
             found.append(Channels(prefix + kind, size, members, (prefix + first,), (), each))
     return found
 
@@ -87,14 +94,20 @@ def _within(name: str) -> str:
     return re.sub(r"^blocks\.\d+\.", "", name)
 
 
-def rewire(net: Supernet, batches: Iterable[Batch], loss: Callable[[nn.Module, Batch], Tensor]) -> Supernet:
+def rewire(
+    net: Supernet,
+    batches: Iterable[Batch],
+    loss: Callable[[nn.Module, Batch], Tensor],
+    channels_of: Callable[[nn.Module], list[Channels]] = transformer_channels,
+) -> Supernet:
     """Order the heads, neurons and embedding channels of a supernet of the family `vit`, in place, by what the loss of
     its largest subnet on `batches` would lose without them (`supernet.channels.importance.taylor_scores`); returns
     `net`, whose largest subnet computes what it did.
 
     `loss(model, batch)` is a scalar. It is done before training, since narrower subnets that were trained compute
-    something else afterwards.
+    something else afterwards. For another family `channels_of` says which channels its largest subnet has, such as
+    `supernet.families.text.rewiring.text_channels`.
     """
     largest = net.extract(net.space.largest).eval()
-    channels = transformer_channels(largest)
+    channels = channels_of(largest)
     return order_channels(net, channels, taylor_scores(largest, channels, batches, loss))

@@ -134,7 +134,8 @@ def test_transformers_gives_the_same(tmp_path):
     for parameter in theirs.parameters():  # biases and norms that do something
         nn.init.normal_(parameter, mean=float(parameter.mean() > 0.5), std=0.1)
     theirs.save_pretrained(tmp_path)
-    family = FAMILIES["text_encoder"](num_classes=CLASSES, length=LENGTH, pretrained=str(tmp_path))
+    options = {"num_classes": CLASSES, "length": LENGTH, "pretrained": str(tmp_path), "importance": None}
+    family = FAMILIES["text_encoder"](**options)
     tokens, mask = texts()
     model = family.supernet().eval().extract(family.space.largest)
     with torch.no_grad():
