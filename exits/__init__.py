@@ -9,6 +9,7 @@ from supernet.imports import lazily
 if TYPE_CHECKING:
     from exits.chain import export_chain
     from exits.choosing import Chosen, Tradeoff, candidates, choose, tradeoff
+    from exits.comparing import Compared, choose_network, compare, plot_compared
     from exits.network import Exits, ExitTask, exits_family, with_exits
     from exits.parts import Latencies, cumulative_ms, measure_parts, parts_of
 
@@ -17,6 +18,7 @@ __all__ = [
     "Answer",
     "Chain",
     "Chosen",
+    "Compared",
     "Confidence",
     "Entropy",
     "ExitTask",
@@ -27,12 +29,15 @@ __all__ = [
     "Tradeoff",
     "candidates",
     "choose",
+    "choose_network",
+    "compare",
     "cumulative_ms",
     "exits_family",
     "exits_taken",
     "export_chain",
     "measure_parts",
     "parts_of",
+    "plot_compared",
     "tradeoff",
     "with_exits",
 ]
@@ -44,6 +49,7 @@ __getattr__ = lazily(
         "exits.chain": ["export_chain"],
         "exits.network": ["ExitTask", "Exits", "exits_family", "with_exits"],
         "exits.parts": ["Latencies", "cumulative_ms", "measure_parts", "parts_of"],
+        "exits.comparing": ["Compared", "choose_network", "compare", "plot_compared"],
         "exits.choosing": ["Chosen", "Tradeoff", "candidates", "choose", "tradeoff"],
     },
 )

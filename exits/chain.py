@@ -40,6 +40,8 @@ def export_chain(
     ValueError and ModuleNotFoundError as `parts_of` and `supernet.artifacts.export.export_onnx`.
     """
     folder = Path(folder)
+    if not all(tensor.is_floating_point() for tensor in example):
+        raise ValueError("a chain of files is of images: texts differ in their number of tokens, and a file takes one")
     parts = parts_of(network, kept)
     (carried,) = (torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)) for tensor in example)
     _check_parts(network, parts, carried, kept)

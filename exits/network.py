@@ -27,7 +27,7 @@ class Exits(nn.Module):
     """A network that gives the logits of its exits and its own, [N, E, K], in one forward pass.
 
     The network, `model`, stays as it is, with its names of tensors; `heads` are those of the exits, in the order of the
-    modules `after` which they come.
+    modules `after` which they come. A second input is the mask [N, T] of the tokens, 0 for those that fill up a text.
     """
 
     def __init__(self, model: nn.Module, heads: Mapping[str, nn.Module]) -> None:
@@ -44,7 +44,8 @@ class Exits(nn.Module):
             for name in self.after
         ):
             logits = self.model(*inputs)
-        return torch.stack([*(head(found[name]) for name, head in zip(self.after, self.heads)), logits], dim=1)
+        mask = inputs[1] if len(inputs) > 1 else None
+        return torch.stack([*(head(found[name], mask) for name, head in zip(self.after, self.heads)), logits], dim=1)
 
 
 class ExitHead(nn.Module):
@@ -57,9 +58,13 @@ class ExitHead(nn.Module):
         self.norm = nn.LayerNorm(channels)
         self.linear = nn.Linear(channels, num_classes)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`mask` [N, T] is 0 for tokens that do not count."""
         if features.dim() == 4:
             features = features.mean((2, 3) if self.channel_dim == 1 else (1, 2))
+        elif features.dim() == 3 and mask is not None:
+            weight = mask[..., None].to(features.dtype)
+            features = (features * weight).sum(1) / weight.sum(1).clamp(min=1)
         elif features.dim() == 3:
             features = features.mean(1)
         return self.linear(self.norm(features))
@@ -140,8 +145,11 @@ class ExitTask(Task):
     task: Task = field(default_factory=Classification)
     weights: Literal["depth", "equal", "internal"] = "depth"
 
-    input_names: ClassVar = ("images",)
     output_names: ClassVar = ("logits",)
+
+    @property
+    def input_names(self) -> Sequence[str]:  # type: ignore[override]
+        return self.task.input_names
 
     @property
     def metric(self) -> str:

@@ -77,11 +77,12 @@ class Latencies(NamedTuple):
 
 def measure_parts(network: Exits, example: tuple, device: Device = HERE, rounds: int = 15, runs: int = 3) -> Latencies:
     """The median time of each body and of each head on `device`, for inputs like `example`, of one tensor. In every
-    round each of them runs `runs` times in turn, so that all see the same machine. ValueError as `parts_of`, and as
+    round each of them runs `runs` times in turn, so that all see the same machine. Of a text these are its tokens [1,
+    T], without a mask, since a text of its own is not filled up. ValueError as `parts_of`, and as
     `predictors.prepare`."""
     network.eval()
     bodies, timers = _bodies(network, range(len(network.after))), []
-    (carried,) = (torch.zeros(tensor.shape) for tensor in example)
+    (carried,) = (torch.zeros(tensor.shape, dtype=tensor.dtype) for tensor in example)
     heads = [*network.heads, None]
     with torch.no_grad():
         for body, head in zip(bodies, heads):

@@ -31,6 +31,7 @@ COMMANDS = (
     "prune",
     "quantise",
     "sensitivity",
+    "exits",
     "finetune",
     "compress",
     "pipeline",

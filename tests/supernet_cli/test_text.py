@@ -100,3 +100,20 @@ def test_a_space_of_images_is_refused(command):
                      "--dataset-options", json.dumps(OPTIONS), "--output", "other")  # fmt: skip
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "the space 'mobilenet_v3_micro' takes no vocabulary, which the data say" in result.stderr
+
+
+def test_exits_on_texts_are_trained_and_compared(command):
+    done(command, "exits", "--subnet", "subnet", "--run", "run", "--output", "exits", "--epochs", "2")
+    found = json.loads(Path("exits/exits.json").read_text())
+    assert found["after"] == ["blocks.0"]
+    assert {one["kind"] for one in found["compared"]} == {"fixed", "patience", "entropy", "confidence"}
+    assert found["whole"]["accuracy"] > 0.8
+    assert Path("exits/exits.svg").exists()
+    assert not Path("exits/chain").exists()
+    again = command("exits", "--subnet", "subnet", "--run", "run", "--output", "exits")
+    assert "holds a network with exits already; name another folder" in again.stderr
+
+
+def test_kinds_of_weights_are_rounded_on_texts(command):
+    told = done(command, "sensitivity", "--subnet", "subnet", "--run", "run", "--bits", "4")
+    assert all(kind in told for kind in ("query", "value", "embedding", "head"))

@@ -62,7 +62,7 @@ def texts(count: int = 3) -> torch.Tensor:
 
 def test_the_largest_subnet_computes_what_the_gpt2_does(tmp_path):
     torch.save(gpt2_state(), tmp_path / "gpt2.bin")
-    family = FAMILIES["text_decoder"](length=LENGTH, pretrained=str(tmp_path / "gpt2.bin"))
+    family = FAMILIES["text_decoder"](length=LENGTH, pretrained=str(tmp_path / "gpt2.bin"), importance=None)
     net = family.supernet().eval()
     torch.testing.assert_close(
         net(texts(), family.space.largest), gpt2(gpt2_state(), texts()), rtol=0, atol=1e-4
@@ -82,7 +82,7 @@ def test_transformers_gives_the_same_and_writes_the_same(tmp_path):
     for parameter in theirs.parameters():  # biases and norms that do something
         nn.init.normal_(parameter, mean=float(parameter.mean() > 0.5), std=0.1)
     theirs.save_pretrained(tmp_path)
-    family = FAMILIES["text_decoder"](length=16, pretrained=str(tmp_path))
+    family = FAMILIES["text_decoder"](length=16, pretrained=str(tmp_path), importance=None)
     model = family.supernet().eval().extract(family.space.largest)
     with torch.no_grad():
         torch.testing.assert_close(model(texts()), theirs(texts()).logits, rtol=0, atol=1e-5)

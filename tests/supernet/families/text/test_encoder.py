@@ -75,13 +75,25 @@ def saved(tmp_path):
 
 
 def test_the_largest_subnet_computes_what_the_bert_does(saved):
-    family = FAMILIES["text_encoder"](num_classes=CLASSES, length=LENGTH, pretrained=saved)
+    family = FAMILIES["text_encoder"](num_classes=CLASSES, length=LENGTH, pretrained=saved, importance=None)
     net = family.supernet().eval()
     assert family.space.largest["embed_dim"] == DIM
     tokens, mask = texts()
     torch.testing.assert_close(
         net(tokens, mask, family.space.largest), bert(bert_state(), tokens, mask), rtol=0, atol=1e-5
     )
+
+
+def test_what_matters_most_comes_first_and_the_largest_computes_the_same(saved):
+    tokens, mask = texts()
+    options = {"num_classes": CLASSES, "length": LENGTH, "pretrained": saved}
+    families = [FAMILIES["text_encoder"](**options, importance=importance) for importance in (None, "l1")]
+    as_it_is, ordered = (family.supernet().extract(family.space.largest).double().eval() for family in families)
+    torch.testing.assert_close(ordered(tokens, mask), as_it_is(tokens, mask), rtol=0, atol=1e-10)
+    neurons = ordered.blocks[1].mlp.fc1.weight.abs().sum(1)
+    assert torch.equal(neurons, neurons.sort(descending=True).values)
+    heads = ordered.blocks[0].attn.qkv.weight.abs().sum(1).unflatten(0, (3, HEADS, -1)).sum((0, 2))
+    assert torch.equal(heads, heads.sort(descending=True).values)
 
 
 def test_a_classifier_for_other_classes_starts_anew(saved):
