@@ -1,8 +1,8 @@
 """Where may precision be low in a text encoder? What it loses with the weights of one kind of layer in few bits.
 
-    python benchmarks/precision_by_kind.py [--quick] [--json FILE] [--data ../shared/data --output runs/token_mixers]
+    python benchmarks/precision_by_kind.py [--quick] [--json FILE] [--data ../shared/data --output runs/mixers]
 
-The encoders of `token_mixers.py` with attention of their own in all four blocks, which are read if they are there. Of
+The encoders of `mixers.py` with attention of their own in all four blocks, which are read if they are there. Of
 each kind alone, queries, keys, values, outputs of attention, MLPs, normalisations, embeddings and the classifier,
 weights are rounded to 8, 4, 3 and 2 bits, a step a row; activations and all else stay in float. Points lost are on the
 tested news, on which nothing is chosen, with the standard error over the seeds; divergences are in nats.
@@ -19,9 +19,9 @@ from statistics import mean, stdev
 
 import torch
 import tyro
+from mixers import Arguments, family_of, trained
 from news import LENGTH
 from report import report
-from token_mixers import Arguments, family_of, trained
 
 from compress.kinds import KindSensitivity, kind_sensitivities
 

@@ -1,6 +1,6 @@
 """What lets tokens see each other, block by block: accuracy, bytes and measured latency of each mixer.
 
-    python benchmarks/token_mixers.py [--quick] [--json FILE] [--data ../shared/data --output runs/token_mixers]
+    python benchmarks/mixers.py [--quick] [--json FILE] [--data ../shared/data --output runs/mixers]
 
 Encoders of four blocks learn AG's news, each alone, from nothing, with other splits for other seeds. The first block
 has attention of its own. The others have it as well ("own"), reuse the first one's matrices (SAN), average their tokens
@@ -55,7 +55,7 @@ class Arguments:
     """Turns of each file when it is timed."""
     data: Path = Path("../shared/data")
     """Folder with text/ag_news.csv.gz."""
-    output: Path = Path("runs/token_mixers")
+    output: Path = Path("runs/mixers")
     """Folder for the trainings."""
     quick: bool = False
     """One seed, one epoch, small networks, few turns."""
