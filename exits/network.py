@@ -59,10 +59,10 @@ class ExitHead(nn.Module):
         self.linear = nn.Linear(channels, num_classes)
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`mask` [N, T] is 0 for tokens that do not count."""
+        """`mask` [N, T] is 0 for tokens that do not count; what has another shape is no mask of these."""
         if features.dim() == 4:
             features = features.mean((2, 3) if self.channel_dim == 1 else (1, 2))
-        elif features.dim() == 3 and mask is not None:
+        elif features.dim() == 3 and mask is not None and mask.shape == features.shape[:2]:
             weight = mask[..., None].to(features.dtype)
             features = (features * weight).sum(1) / weight.sum(1).clamp(min=1)
         elif features.dim() == 3:

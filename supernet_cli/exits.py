@@ -23,6 +23,7 @@ import torch
 import tyro
 from rich.table import Table
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from exits import choose, cumulative_ms, export_chain, measure_parts, tradeoff
 from exits.choosing import MOST_EXITS
@@ -146,6 +147,11 @@ def trained(subnet: Subnet, data: Data, task: Task, size: int | None, arguments:
         torch.manual_seed(arguments.train.seed)
         network = with_exits(subnet.model, after, len(subnet.config.classes), subnet.config.example())
     if arguments.weights == "internal":
+        if any(isinstance(module, _BatchNorm) for module in subnet.model.modules()):
+            raise ValueError(
+                "exits alone cannot learn on a network with BatchNorm, whose statistics would change: say --weights "
+                "depth or equal"
+            )
         network.model.requires_grad_(False)
     (network,) = train_models(
         [network],
