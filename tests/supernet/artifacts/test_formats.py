@@ -30,7 +30,7 @@ EXECUTION = Execution(
     "cpu", "bf16", False, workers=0, eval_epochs=1, eval_images=20, eval_random=1, log_steps=1, checkpoint_steps=2,
     keep_checkpoints=5,
 )  # fmt: skip
-TRAIN = TrainConfig(epochs=2, batch_size=8, random_subnets=1, calibration_images=20, seed=3)
+TRAIN = TrainConfig(epochs=2, batch_size=8, warmup_epochs=1.0, random_subnets=1, calibration_images=20, seed=3)
 JOB = Job(data=DATA, train=TRAIN, execution=EXECUTION)
 
 
@@ -68,7 +68,7 @@ def test_a_former_single_models_job_is_read(tmp_path):
         "timm",
         '{"name": "test_resnet", "input_size": 32}',
         data=DATA,
-        train=LoopConfig(epochs=2, batch_size=8, seed=3),
+        train=LoopConfig(epochs=2, batch_size=8, warmup_epochs=1.0, seed=3),
         execution=Execution(**{**vars(EXECUTION), "eval_random": 2}),
     )
     assert read_model_job(tmp_path) == expected
