@@ -96,9 +96,9 @@ def _write_executorch(model: nn.Module, path: Path, inputs: Inputs) -> None:
 
 
 def _run_executorch(path: Path, threads: int) -> Callable[..., Any]:
-    require("executorch.extension.pybindings.portable_lib")._unsafe_reset_threadpool(threads)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that this interface is experimental
+        require("executorch.extension.pybindings.portable_lib")._unsafe_reset_threadpool(threads)
         program = require("executorch.runtime").Runtime.get().load_program(path)
         method = program.load_method("forward")
 
