@@ -20,6 +20,8 @@ from service.stages import (
     LARGEST_INT8,
     SEARCHED,
     SMALLER,
+    SUBNET,
+    TUNED,
     handed_out,
     said_of_subnet,
     smaller_model,
@@ -230,6 +232,12 @@ def worth(progress: Progress, networks: list[dict[str, Any]]) -> list[str]:
         lines.append(f"Beside {what} it is {said}, with {costs} and {own['bytes'] / row['bytes']:.2g} times its bytes.")
     if not lines:
         lines.append("The budget had no time for the plainest alternatives, so that this cannot be answered.")
+    in_float = next((row for row in networks[1:] if own["folder"] == INT8 and row["folder"] in (SUBNET, TUNED)), None)
+    if in_float and own["latency_ms"] > in_float["latency_ms"]:
+        lines.append(
+            f"On this machine int8 makes it slower: {own['latency_ms']:.3g} ms, and {in_float['latency_ms']:.3g} ms in "
+            f"{in_float['precision']}. It saves bytes; the faster one is in {in_float['folder']}/."
+        )
     spent = {stage.name: stage.core_seconds / 3600 for stage in progress.stages}
     plain = sum(hours for name, hours in spent.items() if name in BASELINES)
     lines.append(

@@ -251,11 +251,16 @@ def said_of_subnet(folder: Path) -> SubnetSays:
 
 
 def smaller_model(folder: Path) -> str:
-    """timm's name of the largest network on the `LADDER` with no more MACs than the subnet, or else its smallest."""
+    """timm's name of the largest network on the `LADDER` with no more MACs than the subnet; ValueError if there is
+    none."""
     config = said_of_subnet(folder)
     scale = (config["input_size"][-1] / 224) ** 2
     fitting = [name for name, macs in LADDER if macs * 1e6 * scale <= config["facts"]["macs"]]
-    return fitting[-1] if fitting else LADDER[0][0]
+    if not fitting:
+        raise ValueError(
+            f"the smallest that it could be compared with, {LADDER[0][0]}, takes more MACs than what was found"
+        )
+    return fitting[-1]
 
 
 def evaluate(setting: Setting, seconds: float) -> list[object]:

@@ -120,6 +120,16 @@ def test_in_int8_the_first_network_is_the_one_in_int8(job):
     assert (found["networks"][0]["folder"], found["networks"][0]["accuracy"]) == ("int8", pytest.approx(0.78))
 
 
+@pytest.mark.parametrize(("milliseconds", "is_slower"), [(0.25, False), (0.75, True)])
+def test_int8_that_makes_a_network_slower_is_called_slower(job, milliseconds, is_slower):
+    folder = job("int8")
+    content = {"on_test_images": {"int8": told(2.0, 1.0, 1000, milliseconds)}}
+    (folder / "int8/quantisation.json").write_text(json.dumps(content))
+    said = [line for line in proof(folder)["answers"]["Is it worth it?"] if "int8 makes it slower" in line]
+    assert len(said) == is_slower
+    assert all("slower: 0.75 ms, and 0.5 ms in fp32." in line and "is in subnet/" in line for line in said)
+
+
 def test_a_job_without_a_network_has_no_proof(tmp_path):
     with pytest.raises(ValueError, match="no proof yet"):
         proof(tmp_path)

@@ -123,12 +123,23 @@ def test_an_epoch_is_timed_without_the_start_of_the_training(tmp_path):
     assert seconds_an_epoch(tmp_path) == 12.5
 
 
-@pytest.mark.parametrize(("megamacs", "name"), [(9, LADDER[0][0]), (60, LADDER[1][0]), (5000, "resnet50")])
+@pytest.mark.parametrize(("megamacs", "name"), [(LADDER[0][1], LADDER[0][0]), (60, LADDER[1][0]), (5000, "resnet50")])
 def test_the_next_smaller_model_has_no_more_macs(tmp_path, megamacs, name):
-    (tmp_path / "subnet").mkdir()
-    config = {"arch": {}, "input_size": [3, 112, 112], "facts": {"macs": megamacs * 1e6 / 4}}
-    (tmp_path / "subnet" / "config.json").write_text(json.dumps(config))
+    found_with(tmp_path, megamacs)
     assert smaller_model(tmp_path) == name
+
+
+def test_there_is_no_smaller_model_than_the_smallest(tmp_path):
+    found_with(tmp_path, 0.99 * LADDER[0][1])
+    with pytest.raises(ValueError, match=f"the smallest .*, {LADDER[0][0]}, takes more MACs than what was found"):
+        smaller_model(tmp_path)
+
+
+def found_with(folder, megamacs):
+    """A subnet that would take so many MACs at 224 pixels."""
+    (folder / "subnet").mkdir()
+    config = {"arch": {}, "input_size": [3, 112, 112], "facts": {"macs": megamacs * 1e6 / 4}}
+    (folder / "subnet" / "config.json").write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize(("name", "megamacs"), LADDER[:4])
