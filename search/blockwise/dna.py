@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -40,6 +40,8 @@ from supernet.training.loop import StepResult
 from supernet.training.loop.checkpoint import has_checkpoints
 
 # N images, K blocks
+
+Losses = dict[Arch, float]  # of paths of a block
 
 logger = logging.getLogger(__name__)
 
@@ -98,10 +100,10 @@ class BlockRating:
     resolution alone are rated: what a smaller one loses is not seen by blocks whose inputs are the teacher's. Choices
     that no block depends on, such as those behind the last cut, make no difference.
 
-    With a `directory`, training goes on where it was stopped, and losses are read if they are there and of as many
-    images. `on_step` hears of every step of a training in this process; Ray workers are heard of by their metrics
-    alone. ValueError if teacher and supernet do not match, if a block has too many paths, if the directory holds
-    another training, or for an architecture that is not rated.
+    With a `directory`, training and rating go on where they were stopped, and losses are read if they are there and of
+    as many images. `on_step` hears of every step of a training in this process; Ray workers are heard of by their
+    metrics alone. ValueError if teacher and supernet do not match, if a block has too many paths, if the directory
+    holds another training, or for an architecture that is not rated.
     """
 
     def __init__(
@@ -145,7 +147,7 @@ class BlockRating:
         self.to(self._device)
         for block in self.blocks:
             channels_last(block.net)
-        self.losses: list[dict[Arch, float]] = []  # of each block's paths, once they are rated
+        self.losses: list[Losses] = []  # of each block's paths, once they are rated
 
     def to(self, device: torch.device | str) -> BlockRating:
         """Puts teacher and blocks on `device`, where they are then trained and rated, in place."""
@@ -179,20 +181,32 @@ class BlockRating:
 
     def _prepare(self, path: Path | None) -> None:
         images = [examples_in(part) for part in self._images(self.resolution)[:2]]
-        if path and path.exists():
-            content = read_json(path, Ratings, "file of ratings")
-            self._check_settings(content["settings"])
-            if content.get("images", images) == images:
-                self.losses = [{Arch(p): loss for p, loss in zip(b["paths"], b["losses"])} for b in content["blocks"]]
-                return
-        self.train()
-        self.losses = self.rate()
-        if path:
-            blocks = [
-                {"name": block.name, "paths": [dict(path) for path in losses], "losses": list(losses.values())}
-                for block, losses in zip(self.blocks, self.losses)
-            ]
-            _write(path, {"settings": self._settings(), "images": images, "blocks": blocks})
+        rated = self._read_ratings(path, images) if path else []
+        if not self._is_rated(rated):
+            self.train()
+            rated = self.rate(rated, (lambda found: self._write_ratings(path, images, found)) if path else None)
+        self.losses = rated
+
+    def _is_rated(self, found: Sequence[Losses]) -> bool:
+        sizes = [block.net.space.size for block in self.blocks]
+        return [len(losses) for losses in found] == sizes
+
+    def _read_ratings(self, path: Path, images: Sequence[int]) -> list[Losses]:
+        """Of the blocks that were rated before by as many images, the last of which perhaps in part."""
+        if not path.exists():
+            return []
+        content = read_json(path, Ratings, "file of ratings")
+        self._check_settings(content["settings"])
+        if content.get("images", images) != images:
+            return []
+        return [dict(zip(map(Arch, block["paths"]), block["losses"])) for block in content["blocks"]]
+
+    def _write_ratings(self, path: Path, images: Sequence[int], found: Sequence[Losses]) -> None:
+        blocks = [
+            {"name": block.name, "paths": [dict(path) for path in losses], "losses": list(losses.values())}
+            for block, losses in zip(self.blocks, found)
+        ]
+        _write(path, {"settings": self._settings(), "images": images, "blocks": blocks})
 
     def train(self) -> None:
         """Train all blocks, going on from the last checkpoint; see `search.blockwise.training.train_blocks`.
@@ -238,17 +252,27 @@ class BlockRating:
             for index, state in weights.items():
                 self.blocks[index].net.load_state_dict(state)
 
-    def rate(self) -> list[dict[Arch, float]]:
-        """The loss of every path of every block."""
+    def rate(
+        self, rated: Sequence[Losses] = (), on_rated: Callable[[Sequence[Losses]], None] | None = None
+    ) -> list[Losses]:
+        """The loss of every path of every block.
+
+        `rated` are those of the first blocks that are known; `on_rated` hears of all of them now and then.
+        """
         calibration, images, _ = self._images(self.resolution)
         parts = [[on(self._device, batch) for batch in split(part, self._batch_size)] for part in (calibration, images)]
         known = [[[batch, *self._teacher(batch)] for batch in part] for part in parts]  # [K + 1] of each batch
-        found = []
+        found = [dict(losses) for losses in rated]
         for index, block in enumerate(self.blocks):
+            if index == len(found):
+                found.append({})
             logger.info("rating the %d paths of the block that ends with %s", block.net.space.size, block.name)
             batches = trie.Batches(*([features[index] for features in part] for part in known))
             target = torch.cat([features[index + 1] for features in known[1]])
-            found.append(rate_paths(block, batches, target, self._calibration_bytes))
+            for losses in rate_paths(block, batches, target, self._calibration_bytes, found[index]):
+                found[index] |= losses
+                if on_rated:
+                    on_rated(found)
         return found
 
     def _shares(self) -> list[list[int]]:
@@ -297,20 +321,25 @@ def rated_space(family: Family) -> SearchSpace:
 
 
 def rate_paths(
-    block: Block, batches: trie.Batches, target: Tensor, calibration_bytes: int = CALIBRATION_BYTES
-) -> dict[Arch, float]:
-    """The loss of every path of a block.
+    block: Block,
+    batches: trie.Batches,
+    target: Tensor,
+    calibration_bytes: int = CALIBRATION_BYTES,
+    rated: Collection[Arch] = (),
+) -> Iterator[Losses]:
+    """The losses of all paths of a block but those that are `rated`, a part of them at a time, in the space's order.
 
     `batches` are the teacher's features before the block, of images to calibrate by and of those that judge, `target`
     [N, ...] its features of the latter behind it.
     """
-    net, losses = block.net.eval(), {}
-    pieces_of, paths, remembered = chains(net), list(net.space), trie.Remembered(2**30)
+    net = block.net.eval()
+    pieces_of, remembered = chains(net), trie.Remembered(2**30)
+    paths = [path for path in net.space if path not in rated]
     for start in range(0, len(paths), CHUNK):
-        some = paths[start : start + CHUNK]
+        some, losses = paths[start : start + CHUNK], {}
         found = trie.outputs(net, some, lambda size: batches, lambda path: 0, remembered, pieces_of, calibration_bytes)
         for index, output in found:
             if isinstance(output, Exception):
                 raise output
             losses[some[index]] = relative_deviation(output, target).item()
-    return {path: losses[path] for path in paths}
+        yield {path: losses[path] for path in some}

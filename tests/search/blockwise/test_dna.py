@@ -270,6 +270,30 @@ def test_interrupted_training_ends_in_the_same_ratings(data, images, rating, tmp
     assert json.loads((tmp_path / "ratings.json").read_text())["blocks"][0]["name"] == "stages.0"
 
 
+def test_a_rating_goes_on_where_it_was_stopped(data, images, rating, tmp_path, monkeypatch):
+    monkeypatch.setattr("search.blockwise.dna.CHUNK", 2)
+    judged, config = [], DnaConfig(epochs=2, batch_size=16)
+
+    def stopped(output, target):
+        judged.append(1)
+        if len(judged) == 8:  # in the second block
+            raise KeyboardInterrupt
+        return relative_deviation(output, target)
+
+    monkeypatch.setattr("search.blockwise.dna.relative_deviation", stopped)
+    sizes = [len(losses) for losses in rating.losses]
+    assert sizes[0] == 6
+    with pytest.raises(KeyboardInterrupt):
+        BlockRating(FAMILY, data, images, teacher(), config, directory=tmp_path).prepare()
+    steps, again = [], BlockRating(FAMILY, data, images, teacher(), config, directory=tmp_path)
+    again._on_step = steps.append
+    again.prepare()
+    assert not [step for step in steps if step.losses]
+    assert len(judged) == 8 + sum(sizes) - 6
+    assert again.losses == rating.losses
+    assert [list(losses) for losses in again.losses] == [list(losses) for losses in rating.losses]
+
+
 def test_training_goes_on_with_the_shares_of_the_workers_that_began_it(data, images, rating, tmp_path):
     """Which are one each, though there is a single process now."""
     config, ends = DnaConfig(epochs=2, batch_size=16), []

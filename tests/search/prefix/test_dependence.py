@@ -113,7 +113,7 @@ def test_paths_are_rated_as_one_by_one(monkeypatch):
             expected[path] = relative_deviation(model(judges), target).item()
     built = count_built(net, monkeypatch)
     block = Block("last", Feature("y", 4, (6, 6)), frozenset(SPACE.choices), net)
-    losses = rate_paths(block, trie.Batches(list(calibration.split(6)), list(judges.split(6))), target)
+    (losses,) = rate_paths(block, trie.Batches(list(calibration.split(6)), list(judges.split(6))), target)
     assert list(losses) == list(expected)
     assert losses == pytest.approx(expected, rel=1e-6)
     assert len(built) < SPACE.size / 2
