@@ -66,7 +66,7 @@ class MultiLabel(Task):
         }
 
     def check_batch(self, batch: Marked) -> None:
-        images, marks = batch
+        images, marks = batch[:2]
         if marks.dim() != 2 or marks.shape[1] != self.images.num_classes or marks.min() < 0 or marks.max() > 1:
             raise ValueError(
                 f"marks are {list(marks.shape)} from {marks.min():g} to {marks.max():g}, and should be 0 or 1, "

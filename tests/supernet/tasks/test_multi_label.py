@@ -71,6 +71,7 @@ def test_metrics_are_over_all_batches_and_the_classes_that_are_shown():
 @pytest.mark.parametrize("marks", [MARKS[:, :2], MARKS * 2, MARKS - 1, MARKS[:, 0]])
 def test_what_are_no_marks_is_refused(marks):
     TASK.check_batch((IMAGES, MARKS))
+    TASK.check_batch((IMAGES, MARKS, torch.zeros(len(IMAGES), dtype=torch.int64)))  # of a second task
     with pytest.raises(ValueError, match=r"marks are .* and should be 0 or 1, \[N, 3\]"):
         TASK.check_batch((IMAGES, marks))
 
