@@ -116,8 +116,8 @@ class Reinforce:
     has. Rewards are counted in standard deviations of their batch, so that a step does not depend on their unit.
 
     What was evaluated before is not asked for again, and counts with its score. `notes` holds the `policy_entropy` in
-    nats a choice. The search ends when the policy draws nothing new. ValueError for a moving baseline with limits,
-    where it would be biased.
+    nats a choice. Once the policy draws nothing new, what is left of a search goes to architectures that are drawn
+    uniformly, of which it does not learn. ValueError for a moving baseline with limits, where it would be biased.
     """
 
     def __init__(self, problem: Problem, seed: int = 0, config: ReinforceConfig | None = None) -> None:
@@ -134,15 +134,17 @@ class Reinforce:
         self._generator = np.random.default_rng(seed)
 
     def ask(self) -> list[Arch]:
-        """What the next step of the policy needs to know; empty when it has drawn nothing new for `ROUNDS` steps."""
+        """What the next step of the policy needs to know, or what is not known yet when it has drawn nothing new for
+        `ROUNDS` steps; empty when all is known."""
         for _ in range(ROUNDS):
             self._batch = self._draw()
             if fresh := self._proposals.new(self._batch, len(self._batch)):
                 return fresh
             if not self._batch:
-                return self._proposals.sample(self.config.batch, self._generator)
+                break
             self._step()
-        return []
+        self._batch = []
+        return self._proposals.sample(self.config.batch, self._generator)
 
     def tell(self, archs: Sequence[Arch], scores: np.ndarray) -> None:
         """The scores [n, s] of architectures; failed ones, which are NaN, teach the policy nothing."""
