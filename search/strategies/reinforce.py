@@ -130,19 +130,21 @@ class Reinforce:
         self.notes: dict[str, float] = {}
         self._known: dict[Arch, float] = {}  # rewards, NaN of what failed
         self._batch: list[Arch] = []
+        self._is_settled = False  # on what is known
         self._proposals = Proposals(problem)
         self._generator = np.random.default_rng(seed)
 
     def ask(self) -> list[Arch]:
         """What the next step of the policy needs to know, or what is not known yet when it has drawn nothing new for
         `ROUNDS` steps; empty when all is known."""
-        for _ in range(ROUNDS):
+        for _ in range(0 if self._is_settled else ROUNDS):
             self._batch = self._draw()
             if fresh := self._proposals.new(self._batch, len(self._batch)):
                 return fresh
             if not self._batch:
                 break
             self._step()
+        self._is_settled |= bool(self._batch)
         self._batch = []
         return self._proposals.sample(self.config.batch, self._generator)
 
