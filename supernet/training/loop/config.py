@@ -82,6 +82,8 @@ class LoopConfig:
                 f"mixup and cutmix are 0 or more and mix_prob a probability, not {self.mixup}, {self.cutmix} and "
                 f"{self.mix_prob}"
             )
+        if self.mix_prob != 1 and not (self.mixup or self.cutmix):
+            raise ValueError(f"mix_prob is that of mixup or cutmix, and there is neither: leave {self.mix_prob:g} out")
         if self.seed < 0:
             raise ValueError(f"seed is 0 or more, not {self.seed}")
         if self.lr <= 0:

@@ -88,6 +88,8 @@ def test_what_is_mixed_follows_from_seed_and_step(batch):
 def test_what_cannot_be_mixed_or_weighed_is_refused(data):
     with pytest.raises(ValueError, match="an even number of images"):
         Mixing(LoopConfig(mixup=0.1, batch_size=7), TASK)
+    with pytest.raises(ValueError, match=r"there is neither: leave 0\.5 out"):
+        LoopConfig(mix_prob=0.5)
     with pytest.raises(ValueError, match="images of classes, which Classification has not"):
         Mixing(LoopConfig(cutmix=0.1), Classification())
     with pytest.raises(ValueError, match="labels the dataset tells"):
