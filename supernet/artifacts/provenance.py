@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import shlex
 import sys
 from pathlib import Path
 
@@ -68,9 +69,9 @@ def gpu() -> dict[str, str | int]:
 
 
 def command() -> str:
-    """The command line of this process, with the script's path as it was typed."""
+    """The command line of this process for a shell, with the script's path as it was typed."""
     python = [] if sys.argv[0].startswith("supernet ") else ["python"]  # see supernet_cli.main
-    return " ".join([*python, *sys.argv])
+    return " ".join([*python, sys.argv[0], *map(shlex.quote, sys.argv[1:])])
 
 
 def today() -> str:

@@ -15,3 +15,10 @@ def test_hardware_names_the_gpu_where_there_is_one(monkeypatch):
     assert provenance.hardware() == provenance.processor() | found
     assert found.items() <= this_device("cuda_graph").hardware.items()
     assert "gpu" not in this_device("torch").hardware  # what runs on the processor is as fast without one
+
+
+def test_the_command_can_be_given_to_a_shell_again(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["supernet extract", "--arch", '{"width": 8}', "--output", "subnets/mine"])
+    assert provenance.command() == """supernet extract --arch '{"width": 8}' --output subnets/mine"""
+    monkeypatch.setattr("sys.argv", ["benchmarks/little_data.py", "--arms", "as it is"])
+    assert provenance.command() == "python benchmarks/little_data.py --arms 'as it is'"
