@@ -30,7 +30,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
 from distill.objective import Objective
-from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.atomic import write_json
 from supernet.evaluation import accuracy
 from supernet.training.aggregation import aggregated
 from supernet.training.cohort import train_models
@@ -80,8 +80,7 @@ def main() -> None:
             path = output / f"{seed}-{arm}" / "result.json"
             if not path.exists():
                 result = trained(arm, seed, data, output, arguments)
-                with write_atomically(path) as temporary:
-                    temporary.write_text(json.dumps(result) + "\n")
+                write_json(path, result, indent=None)
             found[arm, seed] = json.loads(path.read_text())
     rows, summary = [], {}
     for arm in ARMS:

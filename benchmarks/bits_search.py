@@ -36,6 +36,7 @@ from compress.transforms import Bits, transformed
 from search.history import best_archs
 from search.run import run_search
 from search.settings import SearchJob
+from supernet.artifacts.atomic import write_json
 from supernet.artifacts.runs import Run, open_data, run_job
 from supernet.artifacts.subnet import take_out
 from supernet.evaluation import accuracy
@@ -114,7 +115,7 @@ def cells(arguments: Arguments, seed: int) -> dict[str, dict[str, float]]:
                 "bits": sum(bits) / len(bits),
                 "arch": arch.to_json(),
             }
-            file.write_text(json.dumps(known))
+            write_json(file, known, indent=None)
     return known
 
 

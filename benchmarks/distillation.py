@@ -52,7 +52,7 @@ from distill.ensemble import Ensemble
 from distill.objective import Objective
 from search.growing_ensemble import BY_TEACHER
 from supernet import Family, SearchSpace
-from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.atomic import write_json
 from supernet.space import Arch
 from supernet.tasks import Classification
 from supernet.training.cohort import LABELS_ALONE, train_models
@@ -112,8 +112,7 @@ def main() -> None:
             path = output / str(seed) / f"{row}.json"
             if not path.exists():
                 result = accuracy(networks.of(row), networks.data.test)
-                with write_atomically(path) as temporary:
-                    temporary.write_text(json.dumps(result) + "\n")
+                write_json(path, result, indent=None)
             found[row, seed] = json.loads(path.read_text())
     rows, summary = compared(found, seeds)
     settings = {"epochs": epochs, "seeds": seeds}

@@ -44,7 +44,7 @@ from distill.objective import Objective, objective_losses
 from netaug.augmentation import Augmentation, augment
 from netaug.method import NetAug
 from netaug.training import NetAugConfig, initial_supernet, train_netaug
-from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.atomic import write_atomically, write_json
 from supernet.evaluation import accuracy
 from supernet.families import FAMILIES, Family
 from supernet.space import Arch
@@ -202,8 +202,7 @@ def result_of(run: Run, teacher: Run, budget: Budget, output: Path, arguments: A
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
             result = trained_and_judged(run, teacher, budget, output, arguments)
-            with write_atomically(path) as temporary:
-                temporary.write_text(json.dumps(result) + "\n")
+            write_json(path, result, indent=None)
     return json.loads(path.read_text())
 
 

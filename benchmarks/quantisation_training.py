@@ -33,6 +33,7 @@ from torch import nn
 
 from compress.quantisation import Quantisation, Quantised, activation_ranges
 from compress.quantisation.aware import QuantisationAware
+from supernet.artifacts.atomic import write_json
 from supernet.artifacts.deployment import deployed
 from supernet.artifacts.runs import open_data
 from supernet.artifacts.subnet import load_subnet, save_subnet
@@ -95,8 +96,7 @@ def accuracies(arguments: Arguments, seed: int) -> dict[str, float]:
     def kept(arm: str, network) -> None:
         if arm not in known:
             known[arm] = judged(network(), data)
-            arguments.output.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(known))
+            write_json(file, known, indent=None)
 
     start = folder / "first"
     if not (start / "config.json").exists():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from supernet.artifacts import provenance
-from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.atomic import write_json
 
 # Python looks for modules beside a benchmark first, where search.py would hide the package of that name.
 sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
@@ -45,5 +44,4 @@ def report(
             "summary": dict(summary),
             "rows": list(rows),
         }
-        with write_atomically(json_path) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(json_path, content)

@@ -37,7 +37,7 @@ from search.evaluator import evaluate_here
 from search.loop import ask_and_tell
 from search.problem import Problem
 from search.strategies.evolution import Evolution, EvolutionConfig
-from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.atomic import write_json
 from supernet.channels import trace
 from supernet.channels.importance import channel_scores
 from supernet.costs import count_macs
@@ -97,8 +97,7 @@ def main() -> None:
         path = output / str(seed) / "result.json"
         if not path.exists():
             result = result_of(seed, data, budget, path.parent)
-            with write_atomically(path) as temporary:
-                temporary.write_text(json.dumps(result) + "\n")
+            write_json(path, result, indent=None)
         results.append(json.loads(path.read_text()))
     rows, summary = rows_of(results), {}
     for row in rows:

@@ -51,6 +51,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from supernet import Arch, Family, SearchSpace, Supernet
+from supernet.artifacts.atomic import write_json
 from supernet.artifacts.weights import read_weights, save_weights
 from supernet.calibration import calibrate
 from supernet.evaluation import calibrated_subnet
@@ -197,7 +198,7 @@ def checkpoint(
         pretrain(model, known[0], config, folder / "simclr", EXECUTION)
         save_for_hf(model.to(memory_format=torch.contiguous_format), place, model_args=NETWORK, safe_serialization=True)
         found = {"neighbours_random": random, "neighbours_teacher": worth(model, known, judges)}
-        (place / "worth.json").write_text(json.dumps(found) + "\n")
+        write_json(place / "worth.json", found, indent=None)
     return json.loads((place / "worth.json").read_text())
 
 

@@ -40,6 +40,7 @@ from torch import nn
 from distill.objective import Objective
 from predictors.sampling import distinct
 from search.scores.trained_alone import AkdConfig, TrainedAlone
+from supernet.artifacts.atomic import write_json
 from supernet.families import FAMILIES, Family
 from supernet.training.cohort import LABELS_ALONE, train_models
 from supernet.training.data import ImageData
@@ -91,9 +92,8 @@ def main() -> None:
     for taught_by, seed, index in track(cells, "Students"):
         path = output / "cells" / f"{taught_by}-{seed}-{index}.json"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
             score = score_of(taught_by, teachers.get(taught_by), seed, family, data, output, arguments)
-            path.write_text(json.dumps(score([archs[index]])[0]) + "\n")
+            write_json(path, score([archs[index]])[0], indent=None)
         found[taught_by, seed, index] = 100 * json.loads(path.read_text())
     table = {
         name: np.array([[found[name, seed, i] for i in range(len(archs))] for seed in range(arguments.seeds)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -12,7 +11,7 @@ import numpy as np
 
 from compress.advice import Advice
 from compress.diagnosis import BANDWIDTH, COMPUTE, OVERHEAD, Diagnosis
-from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.atomic import write_atomically, write_json
 from supernet.artifacts.formats import DIAGNOSIS, UnknownFormat
 from supernet.artifacts.reading import parse_json, typed
 
@@ -94,8 +93,7 @@ def record(diagnosis: Diagnosis, advice: Sequence[Advice], network: str, device:
 
 
 def write_record(folder: Path, content: Mapping[str, Any]) -> None:
-    with write_atomically(folder / FILE) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(folder / FILE, content, indent=1)
 
 
 def read_record(folder: Path) -> dict[str, Any]:

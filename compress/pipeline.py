@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from supernet.artifacts import formats, provenance
-from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.atomic import write_atomically, write_json
 from supernet.artifacts.reading import read_json, typed
 
 Verdict = Literal["faster", "slower", "not distinguishable"]
@@ -73,8 +72,7 @@ class Record:
             "versions": provenance.versions(),
             **dataclasses.asdict(self),
         }
-        with write_atomically(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(path, content)
 
 
 def read_record(path: Path) -> Record:

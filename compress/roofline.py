@@ -7,12 +7,11 @@ Patterson, Communications of the ACM 52(4), 2009). `predictors.roofline` measure
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.atomic import write_json
 from supernet.artifacts.formats import ROOFLINE, UnknownFormat
 from supernet.artifacts.reading import parse_json, typed
 
@@ -54,8 +53,7 @@ class Roofline:
     def save(self, folder: str | Path) -> None:
         """Write `roofline.json` beside what else is known of the device."""
         content = {"format": ROOFLINE.label, **dataclasses.asdict(self)}
-        with write_atomically(Path(folder, FILE)) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(Path(folder, FILE), content)
 
     @classmethod
     def load(cls, folder: str | Path) -> Roofline:

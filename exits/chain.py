@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from exits.network import Exits
 from exits.parts import exits_kept, parts_of
 from exits.policies import Policy, to_json
 from exits.runner import DESCRIPTION
-from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.atomic import write_json
 from supernet.artifacts.export import export_onnx
 
 
@@ -54,8 +53,7 @@ def export_chain(
         with torch.no_grad():
             carried = carried if is_last else part(carried)[1]
     content = {"files": files, "policy": to_json(policy), "latency_ms": list(map(float, latency_ms or ()))}
-    with write_atomically(folder / DESCRIPTION) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    write_json(folder / DESCRIPTION, content)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.atomic import write_json
 from supernet.artifacts.formats import PREDICTOR
 from supernet.artifacts.reading import read_json
 
@@ -14,8 +14,7 @@ from supernet.artifacts.reading import read_json
 def write(path: Path, content: dict) -> None:
     """Write `content`, whole or not at all."""
     content = {"version": PREDICTOR.label, **content}
-    with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps({"sha256": _digest(content), **content}) + "\n")
+    write_json(path, {"sha256": _digest(content), **content}, indent=None)
 
 
 def read(path: Path) -> dict:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from service.archive import ImageFacts
 from service.request import ENOUGH, TESTED, JobRequest
-from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.atomic import write_json
 from supernet.artifacts.reading import read_json
 
 FILE = "job.json"
@@ -37,8 +36,7 @@ class Plan:
     """Devices of the server with predictors for the same space, from which a customer's own is learnt."""
 
     def save(self, folder: Path) -> None:
-        with write_atomically(folder / FILE) as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        write_json(folder / FILE, dataclasses.asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> Plan:

@@ -6,11 +6,10 @@ It is written whole or not at all, so that whoever reads it after a crash finds 
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.atomic import write_json
 from supernet.artifacts.reading import read_json
 
 FILE = "progress.json"
@@ -46,8 +45,7 @@ class Progress:
         return read_json(path, cls, "progress of a job") if path.exists() else cls()
 
     def save(self, folder: Path) -> None:
-        with write_atomically(folder / FILE) as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        write_json(folder / FILE, dataclasses.asdict(self), indent=1)
 
     def of(self, name: str) -> StageRecord:
         """The record of a stage, which is made where there is none."""

@@ -48,7 +48,7 @@ from predictors.measuring.turns import turns_ms
 from search.certainty import LEVEL, difference_p_value, holm
 from supernet.answers.answers import Answers, answers_of
 from supernet.artifacts import provenance
-from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.atomic import write_json
 from supernet.artifacts.export import onnx_runner
 from supernet.artifacts.runs import open_data
 from supernet.artifacts.subnet import Subnet, check_classes, load_network, load_subnet
@@ -144,8 +144,7 @@ def main() -> None:
             "rows": rows,
             "paired": [pair._asdict() for pair in pairs],
         }
-        with write_atomically(arguments.json) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(arguments.json, content)
 
 
 def opened(name: str, data: Data, input_size: int | None, space: str | None = None) -> Subnet:

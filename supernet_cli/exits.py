@@ -13,7 +13,6 @@ exits.svg, which has them all in one picture, the weights, and of images a chain
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from exits.comparing import Compared, answers, compare, plot_compared
 from exits.network import Exits, ExitTask, with_exits
 from exits.policies import to_json
 from supernet.artifacts import provenance
-from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.atomic import write_json
 from supernet.artifacts.runs import open_data
 from supernet.artifacts.subnet import Subnet
 from supernet.artifacts.weights import save_weights
@@ -136,8 +135,7 @@ def put_exits(arguments: Arguments) -> None:
             for one in compared
         ],
     }
-    with write_atomically(arguments.output / "exits.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    write_json(arguments.output / "exits.json", content)
 
 
 def trained(subnet: Subnet, data: Data, task: Task, size: int | None, arguments: Arguments) -> Exits:

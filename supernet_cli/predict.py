@@ -15,7 +15,6 @@ on white where they are transparent. A file that cannot be read is named, the ot
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ import tyro
 from compress.container import load_compressed
 from supernet.answers.photographs import Recognition, image_files, predictions
 from supernet.artifacts import provenance
-from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.atomic import write_atomically, write_json
 from supernet.artifacts.onnx_network import load_onnx
 from supernet.artifacts.subnet import Subnet, load_network
 from supernet.training.data import DataConfig
@@ -84,8 +83,7 @@ def main() -> None:
             "subnet": arguments.subnet,
             "rows": [as_json(prediction) for prediction in found],
         }
-        with write_atomically(arguments.json) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(arguments.json, content)
     if failed := sum(prediction.error is not None for prediction in found):
         raise OSError(f"{failed} of {len(found)} files cannot be read as images")
 

@@ -15,7 +15,6 @@ int8 and what was chosen. Seconds for digits; layers are looked at one by one on
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import tempfile
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ from compress.sensitivity import Sensitivity, logits
 from predictors import Device, this_device
 from predictors.measuring.runtimes import onnx_timer
 from supernet.artifacts import provenance
-from supernet.artifacts.atomic import write_atomically, write_folder
+from supernet.artifacts.atomic import write_folder, write_json
 from supernet.artifacts.deployment import deployed
 from supernet.artifacts.export import onnx_runner
 from supernet.artifacts.runs import open_data
@@ -149,8 +148,7 @@ def quantise_within(limits: Limits, arguments: Arguments, subnet: Subnet, data: 
             )
         say(chosen, found, rows, f"{data.count(data.test)} test images, {device.name}")
         content = content_of(chosen, found, rows, arguments, device)
-        with write_atomically(folder / "quantisation.json") as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(folder / "quantisation.json", content)
     console.print(f"The network is in {arguments.output}/model.int8.onnx.", highlight=False, soft_wrap=True)
 
 

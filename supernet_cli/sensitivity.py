@@ -12,7 +12,6 @@ examples are passed once: seconds for digits.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from rich.table import Column, Table
 
 from compress.kinds import KindSensitivity, kind_sensitivities
 from supernet.artifacts import provenance
-from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.atomic import write_json
 from supernet.artifacts.deployment import deployed
 from supernet.artifacts.runs import open_data
 from supernet.tasks import Classification
@@ -90,8 +89,7 @@ def sensitivity(arguments: Arguments) -> None:
             "versions": provenance.versions(),
             "sensitivities": [dataclasses.asdict(own) for own in found],
         }
-        with write_atomically(arguments.json) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(arguments.json, content)
 
 
 def table(found: Sequence[KindSensitivity], where: str) -> Table:

@@ -27,7 +27,7 @@ from search.prefix import trie
 from search.prefix.dependence import chains
 from search.problem import Problem
 from search.scores.accuracy import EvaluationImages
-from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.atomic import write_json
 from supernet.artifacts.ownership import owned
 from supernet.artifacts.reading import read_json, typed
 from supernet.evaluation import CALIBRATION_BYTES
@@ -206,7 +206,7 @@ class BlockRating:
             {"name": block.name, "paths": [dict(path) for path in losses], "losses": list(losses.values())}
             for block, losses in zip(self.blocks, found)
         ]
-        _write(path, {"settings": self._settings(), "images": images, "blocks": blocks})
+        write_json(path, {"settings": self._settings(), "images": images, "blocks": blocks}, indent=None)
 
     def train(self) -> None:
         """Train all blocks, going on from the last checkpoint; see `search.blockwise.training.train_blocks`.
@@ -239,7 +239,7 @@ class BlockRating:
                     self._config.for_loop(self._seed),
                     Path(folder) / f"blocks_{'_'.join(map(str, share))}",
                     execution,
-                    on_begin=partial(_write, Path(folder) / TRAINING, begun),
+                    on_begin=partial(write_json, Path(folder) / TRAINING, begun, indent=None),
                 )
                 for share in shares
             ]
@@ -307,11 +307,6 @@ class BlockRating:
 def _followed(config: Mapping[str, object]) -> dict[str, object]:
     """The settings that weights and ratings follow from, which those of the execution are not."""
     return {name: value for name, value in config.items() if name not in EXECUTION}
-
-
-def _write(path: Path, content: object) -> None:
-    with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(content) + "\n")
 
 
 def rated_space(family: Family) -> SearchSpace:

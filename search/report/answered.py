@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -20,7 +19,7 @@ from search.certainty import wilson
 from search.report.progress import rounded
 from supernet.answers.answers import Answers
 from supernet.answers.thumbnails import thumbnail
-from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.atomic import write_json
 from supernet.artifacts.reading import read_json
 
 if TYPE_CHECKING:
@@ -78,8 +77,7 @@ def answered(answers: Answers, classes: Sequence[str], images: Dataset, seed: in
 
 
 def write_answered(path: Path, found: Answered) -> None:
-    with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(found) + "\n")
+    write_json(path, found, indent=None)
 
 
 def read_answered(path: Path) -> Answered:

@@ -7,7 +7,6 @@ report finds the training curves and the measurements, and how sure the front is
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from search.history import Evaluation, read_history
 from search.report.groups import distinct_names
 from search.report.taken_out import TakenOut, read_taken_out
 from supernet.artifacts import provenance
-from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.atomic import write_json
 from supernet.artifacts.reading import parse_json, parse_lines, read_rows, typed
 from supernet.artifacts.runs import read_config
 from supernet.space import Arch
@@ -150,8 +149,7 @@ def write_origin(
         "versions": provenance.versions(),
         "hardware": provenance.hardware(),
     }
-    with write_atomically(folder / ORIGIN) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    write_json(folder / ORIGIN, content)
 
 
 def read_sources(folders: Sequence[Path], predictors: Sequence[Path] = (), trainings_alone: bool = False) -> Sources:

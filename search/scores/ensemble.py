@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from search.loop import ask_and_tell
 from search.problem import Problem, Score, placed
 from search.strategies.given_order import GivenOrder
 from search.untrained.zero_cost import WORST
-from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.atomic import write_json
 from supernet.space import Arch, SearchSpace
 
 logger = logging.getLogger(__name__)
@@ -178,8 +177,7 @@ class EnsembleScore:
             "kendall": {name: rank_correlation(own, worth) for name, own in zip(self._members, scores.T)},
             "kendall_left_out": rank_correlation(self.ensemble.left_out, worth),
         }
-        with write_atomically(self._directory / "ensemble.json") as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(self._directory / "ensemble.json", content)
         logger.info(
             "Kendall's tau with %d trained networks: %s; of the ensemble, each predicted from the others, %.2f",
             len(worth),

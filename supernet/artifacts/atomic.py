@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -53,6 +55,12 @@ def full_disk(folder: Path) -> str:
     """What is said where a file cannot be written to `folder` for want of space."""
     free = shutil.disk_usage(folder).free
     return f"the disk is full, or a quota is used up ({free / 2**20:.1f} MiB are free): make room and start it again"
+
+
+def write_json(path: str | Path, content: Any, indent: int | None = 2) -> None:
+    """Write `content` as JSON to `path`, as `write_atomically` does."""
+    with write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=indent) + "\n")
 
 
 def write_files(files: Mapping[str, str], folder: Path) -> None:

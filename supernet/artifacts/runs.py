@@ -29,7 +29,7 @@ from torch import Tensor
 
 from distill.accompanied import Beside
 from supernet.artifacts import formats, provenance
-from supernet.artifacts.atomic import write_atomically, write_files
+from supernet.artifacts.atomic import write_files, write_json
 from supernet.artifacts.ownership import owned
 from supernet.artifacts.reading import read_json, typed
 from supernet.artifacts.weights import load_weights, read_safetensors, save_weights
@@ -358,8 +358,7 @@ def open_run(job: object, data: Data, directory: Path, resume: bool) -> Callable
     def write() -> None:
         if distributed.rank() == 0 and (not path.exists() or json.loads(path.read_text()) != content):
             write_files(data.files(), directory)
-            with write_atomically(path) as temporary:
-                temporary.write_text(json.dumps(content, indent=2) + "\n")
+            write_json(path, content)
 
     return write
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.atomic import write_json
 from supernet.artifacts.reading import read_json
 from supernet.training.execution import differences
 
@@ -21,8 +21,7 @@ def note_settings(path: Path, settings: Any, but: Collection[str] = ()) -> None:
     own = {name: value for name, value in asdict(settings).items() if name not in but}
     own = json.loads(json.dumps(own, default=str))
     if not path.exists():
-        with write_atomically(path) as temporary:
-            temporary.write_text(json.dumps(own, indent=2) + "\n")
+        write_json(path, own)
         return
     if changed := differences(read_json(path, dict, "file of settings"), own):
         raise ValueError(f"{path.parent} was begun with other settings ({changed}): name another folder")

@@ -27,7 +27,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.atomic import write_atomically, write_json
 from supernet.artifacts.export import (
     Agreement,
     agreement,
@@ -118,8 +118,7 @@ def save_subnet(directory: Path, subnet: Subnet, *, onnx: bool = True) -> None:
             metadata=config.metadata(),
         )
     timms = timm_config(model, config.prepared, config.classes) if config.prepared and not ties else None
-    with write_atomically(directory / "config.json") as temporary:
-        temporary.write_text(json.dumps({**config.content(), **(timms or {})}, indent=2) + "\n")
+    write_json(directory / "config.json", {**config.content(), **(timms or {})})
 
 
 def load_subnet(

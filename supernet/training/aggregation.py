@@ -23,7 +23,7 @@ from distill.aggregation import (
     last_weights,
     search_weights,
 )
-from supernet.artifacts.atomic import write_atomically
+from supernet.artifacts.atomic import write_json
 from supernet.skeleton import copy_to
 from supernet.tasks import Classification
 from supernet.training import distributed
@@ -91,8 +91,7 @@ def _read(path: Path, epochs: int) -> list[list[float]]:
 def _write(path: Path, epochs: int, groups: Sequence[Group], weights: Sequence[list[float]]) -> None:
     content = [{**group._asdict(), "weights": found} for group, found in zip(groups, weights)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps({"epochs": epochs, "groups": content}, indent=2) + "\n")
+    write_json(path, {"epochs": epochs, "groups": content})
 
 
 def _searched(

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
-from supernet.artifacts.atomic import set_aside, write_atomically
+from supernet.artifacts.atomic import set_aside, write_json
 from supernet.artifacts.reading import read_json
 from supernet.imports import require
 from supernet.training.execution import Execution
@@ -165,5 +165,4 @@ def _known(path: Path, step: int) -> str | None:
 
 
 def _keep(path: Path, identity: str) -> None:
-    with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps({"id": identity}) + "\n")
+    write_json(path, {"id": identity}, indent=None)
