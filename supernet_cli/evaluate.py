@@ -188,8 +188,7 @@ def judge(name: str, subnet: Subnet, data: Data, device: torch.device, arguments
     costs = {cost: config.facts[cost] for cost in ("macs", "parameters")} | {"stored_bytes": file_bytes(name, subnet)}
     family, model = config.family(), model.to(device)
     if isinstance(data, ImageData):
-        kept = {field: getattr(config, field) for field in ("mean", "std", "interpolation", "crop_pct")}
-        data = dataclasses.replace(data, config=dataclasses.replace(data.config, **kept))
+        data = dataclasses.replace(data, config=config.preparing(data.config))
     if not (isinstance(data, ImageData) and isinstance(family.task, Classification)):
         if arguments.output or arguments.robustness or arguments.int8:
             raise ValueError("--output, --robustness and --int8 are for classifiers of images: leave them out")

@@ -101,8 +101,7 @@ def put_exits(arguments: Arguments) -> None:
         raise ValueError(f"exits are judged by classes, and {arguments.subnet} tells something else")
     size = None
     if isinstance(data, ImageData):
-        kept = {name: getattr(subnet.config, name) for name in ("mean", "std", "interpolation", "crop_pct")}
-        data = dataclasses.replace(data, config=dataclasses.replace(data.config, **kept))
+        data = dataclasses.replace(data, config=subnet.config.preparing(data.config))
         size = subnet.config.input_size[-1]
     torch.set_num_threads(1)
     network = trained(subnet, data, task, size, arguments)

@@ -87,10 +87,7 @@ def settings(job, known) -> ModelJob:
             f"fine-tuning needs images with classes, and the subnet in {known.subnet} takes "
             f"{', '.join(config.input_names)}: train a supernet whose space is that one architecture"
         )
-    data = job.data
-    if not is_of_any_kind(data.dataset):
-        shared = {name: getattr(config, name) for name in ("mean", "std", "interpolation", "crop_pct")}
-        data = dataclasses.replace(data, **shared)
+    data = job.data if is_of_any_kind(job.data.dataset) else config.preparing(job.data)
     arch = json.dumps(config.arch)
     return ModelJob(
         SPACES.said_again(config.space, known.space, known.subnet),

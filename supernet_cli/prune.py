@@ -111,8 +111,7 @@ def prune(arguments: Arguments) -> None:
     subnet = opened(arguments.subnet, data, arguments.input_size, arguments.space)
     if not (isinstance(data, ImageData) and isinstance(subnet.config.family().task, Classification)):
         raise ValueError("channels are judged on images with classes, and these data are something else")
-    kept = {name: getattr(subnet.config, name) for name in ("mean", "std", "interpolation", "crop_pct")}
-    data = dataclasses.replace(data, config=dataclasses.replace(data.config, **kept))
+    data = dataclasses.replace(data, config=subnet.config.preparing(data.config))
     if arguments.sensitivity is not None:
         return draw_sensitivity(arguments, subnet, data)
     device = this_device("onnxruntime", threads=arguments.threads)

@@ -103,8 +103,7 @@ def quantise(arguments: Arguments) -> None:
     subnet = opened(arguments.subnet, data, arguments.input_size, arguments.space)
     if not (isinstance(data, ImageData) and isinstance(subnet.config.family().task, Classification)):
         raise ValueError("int8 is judged on images with classes, and these data are something else")
-    kept = {name: getattr(subnet.config, name) for name in ("mean", "std", "interpolation", "crop_pct")}
-    data = dataclasses.replace(data, config=dataclasses.replace(data.config, **kept))
+    data = dataclasses.replace(data, config=subnet.config.preparing(data.config))
     quantise_within(limits, arguments, subnet, data)
 
 

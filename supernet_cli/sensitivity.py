@@ -76,8 +76,7 @@ def sensitivity(arguments: Arguments) -> None:
         raise ValueError(f"sensitivity is judged by classes, and {arguments.subnet} tells something else")
     size = None
     if isinstance(data, ImageData):
-        kept = {name: getattr(subnet.config, name) for name in ("mean", "std", "interpolation", "crop_pct")}
-        data = dataclasses.replace(data, config=dataclasses.replace(data.config, **kept))
+        data = dataclasses.replace(data, config=subnet.config.preparing(data.config))
         size = subnet.config.input_size[-1]
     batches = list(take(data.evaluation_batches(data.holdout, size), arguments.examples))
     found = list(kind_sensitivities(deployed(subnet.model), batches, task, arguments.bits))

@@ -20,7 +20,7 @@ from supernet.families import Family
 from supernet.families.named import SPACES, make_family
 from supernet.families.timm_models import self_contained
 from supernet.space import Arch, Value
-from supernet.training.data import Data, ImageData
+from supernet.training.data import Data, DataConfig, ImageData
 from supernet.training.data.image_data import SEVERAL_LABELS
 from supernet.training.data.images import evaluation_transform
 
@@ -98,6 +98,11 @@ class SubnetConfig:
         if self.input_size is None:
             return None
         return Preparation(self.input_size, self.mean, self.std, self.interpolation, self.crop_pct)
+
+    def preparing(self, data: DataConfig) -> DataConfig:
+        """`data`, whose images are prepared as this subnet, one of images, wants them, at whatever resolution."""
+        own = {name: getattr(self, name) for name in ("mean", "std", "interpolation", "crop_pct")}
+        return dataclasses.replace(data, **own)
 
     @property
     def input_names(self) -> tuple[str, ...]:
