@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from supernet.training.data.images import to_rgb
 
-PATIENCE = 1.0  # seconds for the lock, which a process that was killed may have
+LOCK_SECONDS = 1.0  # that the lock is waited for, which a process that was killed may have
 
 
 class Cached(Dataset):
@@ -101,7 +101,7 @@ class Cached(Dataset):
     @contextmanager
     def _locked(self) -> Iterator[bool]:
         """Whether the lock was to be had."""
-        is_locked = self._lock.acquire(timeout=PATIENCE)
+        is_locked = self._lock.acquire(timeout=LOCK_SECONDS)
         try:
             yield is_locked
         finally:

@@ -106,7 +106,7 @@ def test_a_copy_reads_for_itself_and_tells_the_same(tmp_path):
 
 
 def test_a_lock_that_is_never_given_back_costs_no_image(tmp_path, monkeypatch):
-    monkeypatch.setattr("supernet.training.data.cache.PATIENCE", 0.01)
+    monkeypatch.setattr("supernet.training.data.cache.LOCK_SECONDS", 0.01)
     folder = Folder(tmp_path)
     kept = Cached(folder, 10_000)
     kept._lock.acquire()
