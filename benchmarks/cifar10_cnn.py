@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from supernet.training.data import DataConfig, ImageData, open_images
 
 SIDE = 16  # pixels
+WIDTHS = (16, 32, 64)  # channels at each resolution
 EXAMPLE = torch.empty(1, 3, SIDE, SIDE)
 
 
@@ -31,16 +33,20 @@ def images(folder: Path, count: int, first: int = 0) -> ImageData:
     return dataclasses.replace(data, train=[data.train[index] for index in range(first, first + count)])
 
 
-def network(seed: int) -> nn.Sequential:
-    """Convolutions of 16 to 64 channels, 2.5 million MACs, with torch's weights for the seed."""
+def network(seed: int, widths: Sequence[int] = WIDTHS) -> nn.Sequential:
+    """The convolutions with torch's weights for the seed."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        return convolutions(widths)
+
+
+def convolutions(widths: Sequence[int] = WIDTHS) -> nn.Sequential:
+    """Two convolutions at each of three resolutions; of 16 to 64 channels they have 2.5 million MACs."""
     layers: list[nn.Module] = []
     inputs = 3
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for width in (16, 16, 0, 32, 32, 0, 64, 64):
-            if width:
-                layers += [nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-                inputs = width
-            else:
-                layers.append(nn.MaxPool2d(2))
-        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 10))
+    for width in widths:
+        layers += [nn.MaxPool2d(2)] if layers else []
+        for _ in range(2):
+            layers += [nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            inputs = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 10))
