@@ -184,8 +184,8 @@ def populations(trained: Run, arguments: Arguments) -> list[list[Arch]]:
     problem = make_problem(job, trained.family, {})
     images = RunBatches(trained.data, arguments.search_images, arguments.seed, arguments.search_images).images
     score = SupernetAccuracy(trained.net, images, trained.family.resolution, arguments.batch_size)
-    strategy = make_strategy(job.strategy, problem, job.seed, job.population)
-    count = GENERATIONS[-1] * job.population
+    strategy = make_strategy(job.strategy, problem, job.seed, job.generation_size)
+    count = GENERATIONS[-1] * job.generation_size
     with History(arguments.output / f"{job.strategy}.jsonl", problem.describe(), resume=True) as history:
         found = ask_and_tell(problem, strategy, evaluate_here({ACCURACY: score}), count, history=history).evaluations
     return [[e.arch for e in found if e.generation == index] for index in range(GENERATIONS[-1])]

@@ -120,9 +120,9 @@ def run_search(
             inputs = family.ordering_inputs(trained.data, trained.job.train.seed) if by_inputs else ()
             archs = thresholded(problem, trained.net, family, importance, inputs)
         if archs is not None:
-            strategy: Strategy = GivenOrder(archs, job.population)
+            strategy: Strategy = GivenOrder(archs, job.generation_size)
         else:
-            strategy = make_strategy(job.searches_by or "evolution", problem, job.seed, job.population)
+            strategy = make_strategy(job.searches_by or "evolution", problem, job.seed, job.generation_size)
         scores = {judge.name: judge.score if job.race is None else WithExamples(judge.examples)}
         evaluator: EvaluatorOfParts = evaluate_here(scores)
         if workers:
@@ -184,7 +184,8 @@ def describe(job: SearchJob, problem: Problem) -> dict[str, object]:
     unused = ("evaluations", "limits", *(name for name in (ENSEMBLE, AKD) if name != job.score))
     fields = {name: value for name, value in dataclasses.asdict(job).items() if name not in unused}
     streams = {} if job.score == ACCURACY else {"streams": randomness.VERSION}
-    return problem.describe() | fields | {"strategy": job.searches_by} | streams
+    settled = {"strategy": job.searches_by, "population": job.generation_size}
+    return problem.describe() | fields | settled | streams
 
 
 def load_predictors(

@@ -91,9 +91,7 @@ class SearchJob:
     """All that is random follows from it."""
 
     def __post_init__(self):
-        if self.population is None:
-            object.__setattr__(self, "population", POPULATION)
-        elif self.population > min(self.evaluations, MOST_OF_A_GENERATION):
+        if self.population is not None and self.population > min(self.evaluations, MOST_OF_A_GENERATION):
             raise ValueError(
                 f"a generation of {self.population} architectures is too large: population is at most "
                 f"{MOST_OF_A_GENERATION:,}, and no more than the {self.evaluations} evaluations"
@@ -109,8 +107,13 @@ class SearchJob:
         if isinstance(self.race, float | int) and not 0 < self.race < 1:
             raise ValueError(f"the confidence of a race is between 0 and 1, such as 0.9, not {self.race}")
         for name in ("evaluations", "population", "batch_size", "calibration_bytes", "zero_cost_images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is at least 1, not {value}")
+
+    @property
+    def generation_size(self) -> int:
+        """Architectures in a generation."""
+        return POPULATION if self.population is None else self.population
 
     @property
     def searches_by(self) -> str | None:

@@ -352,7 +352,7 @@ def _teacher(job: SearchJob, run: Run) -> nn.Module:
 
 def _training_free(job: SearchJob, run: Run, names: tuple[str, ...], batch: LabelledImages) -> TrainingFreeScore:
     """A score whose ranks are among as many random architectures as a generation has."""
-    return TrainingFreeScore(run.family, names, batch, job.seed, _proxies(run), job.te_nas, job.population)
+    return TrainingFreeScore(run.family, names, batch, job.seed, _proxies(run), job.te_nas, job.generation_size)
 
 
 def _batch(job: SearchJob, run: Run) -> LabelledImages:

@@ -32,7 +32,7 @@ def test_the_script_of_that_name_finds_the_package_of_that_name(folder):
 
 
 def test_a_search_writes_its_history_and_front_and_resumes(search, folder):
-    few = ["--evaluations", "6", "--population", "6", "--images", "40", "--calibration-images", "40"]
+    few = ["--evaluations", "6", "--images", "40", "--calibration-images", "40"]
     options = ["--predictors", folder / "phone", "--limits", "phone=1.5", *few, "--output", folder / "out"]
     first = search(*options)
     assert first.returncode == 0, first.stderr
