@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from compress.transforms import fold
 from supernet.artifacts.ownership import owned
 from supernet.artifacts.subnet import Subnet
 from supernet.artifacts.subnet_config import SubnetConfig
+from supernet.conditions import ABSENT, GIVEN, only_where
 from supernet.training.cohort import train_models
 from supernet.training.loop import StepResult
 from supernet.training.loop.config import LoopConfig
@@ -36,13 +38,13 @@ class CompressConfig:
     """Part of the weights that is kept: those of the largest magnitude. What is 0 already stays 0."""
     scope: Scope = "layer"
     """Whether that is the part of each layer, or of all together, by one threshold (global)."""
-    prune_rounds: int = 1
+    prune_rounds: Annotated[int, only_where(post_training=ABSENT)] = 1
     """Rounds of pruning, each followed by a training; the density falls by the same factor in each."""
     bits: int = 5
     """Weights of a layer share 2^bits values; 0 for no codebooks."""
     exclude: tuple[str, ...] = ()
     """Layers that are neither pruned nor clustered, by name."""
-    centroid_lr: float = 0.1
+    centroid_lr: Annotated[float, only_where(bits=GIVEN, post_training=ABSENT)] = 0.1
     """Learning rate that centroids are tuned by, as a factor of lr: their gradients are sums over many weights. 1 for
     optimizers such as Adam, which scale gradients themselves."""
     float16: bool = True

@@ -20,6 +20,10 @@ AKD = "akd"
 SCORES = (ACCURACY, "te_nas", "zero_cost", "rdm", "dna", ENSEMBLE, AKD)
 WITH_SEARCH = ("te_nas", "dna")
 """Scores that come with a search of their own: pruning, and the traversal of blocks."""
+BY_TEACHER = ("rdm", "dna", AKD)
+"""Scores that ask a teacher."""
+READ_BY = {name: (name,) for name in ("zero_cost", "te_nas", "rdm", "dna", ENSEMBLE, AKD)} | {"teacher": BY_TEACHER}
+"""Settings of a search, by name, that are read for these scores alone."""
 POPULATION = 100
 RACE = 0.9
 """Confidence of races if nothing is said. With 0.9, what searches find cannot be told from what they find without

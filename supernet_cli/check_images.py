@@ -17,7 +17,9 @@ from typing import Annotated
 import tyro
 
 from supernet.artifacts.runs import job_from_dict, read_config
+from supernet.conditions import ABSENT, only_where, unread
 from supernet.training.data import DataConfig, open_images
+from supernet.training.data.config import TRAINING
 from supernet.training.data.datasets import broken_images
 from supernet.training.data.loading import workers_for
 from supernet.training.execution import Execution
@@ -27,7 +29,9 @@ from supernet_cli.flags import parse_flags
 
 @dataclass(frozen=True)
 class Arguments:
-    data: Annotated[DataConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: DataConfig("folder"))
+    data: Annotated[DataConfig, tyro.conf.arg(name=""), only_where(run=ABSENT), unread(*TRAINING)] = field(
+        default_factory=lambda: DataConfig("folder")
+    )
     run: Path | None = None
     """Folder of a training run whose images to check instead."""
     workers: int | None = Execution.workers

@@ -4,10 +4,12 @@
     supernet evaluate subnets/mine resnet18=resnet18.pth --input-size 64 --recipe cifar10 --root images/
     supernet evaluate mobilenetv3_large_100 resnet50 --recipe alphanet --root imagenet/ --json figures.json
     supernet evaluate subnets/mine subnets/tuned --run runs/mine --int8 --robustness --output evaluation
+    supernet evaluate subnets/mine subnets/mine/model.int8.onnx --run runs/mine
     supernet evaluate subnets/points --space mine.py:family --dataset mine.py:points
 
-A network is the folder of a saved subnet, a file of `supernet compress`, NAME=FILE for a timm model with weights for
-these classes, or NAME for one with timm's pretrained weights and classes. One that tells other classes apart, by name
+A network is the folder of a saved subnet, a file of `supernet compress`, an ONNX file of `supernet extract` (such as
+model.int8.onnx; --robustness and --int8 are for the others), NAME=FILE for a timm model with weights for these classes,
+or NAME for one with timm's pretrained weights and classes. One that tells other classes apart, by name
 or in their order, is refused, and so is a FILE that is not of the model or has no classifier for as many classes. Each
 network gets the test images at its own size, prepared as it was trained: a subnet knows how, a timm model too, and what
 is in a FILE is prepared by the flags. Top-1, top-5 and the expected calibration error (15 bins) are from 0 to 1; a
@@ -43,18 +45,23 @@ from compress.quantisation.ranges import CALIBRATION_IMAGES
 from predictors import prepare, this_device
 from predictors.device import Device
 from predictors.measuring.load import Watch, doubts
-from predictors.measuring.runtimes import Timer
+from predictors.measuring.runtimes import Timer, onnx_timer, random_inputs
 from predictors.measuring.turns import turns_ms
 from search.certainty import LEVEL, difference_p_value, holm
 from supernet.answers.answers import Answers, answers_of
 from supernet.artifacts import provenance
 from supernet.artifacts.atomic import write_json
 from supernet.artifacts.export import onnx_runner
+from supernet.artifacts.onnx_network import OnnxNetwork, load_onnx
 from supernet.artifacts.runs import open_data
 from supernet.artifacts.subnet import Subnet, check_classes, load_network, load_subnet
+from supernet.artifacts.subnet_config import COSTS
+from supernet.conditions import ABSENT, GIVEN, only_where, unread
 from supernet.evaluation import evaluate
-from supernet.tasks import Classification, MultiLabel
+from supernet.space import Arch
+from supernet.tasks import Classification, MultiLabel, Task
 from supernet.training.data import Data, DataConfig, ImageData
+from supernet.training.data.config import TRAINING
 from supernet.training.execution import Execution, pick_device, tf32
 from supernet_cli.answers_folder import write_answers
 from supernet_cli.command_line import DeviceFlag, console
@@ -67,10 +74,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Arguments:
-    data: Annotated[DataConfig, tyro.conf.arg(name="")]
+    data: Annotated[DataConfig, tyro.conf.arg(name=""), unread(*TRAINING)]
     networks: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Folders of saved subnets, compressed files, NAME=FILE or NAME of timm models."""
-    recipe: str = "digits"
+    """Folders of saved subnets, compressed files, ONNX files, NAME=FILE or NAME of timm models."""
+    recipe: Annotated[str, only_where(run=ABSENT)] = "digits"
     """Recipe that says which images."""
     run: Path | None = None
     """Folder of a supernet's training run that says so instead."""
@@ -80,12 +87,12 @@ class Arguments:
     """Pixels a side of timm models' images; by default each model's own."""
     latency: bool = True
     """Measure the latency on this machine, too."""
-    runtime: str = "onnxruntime"
-    """What runs the networks then: torch, torch_compile, onnxruntime, openvino, executorch, litert, cuda or
-    cuda_graph."""
-    precision: str = "fp32"
+    runtime: Annotated[str, only_where(latency=GIVEN)] = "onnxruntime"
+    """What runs the networks then: torch, torch_compile, onnxruntime, openvino, executorch, litert, tensorrt,
+    cuda or cuda_graph."""
+    precision: Annotated[str, only_where(latency=GIVEN)] = "fp32"
     """fp32, int8 (onnxruntime) or tf32 (cuda, cuda_graph), of the latency alone."""
-    threads: int = 1
+    threads: Annotated[int, only_where(latency=GIVEN)] = 1
     """Threads of the runtime."""
     workers: int | None = Execution.workers
     """Processes that load images; 0 loads in this one, None is as many as seem right."""
@@ -96,15 +103,15 @@ class Arguments:
     """File for the figures."""
     output: Path | None = None
     """Folder for each network's answers: tables, pictures and a page of errors (classifiers of images alone)."""
-    errors: int = 60
+    errors: Annotated[int, only_where(output=GIVEN)] = 60
     """Errors on that page, at most."""
     int8: bool = False
     """Evaluate each network in int8, too, by ONNX Runtime."""
     robustness: bool = False
     """Evaluate each network on spoilt images and under attack, too."""
-    robustness_images: int = 500
+    robustness_images: Annotated[int, only_where(robustness=GIVEN)] = 500
     """Test images that this is done on, at most."""
-    pgd_epsilon: float = 1.0
+    pgd_epsilon: Annotated[float, only_where(robustness=GIVEN)] = 1.0
     """The most that the attack changes a value of an image by, in 255ths."""
 
 
@@ -116,7 +123,7 @@ def main() -> None:
         raise ValueError("say which networks to evaluate: folders of subnets, or names of timm models")
     where = pick_device(arguments.device)
     data = open_data(arguments.data, arguments.seed, arguments.workers)
-    subnets = {name: opened(name, data, arguments.input_size, arguments.space) for name in arguments.networks}
+    subnets = {name: any_opened(name, data, arguments) for name in arguments.networks}
     with tf32(False):
         judged = [judge(name, subnet, data, where, arguments) for name, subnet in subnets.items()]
     rows = [own.figures for own in judged]
@@ -147,6 +154,19 @@ def main() -> None:
         write_json(arguments.json, content)
 
 
+def any_opened(name: str, data: Data, arguments: Arguments) -> Subnet:
+    """The network that `name` stands for, which may be an ONNX file, too."""
+    if not name.endswith(".onnx"):
+        return opened(name, data, arguments.input_size, arguments.space)
+    if arguments.robustness or arguments.int8:
+        raise ValueError(f"--robustness and --int8 are not for ONNX files: take the folder of {name}")
+    if arguments.latency and arguments.runtime != "onnxruntime":
+        raise ValueError(f"{name} runs by onnxruntime, not by {arguments.runtime}: say that, or --no-latency")
+    subnet = load_onnx(name)
+    check_suits(name, subnet, data)
+    return subnet
+
+
 def opened(name: str, data: Data, input_size: int | None, space: str | None = None) -> Subnet:
     """The network that `name` stands for; ValueError if it is not of these data, such as for other classes."""
     if not isinstance(data, ImageData):
@@ -169,10 +189,23 @@ def opened(name: str, data: Data, input_size: int | None, space: str | None = No
         raise ValueError(
             f"{name} takes {', '.join(subnet.config.input_names)}, and the data are images: say its --dataset"
         )
-    check_classes(name, subnet.config.classes, data.classes)
-    if data.several_labels != isinstance(subnet.config.family().task, MultiLabel):
-        raise ValueError(f"{name} is for images with {'one class' if data.several_labels else 'several classes'} each")
+    check_suits(name, subnet, data)
     return subnet
+
+
+def check_suits(name: str, subnet: Subnet, data: Data) -> None:
+    """ValueError if the network of images called `name` is not of these data, such as for other classes."""
+    if not isinstance(data, ImageData):
+        raise ValueError(f"{name} is for images, and the data are {type(data).__name__}")
+    check_classes(name, subnet.config.classes, data.classes)
+    if data.several_labels != isinstance(task_of(subnet), MultiLabel):
+        raise ValueError(f"{name} is for images with {'one class' if data.several_labels else 'several classes'} each")
+
+
+def task_of(subnet: Subnet) -> Task:
+    if isinstance(subnet.model, OnnxNetwork):
+        return MultiLabel(Classification()) if subnet.config.several_labels else Classification()
+    return subnet.config.family().task
 
 
 class Judged(NamedTuple):
@@ -185,15 +218,16 @@ class Judged(NamedTuple):
 def judge(name: str, subnet: Subnet, data: Data, device: torch.device, arguments: Arguments) -> Judged:
     """The network called `name`, run on `device`; writes its answers if the arguments say where."""
     model, config = subnet
-    costs = {cost: config.facts[cost] for cost in ("macs", "parameters")} | {"stored_bytes": file_bytes(name, subnet)}
-    family, model = config.family(), model.to(device)
+    costs = {cost: config.facts.get(cost) for cost in COSTS} | {"stored_bytes": file_bytes(name, subnet)}
+    task, model = task_of(subnet), model.to(device)
     if isinstance(data, ImageData):
         data = dataclasses.replace(data, config=config.preparing(data.config))
-    if not (isinstance(data, ImageData) and isinstance(family.task, Classification)):
+    if not (isinstance(data, ImageData) and isinstance(task, Classification)):
         if arguments.output or arguments.robustness or arguments.int8:
             raise ValueError("--output, --robustness and --int8 are for classifiers of images: leave them out")
-        arch = family.space.validate(config.arch)
-        found = evaluate(model, family.task, data.evaluation_batches(data.test, family.resolution(arch)), arch)
+        arch = Arch(config.arch)
+        size = config.input_size[-1] if config.input_size else config.family().resolution(arch)
+        found = evaluate(model, task, data.evaluation_batches(data.test, size), arch)
         model.cpu()
         return Judged({"network": name, **found, **costs}, None)
     resolution = config.input_size[-1]
@@ -270,7 +304,15 @@ def file_bytes(name: str, subnet: Subnet) -> int:
 
 def latencies_ms(subnets: Sequence[Subnet], device: Device, rounds: int = 10, runs: int = 5) -> list[float]:
     """Median milliseconds of each network over `rounds` turns of `runs`, each turn after a run to warm up."""
-    return medians_ms([prepare(model, device, config.example()) for model, config in subnets], rounds, runs)
+    return medians_ms([timer(subnet, device) for subnet in subnets], rounds, runs)
+
+
+def timer(subnet: Subnet, device: Device) -> Timer:
+    """That of a network on `device`, whose precision an ONNX file has already."""
+    example = subnet.config.example()
+    if isinstance(subnet.model, OnnxNetwork):
+        return onnx_timer(subnet.model.path, device, random_inputs(example, device.batch_size))
+    return prepare(subnet.model, device, example)
 
 
 def medians_ms(timers: Sequence[Timer], rounds: int, runs: int) -> list[float]:
@@ -299,9 +341,10 @@ def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     for name in (name for name, value in rows[0].items() if name != "network" and not isinstance(value, dict)):
         values = [row[name] for row in rows]
         if name in COUNTS:
-            scale, unit = next((own for own in UNITS if own[0] <= max(values)), UNITS[-1])
+            largest = max((value for value in values if value is not None), default=0)
+            scale, unit = next((own for own in UNITS if own[0] <= largest), UNITS[-1])
             heading = f"{COUNTS[name]} ({unit})" if unit else COUNTS[name]
-            columns.append([f"{value / scale:.4g}" for value in values])
+            columns.append(["" if value is None else f"{value / scale:.4g}" for value in values])
         elif name in PERCENT:
             heading = PERCENT[name]
             columns.append([f"{100 * value:.2f}" for value in values])

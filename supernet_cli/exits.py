@@ -34,6 +34,7 @@ from supernet.artifacts.atomic import write_json
 from supernet.artifacts.runs import open_data
 from supernet.artifacts.subnet import Subnet
 from supernet.artifacts.weights import save_weights
+from supernet.conditions import ABSENT, only_where
 from supernet.tasks import Classification, Task
 from supernet.training.cohort import train_models
 from supernet.training.data import Data, DataConfig, ImageData
@@ -66,7 +67,7 @@ class Arguments:
     """Limits of the expected latency, as parts of that of the whole network without exits."""
     chain: float = 0.7
     """The part for which a chain of ONNX files is written, by the best policy of any kind."""
-    recipe: str = "digits"
+    recipe: Annotated[str, only_where(run=ABSENT)] = "digits"
     """Recipe that says which examples, and how it is trained."""
     run: Path | None = None
     """Folder of a supernet's training run that says so instead."""

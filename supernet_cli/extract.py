@@ -19,6 +19,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
@@ -36,6 +37,7 @@ from supernet.artifacts.atomic import write_files, write_folder
 from supernet.artifacts.export import agreement, export_fp16, onnx_runner
 from supernet.artifacts.runs import Run, load_run
 from supernet.artifacts.subnet import Subnet, export_subnet, save_subnet, take_out
+from supernet.conditions import GIVEN, only_where
 from supernet.evaluation import CALIBRATION_BYTES, evaluate
 from supernet.space import Arch, SearchSpace
 from supernet.tasks import Classification
@@ -60,7 +62,7 @@ class Arguments:
     """The architecture as a JSON object."""
     history: Path | None = None
     """History of a search to take the architecture from."""
-    line: int | None = None
+    line: Annotated[int | None, only_where(history=GIVEN)] = None
     """Which evaluation of the history, counted from 1; by default the one of the highest first score."""
     largest: bool = False
     """Take the largest architecture."""
@@ -77,7 +79,7 @@ class Arguments:
     device: DeviceFlag = Execution.device
     onnx: bool = True
     """Write model.onnx, model.int8.onnx and model.pt2 too."""
-    fp16: bool = False
+    fp16: Annotated[bool, only_where(onnx=GIVEN)] = False
     """Write model.fp16.onnx as well, in half precision, for GPUs and phones."""
     root: str | None = None
     """Folder or tar file of the run's images, if they are no longer where they were in training."""

@@ -26,6 +26,7 @@ from predictors import Device, LatencyPredictor, family_costs, suggest
 from predictors.measuring.manifest import export_subnets
 from predictors.measuring.measurements import read_measurements
 from predictors.quantities import FURTHER, LATENCY, NOUNS
+from supernet.conditions import ABSENT, GIVEN, only_where
 from supernet_cli.command_line import console, family_of
 from supernet_cli.flags import parse_flags
 
@@ -37,29 +38,29 @@ class Arguments:
     family: Annotated[str | None, tyro.conf.arg(aliases=["--space"])] = None
     """Instead of a run, a search space: one of supernet.families.FAMILIES, or code of your own, package.module:function
     or path/to/file.py:function; beside a run, its space said again, if that is code of your own."""
-    space_options: str = "{}"
+    space_options: Annotated[str, only_where(run=ABSENT)] = "{}"
     """Options of that space as a JSON object."""
-    measurements: Path | None = None
+    measurements: Annotated[Path | None, only_where(suggest=ABSENT)] = None
     """CSV file with the columns arch and latency_ms."""
-    name: str = ""
+    name: Annotated[str, only_where(suggest=ABSENT)] = ""
     """Name of the device: letters, digits, '-', '_' and '.'."""
     sources: tuple[Path, ...] = ()
     """Folders of predictors of other devices on the same space."""
-    num_classes: int = 1000
+    num_classes: Annotated[int, only_where(run=ABSENT)] = 1000
     """Classes of the classifier of a `family`; a run has its own."""
-    runtime: str = "unknown"
+    runtime: Annotated[str, only_where(suggest=ABSENT)] = "unknown"
     """What ran the subnets, for the record."""
-    precision: str = "fp32"
+    precision: Annotated[str, only_where(suggest=ABSENT)] = "fp32"
     """Precision, for the record."""
-    threads: int = 1
+    threads: Annotated[int, only_where(suggest=ABSENT)] = 1
     """Threads, for the record."""
     batch_size: int = 1
     """Images in one run."""
-    output: Path = Path("runs/latency")
+    output: Annotated[Path, only_where(suggest=ABSENT)] = Path("runs/latency")
     """Folder with one folder a device."""
     suggest: int | None = None
     """Fit nothing; export so many subnets that say most about a new device."""
-    export_to: Path = Path("onnx_files")
+    export_to: Annotated[Path, only_where(suggest=GIVEN)] = Path("onnx_files")
     """Where --suggest exports to."""
 
 

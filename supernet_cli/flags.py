@@ -1,5 +1,8 @@
 """A command's flags, on the command line and in a file: `--config FILE.yaml`, read and written.
 
+A flag that is given and that nothing reads, by what its settings say of themselves (`supernet.conditions`), is named in
+a warning.
+
 A file of flags maps their names, as `--help` shows them, to values: batch-size or batch_size to 256, a switch to true
 or false, several values to a list, JSON to itself, and flags that have a part in common, such as data.root, to a
 mapping beneath that part, or each by itself.
@@ -11,6 +14,8 @@ import argparse
 import dataclasses
 import difflib
 import json
+import logging
+import os
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +26,7 @@ import tyro
 import yaml
 
 from supernet.artifacts.atomic import write_atomically
+from supernet.conditions import ABSENT, GIVEN, Only, Unread
 from supernet.training import distributed
 from supernet.training.loop import StepResult
 
@@ -31,6 +37,31 @@ NOT_KEPT = ("resume",)  # flags that say whether something begins, and nothing o
 
 Parsed = TypeVar("Parsed")
 
+logger = logging.getLogger(__name__)
+
+
+class Condition(NamedTuple):
+    """The mark of a flag, or of a group that it is in, and where the settings are of which it tells."""
+
+    mark: Only | Unread
+    name: str  # of what is marked, or within a marked group of what is in it
+    settings: tuple[str, ...]  # fields that lead to the settings beside it
+    prefix: str  # of the flags of these
+
+    def reason(self, arguments: Any) -> str | None:
+        """Why nothing reads the flag; None where something may."""
+        if isinstance(self.mark, Unread):
+            return "in this command" if self.name in self.mark.names else None
+        settings = _at(arguments, self.settings)
+        unmet = self.mark.unmet(settings)
+        if unmet is None:
+            return None
+        name, values = unmet
+        flag = f"--{self.prefix}{name.replace('_', '-')}"
+        if values in (GIVEN, ABSENT):
+            return f"{'without' if values == GIVEN else 'beside'} {flag}"
+        return f"with {flag} {_shown(getattr(settings, name))}, only with {' or '.join(map(str, values))}"
+
 
 class Flag(NamedTuple):
     """A flag, and whence its value comes in the parsed arguments."""
@@ -38,16 +69,42 @@ class Flag(NamedTuple):
     names: tuple[str, ...]  # as `--help` shows them, without the dashes before them; the first one is written
     fields: tuple[str, ...]
     is_switch: bool
+    conditions: tuple[Condition, ...] = ()
+
+    @property
+    def spellings(self) -> list[str]:
+        """How it is typed, on or off."""
+        return [f"--{spelling}" for name in self.names for spelling in (name, off(name))]
+
+    def unread(self, arguments: Any) -> str | None:
+        """Why nothing reads it beside the other `arguments`; None where something may."""
+        return next(filter(None, (condition.reason(arguments) for condition in self.conditions)), None)
 
 
 def parse_flags(
     kind: type[Parsed], description: str | None, *, default: Parsed | None = None, omit_prefixes: bool = False
 ) -> Parsed:
-    """The command line of this process, with its file of flags, as `kind`; what neither says is as in `default`."""
+    """The command line of this process, with its file of flags, as `kind`; what neither says is as in `default`.
+
+    Warns of flags that are given and that nothing reads."""
     config = (tyro.conf.OmitArgPrefixes,) if omit_prefixes else ()
     given = {} if default is None else {"default": default}
-    arguments = typed_words(kind, omit_prefixes=omit_prefixes)
-    return tyro.cli(kind, args=arguments, description=f"{(description or '').rstrip()}{ABOUT}", config=config, **given)
+    words = typed_words(kind, omit_prefixes=omit_prefixes)
+    about = f"{(description or '').rstrip()}{ABOUT}"
+    arguments = tyro.cli(kind, args=words, description=about, config=config, **given)
+    if os.environ.get("RANK", "0") == "0":  # of several that torchrun starts, the first
+        for line in without_effect(arguments, words, omit_prefixes=omit_prefixes):
+            logger.warning("%s", line)
+    return arguments
+
+
+def without_effect(arguments: Any, words: Sequence[str], *, omit_prefixes: bool = False) -> Iterator[str]:
+    """A line for each flag among the `words` of a command line that nothing reads, as these are parsed."""
+    said = _said(words)
+    for flag in flags(type(arguments), omit_prefixes=omit_prefixes):
+        spelt = next((name for name in flag.spellings if name in said), None)
+        if spelt is not None and (reason := flag.unread(arguments)) is not None:
+            yield f"{spelt} has no effect {reason}"
 
 
 def known_beforehand(parser: argparse.ArgumentParser, kind: type) -> argparse.Namespace:
@@ -65,24 +122,22 @@ def typed_words(kind: type, *, omit_prefixes: bool = False) -> list[str]:
     typed, path = _without_config(sys.argv[1:])
     if path is None:
         return typed
-    said = {word.partition("=")[0].replace("_", "-") for word in typed if word.startswith("--")}
+    said = _said(typed)
     known = {name: flag for flag in flags(kind, omit_prefixes=omit_prefixes) for name in flag.names}
     added = []
     for name, value in _read(path, known):
-        if not said & {f"--{spelling}" for other in known[name].names for spelling in (other, off(other))}:
+        if said.isdisjoint(known[name].spellings):
             added += _as_words(known[name], name, value, path)
     return [*typed, *added]
 
 
 def write_flags(path: Path, arguments: Any, *, omit_prefixes: bool = False) -> None:
-    """Write a file of flags by which a command would get these `arguments` again, but for whether it resumes."""
+    """Write a file of flags by which a command would get these `arguments` again, but for whether it resumes, and for
+    those that nothing reads."""
     values = {}
     for flag in flags(type(arguments), omit_prefixes=omit_prefixes):
-        value = arguments
-        for name in flag.fields:
-            value = getattr(value, name)
-        if flag.names[0] not in NOT_KEPT:
-            values[flag.names[0]] = _plain(value)
+        if flag.names[0] not in NOT_KEPT and flag.unread(arguments) is None:
+            values[flag.names[0]] = _plain(_at(arguments, flag.fields))
     with write_atomically(path) as temporary:
         temporary.write_text(yaml.safe_dump(values, sort_keys=False, width=120), encoding="utf-8")
 
@@ -103,7 +158,14 @@ def noting_flags(
     return note
 
 
-def flags(kind: type, *, omit_prefixes: bool = False, prefix: str = "", fields: tuple[str, ...] = ()) -> Iterator[Flag]:
+def flags(
+    kind: type,
+    *,
+    omit_prefixes: bool = False,
+    prefix: str = "",
+    fields: tuple[str, ...] = (),
+    conditions: tuple[Condition, ...] = (),
+) -> Iterator[Flag]:
     """The flags that tyro makes of the dataclass `kind`, without positional and suppressed ones."""
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
@@ -115,18 +177,36 @@ def flags(kind: type, *, omit_prefixes: bool = False, prefix: str = "", fields: 
         own = [mark for mark in marks if hasattr(mark, "aliases")]  # of tyro.conf.arg
         name = next((mark.name for mark in own if mark.name is not None), field.name).replace("_", "-")
         place = (*fields, field.name)
+        met = tuple(condition._replace(name=field.name) for condition in conditions)
+        met += tuple(Condition(mark, name, fields, prefix) for mark in marks if isinstance(mark, (Only, Unread)))
         if dataclasses.is_dataclass(hint):
             beneath = "" if omit_prefixes or not name else f"{prefix}{name}."
-            yield from flags(hint, omit_prefixes=omit_prefixes, prefix=beneath, fields=place)
+            yield from flags(hint, omit_prefixes=omit_prefixes, prefix=beneath, fields=place, conditions=met)
         else:
             aliases = (alias.lstrip("-") for mark in own for alias in mark.aliases or ())
-            yield Flag((prefix + name, *aliases), place, hint is bool)
+            yield Flag((prefix + name, *aliases), place, hint is bool, met)
 
 
 def off(switch: str) -> str:
     """The name of the flag that turns a switch off, such as data.no-balanced."""
     beneath, dot, name = switch.rpartition(".")
     return f"{beneath}{dot}no-{name}"
+
+
+def _said(words: Sequence[str]) -> set[str]:
+    """The flags among `words`, with their dashes."""
+    return {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+
+
+def _at(arguments: Any, fields: Sequence[str]) -> Any:
+    """What `fields` lead to."""
+    for name in fields:
+        arguments = getattr(arguments, name)
+    return arguments
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _without_config(typed: Sequence[str]) -> tuple[list[str], Path | None]:

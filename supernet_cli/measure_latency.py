@@ -43,6 +43,7 @@ from predictors.measuring.measurements import Measurement, read_measurements
 from predictors.measuring.noise import NOISE_SUBNETS, relative_differences
 from predictors.quantities import ENERGY, LATENCY, NOUNS, PEAK_MEMORY
 from predictors.regression.regressors import MINIMUM
+from supernet.conditions import ABSENT, GIVEN, only_where
 from supernet.families import Family
 from supernet.space import Arch
 from supernet_cli.command_line import console, fail, family_of, progress_bar
@@ -58,35 +59,35 @@ class Arguments:
     family: Annotated[str | None, tyro.conf.arg(aliases=["--space"])] = None
     """Instead of a run, a search space: one of supernet.families.FAMILIES, or code of your own, package.module:function
     or path/to/file.py:function; beside a run, its space said again, if that is code of your own."""
-    space_options: str = "{}"
+    space_options: Annotated[str, only_where(run=ABSENT)] = "{}"
     """Options of that space as a JSON object."""
     subnets: int = 200
     """Number of subnets, half of them uniform, half spread over MACs."""
     largest_resolution: int | None = None
     """Only subnets for images of at most so many pixels a side."""
-    num_classes: int = 1000
+    num_classes: Annotated[int, only_where(run=ABSENT)] = 1000
     """Classes of the classifier of a `family`; a run has its own."""
-    runtime: str = "onnxruntime"
-    """What runs the subnets: torch, torch_compile, onnxruntime, openvino, executorch, litert, cuda or
-    cuda_graph."""
-    precision: str = "fp32"
+    runtime: Annotated[str, only_where(export_only=ABSENT)] = "onnxruntime"
+    """What runs the subnets: torch, torch_compile, onnxruntime, openvino, executorch, litert, tensorrt,
+    cuda or cuda_graph."""
+    precision: Annotated[str, only_where(export_only=ABSENT)] = "fp32"
     """fp32, int8 (onnxruntime) or tf32 (cuda, cuda_graph)."""
-    threads: int = 1
+    threads: Annotated[int, only_where(export_only=ABSENT)] = 1
     """Threads of the runtime."""
     batch_size: int = 1
     """Examples in one run; the latency is that of the batch."""
-    further: tuple[Literal["energy_mj", "peak_memory_bytes"], ...] = ()
+    further: Annotated[tuple[Literal["energy_mj", "peak_memory_bytes"], ...], only_where(export_only=ABSENT)] = ()
     """Further costs to measure, and to fit a predictor of each: the energy of a run, and the most memory that is
     resident of a process that runs the subnet (allocated, on a GPU)."""
-    name: str = ""
+    name: Annotated[str, only_where(export_only=ABSENT)] = ""
     """Name of the device; by default made of the processor and the options."""
-    output: Path = Path("runs/latency")
+    output: Annotated[Path, only_where(export_only=ABSENT)] = Path("runs/latency")
     """Folder with one folder a device."""
-    rounds: int = MeasuringConfig.rounds
+    rounds: Annotated[int, only_where(export_only=ABSENT)] = MeasuringConfig.rounds
     """Visits to each subnet."""
-    noise_floor: bool = False
+    noise_floor: Annotated[bool, only_where(export_only=ABSENT)] = False
     """Measure 50 of the subnets twice, completely and independently, and print how much that differs."""
-    noise_pass: Literal[1, 2] | None = None
+    noise_pass: Annotated[Literal[1, 2] | None, only_where(noise_floor=GIVEN)] = None
     """Only one of these two measurements; used by the command itself."""
     export_only: Path | None = None
     """Measure nothing; write the subnets as ONNX files and a manifest to this folder."""

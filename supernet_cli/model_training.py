@@ -18,6 +18,7 @@ from distill.accompanied import Beside
 from supernet.artifacts.runs import Job, data_said_again, job_from_dict, open_data, read_config
 from supernet.artifacts.subnet import Subnet, load_subnet, save_subnet
 from supernet.artifacts.subnet_config import read_subnet_config
+from supernet.conditions import ABSENT, GIVEN, only_where
 from supernet.evaluation import evaluate
 from supernet.families.named import SPACES
 from supernet.training import distributed
@@ -36,9 +37,9 @@ class Arguments:
     job: Annotated[ModelJob, tyro.conf.arg(name="")]
     output: Path
     """Folder for the model; its run goes to training/ in it."""
-    recipe: str = "digits"
+    recipe: Annotated[str, only_where(run=ABSENT, resume=ABSENT)] = "digits"
     """Recipe that sets what the other flags do not."""
-    run: Path | None = None
+    run: Annotated[Path | None, only_where(resume=ABSENT)] = None
     """Folder of a supernet's training run whose images and settings set it instead."""
     subnet: Path | None = None
     """Folder of a saved subnet."""
@@ -48,15 +49,15 @@ class Arguments:
     find_lr: int | None = None
     """Steps, such as 100, of a range test in place of the training: the learning rate grows from 1e-5 to 10, and the
     one where the loss falls fastest is printed. Writes lr.csv and lr.svg to the folder of the run."""
-    onnx: bool = True
+    onnx: Annotated[bool, only_where(find_lr=ABSENT)] = True
     """Write model.onnx too."""
 
 
 @dataclass(frozen=True)
 class FromScratch(Arguments):
-    model: str | None = None
+    model: Annotated[str | None, only_where(resume=ABSENT)] = None
     """Train this timm model."""
-    input_size: int | None = None
+    input_size: Annotated[int | None, only_where(model=GIVEN, resume=ABSENT)] = None
     """Pixels a side of its images; by default the model's own."""
 
 

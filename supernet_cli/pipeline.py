@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ from supernet.artifacts.ownership import owned
 from supernet.artifacts.runs import Job, open_data
 from supernet.artifacts.subnet import load_subnet, save_subnet
 from supernet.artifacts.subnet_config import read_subnet_config
+from supernet.conditions import ABSENT, only_where
 from supernet.errors import Unattainable
 from supernet.families.named import SPACES
 from supernet.training.data import ImageData
@@ -64,23 +65,23 @@ class Arguments:
     """Folder of a subnet of the run to begin with, instead of a search."""
     stages: tuple[StageName, ...] = ("prune", "tune", "quantise", "store")
     """What is done with the subnet, in this order."""
-    limits: tuple[str, ...] = ()
+    limits: Annotated[tuple[str, ...], only_where(subnet=ABSENT)] = ()
     """Limits of the search, as of `supernet search`."""
-    predictors: tuple[Path, ...] = ()
+    predictors: Annotated[tuple[Path, ...], only_where(subnet=ABSENT)] = ()
     """Folders of latency predictors, one a device."""
-    evaluations: int = SearchJob.evaluations
+    evaluations: Annotated[int, only_where(subnet=ABSENT)] = SearchJob.evaluations
     """Architectures that the search evaluates."""
-    prune_limits: tuple[str, ...] = ()
+    prune_limits: Annotated[tuple[str, ...], only_where(stages=("prune",))] = ()
     """Limits of pruning, as of `supernet prune`; 70 % of the multiply-accumulates without any."""
-    prune_step: int | None = None
+    prune_step: Annotated[int | None, only_where(stages=("prune",))] = None
     """Numbers of channels are multiples of it; by default what this device likes, measured."""
-    tune: Literal["fp32", "int8"] = "fp32"
+    tune: Annotated[Literal["fp32", "int8"], only_where(stages=("tune",))] = "fp32"
     """What the network is trained on for; int8 rounds in training, and what is quantised then is what was trained."""
-    epochs: int | None = None
+    epochs: Annotated[int | None, only_where(stages=("tune",))] = None
     """Epochs of training on; by default as of `supernet finetune`."""
-    quantise_limits: tuple[str, ...] = ("accuracy_drop=0.5",)
+    quantise_limits: Annotated[tuple[str, ...], only_where(stages=("quantise",))] = ("accuracy_drop=0.5",)
     """Limits of quantisation, as of `supernet quantise`."""
-    bits: int = 8
+    bits: Annotated[int, only_where(stages=("store",))] = 8
     """Bits of the codebooks of the stored file, 0 for none, as of `supernet compress --post-training`; none for weights
     that were trained for int8, which are few values already."""
     threads: int = 1

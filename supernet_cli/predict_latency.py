@@ -16,12 +16,14 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from rich.table import Column, Table
 
 from predictors import LatencyPredictor
 from predictors.latency import FILE, file_of, load_devices
 from predictors.quantities import FURTHER
+from supernet.conditions import ABSENT, only_where
 from supernet.space import Arch
 from supernet_cli.command_line import console
 from supernet_cli.flags import parse_flags
@@ -29,11 +31,11 @@ from supernet_cli.flags import parse_flags
 
 @dataclass(frozen=True)
 class Arguments:
-    device: str | None = None
+    device: Annotated[str | None, only_where(list_devices=ABSENT)] = None
     """Name of the device."""
-    arch: str | None = None
+    arch: Annotated[str | None, only_where(list_devices=ABSENT)] = None
     """One architecture as a JSON object."""
-    archs: str | None = None
+    archs: Annotated[str | None, only_where(list_devices=ABSENT)] = None
     """File of architectures, one JSON object a line, or - for standard input."""
     folder: Path = Path("runs/latency")
     """Folder with one folder a device."""

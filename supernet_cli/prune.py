@@ -40,11 +40,13 @@ from supernet.artifacts.runs import open_data
 from supernet.artifacts.subnet import Subnet, save_subnet
 from supernet.calibration import calibrate
 from supernet.channels.importance import AnyImportance, comparable_scores
+from supernet.conditions import ABSENT, only_where, unread
 from supernet.costs import count_macs, count_parameters
 from supernet.evaluation import accuracy
 from supernet.tasks import Classification
 from supernet.training.data import DataConfig, ImageData
 from supernet.training.data.batch import take
+from supernet.training.data.config import TRAINING
 from supernet_cli.command_line import console
 from supernet_cli.evaluate import opened
 from supernet_cli.flags import parse_flags
@@ -56,22 +58,22 @@ TURNS = 40  # in which networks are timed
 
 @dataclass(frozen=True)
 class Arguments:
-    data: Annotated[DataConfig, tyro.conf.arg(name="")]
+    data: Annotated[DataConfig, tyro.conf.arg(name=""), unread(*TRAINING)]
     subnet: str
     """Folder of a saved subnet, NAME=FILE or NAME of a timm model."""
     output: Path | None = None
     """Folder for the pruned subnet."""
-    limits: tuple[str, ...] = ()
+    limits: Annotated[tuple[str, ...], only_where(sensitivity=ABSENT)] = ()
     """What it keeps within: macs=NUMBER, parameters=NUMBER, milliseconds=MS (measured here); 70 % of its
     multiply-accumulates without any."""
     importance: AnyImportance = "l1"
     """How channels are judged: l1, outgoing_l1, geometric_median, bn_scale, or by activations that are zero on training
     images (activations)."""
-    step: int | None = None
+    step: Annotated[int | None, only_where(sensitivity=ABSENT)] = None
     """Numbers of channels are multiples of it; by default what this device likes, measured."""
     sensitivity: Path | None = None
     """SVG for the accuracy with each layer pruned alone; nothing else is done then."""
-    recipe: str = "digits"
+    recipe: Annotated[str, only_where(run=ABSENT)] = "digits"
     """Recipe that says which images."""
     run: Path | None = None
     """Folder of a supernet's training run that says so instead."""
@@ -82,13 +84,13 @@ class Arguments:
     images: int = 256
     """Training images for BatchNorm and for activations, at most; of held-out ones, those that sensitivity is judged
     by."""
-    threads: int = 1
+    threads: Annotated[int, only_where(sensitivity=ABSENT)] = 1
     """Threads of ONNX Runtime where milliseconds are measured."""
     workers: int | None = 0
     """Processes that load images; 0 loads in this one, None is as many as seem right."""
     seed: int = 0
     """Seed of the training run, which the split into parts follows from."""
-    onnx: bool = True
+    onnx: Annotated[bool, only_where(sensitivity=ABSENT)] = True
     """Write model.onnx too."""
 
 

@@ -38,10 +38,12 @@ from supernet.artifacts.deployment import deployed
 from supernet.artifacts.export import onnx_runner
 from supernet.artifacts.runs import open_data
 from supernet.artifacts.subnet import Subnet, save_subnet
+from supernet.conditions import ABSENT, GIVEN, only_where, unread
 from supernet.imports import require
 from supernet.tasks import Classification
 from supernet.training.data import DataConfig, ImageData
 from supernet.training.data.batch import take
+from supernet.training.data.config import TRAINING
 from supernet_cli.command_line import console
 from supernet_cli.evaluate import medians_ms, opened
 from supernet_cli.extract import AGREEMENT
@@ -53,14 +55,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Arguments:
-    data: Annotated[DataConfig, tyro.conf.arg(name="")]
+    data: Annotated[DataConfig, tyro.conf.arg(name=""), unread(*TRAINING)]
     subnet: str
     """Folder of a saved subnet, NAME=FILE or NAME of a timm model."""
     output: Path
     """Folder for the quantised subnet."""
     limits: tuple[str, ...] = ()
     """What it keeps within: accuracy_drop=POINTS, stored_bytes=BYTES, milliseconds=MS; none for all of it in int8."""
-    recipe: str = "digits"
+    recipe: Annotated[str, only_where(run=ABSENT)] = "digits"
     """Recipe that says which images."""
     run: Path | None = None
     """Folder of a supernet's training run that says so instead."""
@@ -70,9 +72,9 @@ class Arguments:
     """Pixels a side of a timm model's images; by default the model's own."""
     calibration_images: int = CALIBRATION_IMAGES
     """Training images that the ranges of activations are from."""
-    choosing_images: int = 2000
+    choosing_images: Annotated[int, only_where(limits=GIVEN)] = 2000
     """Held-out images that layers are chosen on, at most."""
-    ranking_images: int = 256
+    ranking_images: Annotated[int, only_where(limits=GIVEN)] = 256
     """Those of them, at most, that the divergence of each layer is measured on."""
     reduce_range: bool | None = None
     """Weights of 7 bits, for x86 processors without VNNI; by default if this machine has one."""
@@ -118,7 +120,8 @@ def quantise_within(limits: Limits, arguments: Arguments, subnet: Subnet, data: 
     device = this_device("onnxruntime", threads=arguments.threads)
 
     def write(network: Quantised, path: Path) -> None:
-        export_int8(network, path, subnet.config.example(), names=subnet.config, dynamic_batch=True)
+        config = subnet.config
+        export_int8(network, path, config.example(), names=config, dynamic_batch=True, metadata=config.metadata())
 
     with write_folder(arguments.output, last="config.json") as folder, tempfile.TemporaryDirectory() as scratch:
         ranking = list(take(choosing, arguments.ranking_images))

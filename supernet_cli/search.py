@@ -60,10 +60,11 @@ from search.scores.ensemble import EnsembleConfig
 from search.scores.judges import TRAINING_FREE, untrained_run
 from search.scores.teacher_guided import GuidanceConfig
 from search.scores.trained_alone import AkdConfig
-from search.settings import SCORES, SearchJob
+from search.settings import READ_BY, SCORES, SearchJob
 from search.table import write_csv
 from search.untrained.te_nas import TeNasConfig
 from supernet.artifacts.runs import Run, load_run
+from supernet.conditions import ABSENT, GIVEN, only_where
 from supernet.space import Arch
 from supernet.training.data import DataConfig
 from supernet.training.execution import Execution
@@ -78,14 +79,14 @@ class Arguments:
     space: str | None = None
     """Instead of a run, a space of supernet.families.FAMILIES, for te_nas and zero_cost, or code of your own,
     package.module:function or path/to/file.py:function; beside a run, its space said again, if it is such code."""
-    space_options: str = "{}"
+    space_options: Annotated[str, only_where(run=ABSENT)] = "{}"
     """Options of that space as a JSON object."""
     dataset: str | None = None
     """The run's dataset, said again if it is code of your own in another file than its space, or not annotated to
     return a supernet.training.data.Data; without a run, the same as --data.dataset."""
-    data: DataConfig = field(default_factory=DataConfig)
+    data: Annotated[DataConfig, only_where(run=ABSENT)] = field(default_factory=DataConfig)
     """Images for a search without a run."""
-    data_workers: Annotated[int | None, tyro.conf.arg(name="data.workers")] = Execution.workers
+    data_workers: Annotated[int | None, tyro.conf.arg(name="data.workers"), only_where(run=ABSENT)] = Execution.workers
     """Processes that load these; 0 loads in this one, None is as many as seem right."""
     root: str | None = None
     """Folder or tar file of the images, if a run's are no longer where they were in training (or --data.root)."""
@@ -133,27 +134,27 @@ class Arguments:
     """Confidence, such as 0.9, with which each architecture of the front survives races: all are judged by 250 of the
     images, then by 500, and so on, but those that are surely not on the front are left out. What is left out has no
     score in the results. None judges all by all images; auto races at 0.9 where 1,000 images or more judge."""
-    zero_cost: tuple[str, ...] = SearchJob.zero_cost
+    zero_cost: Annotated[tuple[str, ...], only_where(score=READ_BY["zero_cost"])] = SearchJob.zero_cost
     """Scores of search.scores.untrained.NAMES whose mean rank is the score zero_cost, or vote."""
     zero_cost_images: int = SearchJob.zero_cost_images
     """Images that the scores without training see at a time; te_nas draws from eight times as many."""
-    te_nas: TeNasConfig = SearchJob.te_nas
-    teacher: str | None = SearchJob.teacher
+    te_nas: Annotated[TeNasConfig, only_where(score=READ_BY["te_nas"])] = SearchJob.te_nas
+    teacher: Annotated[str | None, only_where(score=READ_BY["teacher"])] = SearchJob.teacher
     """Whom rdm, dna and akd follow: a pretrained model of timm's, or torchvision's as torchvision/NAME, or the folder
     of an extracted subnet or a training run."""
-    rdm: GuidanceConfig = field(default_factory=GuidanceConfig)
-    dna: DnaConfig = field(default_factory=DnaConfig)
-    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
-    akd: AkdConfig = field(default_factory=AkdConfig)
+    rdm: Annotated[GuidanceConfig, only_where(score=READ_BY["rdm"])] = field(default_factory=GuidanceConfig)
+    dna: Annotated[DnaConfig, only_where(score=READ_BY["dna"])] = field(default_factory=DnaConfig)
+    ensemble: Annotated[EnsembleConfig, only_where(score=READ_BY["ensemble"])] = field(default_factory=EnsembleConfig)
+    akd: Annotated[AkdConfig, only_where(score=READ_BY["akd"])] = field(default_factory=AkdConfig)
     seed: int = SearchJob.seed
     """All that is random follows from it."""
     device: DeviceFlag = Execution.device
     workers: int = 0
     """Ray workers; 0 evaluates in this process, without Ray."""
-    threads: int = 1
+    threads: Annotated[int, only_where(workers=GIVEN)] = 1
     """CPU threads of each Ray worker."""
-    gpus_per_worker: GpusFlag = 0.0
-    address: str | None = None
+    gpus_per_worker: Annotated[GpusFlag, only_where(workers=GIVEN)] = 0.0
+    address: Annotated[str | None, only_where(workers=GIVEN)] = None
     """Ray cluster to join, such as auto; by default one is started on this machine."""
     storage: str | None = None
     """Folder or address (s3://, ...) where every evaluation is kept as well as in OUTPUT."""
@@ -164,6 +165,12 @@ class Arguments:
     left: the best of many looks better than it is on those it was picked by. With --resume, a search that has ended."""
     measure: bool = True
     """Measure the front's latency where a predictor's device is this machine."""
+
+    def __post_init__(self) -> None:
+        if self.strategy in SCORES and self.score == SearchJob.score:
+            say(f"{self.strategy} is a score: --strategy {self.strategy} is read as --score {self.strategy}")
+            object.__setattr__(self, "score", self.strategy)
+            object.__setattr__(self, "strategy", None)
 
     def job(self) -> SearchJob:
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(SearchJob) if f.name != "limits"}
@@ -176,9 +183,6 @@ def main() -> None:
 
 def search(arguments: Arguments) -> None:
     """What the command does."""
-    if arguments.strategy in SCORES and arguments.score == SearchJob.score:
-        say(f"{arguments.strategy} is a score: --strategy {arguments.strategy} is read as --score {arguments.strategy}")
-        arguments = dataclasses.replace(arguments, strategy=None, score=arguments.strategy)
     job = arguments.job()
     logging.getLogger("search").setLevel(logging.INFO)  # how far blocks are trained and rated
     folder = arguments.output or arguments.run or Path()

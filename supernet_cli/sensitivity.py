@@ -25,9 +25,11 @@ from supernet.artifacts import provenance
 from supernet.artifacts.atomic import write_json
 from supernet.artifacts.deployment import deployed
 from supernet.artifacts.runs import open_data
+from supernet.conditions import ABSENT, only_where, unread
 from supernet.tasks import Classification
 from supernet.training.data import DataConfig, ImageData
 from supernet.training.data.batch import take
+from supernet.training.data.config import TRAINING
 from supernet_cli.command_line import console
 from supernet_cli.evaluate import opened
 from supernet_cli.flags import parse_flags
@@ -36,12 +38,12 @@ from supernet_cli.model_training import said_job
 
 @dataclass(frozen=True)
 class Arguments:
-    data: Annotated[DataConfig, tyro.conf.arg(name="")]
+    data: Annotated[DataConfig, tyro.conf.arg(name=""), unread(*TRAINING)]
     subnet: str
     """Folder of a saved subnet, NAME=FILE or NAME of a timm model."""
     bits: tuple[int, ...] = (8, 4, 3, 2)
     """Numbers of bits, from 2 to 16."""
-    recipe: str = "digits"
+    recipe: Annotated[str, only_where(run=ABSENT)] = "digits"
     """Recipe that says which examples."""
     run: Path | None = None
     """Folder of a supernet's training run that says so instead."""

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -64,10 +65,10 @@ from search.margin import beyond_measurements, limit_notes, probability_within
 from search.report.sources import write_origin
 from search.run import load_predictors, make_problem, prepared_judge, run_search
 from search.scores.ensemble import EnsembleConfig
-from search.scores.judges import BY_TEACHER, LEARNT, Judge, make_judge
+from search.scores.judges import LEARNT, Judge, make_judge
 from search.scores.teacher_guided import GuidanceConfig
 from search.scores.trained_alone import AkdConfig
-from search.settings import POPULATION, SearchJob
+from search.settings import BY_TEACHER, POPULATION, READ_BY, SearchJob
 from search.sweep import Sweep, TrialSettings, combined_front, run_sweep, write_sweep
 from search.untrained.te_nas import TeNasConfig
 from supernet.artifacts.runs import Run, load_run
@@ -80,6 +81,8 @@ from supernet_cli.command_line import DeviceFlag, GpusFlag, console, fail, progr
 from supernet_cli.flags import parse_flags, write_flags
 from supernet_cli.search import measure_front
 from supernet_cli.sweeping import check_named_once, watched
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -253,6 +256,10 @@ def plan(arguments: Arguments, trained: Run) -> list[TrialSettings]:
             raise ValueError(f"the score {job.score} needs a teacher: name a model of timm's, or a folder: --teacher")
         elif job.score == "rdm" and job.rdm.epochs:
             raise ValueError("in a sweep, candidates of rdm come from the supernet: leave out --rdm.epochs")
+    for name, scores in READ_BY.items():
+        if getattr(arguments, name) != getattr(SearchJob(), name) and not any(j.score in scores for j in jobs.values()):
+            flag = name.replace("_", "-")
+            logger.warning("--%s has no effect: no strategy here has the score %s", flag, " or ".join(scores))
     if arguments.asha and len({(job.score, job.zero_cost) for job in jobs.values()}) > 1:
         raise ValueError(
             f"--asha compares hypervolumes, and those of {', '.join(jobs)} are of different scores: leave it out"

@@ -37,6 +37,7 @@ import tyro
 from rich.table import Table
 
 from supernet.artifacts.runs import Job, read_job, run_job
+from supernet.conditions import ABSENT, only_where
 from supernet.families import FAMILIES, describe
 from supernet.families.named import SPACES, find_family
 from supernet.training import distributed
@@ -65,7 +66,7 @@ class Flags(Job):
 @dataclass(frozen=True)
 class Arguments:
     job: Annotated[Flags, tyro.conf.arg(name="")]
-    ray: Annotated[Cluster, tyro.conf.arg(name="")] = field(default_factory=Cluster)
+    ray: Annotated[Cluster, tyro.conf.arg(name=""), only_where(find_lr=ABSENT)] = field(default_factory=Cluster)
     recipe: str = "digits"
     """Recipe that sets what the other flags do not."""
     pretrained: str | None = None

@@ -26,6 +26,7 @@ from search.untrained.ensemble import mean_rank
 from search.untrained.proxies import PROXIES
 from search.untrained.te_nas import TeNasConfig
 from supernet.artifacts.atomic import write_atomically
+from supernet.conditions import only_where
 from supernet.families.named import make_family
 from supernet.training.data import DataConfig, load_data
 from supernet.training.data.named import only_images
@@ -46,7 +47,7 @@ class Arguments:
     """Architectures to sample."""
     batch_size: int = 64
     """Images that the scores see at a time; ntk and regions draw from eight times as many."""
-    te_nas: TeNasConfig = field(default_factory=TeNasConfig)
+    te_nas: Annotated[TeNasConfig, only_where(scores=("te_nas",))] = field(default_factory=TeNasConfig)
     data: DataConfig = field(default_factory=DataConfig)
     workers: Annotated[int | None, tyro.conf.arg(name="data.workers")] = Execution.workers
     """Processes that load images; 0 loads in this one, None is as many as seem right."""

@@ -34,7 +34,7 @@ from search.scores.ensemble import EnsembleScore
 from search.scores.teacher_guided import FromSupernet, MakeCandidate, TeacherGuided, TrainedBriefly, brief_training
 from search.scores.trained_alone import TrainedAlone, alone_settings
 from search.scores.untrained import LabelledImages, TrainingFreeScore
-from search.settings import ACCURACY, AKD, ENSEMBLE, RACE, RACE_FROM, SearchJob
+from search.settings import ACCURACY, AKD, BY_TEACHER, ENSEMBLE, RACE, RACE_FROM, SearchJob
 from search.untrained.proxies import PROXIES
 from search.untrained.te_nas import Proxies, prunable, search_by_pruning
 from supernet.artifacts.runs import Job, Run
@@ -53,7 +53,6 @@ from supernet.training.randomness import Stream, generator
 logger = logging.getLogger(__name__)
 
 TRAINING_FREE = ("te_nas", "zero_cost")  # what needs images and a space, but no trained supernet
-BY_TEACHER = ("rdm", "dna", AKD)  # what asks a teacher
 LEARNT = (*BY_TEACHER, ENSEMBLE)  # what learns before it judges, or asks a teacher, once for many searches
 POOL = 8  # times the batch of the zero-cost scores: images that TE-NAS draws from
 

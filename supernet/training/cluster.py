@@ -10,11 +10,12 @@ import tempfile
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from supernet.artifacts.ownership import owned
 from supernet.artifacts.runs import Job, data_of, open_data, run_job
 from supernet.artifacts.storage import beneath, is_address, shown
+from supernet.conditions import GIVEN, only_where
 from supernet.errors import first_line
 from supernet.own_code import absolute, modules_from_files
 from supernet.training import distributed
@@ -35,14 +36,14 @@ class Cluster:
 
     cluster: str | None = None
     """Train on the Ray cluster at this address, auto for the one that this machine belongs to, local to start one."""
-    cluster_workers: int = 1
+    cluster_workers: Annotated[int, only_where(cluster=GIVEN)] = 1
     """Processes that train on the cluster; each takes a CPU for every process that loads its images, at least one."""
-    gpus_per_worker: int = 0
+    gpus_per_worker: Annotated[int, only_where(cluster=GIVEN)] = 0
     """GPUs of each of them, 0 or 1."""
-    storage: str | None = None
+    storage: Annotated[str | None, only_where(cluster=GIVEN)] = None
     """Folder that all machines of the cluster see, or an address that Ray can write to (s3://, ...), for checkpoints;
     by default the folder cluster beside the output folder."""
-    max_failures: int = 3
+    max_failures: Annotated[int, only_where(cluster=GIVEN)] = 3
     """How often the training goes on by itself after a worker of the cluster was lost."""
 
     def __post_init__(self):

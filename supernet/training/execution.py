@@ -11,11 +11,12 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
 
+from supernet.conditions import GIVEN, only_where
 from supernet.evaluation import CALIBRATION_BYTES
 from supernet.training.data import DataConfig
 
@@ -50,13 +51,13 @@ class Execution:
     eval_epochs: int = 10
     """Epochs between evaluations on held-out images, in a supernet of the largest, the smallest and random subnets; 0
     for no evaluation."""
-    eval_images: int = 2000
+    eval_images: Annotated[int, only_where(eval_epochs=GIVEN)] = 2000
     """Held-out images in an evaluation, at most."""
     calibration_bytes: int = CALIBRATION_BYTES
     """Bytes that the activations of calibration images may take at once, at one depth of the largest subnet, in an
     evaluation of a supernet. BatchNorm is recalibrated exactly where all images are within them, and in chunks where
     they are not, which changes values by much less than other images would (docs/methods/calibration.md)."""
-    eval_random: int = 2
+    eval_random: Annotated[int, only_where(eval_epochs=GIVEN)] = 2
     """Random subnets in an evaluation of a supernet, always the same ones."""
     log_steps: int = 10
     """Steps between lines in metrics.jsonl."""

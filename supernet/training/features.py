@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from supernet.conditions import GIVEN, only_where
 from supernet.families import Family
 from supernet.plain import inputs_like
 from supernet.skeleton import without_data
@@ -46,7 +47,7 @@ class FeatureConfig:
     unlabelled: str | None = None
     """Folder or tar file of images, labelled or not, on which all subnets first learn the features of the largest one
     with its pretrained weights; by default they learn from labels at once."""
-    feature_epochs: int = 10
+    feature_epochs: Annotated[int, only_where(unlabelled=GIVEN)] = 10
     """Passes over the unlabelled images."""
 
     def __post_init__(self):

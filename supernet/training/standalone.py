@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from supernet.artifacts.runs import cached, data_of, data_said_again, open_data,
 from supernet.artifacts.subnet import Subnet, SubnetConfig, load_subnet, read_subnet_config, save_subnet
 from supernet.artifacts.teacher import load_teacher
 from supernet.artifacts.weights import load_weights
+from supernet.conditions import GIVEN, only_where
 from supernet.families import Family
 from supernet.families.named import SPACES, TEACHER_SPACES, make_family
 from supernet.families.timm_models import self_contained
@@ -58,11 +59,11 @@ class ModelJob:
     teacher: str | None = None
     """Network to learn from: the folder of a subnet or of a finished training run, or a name of timm's. One that
     answers, for kl or adaptive_alpha, tells the same classes apart, by name and in their order."""
-    teacher_weights: str | None = None
+    teacher_weights: Annotated[str | None, only_where(teacher=GIVEN)] = None
     """File with the weights of a timm teacher for these classes; by default timm's own, for its own classes."""
-    teacher_input_size: int | None = None
+    teacher_input_size: Annotated[int | None, only_where(teacher=GIVEN)] = None
     """Pixels a side of a timm teacher's images; by default the model's own. Refused for a folder of another size."""
-    teacher_space: str | None = None
+    teacher_space: Annotated[str | None, only_where(teacher=GIVEN)] = None
     """The space of the teacher's folder, to be said again if it is code of your own; by default the model's own."""
     peers: tuple[str, ...] = ()
     """Networks that train beside it, to learn from each other by the loss mutual: names of timm's, or folders of
@@ -70,7 +71,7 @@ class ModelJob:
     aggregation: Aggregation = "last"
     """Which mixture of the teacher's layers of one resolution losses on features compare with: the last one, their
     average, a random one, or the one that a search on the training images finds (DFA, arXiv 2008.00506)."""
-    aggregation_epochs: int = 4
+    aggregation_epochs: Annotated[int, only_where(aggregation=("searched",))] = 4
     """Epochs of that search, on half of the images each, for each resolution."""
     data: DataConfig = field(default_factory=DataConfig)
     train: LoopConfig = field(default_factory=LoopConfig)

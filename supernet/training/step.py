@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from distill.accompanied import Companions
 from distill.untouched import untouched
+from supernet.conditions import only_where
 from supernet.families import Family
 from supernet.space import Arch
 from supernet.subnets import Arrived
@@ -40,16 +41,16 @@ class TrainConfig(LoopConfig):
     """Random subnets a step, beside the largest and the smallest if the method has these; unused by fairnas."""
     subnets_per_rank: bool = False
     """Draw random subnets anew in each process, where there are several; the largest and the smallest are in all."""
-    trials: int = 3
+    trials: Annotated[int, only_where(method=("best_up", "worst_up"))] = 3
     """Subnets of similar MACs that best_up and worst_up pick from."""
-    macs_step: float = 25.0
+    macs_step: Annotated[float, only_where(method=("best_up", "worst_up", "spos"))] = 25.0
     """How similar, in millions of MACs; and the width of the bins of macs_range."""
     macs_range: tuple[float, float] | None = None
     """Fewest and most millions of MACs of the subnets of spos, which are then drawn uniformly over bins of MACs; by
     default they are drawn uniformly, and nearly all of a large space have about the same."""
-    board_epoch: int = 20
+    board_epoch: Annotated[int, only_where(method=("cream",))] = 20
     """Epoch, counted from 0, from which cream keeps the best paths, to teach others."""
-    matching_steps: int = 200
+    matching_steps: Annotated[int, only_where(method=("cream",))] = 200
     """Steps between updates of cream's learned choice of the teacher."""
     distillation: Literal["kl", "adaptive_alpha"] = "kl"
     """How subnets learn from the largest's logits: KL divergence, or AlphaNet's adaptive alpha-divergence."""

@@ -7,6 +7,9 @@ from typing import Literal
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+TRAINING = ("second_labels", "scale", "ratio", "balanced", "hflip", "color_jitter", "auto_augment", "re_prob")
+"""Settings of `DataConfig` that nothing but a training reads."""
+
 
 @dataclass(frozen=True)
 class DataConfig:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from supernet.conditions import GIVEN, only_where
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,11 @@ class LoopConfig:
     sched: Literal["cosine", "step", "poly", "range"] = "cosine"
     """timm's name of the schedule of the learning rate, updated every step; range grows exponentially from min_lr in
     the first step to lr in the last, without warm-up, to find a learning rate by (--find-lr)."""
-    warmup_epochs: float | None = None
+    warmup_epochs: Annotated[float | None, only_where(sched=("cosine", "step", "poly"))] = None
     """Epochs in which the learning rate grows linearly from zero; by default a twentieth of all, and at most 5."""
-    decay_rate: float = 0.1
+    decay_rate: Annotated[float, only_where(sched=("step", "poly"))] = 0.1
     """Factor of each decay of the schedule step; exponent of the schedule poly, where 1 is linear."""
-    decay_epochs: float = 30.0
+    decay_epochs: Annotated[float, only_where(sched=("step",))] = 30.0
     """Epochs between the decays of the schedule step."""
     min_lr: float = 0.0
     """Learning rate, before scaling, that the schedule ends in (cosine, poly) or stops falling at (step)."""
@@ -59,7 +61,7 @@ class LoopConfig:
     largest subnet."""
     clip: float | None = None
     """Limit of the gradient, in the sense of clip_mode; none by default."""
-    clip_mode: Literal["norm", "value"] = "norm"
+    clip_mode: Annotated[Literal["norm", "value"], only_where(clip=GIVEN)] = "norm"
     """Whether the norm of all gradients together is limited, or every entry by itself."""
     ema_decay: float | None = None
     """Decay a step of an exponential moving average of the weights, which is then what is evaluated and kept."""
