@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from predictors.quantities import FURTHER, LATENCY, NOUNS, UNITS_SPELT
 from supernet.artifacts.atomic import write_atomically
-from supernet.artifacts.reading import read_rows
+from supernet.artifacts.reading import numbered_rows, read_columns
 from supernet.space import Arch, SearchSpace
 
 
@@ -43,7 +43,7 @@ def read_measurements(path: str | Path, space: SearchSpace | None = None) -> lis
     positive number on a row without an `error`.
     """
     rows = []
-    for line, row in enumerate(read_rows(Path(path), ("arch", LATENCY), whole_lines=True), start=2):
+    for line, row in numbered_rows(Path(path), ("arch", LATENCY), whole_lines=True):
         try:
             rows.append(_parse(row, space))
         except ValueError as error:
@@ -77,9 +77,7 @@ def append_measurements(path: str | Path, rows: Iterable[Measurement]) -> None:
 def _add_columns(path: Path) -> None:
     if not path.exists():
         return
-    text = path.read_text()
-    reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
-    fields = list(reader.fieldnames or ())
+    fields = read_columns(path, whole_lines=True)
     if not fields or set(Measurement._fields) <= set(fields):
         return
     with write_atomically(path) as temporary, temporary.open("w", newline="") as file:

@@ -6,14 +6,16 @@ with a list in the place of a number ends far from where it was read, in an erro
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import gzip
-import io
+import itertools
 import json
+import sys
 import types
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
@@ -76,33 +78,62 @@ def parse_lines(lines: Sequence[bytes], kind: type[Kind], path: Path | str) -> l
 
 
 def read_rows(path: Path, columns: Sequence[str] = (), whole_lines: bool = False) -> list[dict[str, str]]:
-    """The rows of the CSV file at `path`, compressed if it ends in .gz, below the first, which names the columns; cells
-    that a row lacks are empty.
+    """The rows of `numbered_rows`, without their lines."""
+    return [row for _, row in numbered_rows(path, columns, whole_lines=whole_lines)]
 
-    With `whole_lines` a last line that was not finished is passed over. ValueError, naming the file, if it cannot be
-    read, lacks one of the `columns`, or has a row with more cells than columns.
+
+def numbered_rows(
+    path: Path,
+    columns: Sequence[str] = (),
+    *,
+    delimiter: str = ",",
+    whole_lines: bool = False,
+    complete: bool = False,
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of the CSV file at `path`, compressed if it ends in .gz, below the first, which names the columns, each
+    with the line that it ends in, counted from 1; cells that a row lacks are empty.
+
+    With `whole_lines` a last line that was not finished is passed over. ValueError, naming the file and the line, if it
+    cannot be read, lacks one of the `columns` or has one twice, or has a row with more cells than columns, or with
+    fewer where rows are `complete`.
     """
+    with _table(path, delimiter, whole_lines) as (names, rows):
+        if missing := [name for name in columns if name not in names]:
+            needed, named = " and ".join(columns), ", ".join(names)
+            raise ValueError(f"{path} has no column {missing[0]!r}, it needs {needed} and has {named!r}")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"{path} has the column {twice!r} twice")
+        for cells in rows:
+            if len(cells) > len(names) or (complete and 0 < len(cells) < len(names)):
+                than = "more" if len(cells) > len(names) else "fewer"
+                raise ValueError(f"{path}, line {rows.line_num}, has {than} cells than there are columns")
+            if cells:
+                yield rows.line_num, dict(itertools.zip_longest(names, cells, fillvalue=""))
+
+
+def read_columns(path: Path, whole_lines: bool = False) -> list[str]:
+    """The names of the columns of a CSV file, none of an empty one; `whole_lines` and ValueError as of
+    `numbered_rows`."""
+    with _table(path, ",", whole_lines) as (names, _):
+        return names
+
+
+@contextlib.contextmanager
+def _table(path: Path, delimiter: str, whole_lines: bool) -> Iterator[tuple[list[str], Any]]:
+    """The first row and a reader of the others; what reading raises is a ValueError."""
+    csv.field_size_limit(sys.maxsize)
     try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
-        text = content[: content.rfind(b"\n") + 1 if whole_lines else None].decode()
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+            lines = (line for line in file if not whole_lines or line.endswith(("\n", "\r")))
+            rows = csv.reader(lines, delimiter=delimiter)
+            yield next(rows, []), rows
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 (byte {error.start})") from None
-    reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
-    rows: list[dict[str, str]] = []
-    try:
-        if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
-            named = ", ".join(reader.fieldnames or ())
-            raise ValueError(f"{path} has no column {missing[0]!r}, it needs {' and '.join(columns)} and has {named!r}")
-        for row in reader:
-            if None in row:
-                raise ValueError(f"{path}, line {reader.line_num}, has more cells than there are columns")
-            rows.append(row)
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text in UTF-8 (after line {rows.line_num})") from None
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
-    return rows
+        raise ValueError(f"{path}, line {rows.line_num}: {error}") from None
 
 
 def typed(kind: type[Kind], value: Any, name: str = "it") -> Kind:

@@ -8,13 +8,14 @@ labels.csv, whose column `split` says which. Classes are those of all tables, so
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from supernet.artifacts.reading import numbered_rows, read_columns
 from supernet.training.data.folders import SYNONYMS, File, ImageFolder, natural_order, split_names
 
 TOGETHER = "labels.csv"
@@ -75,24 +76,16 @@ def _tables(root: str, split: str) -> list[str]:
 
 
 def _read(path: str) -> list[Row]:
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            header = list(reader.fieldnames or ())
-            columns = [name for name in header if name not in (FILE, SPLIT)]
-            if FILE not in header or not columns or len(set(header)) < len(header):
-                raise ValueError(
-                    f"{path} has the columns {', '.join(map(str, header)) or 'none'}, where it should have {FILE}, and "
-                    f"{LABELS} or one for each class, each once"
-                )
-            return [_row(f"{path}, line {reader.line_num}", line, columns) for line in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read as a table of labels: {error}") from error
+    columns = [name for name in read_columns(Path(path)) if name not in (FILE, SPLIT)]
+    if not columns:
+        raise ValueError(f"{path} has no labels: give it the column {LABELS}, or one for each class")
+    return [
+        _row(f"{path}, line {number}", line, columns)
+        for number, line in numbered_rows(Path(path), (FILE,), complete=True)
+    ]
 
 
-def _row(where: str, line: Mapping[str | None, str | None], columns: Sequence[str]) -> Row:
-    if None in line or None in line.values():
-        raise ValueError(f"{where}: it has another number of values than the header has columns")
+def _row(where: str, line: Mapping[str, str], columns: Sequence[str]) -> Row:
     if columns == [LABELS]:
         classes = [name.strip() for name in line[LABELS].split(";") if name.strip()]
         return Row(where, line[FILE], line.get(SPLIT), classes)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from distill.accompanied import UNLABELLED, Beside
+from supernet.artifacts.reading import numbered_rows
 from supernet.training.data.config import DataConfig
 
 # N images
@@ -43,20 +44,13 @@ def read_second_labels(path: str, names: Sequence[str] | None, root: str | None)
     own = [_beneath(root, name) for name in names]
     places = dict(zip(own, range(len(own)))) | dict(zip(names, range(len(names))))
     found: dict[int, str] = {}
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            if not {*COLUMNS} <= {*(rows.fieldnames or ())}:
-                raise ValueError(f"{path} has no columns {' and '.join(COLUMNS)}, but {rows.fieldnames or 'nothing'}")
-            for row in rows:
-                place = places.get(row["file"] or "")
-                if place is None or not row["label"]:
-                    continue
-                if place in found:
-                    raise ValueError(f"{path} has two labels of {row['file']}, up to line {rows.line_num}")
-                found[place] = row["label"]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"the labels of a second task cannot be read from {path}: {error}") from error
+    for line, row in numbered_rows(Path(path), COLUMNS):
+        place = places.get(row["file"])
+        if place is None or not row["label"]:
+            continue
+        if place in found:
+            raise ValueError(f"{path} has two labels of {row['file']}, up to line {line}")
+        found[place] = row["label"]
     classes = tuple(sorted({*found.values()}))
     if len(classes) < 2:
         raise ValueError(

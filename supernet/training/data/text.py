@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from supernet.artifacts.reading import numbered_rows
 from supernet.errors import first_line
 from supernet.imports import require
 from supernet.training.data.splits import hold_out, warn_of_small_classes
@@ -197,19 +196,19 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
     suffix = Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
     if suffix not in (".csv", ".tsv", ".jsonl", ".ndjson"):
         raise ValueError(f"{path} is no table that can be read: a .csv, .tsv or .jsonl file, or one of these as .gz")
-    csv.field_size_limit(sys.maxsize)
+    if suffix in (".csv", ".tsv"):
+        delimiter = "," if suffix == ".csv" else "\t"
+        yield from (row for _, row in numbered_rows(path, delimiter=delimiter, complete=True))
+        return
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as file:
-            if suffix in (".csv", ".tsv"):
-                yield from csv.DictReader(file, delimiter="," if suffix == ".csv" else "\t")
-                return
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 row = json.loads(line) if line.strip() else None
                 if isinstance(row, dict):
                     yield row
                 elif row is not None:
                     raise ValueError(f"line {number} of {path} is no JSON object with the columns by their names")
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
 
 

@@ -5,7 +5,16 @@ from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 import pytest
 
-from supernet.artifacts.reading import parse_json, parse_lines, read_json, read_rows, typed, typed_arguments
+from supernet.artifacts.reading import (
+    numbered_rows,
+    parse_json,
+    parse_lines,
+    read_columns,
+    read_json,
+    read_rows,
+    typed,
+    typed_arguments,
+)
 
 
 class Point(NamedTuple):
@@ -106,6 +115,39 @@ def test_rows_are_read_and_bad_ones_named(tmp_path):
             read_rows(path)
     with pytest.raises(ValueError, match=r"rows\.csv\.gz cannot be read"):
         read_rows(packed)
+
+
+def test_rows_have_the_lines_that_they_end_in(tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_bytes('\ufeffa\tb\r\n"x\ny"\t1\r\n\r\nz\t'.encode())  # as a spreadsheet writes it
+    rows = [(3, {"a": "x\ny", "b": "1"}), (5, {"a": "z", "b": ""})]
+    assert list(numbered_rows(path, ("a",), delimiter="\t", complete=True)) == rows
+    assert list(numbered_rows(path, delimiter="\t", whole_lines=True)) == rows[:1]
+    path.write_text("a,b")
+    assert (read_columns(path), read_columns(path, whole_lines=True)) == (["a", "b"], [])
+    path.write_text(f"a\n{'x' * 200_000}\n")
+    assert len(read_rows(path)[0]["a"]) == 200_000
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a,b\n1,2\n3\n", "line 3, has fewer cells than there are columns"),
+        (b"a,b\n1,2,3\n", "line 2, has more cells"),
+        (b"a,a\n1,2\n", "has the column 'a' twice"),
+        (b"a,b\n1,2\n\xff,2\n", r"is no text in UTF-8"),
+        (b"", "has no column 'a', it needs a and has ''"),
+        (None, "cannot be read: No such file"),
+    ],
+)
+def test_a_malformed_table_is_one_line_that_names_the_file(tmp_path, content, message):
+    path = tmp_path / "rows.csv"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        list(numbered_rows(path, ("a",), complete=True))
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
 
 
 def test_arguments_are_as_their_function_says():

@@ -47,11 +47,11 @@ def test_a_column_for_each_class_and_a_split_in_one_table(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("image,labels\n0.png,a\n", "train.csv has the columns image, labels, where it should have file"),
-        ("file\n0.png\n", "train.csv has the columns file, where"),
-        ("file,a,a\n0.png,1,1\n", "each once"),
+        ("image,labels\n0.png,a\n", "train.csv has no column 'file', it needs file and has 'image, labels'"),
+        ("file\n0.png\n", "train.csv has no labels: give it the column labels, or one for each class"),
+        ("file,a,a\n0.png,1,1\n", "train.csv has the column 'a' twice"),
         ("file,a,b\n0.png,1,2\n", "train.csv, line 2: b is 1 for an image that shows it and 0 otherwise, not '2'"),
-        ("file,a,b\n0.png,1\n", "line 2: it has another number of values"),
+        ("file,a,b\n0.png,1\n", "train.csv, line 2, has fewer cells than there are columns"),
         ("file,labels\n9.png,a\n", "line 2: there is no image '9.png'"),
         ("file,labels\n0.png,a\n./0.png,b\n", "line 3: './0.png' is there twice"),
         ("file,labels\n", "no images of the split 'train'"),

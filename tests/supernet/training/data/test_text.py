@@ -154,7 +154,7 @@ def test_a_folder_of_datasets(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "text,label\nx,1\ny\n", r"row 2 of .*a.csv has no 'label'; its columns are text, label"),
+        ("a.csv", "text,label\nx,1\ny\n", r"a.csv, line 3, has fewer cells than there are columns"),
         ("b.csv", "title,label\nx,1\n", r"row 1 of .*b.csv has no 'text'; its columns are title, label"),
         ("c.csv", "text,label\n", "c.csv has no rows"),
         ("d.csv", "text,label\nx,1\ny,1\n", "the column 'label' of .*d.csv has one class alone, '1'"),
