@@ -16,6 +16,7 @@ from supernet.artifacts import provenance
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.reading import parse_json, read_json
 
+ON_GPU = ("tensorrt", "cuda", "cuda_graph")  # runtimes
 BITS = {"fp32": 32, "tf32": 32, "fp16": 16, "int8": 8, "int4": 4}  # of a number, by precision
 
 
@@ -101,7 +102,7 @@ def is_this_machine(device: Device) -> bool:
 
 
 def _hardware(runtime: str) -> dict[str, str | int | float]:
-    hardware = provenance.processor() | (provenance.gpu() if runtime.startswith("cuda") else {})
+    hardware = provenance.processor() | (provenance.gpu() if runtime in ON_GPU else {})
     governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     if governor.exists():
         hardware["governor"] = governor.read_text().strip()

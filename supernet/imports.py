@@ -15,6 +15,7 @@ EXTRAS = {
     "executorch": "executorch",
     "litert_torch": "litert",
     "ai_edge_litert": "litert",
+    "tensorrt": "tensorrt",
     "plotly": "report",
     "pynvml": "energy",
     "tensorboard": "tensorboard",

@@ -56,8 +56,8 @@ class Arguments:
     devices: Path = Path("runs/latency")
     """Folder with one folder a device, as supernet measure-latency writes it."""
     runtime: str = "onnxruntime"
-    """What runs networks on this machine: torch, torch_compile, onnxruntime, openvino, executorch, litert, cuda or
-    cuda_graph."""
+    """What runs networks on this machine: torch, torch_compile, onnxruntime, openvino, executorch, litert, tensorrt,
+    cuda or cuda_graph."""
     precision: str = "fp32"
     """fp32, fp16, int8 or int4, as far as the runtime of this machine measures it."""
     threads: int = 1

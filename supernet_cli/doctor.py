@@ -26,6 +26,7 @@ EXTRAS = {
     "openvino": "measuring with OpenVINO; model.xml",
     "executorch": "measuring with ExecuTorch; model.pte",
     "litert": "measuring with LiteRT; model.tflite",
+    "tensorrt": "measuring with TensorRT on a GPU; model.engine",
     "report": "report.html of a search or a sweep",
     "datasets": "images from hfds/ and wds/ datasets",
     "text": "training on texts, whose tokenizer is trained or read",

@@ -2,15 +2,17 @@
 
     supernet export --subnet subnets/mine                                    # a model card, README.md
     supernet export --subnet subnets/mine --to openvino executorch litert
+    supernet export --subnet subnets/mine --to tensorrt                      # for the GPU of this machine
     supernet export --subnet subnets/mine --push USER/NAME                   # private; --public for everybody
 
 Writes into the subnet's folder what it lacks: with --to model.xml and model.bin (OpenVINO IR), model.pte (ExecuTorch,
-by XNNPACK) and model.tflite (LiteRT), in fp32 and for one example, each run here and refused where its outputs are not
-the module's; and README.md, which says what the subnet is, what it costs on which device, how it was found, and how it
-is loaded. `timm.create_model("local-dir:FOLDER", pretrained=True)` does where timm can build the network by a name and
-arguments, which is said. Nothing leaves this machine without --push, which takes the login of `hf auth login` and
-sends the files that this package wrote, and no others. Half a minute for ExecuTorch and for LiteRT, seconds for the
-rest; the extras are `openvino`, `executorch` and `litert`.
+by XNNPACK), model.tflite (LiteRT) and model.engine (TensorRT, for this GPU and version alone), in fp32 and for one
+example, each run here and refused where its outputs are not the module's; and README.md, which says what the subnet is,
+what it costs on which device, how it was found, and how it is loaded.
+`timm.create_model("local-dir:FOLDER", pretrained=True)` does where timm can build the network by a name and arguments,
+which is said. Nothing leaves this machine without --push, which takes the login of `hf auth login` and sends the files
+that this package wrote, and no others. Half a minute for ExecuTorch and for LiteRT, seconds for the rest; the extras
+are `openvino`, `executorch`, `litert` and `tensorrt`.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from supernet_cli.flags import parse_flags
 
 FILES = (
     *("config.json", "model.safetensors", CARD, "model.onnx", "model.int8.onnx", "model.fp16.onnx", "model.pt2"),
-    *("model.xml", "model.bin", "model.pte", "model.tflite", "tokenizer.json"),
+    *("model.xml", "model.bin", "model.pte", "model.tflite", "model.engine", "tokenizer.json"),
 )
 """What is pushed, of what there is."""
 
@@ -41,7 +43,7 @@ class Arguments:
     subnet: Path
     """Folder of the subnet."""
     to: tuple[str, ...] = ()
-    """Formats to write: openvino, executorch and litert."""
+    """Formats to write: openvino, executorch, litert and tensorrt."""
     name: str | None = None
     """What the card calls it; by default the folder's name."""
     push: str | None = None

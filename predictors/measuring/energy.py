@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from predictors.device import Device
+from predictors.device import ON_GPU, Device
 from predictors.measuring.runtimes import Timer
 from supernet.imports import require
 
@@ -107,7 +107,7 @@ class Nvml:
 
 def meter(device: Device) -> Meter:
     """The meter of what the runtime of `device` computes on; raises what `Rapl` and `Nvml` do."""
-    return Nvml() if device.runtime.startswith("cuda") else Rapl()
+    return Nvml() if device.runtime in ON_GPU else Rapl()
 
 
 def energy_mj(timer: Timer, by: Meter) -> float:

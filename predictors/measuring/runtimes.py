@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from compress.quantisation import export_int8, quantise
 from distill.untouched import untouched
-from predictors.device import Device
+from predictors.device import ON_GPU, Device
 from supernet.artifacts.converters import CONVERTERS, convert
 from supernet.artifacts.deployment import deployed
 from supernet.artifacts.export import export_onnx
+from supernet.artifacts.tensorrt_engine import Engine
 from supernet.imports import require
 from supernet.training.execution import tf32
 
@@ -53,7 +54,7 @@ def check(device: Device) -> None:
     precisions = PRECISIONS.get(device.runtime, ("fp32",))
     if device.precision not in precisions:
         raise ValueError(f"{device.runtime} measures {' and '.join(precisions)} here, not {device.precision!r}")
-    if device.runtime.startswith("cuda") and not torch.cuda.is_available():
+    if device.runtime in ON_GPU and not torch.cuda.is_available():
         raise ValueError(f"the runtime {device.runtime} needs an NVIDIA GPU, and torch finds none here")
     for module in MODULES.get(device.runtime, ()):
         require(module)
@@ -118,6 +119,19 @@ def _converted(name: str, model: nn.Module, device: Device, inputs: tuple[Tensor
     return lambda count: _time(lambda: run_once(*inputs), count)
 
 
+def _tensorrt(model: nn.Module, device: Device, inputs: tuple[Tensor, ...]) -> Timer:
+    with tempfile.TemporaryDirectory() as folder:
+        convert(model, "tensorrt", Path(folder), inputs)
+        engine = Engine(Path(folder) / CONVERTERS["tensorrt"].file)
+    engine.fill(inputs)
+
+    def run(count: int) -> np.ndarray:
+        with torch.cuda.stream(engine.stream):
+            return _time_cuda(engine.enqueue, count)
+
+    return run
+
+
 def _cuda(model: nn.Module, device: Device, inputs: tuple[Tensor, ...]) -> Timer:
     model = model.cuda()
     run_once = _one_run(model, model, tuple(tensor.cuda() for tensor in inputs))
@@ -155,6 +169,7 @@ RUNTIMES: dict[str, Runtime] = {
     "openvino": _openvino,
     "executorch": partial(_converted, "executorch"),
     "litert": partial(_converted, "litert"),
+    "tensorrt": _tensorrt,
     "cuda": _cuda,
     "cuda_graph": _cuda_graph,
 }

@@ -1,4 +1,4 @@
-"""A plain module as a file for runtimes that do not read ONNX: OpenVINO IR, ExecuTorch and LiteRT."""
+"""A plain module as a file for runtimes that do not read ONNX: OpenVINO IR, ExecuTorch, LiteRT and TensorRT."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from supernet.artifacts.atomic import write_atomically
 from supernet.artifacts.deployment import deployed
 from supernet.artifacts.export import Agreement, agreement, export_onnx
+from supernet.artifacts.tensorrt_engine import run_engine, write_engine
 from supernet.errors import first_line
 from supernet.imports import require
 
@@ -130,6 +131,7 @@ CONVERTERS = {
     "openvino": Converter("model.xml", ("onnx", "openvino"), _write_openvino, _run_openvino),
     "executorch": Converter("model.pte", ("executorch",), _write_executorch, _run_executorch),
     "litert": Converter("model.tflite", ("litert_torch", "ai_edge_litert"), _write_litert, _run_litert),
+    "tensorrt": Converter("model.engine", ("onnx", "tensorrt"), write_engine, run_engine),
 }
 
 

@@ -26,6 +26,7 @@ PACKAGES = (
     "executorch",
     "litert-torch",
     "ai-edge-litert",
+    "tensorrt",
 )
 
 

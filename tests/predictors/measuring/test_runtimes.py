@@ -13,14 +13,17 @@ from predictors import device as device_module
 from predictors.measuring import runtimes
 from supernet import imports as extras
 from supernet.families import FAMILIES
+from tests import tensorrt
+
+PLAIN = [("torch", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8")]
 
 
 @pytest.mark.parametrize(
-    ("runtime", "precision"), [("torch", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8")]
+    ("runtime", "precision"), [*PLAIN, ("openvino", "fp32"), ("executorch", "fp32"), ("litert", "fp32")]
 )
 def test_runs_are_timed_one_by_one(runtime, precision):
-    if runtime == "openvino":
-        pytest.importorskip("openvino")
+    for module in runtimes.MODULES.get(runtime, ()):
+        pytest.importorskip(module)
     family = FAMILIES["mobilenet_v3_micro"]()
     device = this_device(runtime, precision)
     timer = prepare(family.build(family.space.smallest), device, (3, 24, 24))
@@ -44,11 +47,11 @@ TOKENS_AND_TIMES = torch.zeros(1, 6, dtype=torch.int64, device="meta"), torch.em
 
 @pytest.mark.parametrize(
     ("runtime", "precision"),
-    [("torch", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("openvino", "fp32")],
+    [*PLAIN, ("openvino", "fp32"), ("executorch", "fp32"), ("litert", "fp32")],
 )
 def test_several_inputs_and_outputs_are_timed(runtime, precision):
-    if runtime == "openvino":
-        pytest.importorskip("openvino")
+    for module in runtimes.MODULES.get(runtime, ()):
+        pytest.importorskip(module)
     timer = prepare(TokensAndTimes(), this_device(runtime, precision, batch_size=3), TOKENS_AND_TIMES)
     assert np.all(timer(3) > 0)
 
@@ -70,7 +73,7 @@ def test_threads_are_given_back():
 @pytest.mark.parametrize(
     ("device", "message"),
     [
-        (Device("x", "tensorrt"), "no runtime 'tensorrt'; there are torch,"),
+        (Device("x", "coreml"), "no runtime 'coreml'; there are torch,"),
         (Device("x", "torch", precision="int8"), "torch measures fp32 here, not 'int8'"),
         (Device("x", "onnxruntime", precision="int4"), "onnxruntime measures fp32 and int8 here, not 'int4'"),
     ],
@@ -131,6 +134,8 @@ def test_a_device_name_is_a_folder_name():
 class Stand(contextlib.AbstractContextManager):
     """In the place of a stream, an event or a graph of CUDA."""
 
+    cuda_stream = 7
+
     def __init__(self, *args, **options):
         pass
 
@@ -141,6 +146,9 @@ class Stand(contextlib.AbstractContextManager):
         pass
 
     def record(self):
+        pass
+
+    def synchronize(self):
         pass
 
     def elapsed_time(self, other):
@@ -171,6 +179,22 @@ class Watched(nn.Module):
     def forward(self, x):
         self.seen.add((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
         return self.layer(x)
+
+
+def test_an_engine_is_timed_on_its_own_inputs(stand_in, monkeypatch):
+    recorded = tensorrt.install(monkeypatch)
+    device = Device("x", "tensorrt", batch_size=2)
+    runtimes.check(device)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()).eval()
+    timer = runtimes.prepare(model, device, (3, 8, 8))
+    runs = recorded.count("execute")
+    assert timer(3).tolist() == [1, 1, 1]
+    assert recorded.count("execute") == runs + 3
+    (images,) = runtimes.random_inputs((3, 8, 8), 2)
+    with torch.inference_mode():
+        torch.testing.assert_close(recorded.outputs[-1], model(images), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="tensorrt measures fp32 here, not 'fp16'"):
+        runtimes.check(Device("x", "tensorrt", "fp16"))
 
 
 def test_a_graph_keeps_the_weights_that_it_reads(stand_in):

@@ -1,4 +1,5 @@
 import importlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from torch import nn
 from supernet import imports
 from supernet.artifacts import converters
 from supernet.artifacts.converters import CONVERTERS, Converter, convert
+from tests import tensorrt
 
 
 class Two(nn.Module):
@@ -30,10 +32,49 @@ def model():
 INPUTS = torch.linspace(-1, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8), torch.tensor([[1.0], [2.0]])
 
 
+@pytest.fixture
+def gpu(monkeypatch):
+    """What runs on a GPU, on the CPU instead, with a stand-in for TensorRT; what that records."""
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+    stream = SimpleNamespace(cuda_stream=tensorrt.STREAM, synchronize=lambda: None)
+    for name, value in (("is_available", True), ("synchronize", None), ("Stream", stream)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    return tensorrt.install(monkeypatch)
+
+
+def test_an_engine_computes_what_the_module_does(tmp_path, model, gpu):
+    assert convert(model, "tensorrt", tmp_path, INPUTS).difference < 1e-5
+    assert gpu == ["without TF32", "build", "execute"]
+    run = CONVERTERS["tensorrt"].runner(tmp_path / "model.engine", 1)
+    for inputs in (INPUTS, tuple(2 * own for own in INPUTS)):  # in the same buffers
+        with torch.inference_mode():
+            expected = model(*inputs)
+        for output, own in zip(run(*inputs), expected, strict=True):
+            torch.testing.assert_close(output, own, rtol=1e-5, atol=1e-6)
+
+
+def test_an_engine_that_cannot_be_built_or_read_is_one_line(tmp_path, model, gpu, monkeypatch):
+    gpu.builds = False
+    with pytest.raises(ValueError, match=r"^Two cannot be converted to tensorrt: TensorRT finds no way"):
+        convert(model, "tensorrt", tmp_path, INPUTS)
+    gpu.parses = False
+    with pytest.raises(ValueError, match=r"^Two cannot be converted to tensorrt: no importer for Strange$"):
+        convert(model, "tensorrt", tmp_path, INPUTS)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "model.engine").write_bytes(b"of another GPU")
+    with pytest.raises(ValueError, match=r"model\.engine is no engine of this GPU and this version of TensorRT"):
+        CONVERTERS["tensorrt"].runner(tmp_path / "model.engine", 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="TensorRT needs an NVIDIA GPU, and torch finds none here"):
+        convert(model, "tensorrt", tmp_path, INPUTS)
+
+
 @pytest.mark.parametrize("name", CONVERTERS)
 def test_a_file_computes_what_the_module_does(tmp_path, model, name):
     for module in CONVERTERS[name].modules:
         pytest.importorskip(module)
+    if name == "tensorrt" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
     found = convert(model, name, tmp_path, INPUTS)
     assert found.difference < 1e-5
     with torch.inference_mode():
