@@ -35,7 +35,7 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> floa
 def evaluate(model: nn.Module, task: Task, batches: Iterable[Batch], arch: Arch | None = None) -> dict[str, float]:
     """The metrics of `model`, in eval mode, on batches of `task`. The model gets the inputs that the subnet `arch`
     gets; with None it gets them as they are. The batches go through one by one."""
-    device = next(model.parameters()).device
+    device = next(model.parameters(), torch.empty(0)).device
     model.eval()
     with torch.inference_mode():
         moved = (on(device, batch) for batch in batches)

@@ -72,5 +72,12 @@ def run_precision_job(
     trained, config = run_model_job(job, directory, resume=resume, on_step=on_step, around=aware)
     network: Quantised = trained.quantised()
     if distributed.rank() == 0:
-        export_int8(network, directory / INT8_FILE, config.example(), names=config, dynamic_batch=True)
+        export_int8(
+            network,
+            directory / INT8_FILE,
+            config.example(),
+            names=config,
+            dynamic_batch=True,
+            metadata=config.metadata(),
+        )
     return Subnet(trained.plain(), config)

@@ -110,7 +110,7 @@ def answers_of(model: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor
     image. A module runs where it is, in eval mode, any other function on the CPU. ValueError if there are no images."""
     device = torch.device("cpu")
     if isinstance(model, nn.Module):
-        device = next(model.parameters()).device
+        device = next(model.parameters(), torch.empty(0)).device
         model.eval()
     found, num_classes = [], 0
     with torch.inference_mode():

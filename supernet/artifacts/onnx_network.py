@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from supernet.artifacts.export import onnx_runner
 from supernet.artifacts.reading import typed
 from supernet.artifacts.subnet import Subnet
-from supernet.artifacts.subnet_config import SubnetConfig
+from supernet.artifacts.subnet_config import COSTS, Input, SubnetConfig
 from supernet.errors import first_line
 from supernet.imports import require
 from supernet.training.data.image_data import SEVERAL_LABELS
@@ -22,10 +23,12 @@ NEEDED = ("classes", "input_size", "mean", "std", "interpolation", "crop_pct")
 
 
 class OnnxNetwork(nn.Module):
-    """The network in an ONNX file, from images [N, C, R, R] to logits [N, K], on the CPU wherever the images are."""
+    """The network in the ONNX file `path`, from images [N, C, R, R] to logits [N, K], on the CPU wherever the images
+    are."""
 
     def __init__(self, path: str | Path, batch_size: int | None = None) -> None:
         super().__init__()
+        self.path = Path(path)
         self._run, self._batch_size = onnx_runner(path), batch_size
 
     def forward(self, images: Tensor) -> Tensor:
@@ -34,7 +37,8 @@ class OnnxNetwork(nn.Module):
 
 
 def load_onnx(path: str | Path) -> Subnet:
-    """The network in an ONNX file that `supernet extract` wrote, with the configuration that its metadata say.
+    """The network in an ONNX file that `supernet extract` wrote, with the configuration that its metadata say, whose
+    facts lack what they do not say.
 
     ValueError, naming the file, if it cannot be read or says no classes or no preparation of images;
     ModuleNotFoundError without the extra `onnx`.
@@ -49,14 +53,18 @@ def load_onnx(path: str | Path) -> Subnet:
         raise ValueError(
             f"{path} does not say its {missing[0]}, as files of supernet extract do: take its folder instead"
         )
-    names = (*NEEDED, "space", "arch")
     try:
-        values = {name: json.loads(said[name]) for name in names if name in said}
-        arguments = {SEVERAL_LABELS: json.loads(said[SEVERAL_LABELS])} if SEVERAL_LABELS in said else {}
-        defaults = {"space": "", "arch": {}, "space_options": "{}", "family_arguments": arguments}
+        values = {name: json.loads(text) for name, text in said.items() if name in (*NEEDED, "space", "arch")}
+        arguments, facts = (
+            {name: json.loads(said[name]) for name in names if name in said} for names in ((SEVERAL_LABELS,), COSTS)
+        )
+        defaults = {"space": "", "arch": {}, "space_options": "{}", "family_arguments": arguments, "facts": facts}
         config = typed(SubnetConfig, {**defaults, **values})
         config.transform()
+        (feed,) = session.get_inputs()
+        inputs, outputs = (Input(feed.name, config.input_size, "float32"),), session.get_outputs()
+        config = replace(config, inputs=inputs, output_names=tuple(output.name for output in outputs))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} says something else than how images are prepared: {first_line(error)}") from error
-    size = session.get_inputs()[0].shape[0]
+    size = feed.shape[0]
     return Subnet(OnnxNetwork(path, size if isinstance(size, int) else None).eval(), config)

@@ -24,6 +24,8 @@ from supernet.training.data import Data, DataConfig, ImageData
 from supernet.training.data.image_data import SEVERAL_LABELS
 from supernet.training.data.images import evaluation_transform
 
+COSTS = ("macs", "parameters")  # of the facts, those that are the network's own
+
 
 @dataclass(frozen=True)
 class Input:
@@ -85,6 +87,7 @@ class SubnetConfig:
         """What whoever has nothing but a file with the network has to know of it, each as JSON."""
         names = ("classes", "input_size", "mean", "std", "interpolation", "crop_pct", "space", "arch")
         values = {name: getattr(self, name) for name in names} | {SEVERAL_LABELS: self.several_labels or None}
+        values |= {name: self.facts.get(name) for name in COSTS}
         return {name: json.dumps(value) for name, value in values.items() if value is not None}
 
     @property

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch import nn
 
 from search.certainty import mcnemar
 from supernet.answers.answers import Answers, quality
+from supernet.artifacts.export import export_onnx
+from supernet.artifacts.onnx_network import load_onnx
 from supernet.artifacts.subnet import Subnet, SubnetConfig, load_subnet, save_subnet
 from supernet.families.named import make_family
 from supernet.training.data import DataConfig, load_data
@@ -63,6 +66,54 @@ def test_answers_are_written_and_two_networks_compared(command, networks, tmp_pa
         assert page.count("<figure>") == page.count("data:image/jpeg;base64,") == 7
         assert f"{images - round(row['top1'] * images)} of 360 images are answered wrongly" in page
         assert {path.name for path in folder.glob("*.svg")} == {"confusion.svg", "reliability.svg"}
+
+
+def test_an_onnx_file_is_worth_what_its_folder_is(command, networks, tmp_path, monkeypatch):
+    monkeypatch.chdir(networks)
+    subnet = load_subnet("one", space=SPACE)
+    example, said = subnet.config.example(), subnet.config.metadata()
+    export_onnx(subnet.model, tmp_path / "one.onnx", example, names=subnet.config, dynamic_batch=True, metadata=said)
+    file = f"{tmp_path}/one.onnx"
+    result = command(
+        "evaluate", "one", file, "--space", SPACE, "--workers", "0", "--output", "found", "--json", "figures.json"
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    document = json.loads(Path("figures.json").read_text())
+    own, of_file = document["rows"]
+    for name in ("resolution", "top1", "top5", "macs", "parameters"):
+        assert own[name] == of_file[name]
+    assert of_file["calibration_error"] == pytest.approx(own["calibration_error"], abs=1e-5)
+    assert of_file["stored_bytes"] == Path(file).stat().st_size
+    assert of_file["latency_ms"] > 0
+    assert document["paired"][0]["difference"] == 0
+    (folder,) = (path for path in Path("found").iterdir() if path.name.endswith("one.onnx"))
+    assert (folder / "classes.csv").read_text() == Path("found/one/classes.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--int8"], "--robustness and --int8 are not for ONNX files: take the folder of"),
+        (["--runtime", "torch"], "runs by onnxruntime, not by torch: say that, or --no-latency"),
+        (["--no-latency"], "tells other classes apart: a, b (2)"),
+    ],
+)
+def test_an_onnx_file_that_does_not_suit_is_refused(command, networks, tmp_path, words, message):
+    subnet = load_subnet(networks / "one", space=SPACE)
+    said = {**subnet.config.metadata(), "classes": '["a", "b"]'}
+    export_onnx(subnet.model, tmp_path / "one.onnx", subnet.config.example(), names=subnet.config, metadata=said)
+    result = command("evaluate", tmp_path / "one.onnx", "--workers", "0", *words)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert message in result.stderr
+
+
+def test_what_a_file_does_not_say_of_its_costs_is_left_out(networks, tmp_path):
+    subnet = load_subnet(networks / "one", space=SPACE)
+    said = {name: value for name, value in subnet.config.metadata().items() if name not in ("macs", "parameters")}
+    export_onnx(subnet.model, tmp_path / "one.onnx", subnet.config.example(), names=subnet.config, metadata=said)
+    assert load_onnx(tmp_path / "one.onnx").config.facts == {}
+    rows = [{"network": "a", "macs": None}, {"network": "b", "macs": 2000}]
+    assert [list(column.cells) for column in table(rows, "").columns] == [["a", "b"], ["", "2"]]
 
 
 def answers(right):
