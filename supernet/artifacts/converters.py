@@ -119,9 +119,11 @@ def _run_litert(path: Path, threads: int) -> Callable[..., Any]:
     interpreter.allocate_tensors()
     signature = next(iter(interpreter.get_signature_list().values()))
     runner = interpreter.get_signature_runner()
+    types = {name: own["dtype"] for name, own in runner.get_input_details().items()}  # 32 bits of integers of 64
 
     def run(*inputs: Tensor) -> Any:
-        found = runner(**{name: own.numpy() for name, own in zip(signature["inputs"], inputs, strict=True)})
+        named = zip(signature["inputs"], inputs, strict=True)
+        found = runner(**{name: own.numpy().astype(types[name], copy=False) for name, own in named})
         return _tree([torch.from_numpy(found[name]) for name in signature["outputs"]])
 
     return run
