@@ -40,13 +40,14 @@ class Link(NamedTuple):
     piece: Piece
 
 
-def chains(net: Supernet) -> Callable[[Arch], list[Piece]]:
-    """The pieces of a subnet of `net`, in order: those of `cut(net.skeleton(arch), ...)`.
+def chains(net: Supernet, inputs: int = 1) -> Callable[[Arch], list[Piece]]:
+    """The pieces of a subnet of `net`, which is called with so many `inputs`, in order: those of
+    `cut(net.skeleton(arch), ...)`.
 
     They are put together from pieces of other subnets where `Dependence.explains` these; otherwise each subnet is built
     and cut.
     """
-    dependence = Dependence(net.space, net.skeleton, views=net.views)
+    dependence = Dependence(net.space, net.skeleton, views=net.views, inputs=inputs)
     return dependence.chain if dependence.explains() else dependence.cut
 
 
@@ -55,7 +56,7 @@ class Dependence:
 
     `skeleton` gives an architecture's module without weights. `pieces`, if given, names submodules and what determines
     them, as in `supernet.skeleton.Assembler`, so that no subnet is built to find out what depends on what. `views` are
-    those of tensors that are no mere slices (`supernet.views`).
+    those of tensors that are no mere slices (`supernet.views`), and `inputs` how many subnets are called with.
     """
 
     def __init__(
@@ -64,8 +65,9 @@ class Dependence:
         skeleton: Callable[[Arch], nn.Module],
         pieces: Names | None = None,
         views: Views = no_views,
+        inputs: int = 1,
     ) -> None:
-        self._space, self._skeleton, self._views = space, skeleton, views
+        self._space, self._skeleton, self._views, self._inputs = space, skeleton, views, inputs
         self._fingerprints: WeakKeyDictionary[nn.Module, Hashable] = WeakKeyDictionary()
         self._chains: dict[Arch, list[Link]] = {}  # of the subnets that were looked at
         self._known: dict[tuple[Fact, tuple[Value | None, ...]], Piece | Place | None] = {}
@@ -76,11 +78,12 @@ class Dependence:
     @classmethod
     def of_family(cls, family: Family, space: SearchSpace) -> Dependence:
         """The dependence of the architectures `space` of a family."""
+        inputs = len(family.example(space.largest))
         if not family.pieces:
-            return cls(space, partial(build_skeleton, family.build), views=family.views)
+            return cls(space, partial(build_skeleton, family.build), views=family.views, inputs=inputs)
         skeleton = Assembler(family.build, family.pieces, space.largest, family.views)
         told = family.pieces if family.views is no_views else None  # which say nothing of views
-        return cls(space, skeleton, told, family.views)
+        return cls(space, skeleton, told, family.views, inputs)
 
     def chain(self, arch: Arch) -> list[Piece]:
         """The pieces of the subnet `arch`, in order: the same as `cut` gives, put together from pieces of other
@@ -165,7 +168,7 @@ class Dependence:
 
     def _links(self, arch: Arch) -> list[Link]:
         model = self._skeleton(arch).eval()
-        pieces = cut(model, self._fingerprints, self._views(arch))
+        pieces = cut(model, self._fingerprints, self._views(arch), self._inputs)
         links, taken, place = [], set(), START
         for piece, layers in zip(pieces, layer_names(model, pieces)):
             place = (layers[-1] if layers else place[0], 0)

@@ -15,21 +15,22 @@ import itertools
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from distill.untouched import untouched
-from search.prefix.pieces import Piece, cut, weights_in
+from search.prefix.pieces import Carried, Piece, cut, weights_in
 from supernet.activation_memory import examples_within
-from supernet.calibration import Pooled, Reference, calibrate, keeps_statistics
+from supernet.calibration import Pooled, Reference, as_arguments, calibrate, keeps_statistics
 from supernet.concurrency import at_a_time, side_by_side
 from supernet.evaluation import CALIBRATION_BYTES, calibrated, calibration_chunks, known_references, references_of
 from supernet.space import Arch
 from supernet.supernet import Supernet
-from supernet.training.data.batch import examples_in, joined, whole_batches
+from supernet.training.data.batch import device_of, examples_in, joined, whole_batches
 from supernet.views import View
 
 # N images, B batch, K classes
@@ -41,10 +42,11 @@ GROUP = 16  # architectures whose outputs for all images are kept at a time, if 
 
 
 class Batches(NamedTuple):
-    """Images, or what a first part of a network makes of them, in batches, which can be gone through repeatedly."""
+    """Images, or what a first part of a network makes of them, in batches, which can be gone through repeatedly; of
+    networks of several inputs tuples of these."""
 
-    calibration: Iterable[Tensor]
-    evaluation: Iterable[Tensor]
+    calibration: Iterable[Carried]
+    evaluation: Iterable[Carried]
 
 
 class Share(NamedTuple):
@@ -52,13 +54,13 @@ class Share(NamedTuple):
 
     `judges` tells which images are those that judge. If no images calibrate, statistics are known."""
 
-    calibration: list[Tensor]
-    evaluation: list[Tensor]
+    calibration: list[Carried]
+    evaluation: list[Carried]
     judges: Hashable = None
 
     @property
     def nbytes(self) -> int:
-        return sum(batch.nbytes for batch in [*self.calibration, *self.evaluation])
+        return sum(tensor.nbytes for tensor in tree_leaves([self.calibration, self.evaluation]))
 
 
 Kept = TypeVar("Kept", Share, Pooled)
@@ -187,12 +189,15 @@ def outputs(
     remembered = remembered or Remembered(0)
     remembered.begin()
     chains: dict[int, list[tuple[int, Sequence[Piece]]]] = {}
+    inputs: int | None = None  # of the networks, which is the same for all
     for index, arch in enumerate(archs):
         alone = arch == net.statistics_of
         try:
             if not alone:
                 if arch not in remembered.chains:
-                    own = pieces(arch) if pieces else cut(net.skeleton(arch), remembered.fingerprints, net.views(arch))
+                    inputs = inputs or len(as_arguments(next(iter(batches(resolution(arch)).evaluation))))
+                    known, views = remembered.fingerprints, net.views(arch)
+                    own = pieces(arch) if pieces else cut(net.skeleton(arch), known, views, inputs)
                     remembered.chains[arch] = own
                 chain = remembered.chains[arch]
                 alone = _repeats_batch_norm(chain)
@@ -256,7 +261,7 @@ def _at_once(
     for is_known, own in ((True, share._replace(calibration=[])), (False, share)):  # the former before any is dropped
         root = _trie([chain for chain, found in zip(chains, known) if found is is_known], size, remembered)
         for index, found in _run(net, root, own, remembered, remembered.references.get(size, {}), None):
-            yield index, found if isinstance(found, Exception) else joined(found.evaluation)
+            yield index, found if isinstance(found, Exception) else joined(found)
 
 
 def _in_shares(
@@ -278,7 +283,7 @@ def _in_shares(
             if isinstance(found, Exception):
                 errors.setdefault(index, found)
             else:
-                outputs[index] += found.evaluation
+                outputs[index] += found
 
     for chunk in calibration_chunks(net, images.calibration, calibration_bytes):
         run(Share(chunk, []))
@@ -311,8 +316,9 @@ def _run(
     remembered: Remembered,
     references: Mapping[str, Reference],
     statistics: defaultdict[int, Pooled] | None,
-) -> Iterator[tuple[int, Share | Exception]]:
-    """What all architectures below `root` make of a share, or what running them raised."""
+) -> Iterator[tuple[int, list[Any] | Exception]]:
+    """What all architectures below `root` make of the batches of a share that judge, or what running them raised."""
+    several = any(isinstance(batch, tuple) for batch in share.evaluation)  # inputs, which are carried on to the end
     waiting = [(root, share)]
     while waiting:
         node, share = waiting.pop()
@@ -322,7 +328,8 @@ def _run(
         except Exception as error:
             yield from ((index, error) for index in _all_ends(node))
             continue
-        yield from ((index, share) for index in node.ends)
+        outputs = [batch[0] for batch in share.evaluation] if several else share.evaluation
+        yield from ((index, outputs) for index in node.ends)
         waiting += [(child, share) for child in reversed(node.children.values())]
 
 
@@ -368,7 +375,7 @@ def _forward(
         return tensor
 
     with weights_in(pieces, weight) as model:
-        calibration: list[Tensor] = []
+        calibration: list[Carried] = []
         layers = {prefix: own for prefix, piece in zip(prefixes, pieces) if (own := _batch_norms(piece))}
         if not share.calibration:
             for prefix, own in layers.items():
@@ -391,7 +398,7 @@ def _forward(
     return result
 
 
-def _outputs(model: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
+def _outputs(model: nn.Module, batches: Sequence[Carried]) -> list[Any]:
     """On a CPU a batch a core: sharing out every operation of a small network among the cores takes longer.
 
     Other paths, and later populations, may start from the same batches.
@@ -400,10 +407,10 @@ def _outputs(model: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
         return []
 
     @torch.inference_mode()
-    def run(batch: Tensor) -> Tensor:
-        return untouched(model, batch)
+    def run(batch: Carried) -> Any:
+        return untouched(model, *as_arguments(batch))
 
-    with side_by_side(min(len(batches), at_a_time(batches[0].device))) as pool:
+    with side_by_side(min(len(batches), at_a_time(device_of(batches[0])))) as pool:
         return list(pool.map(run, batches))
 
 

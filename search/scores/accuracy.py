@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from distill.untouched import untouched
 from search.evaluator import in_order
 from search.prefix import trie
+from search.prefix.pieces import Carried
 from supernet.evaluation import CALIBRATION_BYTES, calibrated
 from supernet.space import Arch
 from supernet.supernet import Supernet
@@ -90,8 +90,8 @@ class SupernetScore:
     Within `calibration_bytes`, calibration is exact and all examples run together; beyond it, examples run in shares
     (`supernet.evaluation.calibrated`, `search.prefix.trie.outputs`).
 
-    Subnets that are called with a single tensor share what their first layers make of it, which is kept for later
-    calls, in up to `memory_bytes`, until the weights change. Others run one by one.
+    Subnets that are called with tensors share what their first layers make of the first of them, which is kept for
+    later calls, in up to `memory_bytes`, until the weights change. Others run one by one.
     """
 
     def __init__(
@@ -153,13 +153,13 @@ class SupernetScore:
             self._remembered.clear()
             self._version = version
         arch_of = {self.resolution(arch): arch for arch in archs}  # of one resolution, all inputs are the same
-        if not all(_is_single(self._calls(used[size].evaluation, arch)) for size, arch in arch_of.items()):
+        if not all(_are_tensors(self._calls(used[size].evaluation, arch)) for size, arch in arch_of.items()):
             yield from self._in_precision(self._one_by_one(archs, judge, used))
             return
 
         def batches(resolution: int | None) -> trie.Batches:
             inputs = (self._calls(batch, arch_of[resolution]) for batch in used[resolution])
-            return trie.Batches(*(_Mapped(itemgetter(0), calls) for calls in inputs))
+            return trie.Batches(*(_Mapped(_carried, calls) for calls in inputs))
 
         found = trie.outputs(
             self.net,
@@ -257,10 +257,13 @@ class _Mapped:
         return map(self.make, self.parts)
 
 
-def _is_single(calls: Iterable[tuple]) -> bool:
-    """Whether the first of them is with a single tensor."""
-    inputs = next(iter(calls))
-    return len(inputs) == 1 and isinstance(inputs[0], Tensor)
+def _are_tensors(calls: Iterable[tuple]) -> bool:
+    """Whether the first of them is with tensors alone."""
+    return all(isinstance(given, Tensor) for given in next(iter(calls)))
+
+
+def _carried(inputs: tuple[Tensor, ...]) -> Carried:
+    return inputs if len(inputs) > 1 else inputs[0]
 
 
 def _labelled(images: Callable[[int], EvaluationImages], resolution: int) -> EvaluationBatches:

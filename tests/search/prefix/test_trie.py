@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from search.prefix import trie
+from search.prefix.dependence import chains
 from search.prefix.pieces import cut
 from search.scores.accuracy import SupernetAccuracy, first_metric, resized
 from supernet import SearchSpace, Supernet
@@ -362,3 +363,56 @@ def test_a_network_of_several_outputs_is_a_single_piece(unused):
         else:
             assert found[index].keys() == expected.keys()
             torch.testing.assert_close(dict(found[index]), expected)
+
+
+class Masked(nn.Module):
+    """Of a mask it makes a column, by functions alone, which both blocks and the mean use."""
+
+    def __init__(self, width: int, kernel_size: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, width)
+        self.blocks = nn.ModuleList(nn.Conv1d(width, width, size, padding="same") for size in (1, kernel_size))
+        self.bn = nn.BatchNorm1d(width)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, tokens, mask):
+        column = mask[:, None, :].float()
+        x = self.embedding(tokens).transpose(1, 2)
+        for block in self.blocks:
+            x = (block(x) * column).relu()
+        x = self.bn(x)
+        return self.head((x * column).sum(2) / column.sum(2))
+
+
+def test_further_inputs_go_along():
+    """Pieces of two blocks, each of which makes the column of the mask again; subnets share the first."""
+    space = SearchSpace({"kernel_size": (1, 3, 5)})
+    net = Supernet(space, lambda arch: Masked(4, arch["kernel_size"])).eval()
+    pieces = cut(net.skeleton(space.largest), inputs=2)
+    assert [[type(layer) for layer in piece.layers] for piece in pieces] == [
+        [nn.Embedding],
+        [],
+        [nn.Conv1d],
+        [],
+        [],
+        [nn.Conv1d],
+        [],
+        [],
+        [nn.BatchNorm1d],
+        [],
+        [],
+        [],
+        [nn.Linear],
+    ]
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(7, (12, 6), generator=generator)
+    mask = (torch.arange(6) < torch.arange(2, 14)[:, None] % 5 + 1).long()
+    batches = trie.Batches(*(list(zip(tokens[part].split(3), mask[part].split(3))) for part in (slice(6), slice(12))))
+    archs = list(space)
+    for limit in (2**33, 1):  # all at once, and in shares
+        found = dict(trie.outputs(net, archs, lambda _: batches, lambda arch: 0, calibration_bytes=limit))
+        for index, arch in enumerate(archs):
+            model = calibrated(net, arch, batches.calibration, limit)
+            with torch.no_grad():
+                torch.testing.assert_close(found[index], model(tokens, mask), rtol=1e-5, atol=1e-6)
+    assert chains(net, inputs=2)(archs[1])[-1].key == pieces[-1].key

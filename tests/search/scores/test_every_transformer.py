@@ -121,7 +121,7 @@ def test_the_kernel_and_gradients_do_not_see_what_fills_up_a_text():
 
 
 def test_beginnings_that_agree_change_nothing(name, family, net, archs):
-    """Text encoders, which take a mask as well, run one by one."""
+    """Of text encoders the mask goes along."""
     batch = batch_of(name)
     data = TensorData(batch, batch, batch)
     score = SupernetScore(net, family.task, partial(held_out, data, 8, 0, None), family.resolution)
