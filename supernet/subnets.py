@@ -191,6 +191,12 @@ class LentSubnet:
         counts = Counter(slot.part.source for slot in self._slots)
         return {slot.part.source for slot in self._slots if slot.is_indexed and counts[slot.part.source] == 1}
 
+    def telling(self) -> list[Tensor]:
+        """The shared tensors that `lent` calls `arrived` with, where they get a gradient."""
+        slots = (slot for slot in self._slots if slot.part.source in self.early)
+        sources = (slot.shared[slot.shared_key] for slot in slots)
+        return [source for source in sources if source.requires_grad and source.is_leaf]
+
     def set_mode(self, training: bool) -> None:
         """As `nn.Module.train`."""
         if self._sets_mode:

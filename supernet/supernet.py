@@ -27,7 +27,8 @@ from supernet.subnets import Alias, Arrived, LentSubnet, Part, Plan, Slot, Tenso
 from supernet.views import PLAIN, View, Views, no_views, tie_names, tied_builder, tied_names
 
 Builder = Callable[..., nn.Module]  # of an architecture, with the options of `DropRates`
-StandIn = Callable[[str, LentSubnet], nn.Module]  # for a piece of a subnet, by its name: what runs in its place
+# for a piece of a subnet, by its name: what runs in its place, and tells of shared tensors that have all their gradient
+StandIn = Callable[[str, LentSubnet, Arrived | None], nn.Module]
 
 _CACHES = ("_known_subnet", "_assemblers", "_plans", "_tree")  # what a copy of a supernet begins anew
 _cached = functools.lru_cache(maxsize=64)  # subnets without weights, some 2 MB each
@@ -135,8 +136,8 @@ class Supernet(nn.Module):
         gradients are added to the shared tensors' `.grad` by the way, which takes less time, but `torch.autograd.grad`
         and hooks do not see them; `arrived` is then called, in the backward pass, with shared tensors as soon as all of
         their gradient is there, as `LentSubnet.lent` says. `stand_in` gives what runs in the place of the pieces that
-        subnets have in common, or of a whole subnet where they have none, and adds to gradients as `accumulate` does,
-        without `arrived`; it is for train mode, and asked where no other gradients are wanted.
+        subnets have in common, or of a whole subnet where they have none, adds to gradients as `accumulate` does and
+        calls `arrived`; it is for train mode, and asked where no other gradients are wanted.
         ValueError if `arch` is not of this space, or if an input is of another floating point type than the weights,
         or of integers where the example was not.
         """
@@ -144,7 +145,8 @@ class Supernet(nn.Module):
             *inputs, arch = inputs
         self._check_types((inputs, keywords))
         stands_in = self.training and (accumulate or not torch.is_grad_enabled())
-        subnet = self._subnet(self.space.validate(arch), rates, stand_in if stands_in else None)
+        stand_in = stand_in if stands_in else None
+        subnet = self._subnet(self.space.validate(arch), rates, stand_in, arrived if stand_in else None)
         if self.training:
             self.statistics_of = None
         subnet.set_mode(self.training)
@@ -152,7 +154,7 @@ class Supernet(nn.Module):
         with subnet.holding(tensors) as module:
             output = untouched(lambda inputs, keywords: module(*inputs, **keywords), tuple(inputs), keywords)
         # what stands in may use its memory again for the next subnet
-        return tree_map_only(Tensor, Tensor.clone, output) if stands_in and stand_in is not None else output
+        return output if stand_in is None else tree_map_only(Tensor, Tensor.clone, output)
 
     def _check_types(self, inputs: tuple) -> None:
         dtype = floating_dtype(self)
@@ -255,30 +257,35 @@ class Supernet(nn.Module):
         self._plans: WeakKeyDictionary[nn.Module, Plan] = WeakKeyDictionary()
         self._tree: list[tuple[dict[str, nn.Module | None], str, nn.Module | None]] = []
 
-    def _subnet(self, arch: Arch, rates: DropRates = NO_DROP, stand_in: StandIn | None = None) -> LentSubnet:
-        """The subnet `arch`, with `stand_in` for its pieces; what is known of subnets is forgotten where a module of
-        the shared tensors is another."""
+    def _subnet(
+        self, arch: Arch, rates: DropRates = NO_DROP, stand_in: StandIn | None = None, arrived: Arrived | None = None
+    ) -> LentSubnet:
+        """The subnet `arch`, with `stand_in` for its pieces, which call `arrived`.
+
+        What is known of subnets is forgotten where a module of the shared tensors is another."""
         if not all(modules.get(name) is module for modules, name, module in self._tree):
             self._known_subnet.cache_clear()
             self._plans.clear()
             self._tree.clear()
         if not self._tree:
             self._tree += [(owner._modules, *item) for owner in self.modules() for item in owner._modules.items()]
-        return self._known_subnet(arch, rates, stand_in)
+        return self._known_subnet(arch, rates, stand_in, arrived)
 
-    def _make_subnet(self, arch: Arch, rates: DropRates, stand_in: StandIn | None) -> LentSubnet:
+    def _make_subnet(
+        self, arch: Arch, rates: DropRates, stand_in: StandIn | None, arrived: Arrived | None
+    ) -> LentSubnet:
         assemble = self._assembler(rates)
         if stand_in is None:
             module = assemble(arch) if assemble else build_skeleton(partial(self.build, **rates.options), arch)
             return self._subnet_of(module, arch)
-        whole = self._known_subnet(arch, rates, None)
+        whole = self._known_subnet(arch, rates, None, None)
         module = None
         if assemble and not self.views(arch):  # by which a piece may be of this subnet alone
             module = assemble.with_stand_ins(
-                arch, lambda name, piece: stand_in(name, LentSubnet(piece, self._plans[piece]))
+                arch, lambda name, piece: stand_in(name, LentSubnet(piece, self._plans[piece]), arrived)
             )
         if module is None:
-            return LentSubnet(stand_in("", whole), Plan("", (), (), (), {}))
+            return LentSubnet(stand_in("", whole, arrived), Plan("", (), (), (), {}))
         return self._subnet_of(module, arch)
 
     def _assembler(self, rates: DropRates) -> Assembler | None:

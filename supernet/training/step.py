@@ -142,8 +142,7 @@ class TrainStep:
         losses = []
         for index, learner in enumerate(learners):
             arch, has_gradient = learner.arch, learner.has_gradient
-            # what stands in for a piece does not say when its gradients are complete
-            average = self.average if is_last and index == last and self.stand_in is None else None
+            average = self.average if is_last and index == last else None
             rates = self._rates(learner.regularised)
             with (
                 torch.set_grad_enabled(has_gradient),

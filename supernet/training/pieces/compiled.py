@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from supernet.subnets import LentSubnet
+from supernet.subnets import Arrived, LentSubnet
 from supernet.training.pieces.standing import Standing
 
 # Sizes of weights and settings of modules are no constants of the compiled code, so that its variants saturate at some
@@ -27,14 +27,14 @@ class CompiledPieces:
     def __init__(self, **options: Any) -> None:
         self._call = torch.compile(_call, **options)
 
-    def __call__(self, name: str, lent: LentSubnet) -> nn.Module:
+    def __call__(self, name: str, lent: LentSubnet, arrived: Arrived | None = None) -> nn.Module:
         """What stands in for the piece `name` of subnets, the module of `lent`."""
-        return _Compiled(self._call, lent)
+        return _Compiled(self._call, lent, arrived)
 
 
 class _Compiled(Standing):
-    def __init__(self, call: Any, lent: LentSubnet) -> None:
-        super().__init__(lent)
+    def __init__(self, call: Any, lent: LentSubnet, arrived: Arrived | None) -> None:
+        super().__init__(lent, arrived)
         self._call = call
 
     def forward(self, *inputs: Any, **keywords: Any) -> Any:

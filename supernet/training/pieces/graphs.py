@@ -25,7 +25,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.weak import WeakIdKeyDictionary
 
 from supernet.errors import first_line
-from supernet.subnets import Leaf, LentSubnet, add_to_parts
+from supernet.subnets import Arrived, Leaf, LentSubnet, add_to_parts
 from supernet.training.pieces.standing import Standing
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,8 @@ class GraphedPieces:
     What cannot be recorded, since the host has to know a value, runs as it is, which is said once; so does a piece
     that has hooks, and one that is called again before its backward pass.
 
-    Gradients are the same as without graphs, and are added to the `.grad` of shared tensors as `accumulate` does.
+    Gradients are the same as without graphs, and are added to the `.grad` of shared tensors as `accumulate` does. They
+    have arrived when the replay that adds them is queued.
     """
 
     def __init__(self, recorder: Recorder, memory_bytes: int) -> None:
@@ -102,11 +103,11 @@ class GraphedPieces:
         self._gradients: WeakIdKeyDictionary = WeakIdKeyDictionary()  # a buffer for each shared tensor
         self._told: set[str] = set()
 
-    def __call__(self, name: str, lent: LentSubnet) -> nn.Module:
+    def __call__(self, name: str, lent: LentSubnet, arrived: Arrived | None = None) -> nn.Module:
         """What stands in for the piece `name` of subnets, the module of `lent`."""
         if name not in self._places:
             self._places[name] = _Place(name, self.recorder.pool())
-        return Piece(self, self._places[name], lent)
+        return Piece(self, self._places[name], lent, arrived)
 
     def forms(self, module: nn.Module) -> dict[Hashable, _Form | None]:
         """What the piece `module` gave, by what it got; None where it cannot be a graph."""
@@ -165,8 +166,8 @@ class GraphedPieces:
 class Piece(Standing):
     """Stands in for the module of `lent`, and calls it or its graphs."""
 
-    def __init__(self, owner: GraphedPieces, place: _Place, lent: LentSubnet) -> None:
-        super().__init__(lent)
+    def __init__(self, owner: GraphedPieces, place: _Place, lent: LentSubnet, arrived: Arrived | None) -> None:
+        super().__init__(lent, arrived)
         self.place = place
         self._owner = owner
 
@@ -181,10 +182,16 @@ class Piece(Standing):
             graphs = forms[form] and self._owner.record(key, self, inputs, forms[form])
             if graphs is None:
                 forms[form] = None
-        output = graphs(inputs) if graphs else self._as_it_is(inputs, keywords)
+        output = self._replayed(graphs, inputs) if graphs else self._as_it_is(inputs, keywords)
         if torch.is_grad_enabled() and form not in forms:
             forms[form] = _Form.of(output)
         return output
+
+    def _replayed(self, graphs: _Graphs, inputs: tuple) -> Any:
+        if not self.awaits_backward:
+            return graphs(inputs)
+        self.await_from(graphs.telling)
+        return graphs(inputs, self.came)
 
     def _as_it_is(self, inputs: tuple, keywords: dict[str, Any]) -> Any:
         with self.lending() as module:
@@ -262,6 +269,7 @@ class _Graphs:
         ]
         self._anchor = torch.zeros((), device=device, requires_grad=True)  # autograd asks for what depends on it
         self._sources: list[Tensor] = []  # those that get a gradient
+        self.telling: list[Tensor] = []  # of them, those of which a call has no other gradient
         self._state = self._lent.state()
         for source in self._lent.learning():
             owner.gradient(source)  # apart from the memory of the graphs
@@ -280,8 +288,8 @@ class _Graphs:
         """Whether the shared tensors are where they were."""
         return self._lent.state() == self._state
 
-    def __call__(self, inputs: Sequence[Tensor]) -> Any:
-        outputs = _Replayed.apply(self, self._anchor, *inputs)
+    def __call__(self, inputs: Sequence[Tensor], arrived: Arrived | None = None) -> Any:
+        outputs = _Replayed.apply(self, arrived, self._anchor, *inputs)
         return tree_unflatten(list(outputs), self._spec)
 
     def replay_forward(self, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -328,6 +336,8 @@ class _Graphs:
                 place.zero_()
         arrived = [(leaf, gradient) for leaf, gradient in zip(leaves, found[len(wanted) :]) if gradient is not None]
         self._sources = list({id(leaf.source): leaf.source for leaf, _ in arrived}.values())
+        telling = {id(source) for source in self._lent.telling()}
+        self.telling = [source for source in self._sources if id(source) in telling]
         add_to_parts((leaf.part_of(self._gradient(leaf.source)), leaf.source, gradient) for leaf, gradient in arrived)
 
 
@@ -335,8 +345,8 @@ class _Replayed(torch.autograd.Function):
     """The graphs of a piece as a function."""
 
     @staticmethod
-    def forward(ctx, graphs: _Graphs, anchor: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        ctx.graphs = graphs
+    def forward(ctx, graphs: _Graphs, arrived: Arrived | None, anchor: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.graphs, ctx.arrived = graphs, arrived
         ctx.turn = graphs.begin()
         return tuple(graphs.replay_forward(inputs))
 
@@ -346,7 +356,10 @@ class _Replayed(torch.autograd.Function):
             raise RuntimeError("a graph has one backward pass for each forward pass: run the network again")
         found = ctx.graphs.replay_backward(gradients)
         ctx.turn.is_over = True
-        return None, None, *found
+        if ctx.arrived:
+            for source in ctx.graphs.telling:
+                ctx.arrived(source)
+        return None, None, None, *found
 
 
 def _host_generators() -> tuple[object, ...]:

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from supernet.training.methods.sampling import Learner, Sandwich, Uniform
 from supernet.training.randomness import Stream, generator
 from supernet.training.step import TrainConfig, TrainStep
 from supernet.training.train import train
+from tests.recorded import graphed
 from tests.small import SPACE, small
 
 TRAIN = TrainConfig(epochs=1, batch_size=8, random_subnets=1)
@@ -51,14 +53,14 @@ def gradients(rank=0, world_size=1):
     return {name: parameter.grad for name, parameter in net.named_parameters()}
 
 
-def of_own_images(family, net, learners, average=None, rank=None):
+def of_own_images(family, net, learners, average=None, rank=None, stand_in=None):
     """Gives `net` the gradients of a step on this process's images, or on those of another."""
     draw = torch.Generator().manual_seed(distributed.rank() if rank is None else rank)
     batch = torch.randn(8, 3, 32, 32, generator=draw), torch.randint(10, (8,), generator=draw)
-    TrainStep(net, family.task, TrainConfig(accumulation=2), average=average)(batch, learners)
+    TrainStep(net, family.task, TrainConfig(accumulation=2), average=average, stand_in=stand_in)(batch, learners)
 
 
-def averages(kernel_transform):
+def averages(kernel_transform, graphs):
     """The gradients of a step, averaged in small buckets and all together; what happened in which order; and how many
     buckets there were, how many of them had been sent when the last backward pass was over, and their copies at most.
     """
@@ -84,7 +86,11 @@ def averages(kernel_transform):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed, "BUCKET_BYTES", 5000)
         average = Recorded(nets[0].parameters(), nets[0].late_parameters())
-    of_own_images(family, nets[0], learners, average)
+    pieces = graphed(nets[0]) if graphs else None
+    if graphs:  # recorded, since each runs twice
+        of_own_images(family, nets[0], learners, stand_in=pieces)
+        nets[0].zero_grad()
+    of_own_images(family, nets[0], learners, average, stand_in=pieces)
     sent = events.count("sent")
     average.finish()
     of_own_images(family, nets[1], learners)
@@ -172,7 +178,7 @@ def progressive_buffers(directory):
 def all_of_this_rank(directory):
     found = gradients(distributed.rank(), distributed.world_size())
     trained = {method: train_here(method, directory) for method in METHODS}
-    averaged = {kernel_transform: averages(kernel_transform) for kernel_transform in (False, True)}
+    averaged = {case: averages(*case) for case in itertools.product((False, True), repeat=2)}
     apart = train_apart(directory), joint_gradients()
     again = finished_again(directory / f"of {distributed.rank()}")
     buffers = progressive_buffers(directory / "progressive")
@@ -195,9 +201,10 @@ def test_two_processes_have_the_gradients_of_one_with_the_joint_batch(processes)
             assert (torch.from_numpy(gradient) - expected[name]).abs().max() < 1e-6 * largest, name
 
 
+@pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("kernel_transform", [False, True])
-def test_buckets_are_averaged_while_the_last_backward_pass_runs(processes, kernel_transform):
-    found = [averaged[kernel_transform] for *_, averaged, _, _, _ in processes[0]]
+def test_buckets_are_averaged_while_the_last_backward_pass_runs(processes, kernel_transform, graphs):
+    found = [averaged[kernel_transform, graphs] for *_, averaged, _, _, _ in processes[0]]
     for (bucketed, together), events, (buckets, sent, copies) in found:
         assert bucketed.keys() == together.keys()
         for name, gradient in bucketed.items():

@@ -1,5 +1,3 @@
-"""Without a GPU: work is recorded and replayed by being done again, in the same buffers."""
-
 import copy
 from functools import partial
 
@@ -14,48 +12,10 @@ from supernet.families.inverted_residual import Network, Stage, inverted_residua
 from supernet.tasks import Classification
 from supernet.training.execution import Execution
 from supernet.training.methods.sampling import Learner, Sandwich, Step
-from supernet.training.pieces.graphs import GraphedPieces
 from supernet.training.step import TrainConfig, TrainStep
+from tests.recorded import graphed
 
 CONFIG = TrainConfig(accumulation=2)
-
-
-class Again:
-    """Does recorded work again when it is replayed. Recording has no effect on the `tensors` that stay."""
-
-    def __init__(self, net):
-        self.net, self.taken, self.replays, self.graphs = net, 0, 0, None
-
-    def record(self, work, pool):
-        kept = [*self.net.buffers(), *self.graphs._gradients.values()]
-        with torch.no_grad(), torch.random.fork_rng():
-            before = [tensor.clone() for tensor in kept]
-            work()
-            for tensor, value in zip(kept, before):
-                tensor.data.copy_(value)  # unnoticed by autograd
-        self.taken += 100
-        return _Work(self, work)
-
-    def pool(self):
-        return object()
-
-    def reserved_bytes(self):
-        return self.taken
-
-
-class _Work:
-    def __init__(self, recorder, work):
-        self.recorder, self.work = recorder, work
-
-    def replay(self):
-        self.recorder.replays += 1
-        self.work()
-
-
-def graphed(net, memory_bytes=2**40):
-    recorder = Again(net)
-    recorder.graphs = GraphedPieces(recorder, memory_bytes)
-    return recorder.graphs
 
 
 def with_kernel_transforms():
@@ -116,26 +76,75 @@ def trained(family, stand_in=None, amp="none", steps=4):
     return net, had, pieces
 
 
-class Begun:
-    """Counts how often gradients began to travel before all were there."""
+class Arrivals:
+    """Stands in for what sends gradients: which parameters they were said to be of, and what they were then."""
 
-    times = 0
+    def __init__(self, replays):
+        self.replays, self.complete, self.gradients, self.replayed = replays, set(), {}, []
 
     def begin(self, complete):
-        self.times += 1
+        self.complete = set(complete)
 
     def arrived(self, parameter):
-        """Nothing is sent."""
+        assert parameter not in self.gradients
+        assert parameter not in self.complete
+        self.gradients[parameter] = parameter.grad.clone()
+        self.replayed.append(self.replays())
 
 
-def test_gradients_of_graphs_do_not_travel_before_all_are_there():
-    family = FAMILIES["mobilenet_v3_micro"]()
-    net, average = family.supernet().train(), Begun()
-    learners = [Learner(family.space.smallest)]
-    for stand_in, expected in ((graphed(net), 0), (None, 1)):
-        step = TrainStep(net, family.task, TrainConfig(), stand_in=stand_in, average=average)
-        step((torch.zeros(2, 3, 24, 24), torch.zeros(2, dtype=torch.long)), learners)
-        assert average.times == expected
+def arrivals(family, graphs, steps=2):
+    """Those of the last of several steps on one batch, by the parameters' names, which are the final gradients."""
+    net = family.supernet().train()
+    stand_in = graphed(net) if graphs else None
+    learners = 2 * [Learner(family.space.smallest)]
+    for _ in range(steps):
+        average = Arrivals(lambda: stand_in.recorder.replays if graphs else 0)
+        net.zero_grad()
+        torch.manual_seed(0)
+        TrainStep(net, family.task, TrainConfig(), stand_in=stand_in, average=average)(batch_of(0, family), learners)
+    names = {parameter: name for name, parameter in net.named_parameters()}
+    for parameter, gradient in average.gradients.items():
+        assert torch.equal(gradient, parameter.grad), names[parameter]
+    return {names[parameter]: gradient for parameter, gradient in average.gradients.items()}, average.replayed
+
+
+@pytest.mark.parametrize("name", ["kernel transforms", "whole"])
+def test_gradients_of_graphs_are_complete_as_early_as_without(name):
+    family = FAMILY[name]()
+    expected, _ = arrivals(family, graphs=False)
+    found, replayed = arrivals(family, graphs=True)
+    assert found.keys() == expected.keys()
+    assert len(found) > 3
+    assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
+    if family.pieces:
+        assert len(set(replayed)) > 3  # one piece after the other
+
+
+class Twice(nn.Module):
+    """Calls one of its pieces a second time, on inputs of another form."""
+
+    def __init__(self, arch):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.again = nn.Conv2d(4, 4, 3, padding=1)
+        self.classifier = nn.Linear(4, arch["classes"])
+
+    def forward(self, x):
+        x = self.again(self.stem(x)).relu()
+        return self.classifier(self.again(x[..., ::2, ::2]).mean((2, 3)))
+
+
+@pytest.mark.parametrize("steps", [1, 2])  # recorded, and replayed
+def test_a_gradient_is_complete_when_it_has_come_from_every_call_of_a_piece(steps):
+    space = SearchSpace({"classes": (5,)})
+    family = Family(
+        space, Twice, num_classes=5, input_size=16, pieces=lambda arch: {"again": 4, "classifier": arch["classes"]}
+    )
+    expected, _ = arrivals(family, graphs=False, steps=steps)
+    found, _ = arrivals(family, graphs=True, steps=steps)
+    assert found.keys() == expected.keys()
+    assert "again.weight" in found
+    torch.testing.assert_close(found, expected)  # added up in another order
 
 
 def assert_equal(net, expected):
