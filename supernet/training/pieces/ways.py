@@ -24,8 +24,9 @@ TIMED_STEPS = 10  # of each way after that
 class Ways:
     """Several ways, by name, of which the first steps of a training show the fastest; None is as the pieces are.
 
-    Each is tried for `TRIED_STEPS` steps, and then each for `TIMED_STEPS`, the medians of which decide. `wait` makes
-    their seconds those of the device and not of launching its work.
+    Each is tried for `TRIED_STEPS` steps, and then each for `TIMED_STEPS`, the medians of which decide. They take
+    turns, so that all have the same resolutions, where these stay for several steps. `wait` makes their seconds those
+    of the device and not of launching its work.
     """
 
     def __init__(
@@ -35,8 +36,8 @@ class Ways:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._ways, self._wait, self._clock = ways, wait, clock
-        steps = [(name, is_timed) for is_timed in (False, True) for name in ways]
-        self._left = [step for step in steps for _ in range(TIMED_STEPS if step[1] else TRIED_STEPS)]
+        steps = [False] * TRIED_STEPS + [True] * TIMED_STEPS
+        self._left = [(name, is_timed) for is_timed in steps for name in ways]
         self._seconds: dict[str, list[float]] = {name: [] for name in ways}
         self._chosen = next(iter(ways)) if len(ways) == 1 else None
 

@@ -21,8 +21,7 @@ def test_the_first_steps_choose_the_fastest():
         with ways.step() as stand_in:
             used.append(stand_in)
             time[0] += 100 if number < 2 * TRIED_STEPS and stand_in else seconds[stand_in]  # a slow start is none
-    tried = [None] * TRIED_STEPS + [graphs] * TRIED_STEPS
-    assert used == tried + [None] * TIMED_STEPS + [graphs] * (TIMED_STEPS + 5)
+    assert used == [None, graphs] * (TRIED_STEPS + TIMED_STEPS) + [graphs] * 5
     assert next(waits) == 4 * TIMED_STEPS  # before and after each, as long as it is open
 
 
