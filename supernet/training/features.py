@@ -151,7 +151,7 @@ class FromTeacher(Method):
     def learners(self, step: Step) -> list[Learner]:
         archs = [self.space.largest]
         if self.space.size > 1:
-            archs += [*(self.space.sample(step.generator) for _ in range(self.random_subnets)), self.space.smallest]
+            archs += [*(step.sample(self.space) for _ in range(self.random_subnets)), self.space.smallest]
         return [Learner(arch, "external", label_weight=0.0, regularised=arch == self.space.largest) for arch in archs]
 
 

@@ -34,6 +34,7 @@ class Stream(IntEnum):
     MEMBERS = 15
     INVERSION = 16
     MIXING = 17
+    RESOLUTION = 18  # of a run of steps
 
 
 VERSION = 2

@@ -23,6 +23,7 @@ from supernet.training.data.batch import Batch, chunk, joined
 from supernet.training.distributed import GradientAverage
 from supernet.training.execution import DEFAULT, Execution
 from supernet.training.loop.config import LoopConfig
+from supernet.training.methods import resolutions
 from supernet.training.methods.sampling import Learner, unscaled
 
 INDEPENDENT = ("sandwich", "spos", "fairnas", "progressive")
@@ -41,6 +42,9 @@ class TrainConfig(LoopConfig):
     """Random subnets a step, beside the largest and the smallest if the method has these; unused by fairnas."""
     subnets_per_rank: bool = False
     """Draw random subnets anew in each process, where there are several; the largest and the smallest are in all."""
+    resolution_steps: int = 1
+    """Steps in a row whose random subnets have one resolution, so that a GPU meets new shapes less often; 1 draws one
+    for each subnet."""
     trials: Annotated[int, only_where(method=("best_up", "worst_up"))] = 3
     """Subnets of similar MACs that best_up and worst_up pick from."""
     macs_step: Annotated[float, only_where(method=("best_up", "worst_up", "spos"))] = 25.0
@@ -67,13 +71,18 @@ class TrainConfig(LoopConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("accumulation", "calibration_images", "random_subnets", "trials"):
+        for name in ("accumulation", "calibration_images", "random_subnets", "trials", "resolution_steps"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
         if self.subnets_per_rank and self.method not in INDEPENDENT:
             raise ValueError(
                 f"subnets_per_rank goes with the methods {', '.join(INDEPENDENT)}; {self.method} compares subnets on "
                 "the images of all processes, which therefore have the same ones"
+            )
+        if self.resolution_steps > 1 and (self.method not in resolutions.METHODS or self.macs_range):
+            raise ValueError(
+                f"resolution_steps above 1 goes with the methods {', '.join(resolutions.METHODS)}, without macs_range; "
+                f"not {self.resolution_steps} for {self.method}"
             )
         if self.macs_range and (self.method != "spos" or not 0 <= self.macs_range[0] < self.macs_range[1]):
             raise ValueError(

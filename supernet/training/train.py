@@ -28,6 +28,7 @@ from supernet.training.loop.labels import with_class_weights
 from supernet.training.loop.signals import Signals
 from supernet.training.methods.macs_bins import MacsBins
 from supernet.training.methods.prioritized import PrioritizedPaths
+from supernet.training.methods.resolutions import ResolutionRuns
 from supernet.training.methods.sampling import Attentive, Fair, Method, Sandwich, Step, Uniform
 from supernet.training.pieces import ways_of
 from supernet.training.randomness import Stream, generator
@@ -64,6 +65,7 @@ def train(
     with owned(run_dir), Signals() as signals:
         method = method or make_method(family, config)
         net.statistics_of = None  # before the moving average copies it
+        runs = ResolutionRuns(method.space, config.resolution_steps, config.seed)
         task = with_class_weights(task_of(family, config), config, data)
         resolutions = [family.resolution(arch) for arch in (net.space.largest, net.space.smallest)]
         resolution = None if None in resolutions else max(resolutions)
@@ -103,7 +105,10 @@ def train(
             draw = generator(config.seed, Stream.SUBNETS, number, *own)
             with ways.step() as stand_in:
                 train_step = replace(as_it_is, stand_in=stand_in)
-                step = Step(number, epoch, progress, draw, net, batch, task, train_step.output, loop.lr, loop.scale)
+                step = Step(
+                    *(number, epoch, progress, draw, net, batch, task, train_step.output, loop.lr, loop.scale),
+                    part=runs.space_of(number),
+                )
                 learners = method.learners(step)
                 with loop.seeded(number):
                     losses, outputs = train_step(batch, learners)

@@ -73,7 +73,7 @@ class PrioritizedPaths(Method):
         self._lr = lr
 
     def learners(self, step: Step) -> list[Learner]:
-        arch = self.space.sample(step.generator)
+        arch = step.sample(self.space)
         if not self.board:
             return [Learner(arch)]
         if (count := examples_in(step.batch)) < 2 * self._images:

@@ -60,6 +60,11 @@ class Step:
     output: Callable[[Arch, Batch], Output]  # gives a subnet's output for a batch
     lr: float
     scale: Callable[[Tensor], Tensor] = unscaled  # gives what is to be differentiated in a loss's place
+    part: SearchSpace | None = None  # of the method's space, what random subnets are drawn from; None for all of it
+
+    def sample(self, space: SearchSpace) -> Arch:
+        """A random subnet of the method's `space`, as this step draws them."""
+        return (self.part or space).sample(self.generator)
 
     @torch.no_grad()
     def losses(self, archs: Sequence[Arch]) -> list[float]:
@@ -72,8 +77,10 @@ class Method(Protocol):
     """Chooses the learners of each step, whose gradients are then added up for one update.
 
     It makes the same choice in every process, but for what it draws from a step's generator if that is each process's
-    own (`TrainConfig.subnets_per_rank`); the number of learners is the same even then. A method that keeps something
-    from step to step gives it in `state_dict`, as tensors and plain values, from which `load_state_dict` goes on.
+    own (`TrainConfig.subnets_per_rank`); the number of learners is the same even then. It draws random subnets by
+    `Step.sample`, so that their resolution may stay for several steps (`TrainConfig.resolution_steps`). A method that
+    keeps something from step to step gives it in `state_dict`, as tensors and plain values, from which
+    `load_state_dict` goes on.
     """
 
     space: SearchSpace  # of the architectures that the method trains
@@ -107,7 +114,7 @@ class Sandwich(Method):
     label_weight: float = 0.0
 
     def learners(self, step: Step) -> list[Learner]:
-        return self.around([self.space.sample(step.generator) for _ in range(self.random_subnets)])
+        return self.around([step.sample(self.space) for _ in range(self.random_subnets)])
 
     def around(self, others: Sequence[Arch]) -> list[Learner]:
         """The largest, `others`, and the smallest."""
@@ -132,12 +139,11 @@ class Uniform(Method):
     bins: MacsBins | None = None
 
     def learners(self, step: Step) -> list[Learner]:
-        sample = self.bins.sample if self.bins else self.space.sample
         teacher = "external" if self.teacher_weight else None
-        return [
-            Learner(sample(step.generator), teacher, 1.0, self.teacher_weight, self.regularised)
-            for _ in range(self.subnets)
+        archs = [
+            self.bins.sample(step.generator) if self.bins else step.sample(self.space) for _ in range(self.subnets)
         ]
+        return [Learner(arch, teacher, 1.0, self.teacher_weight, self.regularised) for arch in archs]
 
 
 @dataclass(frozen=True)

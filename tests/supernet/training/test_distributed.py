@@ -145,7 +145,7 @@ def train_apart(directory):
     """With subnets of this process's own; the weights, and the subnets."""
     chosen.clear()
     family = small()
-    config = dataclasses.replace(TRAIN, subnets_per_rank=True)
+    config = dataclasses.replace(TRAIN, subnets_per_rank=True, resolution_steps=2)
     net = family.supernet()
     train(family, net, load_data(JOB.data), config, directory / "apart", EXECUTION, method=Noted(family.space, 1))
     return {name: tensor.detach().numpy() for name, tensor in net.named_parameters()}, list(chosen)
@@ -239,6 +239,7 @@ def test_processes_with_subnets_of_their_own_train_the_same_weights(processes):
         assert largest == theirs[0] == dict(space.largest)
         assert smallest == theirs[2] == dict(space.smallest)
         assert random != theirs[1]
+        assert random["resolution"] == theirs[1]["resolution"]  # which no process draws by itself
 
 
 @pytest.mark.parametrize("method", ["cream", "best_up", "worst_up"])
