@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from distill.losses import kl_divergence
 from supernet import Supernet
 from supernet.families import FAMILIES, Family
+from supernet.supernet import StandIn
 from supernet.tasks import Classification
 from supernet.training.execution import Execution
 from supernet.training.methods import sampling
@@ -26,7 +27,7 @@ Way = Literal["eager", "graphs", "compile"]
 
 
 class Step:
-    """The steps that are compared, on one batch of random images."""
+    """The steps that are compared, on one batch of random images; those of the supernet in each of `ways`."""
 
     def __init__(
         self,
@@ -36,7 +37,7 @@ class Step:
         random_subnets: int = 2,
         device: str = "cpu",
         precision: Precision = "fp32",
-        way: Way = "eager",
+        ways: Sequence[Way] = ("eager",),
         **options: float,
     ) -> None:
         self.family: Family = FAMILIES[space](**options)
@@ -49,22 +50,20 @@ class Step:
         images = torch.randn(batch_size, 3, resolution, resolution, generator=draw)
         images = images.to(self.device, memory_format=torch.channels_last)
         self.batch = images, torch.randint(self.family.num_classes, (batch_size,), generator=draw).to(self.device)
-        self.stand_in = None
-        if way != "eager":
-            with ways_of(Execution(step=way), self.device).step() as self.stand_in:
+        self.stand_ins: dict[Way, StandIn | None] = {}
+        for way in ways:
+            with ways_of(Execution(step=way), self.device).step() as self.stand_ins[way]:
                 pass
-        small = torch.zeros(2, 3, 32, 32, device=self.device)
-        with torch.no_grad():  # what the first dozens of steps of a training do: the pieces of subnets get known
-            for index in range(100):
-                self.net(small, self.net.space.sample(np.random.default_rng([1, index])))
+        for index in range(100):  # as in the first dozens of steps of a training the pieces of subnets get known
+            self.net.skeleton(self.net.space.sample(np.random.default_rng([1, index])))
 
     def learners(self, step: int) -> list[Learner]:
         draw = np.random.default_rng(step)
         return self.method.learners(sampling.Step(step, 0, 0.0, draw, self.net, self.batch, self.task, self.net, 0.1))
 
-    def shared(self, learners: list[Learner]) -> None:
+    def shared(self, learners: list[Learner], way: Way = "eager") -> None:
         self.net.zero_grad()
-        step = TrainStep(self.net, self.task, TrainConfig(), execution=self.execution, stand_in=self.stand_in)
+        step = TrainStep(self.net, self.task, TrainConfig(), execution=self.execution, stand_in=self.stand_ins[way])
         step(self.batch, learners)
 
     def plain_models(self, learners: list[Learner]) -> list[torch.nn.Module]:

@@ -34,6 +34,13 @@ def report(
         console.print(table)
     for name, value in summary.items():
         console.print(f"{name} = {value:.4g}", highlight=False)
+    save(rows, summary, json_path, **details)
+
+
+def save(
+    rows: Sequence[Mapping[str, object]], summary: Mapping[str, float], json_path: Path | None, **details: object
+) -> None:
+    """Write what `report` writes, and print nothing: what there is so far, of a benchmark that may be ended."""
     if json_path:
         content = {
             "command": provenance.command(),

@@ -10,17 +10,22 @@ plain model's own: `peak_memory_ratio` of what is in use, `peak_process_ratio` o
 glibc's heap keeps between tensors of ever new sizes. Ten minutes on 2 cores; --quick takes one.
 
 On a GPU the same four models are also CUDA graphs, the floor where launches cost nothing (`graph_floor_ratio`), and
-`gpu_busy` is the part of a step in which kernels run. A new shape costs far more the first time than ever after:
-`--known 3` runs the subnets of each step three times before they are timed, of which graphs need two.
+`gpu_busy` is the part of a step in which kernels run. `--ways` executes the supernet's steps in several ways, on the
+same subnets in turn. A new shape costs far more the first time than ever after: `--known 3` runs the subnets of each
+step three times before the runs that count, of which graphs need two; `runs` in the file has the milliseconds of all of
+them, in their order. The file is written whenever a step is done, so that it is there if time runs out.
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import re
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,12 +35,15 @@ import numpy as np
 import torch
 import tyro
 from compared_steps import GraphFloor, Precision, Step, Way, train_plain
-from report import report
+from report import report, save
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from supernet.families import FAMILIES
+from supernet.training.pieces.graphs import GraphedPieces
 
+ON_GPU = ("graph_floor_ratio", "gpu_busy", "synchronisations_a_step", "peak_gib", "graphs_gib")
+"""Of a row, what is a headline figure on a GPU."""
 GLIBC_THRESHOLDS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
@@ -50,9 +58,11 @@ class Arguments:
     steps: int = 15
     """Pairs of steps that are timed."""
     known: int = 0
-    """Runs of each step's subnets before they are timed."""
-    way: Way = "eager"
-    """How the supernet's steps are executed: eager, graphs or compile."""
+    """Runs of each step's subnets before those that count."""
+    repeats: int = 1
+    """Runs of each step's subnets that count, by their median."""
+    ways: tuple[Way, ...] = ("eager",)
+    """How the supernet's steps are executed: eager, graphs, compile, or several of them."""
     growth: bool = True
     """Also time a step by the number of random subnets."""
     device: str = "cpu"
@@ -75,28 +85,45 @@ def main() -> None:
         print(peak_memory_here(arguments))
         return
     settings = list(zip(arguments.resolutions, arguments.batch_sizes))[: 1 if arguments.quick else None]
-    rows, summary = [], {}
-    for resolution, batch_size in settings:
-        row = compare(arguments, resolution, batch_size, 7 if arguments.quick else arguments.steps)
-        if arguments.device == "cpu":
-            row["peak_memory_ratio"] = memory_ratio(arguments, resolution, batch_size, heap=False)
-            row["peak_process_ratio"] = memory_ratio(arguments, resolution, batch_size, heap=True)
-        rows.append(row)
-        suffix = resolution if arguments.device == "cpu" else f"{resolution}_{batch_size}_{arguments.precision}"
-        summary[f"overhead_ratio_{suffix}"] = row["ratio"]
-        if arguments.device == "cuda":
-            summary[f"images_per_second_{suffix}"] = batch_size / row["supernet_ms"] * 1e3
-            summary[f"graph_floor_ratio_{suffix}"] = row["graph_floor_ratio"]
-            summary[f"gpu_busy_{suffix}"] = row["gpu_busy"]
-    summary["peak_memory_ratio"] = max(row["peak_memory_ratio"] for row in rows)
+    results: list[list[dict[str, object]]] = []
     details = {"space": arguments.space, "threads": torch.get_num_threads(), "precision": arguments.precision}
-    details["way"] = arguments.way
     if arguments.device == "cuda":
         details["gpu"] = torch.cuda.get_device_name()
+    details["runs"] = {}
+    for resolution, batch_size in settings:
+        results.append([])
+        runs = details["runs"][f"{resolution}_{batch_size}"] = {}
+        for rows in compare(arguments, resolution, batch_size, runs):
+            results[-1] = rows
+            save(*tabled(arguments, results), arguments.json, **details)
+        if arguments.device == "cpu":
+            for row in results[-1]:
+                row["peak_memory_ratio"] = memory_ratio(arguments, row, heap=False)
+                row["peak_process_ratio"] = memory_ratio(arguments, row, heap=True)
     if arguments.growth and not arguments.quick:
         details["growth"] = growth(arguments, *settings[0])
         details["growth_with_size"] = growth_with_size(arguments, *settings[0])
-    report(rows, summary, arguments.json, **details)
+    report(*tabled(arguments, results), arguments.json, **details)
+
+
+def tabled(
+    arguments: Arguments, results: Sequence[Sequence[dict[str, object]]]
+) -> tuple[list[dict[str, object]], dict[str, float]]:
+    """The rows of all resolutions so far, and the figures that they come down to, by the way if it is not eager."""
+    rows, summary = list(itertools.chain(*results)), {}
+    for row in rows:
+        suffix = f"{row['resolution']}"
+        if arguments.device == "cuda":
+            suffix += f"_{row['batch_size']}_{arguments.precision}"
+        if row["way"] != "eager":
+            suffix += f"_{row['way']}"
+        summary[f"overhead_ratio_{suffix}"] = row["ratio"]
+        for name in ("images_per_second", *ON_GPU):
+            if arguments.device == "cuda" and name in row:
+                summary[f"{name}_{suffix}"] = row[name]
+    if found := [row["peak_memory_ratio"] for row in rows if "peak_memory_ratio" in row]:
+        summary["peak_memory_ratio"] = max(found)
+    return rows, summary
 
 
 def _step(arguments: Arguments, resolution: int, batch_size: int, **options: float) -> Step:
@@ -106,76 +133,129 @@ def _step(arguments: Arguments, resolution: int, batch_size: int, **options: flo
         batch_size,
         device=arguments.device,
         precision=arguments.precision,
-        way=arguments.way,
+        ways=arguments.ways,
         **options,
     )
 
 
-def compare(arguments: Arguments, resolution: int, batch_size: int, steps: int) -> dict[str, float]:
-    """Shared and plain steps in turn, the order swapped every time."""
+def compare(
+    arguments: Arguments, resolution: int, batch_size: int, runs_ms: dict[str, list[list[float]]]
+) -> Iterator[list[dict[str, object]]]:
+    """A row for each way, ever again as more is known. Plain steps and those of each way run in turn, each time another
+    one first; `runs_ms` gets the milliseconds of every run, by what ran and by step."""
     step = _step(arguments, resolution, batch_size)
-    ratios, shared, plain, floor = [], [], [], []
+    steps = 7 if arguments.quick else arguments.steps
+    names = ["plain", *arguments.ways]
+    counted: dict[str, list[float]] = {name: [] for name in names}
+    has_floor = True
     for index in range(-2, steps):  # two to warm up
         learners = step.learners(index % 1000)
         models = step.plain_models(learners)
         gc.collect()
-        plain_step = partial(train_plain, models, *step.batch, arguments.precision)
-        runs = [partial(step.shared, learners), plain_step]
-        if index % 2:
-            runs.reverse()
-        for run in arguments.known * runs:
-            run()
-        times = [step.seconds(run) for run in runs]
-        if index % 2:
-            times.reverse()
+        runs = {way: partial(step.shared, learners, way) for way in arguments.ways}
+        runs["plain"] = partial(train_plain, models, *step.batch, arguments.precision)
+        first = index % len(names)
+        order = [*names[first:], *names[:first]]
+        seconds = {name: [] for name in order}
+        for _, name in itertools.product(range(arguments.known + arguments.repeats), order):
+            seconds[name].append(step.seconds(runs[name]))
+        if step.device.type == "cuda" and index >= 0 and has_floor:
+            try:
+                graphs = GraphFloor(models, *step.batch, arguments.precision)
+                seconds["floor"] = [step.seconds(graphs) for _ in range(1 + arguments.repeats)]
+            except RuntimeError as error:  # of memory, say, with which the steps themselves remain
+                print(f"there is no graph floor: {error}")
+                has_floor = False
+                counted.pop("floor", None)
+        for name, found in seconds.items():
+            runs_ms.setdefault(name, []).append([1e3 * s for s in found])
+            if index >= 0:
+                counted.setdefault(name, []).append(float(np.median(found[-arguments.repeats :])))
         if index >= 0:
-            shared.append(times[0])
-            plain.append(times[1])
-            ratios.append(times[0] / times[1])
-        if index >= 0 and step.device.type == "cuda":
-            graphs = GraphFloor(models, *step.batch, arguments.precision)
-            graphs()
-            floor.append(step.seconds(graphs))
-    quartiles = np.quantile(ratios, [0.25, 0.5, 0.75])
-    on_gpu = {}
-    if floor:
-        on_gpu["graph_floor_ms"] = float(np.median(floor)) * 1e3
-        on_gpu["graph_floor_ratio"] = float(np.median(np.divide(shared, floor)))
-        on_gpu["peak_memory_ratio"] = gpu_memory_ratio(step, steps, arguments.precision)
-        kernel_ms = kernel_seconds(step, steps) * 1e3
-        on_gpu |= {"kernel_ms": kernel_ms, "gpu_busy": kernel_ms / (float(np.median(shared)) * 1e3)}
-    return {
+            rows = [row_of(way, resolution, batch_size, counted) for way in arguments.ways]
+            yield rows
+    if step.device.type == "cuda":
+        for row in rows:
+            for found in on_gpu(step, row, steps, arguments.precision):
+                row |= found
+                yield rows
+
+
+def row_of(way: Way, resolution: int, batch_size: int, counted: dict[str, list[float]]) -> dict[str, object]:
+    """Of the seconds of each step, by what ran."""
+    quartiles = np.quantile(np.divide(counted[way], counted["plain"]), [0.25, 0.5, 0.75])
+    row = {
         "resolution": resolution,
         "batch_size": batch_size,
-        "supernet_ms": float(np.median(shared)) * 1e3,
-        "plain_ms": float(np.median(plain)) * 1e3,
+        "way": way,
+        "supernet_ms": float(np.median(counted[way])) * 1e3,
+        "plain_ms": float(np.median(counted["plain"])) * 1e3,
         "ratio": float(quartiles[1]),
         "ratio_quartile_1": float(quartiles[0]),
         "ratio_quartile_3": float(quartiles[2]),
-        "steps": steps,
-        **on_gpu,
+        "images_per_second": batch_size / float(np.median(counted[way])),
+        "steps": len(counted[way]),
+    }
+    if "floor" in counted:
+        row["graph_floor_ms"] = float(np.median(counted["floor"])) * 1e3
+        row["graph_floor_ratio"] = float(np.median(np.divide(counted[way], counted["floor"])))
+    return row
+
+
+def on_gpu(step: Step, row: dict[str, object], steps: int, precision: Precision) -> Iterator[dict[str, object]]:
+    """What else a GPU shows of a way, one after the other; the profiler comes last, since it slows launches."""
+    way = row["way"]
+    yield gpu_memory(step, way, steps, precision)
+    if isinstance(pieces := step.stand_ins[way], GraphedPieces):
+        yield {"graphs_recorded": pieces.recorded, "graphs_gib": pieces.held_bytes / 2**30}
+    yield {"synchronisations_a_step": synchronisations(partial(step.shared, step.learners(0), way))}
+    kernels = kernels_of(step, way, steps)
+    kernel_ms = sum(ms for ms, _ in kernels.values())
+    longest = sorted(kernels.items(), key=lambda item: -item[1][0])[:15]
+    yield {
+        "kernel_ms": kernel_ms,
+        "gpu_busy": kernel_ms / row["supernet_ms"],
+        "kernels_a_step": sum(count for _, count in kernels.values()),
+        "longest_kernels": [{"name": name[:120], "ms": ms, "times": count} for name, (ms, count) in longest],
     }
 
 
-def kernel_seconds(step: Step, steps: int) -> float:
-    """Seconds that kernels take of a step whose shapes are known, on average."""
+def synchronisations(run: Callable[[], None]) -> int:
+    """How often a run waits for the GPU, as torch notices it."""
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(warning.message) for warning in found)
+
+
+def kernels_of(step: Step, way: Way, steps: int) -> dict[str, tuple[float, float]]:
+    """Milliseconds and calls of kernels in a step whose shapes are known, on average, by the kernel's name."""
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         for index in range(steps):
-            step.shared(step.learners(index))
+            step.shared(step.learners(index), way)
         torch.cuda.synchronize()
-    kernels = [event for event in found.events() if event.device_type == DeviceType.CUDA]
-    return sum(event.time_range.elapsed_us() for event in kernels) / steps / 1e6
+    kernels: dict[str, tuple[float, float]] = {}
+    for event in found.events():
+        if event.device_type == DeviceType.CUDA:
+            ms, count = kernels.get(event.name, (0.0, 0.0))
+            kernels[event.name] = ms + event.time_range.elapsed_us() / steps / 1e3, count + 1 / steps
+    return kernels
 
 
-def gpu_memory_ratio(step: Step, steps: int, precision: Precision) -> float:
+def gpu_memory(step: Step, way: Way, steps: int, precision: Precision) -> dict[str, float]:
     """Peak memory of steps whose shapes are known over that of the largest plain model's, each with its own weights and
-    gradients, but for what both have in common."""
+    gradients, but for what both have in common; without the memory of CUDA graphs, which is `graphs_gib`."""
     held = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     for index in range(steps):
-        step.shared(step.learners(index))
+        step.shared(step.learners(index), way)
     weights = sum(tensor.nbytes for tensor in step.net.state_dict().values())
-    shared = torch.cuda.max_memory_allocated() - held + weights
+    peak = torch.cuda.max_memory_allocated()
+    shared = peak - held + weights
     step.net.zero_grad()
     model = step.net.extract(step.net.space.largest)
     held = torch.cuda.memory_allocated()
@@ -183,10 +263,11 @@ def gpu_memory_ratio(step: Step, steps: int, precision: Precision) -> float:
     for _ in range(3):
         train_plain([model], *step.batch, precision)
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
-    return shared / (torch.cuda.max_memory_allocated() - held + weights)
+    ratio = shared / (torch.cuda.max_memory_allocated() - held + weights)
+    return {"peak_memory_ratio": ratio, "peak_gib": peak / 2**30, "reserved_gib": torch.cuda.memory_reserved() / 2**30}
 
 
-def memory_ratio(arguments: Arguments, resolution: int, batch_size: int, heap: bool) -> float:
+def memory_ratio(arguments: Arguments, row: dict[str, object], heap: bool) -> float:
     """Peak memory of a supernet step over that of the largest plain model's, each in a process of its own.
 
     Without `heap` glibc hands memory that is freed back at once, so that what is in use is measured, and not what its
@@ -196,8 +277,8 @@ def memory_ratio(arguments: Arguments, resolution: int, batch_size: int, heap: b
     peaks = []
     for what in ("supernet", "plain"):
         command = [sys.executable, __file__, "--memory-of", what, "--space", arguments.space]
-        command += ["--resolutions", str(resolution), "--batch-sizes", str(batch_size)]
-        command += ["--precision", arguments.precision, "--steps", str(arguments.steps), "--way", arguments.way]
+        command += ["--resolutions", str(row["resolution"]), "--batch-sizes", str(row["batch_size"])]
+        command += ["--precision", arguments.precision, "--steps", str(arguments.steps), "--ways", row["way"]]
         done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
         peaks.append(float(done.stdout.split()[-1]))
     return peaks[0] / peaks[1]
@@ -219,7 +300,7 @@ def peak_memory_here(arguments: Arguments) -> float:
     else:
         step = _step(arguments, resolution, batch_size)
         for index in range(arguments.steps):
-            step.shared(step.learners(index))
+            step.shared(step.learners(index), *arguments.ways)
     return _peak_mib() - before
 
 
@@ -234,7 +315,7 @@ def growth(arguments: Arguments, resolution: int, batch_size: int) -> list[dict[
     rows = []
     for random_subnets in (1, 2, 4, 8):
         step = _step(arguments, resolution, batch_size, random_subnets=random_subnets)
-        times = [step.seconds(lambda s=step, i=i: s.shared(s.learners(i))) for i in range(8)][1:]
+        times = [step.seconds(lambda s=step, i=i: s.shared(s.learners(i), *arguments.ways[:1])) for i in range(8)][1:]
         rows.append({"random_subnets": random_subnets, "step_ms": float(np.median(times)) * 1e3})
     return rows
 
@@ -247,7 +328,7 @@ def growth_with_size(arguments: Arguments, resolution: int, batch_size: int) -> 
         times, macs = [], []
         for index in range(8):
             learners = step.learners(index)
-            times.append(step.seconds(partial(step.shared, learners)))
+            times.append(step.seconds(partial(step.shared, learners, *arguments.ways[:1])))
             macs.append(sum(step.family.macs(learner.arch) for learner in learners))
         rows.append(
             {

@@ -139,9 +139,14 @@ class GraphedPieces:
         graphs.taken_bytes = max(0, self.recorder.reserved_bytes() - before)
         self._graphs[key] = graphs
         self.recorded += 1
-        while len(self._graphs) > 1 and sum(each.taken_bytes for each in self._graphs.values()) > self._memory_bytes:
+        while len(self._graphs) > 1 and self.held_bytes > self._memory_bytes:
             self._graphs.popitem(last=False)
         return graphs
+
+    @property
+    def held_bytes(self) -> int:
+        """The memory of the graphs that are kept."""
+        return sum(graphs.taken_bytes for graphs in self._graphs.values())
 
     def gradient(self, source: Tensor) -> Tensor:
         """The buffer to which the gradients of a shared tensor are added."""
