@@ -14,6 +14,7 @@ from search.evaluator import RayWorker, Scored
 from search.problem import Score, placed
 from supernet.own_code import modules_from_files
 from supernet.space import Arch, SearchSpace
+from supernet.training.cluster import check_room
 from supernet.training.execution import worker_device
 
 logger = logging.getLogger(__name__)
@@ -192,15 +193,9 @@ def _sharing(gpus: float) -> int:
 
 def check_resources(available: Mapping[str, float], workers: int, threads: int, gpus: float) -> None:
     """ValueError unless a cluster with so many CPUs and GPUs has room for the workers."""
-    if workers * threads > available.get("CPU", 0):
-        raise ValueError(
-            f"{workers} workers need {workers * threads} CPUs, but the Ray cluster has {available.get('CPU', 0):g}; "
-            "use fewer workers or fewer threads"
-        )
+    cpus = {"CPU": workers * threads}
+    check_room(available, cpus, f"{workers} workers", "use fewer workers or fewer threads")
     if gpus:
-        needed = math.ceil(workers / _sharing(gpus))  # a worker's part is of a single GPU
-        if needed > available.get("GPU", 0):
-            raise ValueError(
-                f"{workers} workers with {gpus:g} of a GPU each need {needed} GPUs, but the Ray cluster has "
-                f"{available.get('GPU', 0):g}; use fewer workers or smaller parts"
-            )
+        whole = {"GPU": math.ceil(workers / _sharing(gpus))}  # a worker's part is of a single GPU
+        parts = f"{workers} workers with {gpus:g} of a GPU each"
+        check_room(available, whole, parts, "use fewer workers or smaller parts")

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -99,7 +100,10 @@ def run_on_cluster(job: Job, output: Path, cluster: Cluster, *, resume: bool = F
             here = {"num_cpus": cluster.cluster_workers * cpus, "include_dashboard": False} if is_local else {}
             ray.init(address=cluster.cluster, log_to_driver=False, logging_level=logging.ERROR, **here)
         try:
-            _check_resources(ray.cluster_resources(), cluster, cpus)
+            workers = cluster.cluster_workers
+            needed = {"CPU": workers * cpus, "GPU": workers * cluster.gpus_per_worker}
+            remedy = "say fewer cluster_workers, or fewer workers that load images"
+            check_room(ray.cluster_resources(), needed, f"{workers} workers", remedy)
             checkpoint = _train(job, cluster, storage, output.name, cpus)
             with tempfile.TemporaryDirectory(dir=output) as folder:
                 checkpoint.to_directory(folder)
@@ -117,13 +121,12 @@ def _check(job: Job, workers: int) -> None:
     distributed.check_split(job.train.batch_size, workers, job.train.accumulation)
 
 
-def _check_resources(available: dict[str, float], cluster: Cluster, cpus: int) -> None:
-    workers = cluster.cluster_workers
-    for name, needed in (("CPU", workers * cpus), ("GPU", workers * cluster.gpus_per_worker)):
-        if needed > available.get(name, 0):
+def check_room(available: Mapping[str, float], needed: Mapping[str, int], who: str, remedy: str) -> None:
+    """ValueError, naming `who` needs it and the `remedy`, unless a Ray cluster has what is `needed`."""
+    for name, count in needed.items():
+        if count > available.get(name, 0):
             raise ValueError(
-                f"{workers} workers need {needed} {name}s, but the Ray cluster has {available.get(name, 0):g}: say "
-                "fewer cluster_workers, or fewer workers that load images"
+                f"{who} need {count} {name}s, but the Ray cluster has {available.get(name, 0):g}; {remedy}"
             )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from supernet.artifacts.runs import Job, job_from_dict, load_run, read_config, run_job
 from supernet.training import cluster
-from supernet.training.cluster import Cluster, _check_resources, run_on_cluster
+from supernet.training.cluster import Cluster, check_room, run_on_cluster
 from supernet.training.data import DataConfig
 from supernet.training.execution import Execution
 from supernet.training.step import TrainConfig
@@ -96,10 +96,10 @@ def test_what_a_cluster_cannot_do_is_refused_before_it_starts(tmp_path):
     message = "run holds a run already, of which .*cluster/run has no checkpoint: name another output"
     with pytest.raises(ValueError, match=message):  # one that was trained without a cluster
         run_on_cluster(JOB, tmp_path / "run", Cluster("local", 2), resume=True)
-    with pytest.raises(ValueError, match="2 workers need 8 CPUs, but the Ray cluster has 4: say fewer cluster_workers"):
-        _check_resources({"CPU": 4.0}, Cluster("local", 2), 4)
+    with pytest.raises(ValueError, match="2 workers need 8 CPUs, but the Ray cluster has 4; say fewer"):
+        check_room({"CPU": 4.0}, {"CPU": 8, "GPU": 0}, "2 workers", "say fewer")
     with pytest.raises(ValueError, match="2 workers need 2 GPUs, but the Ray cluster has 1"):
-        _check_resources({"CPU": 4.0, "GPU": 1.0}, Cluster("local", 2, gpus_per_worker=1), 1)
+        check_room({"CPU": 4.0, "GPU": 1.0}, {"CPU": 2, "GPU": 2}, "2 workers", "say fewer")
 
 
 @pytest.mark.parametrize(

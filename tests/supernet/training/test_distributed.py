@@ -382,6 +382,32 @@ def test_all_processes_have_the_statistics_and_the_teacher_that_were_saved(proce
     assert set(lines[-1]["accuracy"]) == {"largest", "smallest", "random_0", "random_1"}
 
 
+@pytest.mark.parametrize(
+    ("device", "has_gpus", "backend", "gpus"),
+    [("cpu", True, "gloo", []), ("auto", True, "nccl", [1]), ("cuda", True, "nccl", [1]), ("auto", False, "gloo", [])],
+)
+def test_processes_exchange_what_lies_where_they_train_and_leave_each_other(
+    device, has_gpus, backend, gpus, monkeypatch
+):
+    calls, chosen = [], []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", calls.append)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: calls.append("left"))
+
+    def interrupted():
+        with distributed.joined(device):
+            assert calls == [backend]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert calls == [backend, "left"]
+    assert chosen == gpus
+
+
 @pytest.mark.slow
 def test_a_killed_process_ends_the_others_in_a_line(tmp_path):
     with socket.socket() as free:
