@@ -63,7 +63,8 @@ class Step:
 
     def shared(self, learners: list[Learner], way: Way = "eager") -> None:
         self.net.zero_grad()
-        step = TrainStep(self.net, self.task, TrainConfig(), execution=self.execution, stand_in=self.stand_ins[way])
+        stand_in = None if way == "eager" else self.stand_ins[way]
+        step = TrainStep(self.net, self.task, TrainConfig(), execution=self.execution, stand_in=stand_in)
         step(self.batch, learners)
 
     def plain_models(self, learners: list[Learner]) -> list[torch.nn.Module]:

@@ -206,6 +206,7 @@ def on_gpu(step: Step, row: dict[str, object], steps: int, precision: Precision)
     """What else a GPU shows of a way, one after the other; the profiler comes last, since it slows launches."""
     way = row["way"]
     yield gpu_memory(step, way, steps, precision)
+    yield {"gradient_difference": gradient_difference(step, way)}
     if isinstance(pieces := step.stand_ins[way], GraphedPieces):
         yield {"graphs_recorded": pieces.recorded, "graphs_gib": pieces.held_bytes / 2**30}
     yield {"synchronisations_a_step": synchronisations(partial(step.shared, step.learners(0), way))}
@@ -218,6 +219,17 @@ def on_gpu(step: Step, row: dict[str, object], steps: int, precision: Precision)
         "kernels_a_step": sum(count for _, count in kernels.values()),
         "longest_kernels": [{"name": name[:120], "ms": ms, "times": count} for name, (ms, count) in longest],
     }
+
+
+def gradient_difference(step: Step, way: Way) -> float:
+    """The largest difference of a gradient from that of an eager step, as a part of the largest value of its tensor;
+    of eager steps themselves what comes from sums in another order."""
+    learners, found = step.learners(0), []
+    for each in ("eager", way):
+        step.shared(learners, each)
+        found.append([parameter.grad.clone() for parameter in step.net.parameters() if parameter.grad is not None])
+    parts = [(b - a).abs().max() / a.abs().max().clamp_min(1e-30) for a, b in zip(*found, strict=True)]
+    return float(torch.stack(parts).max())
 
 
 def synchronisations(run: Callable[[], None]) -> int:

@@ -27,6 +27,7 @@ from supernet.training.loop.checkpoint import load_checkpoint
 from supernet.training.pieces.graphs import CudaRecorder, GraphedPieces
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
+from tests.small import small
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IS_GPU = DEVICE == "cuda"
@@ -182,6 +183,11 @@ class AsksForAValue(nn.Module):
         return self.layer(x) / max(1.0, x.abs().max().item())
 
 
+class Plain(AsksForAValue):
+    def forward(self, x):
+        return self.layer(x)
+
+
 @pytest.mark.skipif(not IS_GPU, reason="CUDA graphs")
 def test_what_cannot_be_a_graph_runs_as_it_is(caplog):
     net = Supernet(SearchSpace({"width": (2, 4)}), AsksForAValue).to(DEVICE).train()
@@ -190,3 +196,36 @@ def test_what_cannot_be_a_graph_runs_as_it_is(caplog):
     outputs = [net(x, {"width": 4}, accumulate=True, stand_in=pieces) for _ in range(4)]
     assert "cannot be a CUDA graph and runs as it is" in caplog.text
     assert all(torch.equal(output, outputs[0]) for output in outputs)
+    before = torch.cuda.memory_allocated()
+    for _ in range(3):  # what was not recorded holds nothing, and keeps nothing else from being recorded
+        net(x, {"width": 4}, accumulate=True, stand_in=pieces)
+    assert torch.cuda.memory_allocated() == before
+    other = Supernet(SearchSpace({"width": (2, 4)}), Plain).to(DEVICE).train()
+    for _ in range(4):
+        other(x, {"width": 4}, accumulate=True, stand_in=pieces).sum().backward()
+    assert pieces.recorded == 1
+
+
+@pytest.mark.skipif(not IS_GPU, reason="waiting for a GPU")
+@pytest.mark.parametrize("step", ["eager", "graphs"])
+def test_a_step_that_logs_nothing_waits_for_nothing(step, family, data, tmp_path):
+    def on_step(result):  # behind each step; torch raises where one waits
+        torch.cuda.set_sync_debug_mode("error" if 5 < result.step < 22 else "default")
+
+    config = dataclasses.replace(CONFIG, epochs=4)  # 24 steps
+    execution = dataclasses.replace(EXECUTION, step=step, log_steps=100, checkpoint_steps=100)
+    try:
+        train(family, family.supernet(), data, config, tmp_path, execution, on_step=on_step)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not IS_GPU, reason="CUDA graphs")
+def test_resolutions_that_stay_train_the_same_by_graphs(data, tmp_path):
+    config = dataclasses.replace(CONFIG, epochs=4, resolution_steps=5)
+    found = []
+    for step in ("eager", "graphs"):
+        family, execution = small(), dataclasses.replace(EXECUTION, step=step)
+        found.append(train(family, family.supernet(), data, config, tmp_path / step, execution).state_dict())
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=1e-4, atol=1e-5)
