@@ -28,9 +28,11 @@ def report(
     """
     console = Console()
     if rows:
-        table = Table(*rows[0])
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        table = Table(*columns)
         for row in rows:
-            table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row.values()))
+            cells = (row.get(name, "") for name in columns)
+            table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells))
         console.print(table)
     for name, value in summary.items():
         console.print(f"{name} = {value:.4g}", highlight=False)

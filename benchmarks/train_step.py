@@ -89,11 +89,10 @@ def main() -> None:
     details = {"space": arguments.space, "threads": torch.get_num_threads(), "precision": arguments.precision}
     if arguments.device == "cuda":
         details["gpu"] = torch.cuda.get_device_name()
-    details["runs"] = {}
+    details |= {"runs": {}, "kernels": {}}
     for resolution, batch_size in settings:
         results.append([])
-        runs = details["runs"][f"{resolution}_{batch_size}"] = {}
-        for rows in compare(arguments, resolution, batch_size, runs):
+        for rows in compare(arguments, resolution, batch_size, details["runs"], details["kernels"]):
             results[-1] = rows
             save(*tabled(arguments, results), arguments.json, **details)
         if arguments.device == "cpu":
@@ -139,10 +138,15 @@ def _step(arguments: Arguments, resolution: int, batch_size: int, **options: flo
 
 
 def compare(
-    arguments: Arguments, resolution: int, batch_size: int, runs_ms: dict[str, list[list[float]]]
+    arguments: Arguments,
+    resolution: int,
+    batch_size: int,
+    runs_ms: dict[str, list[list[float]]],
+    kernels: dict[str, list[dict[str, object]]],
 ) -> Iterator[list[dict[str, object]]]:
     """A row for each way, ever again as more is known. Plain steps and those of each way run in turn, each time another
-    one first; `runs_ms` gets the milliseconds of every run, by what ran and by step."""
+    one first. `runs_ms` gets the milliseconds of every run, step by step, and `kernels` the longest kernels of a step,
+    by what ran."""
     step = _step(arguments, resolution, batch_size)
     steps = 7 if arguments.quick else arguments.steps
     names = ["plain", *arguments.ways]
@@ -168,7 +172,7 @@ def compare(
                 has_floor = False
                 counted.pop("floor", None)
         for name, found in seconds.items():
-            runs_ms.setdefault(name, []).append([1e3 * s for s in found])
+            runs_ms.setdefault(f"{name}_{resolution}_{batch_size}", []).append([1e3 * s for s in found])
             if index >= 0:
                 counted.setdefault(name, []).append(float(np.median(found[-arguments.repeats :])))
         if index >= 0:
@@ -179,6 +183,12 @@ def compare(
             for found in on_gpu(step, row, steps, arguments.precision):
                 row |= found
                 yield rows
+            kernels[f"{row['way']}_{resolution}_{batch_size}"] = longest = kernels_of(step, row["way"], steps)
+            row["kernel_ms"] = sum(kernel["ms"] for kernel in longest)
+            row["gpu_busy"] = row["kernel_ms"] / row["supernet_ms"]
+            row["kernels_a_step"] = sum(kernel["times"] for kernel in longest)
+            del longest[20:]
+            yield rows
 
 
 def row_of(way: Way, resolution: int, batch_size: int, counted: dict[str, list[float]]) -> dict[str, object]:
@@ -203,22 +213,13 @@ def row_of(way: Way, resolution: int, batch_size: int, counted: dict[str, list[f
 
 
 def on_gpu(step: Step, row: dict[str, object], steps: int, precision: Precision) -> Iterator[dict[str, object]]:
-    """What else a GPU shows of a way, one after the other; the profiler comes last, since it slows launches."""
+    """What else a GPU shows of a way, one after the other."""
     way = row["way"]
     yield gpu_memory(step, way, steps, precision)
     yield {"gradient_difference": gradient_difference(step, way)}
     if isinstance(pieces := step.stand_ins[way], GraphedPieces):
         yield {"graphs_recorded": pieces.recorded, "graphs_gib": pieces.held_bytes / 2**30}
     yield {"synchronisations_a_step": synchronisations(partial(step.shared, step.learners(0), way))}
-    kernels = kernels_of(step, way, steps)
-    kernel_ms = sum(ms for ms, _ in kernels.values())
-    longest = sorted(kernels.items(), key=lambda item: -item[1][0])[:15]
-    yield {
-        "kernel_ms": kernel_ms,
-        "gpu_busy": kernel_ms / row["supernet_ms"],
-        "kernels_a_step": sum(count for _, count in kernels.values()),
-        "longest_kernels": [{"name": name[:120], "ms": ms, "times": count} for name, (ms, count) in longest],
-    }
 
 
 def gradient_difference(step: Step, way: Way) -> float:
@@ -244,18 +245,20 @@ def synchronisations(run: Callable[[], None]) -> int:
     return sum("synchronizing" in str(warning.message) for warning in found)
 
 
-def kernels_of(step: Step, way: Way, steps: int) -> dict[str, tuple[float, float]]:
-    """Milliseconds and calls of kernels in a step whose shapes are known, on average, by the kernel's name."""
+def kernels_of(step: Step, way: Way, steps: int) -> list[dict[str, object]]:
+    """Milliseconds and calls of each kernel in a step whose shapes are known, on average, the longest first. The
+    profiler slows launches for the rest of the process."""
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         for index in range(steps):
             step.shared(step.learners(index), way)
         torch.cuda.synchronize()
-    kernels: dict[str, tuple[float, float]] = {}
+    kernels: dict[str, dict[str, object]] = {}
     for event in found.events():
         if event.device_type == DeviceType.CUDA:
-            ms, count = kernels.get(event.name, (0.0, 0.0))
-            kernels[event.name] = ms + event.time_range.elapsed_us() / steps / 1e3, count + 1 / steps
-    return kernels
+            kernel = kernels.setdefault(event.name, {"kernel": event.name[:120], "ms": 0.0, "times": 0.0})
+            kernel["ms"] += event.time_range.elapsed_us() / steps / 1e3
+            kernel["times"] += 1 / steps
+    return sorted(kernels.values(), key=lambda kernel: -kernel["ms"])
 
 
 def gpu_memory(step: Step, way: Way, steps: int, precision: Precision) -> dict[str, float]:

@@ -81,8 +81,7 @@ def main(arguments: Arguments) -> None:
                         }
                     )
     gpu = torch.cuda.get_device_name() if device.type == "cuda" else "none"
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    report([{name: row.get(name, "") for name in columns} for row in rows], summary(rows), arguments.json, gpu=gpu)
+    report(rows, summary(rows), arguments.json, gpu=gpu)
 
 
 def layer(channels, size, pixels, depthwise, batch_size, dtype, memory_format, device) -> tuple[Tensor, nn.Module]:
