@@ -24,7 +24,8 @@ from supernet.training.data.batch import on
 from supernet.training.execution import Execution
 from supernet.training.loop import Loop
 from supernet.training.loop.checkpoint import load_checkpoint
-from supernet.training.pieces.graphs import CudaRecorder, GraphedPieces
+from supernet.training.pieces.graphs import GraphedPieces
+from supernet.training.pieces.recording import CudaRecorder
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 from tests.small import small

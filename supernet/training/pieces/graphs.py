@@ -12,13 +12,11 @@ one piece compute in the same memory, of which a subnet needs that of one varian
 from __future__ import annotations
 
 import logging
-import random
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
@@ -26,59 +24,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from supernet.errors import first_line
 from supernet.subnets import Arrived, Leaf, LentSubnet, add_to_parts
+from supernet.training.pieces.recording import Recorder
 from supernet.training.pieces.standing import Standing
 
 logger = logging.getLogger(__name__)
-
-
-class Recorded(Protocol):
-    """What a recorder gives: work on fixed addresses, to be done again."""
-
-    def replay(self) -> None: ...
-
-
-class Recorder(Protocol):
-    """Records work for graphs."""
-
-    def record(self, work: Callable[[], None], pool: Any) -> Recorded:
-        """`work`, which is called once and takes no effect, in the memory of `pool`."""
-
-    def pool(self) -> Any:
-        """A memory of its own, in which work is recorded that is never done at the same time."""
-
-    def reserved_bytes(self) -> int:
-        """What is taken of the device's memory."""
-
-
-class CudaRecorder:
-    """Records CUDA graphs, on a stream of its own."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device)
-        with torch.cuda.device(device), torch.cuda.stream(self._stream):  # what libraries keep for each stream
-            torch.ones(8, 8, device=device) @ torch.ones(8, 8, device=device)
-
-    def record(self, work: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        drawn = _host_generators()
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
-            graph.capture_begin(pool, capture_error_mode="thread_local")  # other threads load images meanwhile
-            try:
-                work()
-            finally:
-                graph.capture_end()
-        torch.cuda.current_stream(self._device).wait_stream(self._stream)
-        if _host_generators() != drawn:
-            raise ValueError("it draws random numbers on the host, where a graph always has the same ones")
-        return graph
-
-    def pool(self) -> Any:
-        return torch.cuda.graph_pool_handle()
-
-    def reserved_bytes(self) -> int:
-        return torch.cuda.memory_reserved(self._device)
 
 
 class GraphedPieces:
@@ -365,12 +314,6 @@ class _Replayed(torch.autograd.Function):
             for source in ctx.graphs.telling:
                 ctx.arrived(source)
         return None, None, None, *found
-
-
-def _host_generators() -> tuple[object, ...]:
-    """The states of the generators of random numbers on the host."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002
-    return random.getstate(), (name, keys.tobytes(), *rest), bytes(torch.get_rng_state().numpy())
 
 
 def _copy(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:

@@ -13,7 +13,8 @@ import torch
 from supernet.supernet import StandIn
 from supernet.training.execution import Execution
 from supernet.training.pieces.compiled import CompiledPieces
-from supernet.training.pieces.graphs import CudaRecorder, GraphedPieces
+from supernet.training.pieces.graphs import GraphedPieces
+from supernet.training.pieces.recording import CudaRecorder
 
 logger = logging.getLogger(__name__)
 
