@@ -4,7 +4,7 @@
 
 The sandwich rule on random images that lie in the GPU's memory, each random subnet in its own resolution or, with
 `--resolution-steps`, all in one for so many steps. A process is of one setting, since it keeps what it learnt about
-shapes. The file is written every ten steps; `ms` in it has the time of each step, of which a single one says little on
+shapes. The file is written every fifty steps; `ms` in it has the time of each step, of which a single one says little on
 a GPU, where Python runs ahead: figures are of ten at a time. A minute and a half.
 """
 
@@ -87,7 +87,7 @@ def main() -> None:
 
     def on_step(result: StepResult) -> None:
         times.append(time.perf_counter())
-        if result.step % TOGETHER == 0:
+        if result.step % 50 == 0:
             save([], summary(times, arguments.batch_size), arguments.json, settings=settings, ms=milliseconds(times))
 
     net = family.supernet().to(device)
