@@ -1,28 +1,18 @@
 """Files that were damaged: see benchmarks/malformed.py, which tries as many as one likes."""
 
-import importlib.util
 import logging
 import random
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+from tests.benchmark import benchmark
 
 
 @pytest.fixture(scope="module")
 def malformed():
-    path = list(sys.path)
-    sys.path.append(str(BENCHMARKS))  # last: its search.py is not the package of that name
-    spec = importlib.util.spec_from_file_location("malformed", BENCHMARKS / "malformed.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["malformed"] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    yield module
-    sys.path[:] = path
-    del sys.modules["malformed"]
+    with benchmark("malformed") as module:
+        yield module
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's, on images that were cut off

@@ -1,29 +1,16 @@
 """What a training step does besides its subnets' work: see benchmarks/step_overhead.py, which counts it."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from supernet.training.step import TrainStep
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+from tests.benchmark import benchmark
 
 
 @pytest.fixture(scope="module")
 def overhead():
-    path, modules = list(sys.path), set(sys.modules)
-    sys.path.append(str(BENCHMARKS))  # last: its search.py is not the package of that name
-    spec = importlib.util.spec_from_file_location("step_overhead", BENCHMARKS / "step_overhead.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["step_overhead"] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    yield module
-    sys.path[:] = path
-    for name in {"step_overhead", "compared_steps", "report"} - modules:
-        sys.modules.pop(name, None)
+    with benchmark("step_overhead") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@
 
 The sandwich rule on random images that lie in the GPU's memory, each random subnet in its own resolution or, with
 `--resolution-steps`, all in one for so many steps. A process is of one setting, since it keeps what it learnt about
-shapes. The file is written every fifty steps; `ms` in it has the time of each step, of which a single one says little on
-a GPU, where Python runs ahead: figures are of ten at a time. A minute and a half.
+shapes. The file is written every fifty steps; `ms` in it has the time of each step, of which a single one says little
+on a GPU, where Python runs ahead: figures are of ten at a time. A minute and a half.
 """
 
 from __future__ import annotations

@@ -60,7 +60,8 @@ def train(
 
     Writes, resumes, joins processes and raises as `supernet.training.loop.Loop` does: TrainingError, naming step and
     architecture, if a loss or gradient is not finite or the training has diverged. ValueError if data and task do not
-    fit, or if another process trains into `run_dir`.
+    fit, if the space has no resolutions to stay for `config.resolution_steps`, or if another process trains into
+    `run_dir`.
     """
     with owned(run_dir), Signals() as signals:
         method = method or make_method(family, config)
