@@ -12,12 +12,14 @@ fp32          the network as it is
 onnxruntime   what `onnxruntime.quantization.quantize_static` makes of it: by channel, ranges from least to largest
               value, sums of residual blocks in int8
 extremes      int8 with ranges from the least to the largest value (`compress.quantisation`)
-int8          with ranges of least squared error, what `supernet quantise` and `supernet extract` write
+nearest       with ranges of least squared error, each weight the nearest one
+int8          with these ranges, weights so that a layer's make up for each other's errors: what `supernet quantise` and
+              `supernet extract` write
 mixed         that with the fewest layers given back that keep the accuracy on the photographs that choose within 0.5
               points, by their divergence on calibrating ones: `supernet quantise --limits accuracy_drop=0.5`
 budget        that within 30 % of fp32's bytes, and until the drop on the photographs that choose is within its standard
               error: `supernet quantise --limits stored_bytes=...`
-weights       weights in 8 bits, activations in float
+weights       such weights, activations in float
 
 Standard errors are over judging photographs, the draws of each averaged first, those of a drop of paired differences.
 Milliseconds are the median on one photograph and one thread, the files taking turns. Every cell is kept in OUTPUT and
@@ -45,8 +47,9 @@ from report import report
 from rich.progress import track
 from torch import Tensor
 
-from compress.quantisation import Quantisation, Quantised, Range, activation_ranges, export_int8, layers
+from compress.quantisation import Quantisation, Quantised, activation_ranges, compensated, export_int8, layers
 from compress.quantisation.limits import Candidates, Limits
+from compress.quantisation.ranges import Method
 from predictors import Device
 from predictors.measuring.runtimes import onnx_timer
 from supernet.artifacts.deployment import deployed
@@ -55,7 +58,7 @@ from supernet.artifacts.export import export_onnx, onnx_runner
 BATCH = 25
 ALLOWED = Limits(accuracy_drop=0.5)  # on the photographs that choose
 BUDGET = 0.3  # of fp32's bytes
-VARIANTS = ("fp32", "onnxruntime", "extremes", "int8", "mixed", "budget", "weights")
+VARIANTS = ("fp32", "onnxruntime", "extremes", "nearest", "int8", "mixed", "budget", "weights")
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,7 @@ class Measured:
 
     def _write(self, draw: int, variant: str, path: Path, calibrating: Tensor, choosing: Tensor) -> Mapping[str, str]:
         """Write the file of a variant; the layers that are not in int8, and in which precision they are."""
-        method = "extremes" if variant == "extremes" else "squares"
+        method: Method = "extremes" if variant == "extremes" else "squares"
         batches = self._photos[calibrating].split(BATCH)
         ranges = self._kept(f"{method}-{draw}", lambda: activation_ranges(self._model, batches, method))
 
@@ -175,17 +178,22 @@ class Measured:
             export_int8(network, path, self._size, dynamic_batch=True)
 
         if variant in ("mixed", "budget"):
-            own = self._chooses(draw, ranges, calibrating, choosing, write)
+            plan = Quantisation(ranges, values=self._values(draw, batches))
+            own = self._chooses(draw, plan, calibrating, choosing, write)
             bytes_of_fp32 = self._path(0, "fp32").stat().st_size
             limits = ALLOWED if variant == "mixed" else Limits(stored_bytes=BUDGET * bytes_of_fp32)
             chosen = own.within(limits, lambda path: 0.0).candidate
             path.write_bytes(chosen.path.read_bytes())
             return dict(chosen.network.quantisation.precisions)
         back: Mapping = dict.fromkeys(layers(self._model), "weights") if variant == "weights" else {}
-        write(Quantised(self._model, Quantisation(ranges, back)), path)
+        values = {} if variant in ("extremes", "nearest") else self._values(draw, batches)
+        write(Quantised(self._model, Quantisation(ranges, back, values=values)), path)
         return back
 
-    def _chooses(self, draw: int, ranges: Mapping[str, Range], calibrating, choosing, write) -> Candidates:
+    def _values(self, draw: int, batches: Sequence[Tensor]) -> Mapping[str, Tensor]:
+        return self._kept(f"values-{draw}", lambda: compensated(self._model, batches))
+
+    def _chooses(self, draw: int, plan: Quantisation, calibrating, choosing, write) -> Candidates:
         if draw not in self._candidates:
             folder = self._arguments.output / f"candidates-{draw}"
             folder.mkdir(exist_ok=True)
@@ -193,7 +201,7 @@ class Measured:
                 (self._photos[own], self._labels[own]) for own in (choosing, calibrating[: self._arguments.ranking])
             ]
             chooses, ranks = (list(zip(*(each.split(BATCH) for each in part))) for part in parts)
-            self._candidates[draw] = Candidates(self._model, Quantisation(ranges), chooses, write, folder, ranks)
+            self._candidates[draw] = Candidates(self._model, plan, chooses, write, folder, ranks)
         return self._candidates[draw]
 
     def _kept(self, name: str, compute: Callable[[], object]) -> object:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from compress.quantisation.network import Precision, Quantisation, Quantised
 from compress.quantisation.points import layers
-from compress.quantisation.ranges import Range
 
 # N images, K classes
 
@@ -28,24 +27,24 @@ class Sensitivity:
 
 def sensitivities(
     model: nn.Module,
-    ranges: Mapping[str, Range],
+    quantisation: Quantisation,
     batches: Sequence[tuple[Tensor, Tensor]],
     precisions: Sequence[Precision] = ("int8", "weights"),
-    weight_bits: int = 8,
 ) -> Iterator[Sensitivity]:
     """The sensitivity of each layer of `model`, as `supernet.artifacts.deployment.deployed` gives it, in each of
-    `precisions`, on `batches` of images and labels; the network's output are logits [N, K].
+    `precisions` of a `quantisation`, whatever its own, on `batches` of images and labels; the network's output are
+    logits [N, K].
 
-    A pass over the images for each. Layers that calibration has not met, so that `ranges` lack them, have none.
+    A pass over the images for each. Layers that calibration has not met have none.
     """
     labels = torch.cat([labels for _, labels in batches])
-    met = [name for name in layers(model) if f"{name}.input" in ranges]
+    met = [name for name in layers(model) if f"{name}.input" in quantisation.ranges]
     expected = logits(model.eval(), batches)
     for name in met:
         for precision in precisions:
             alone: dict[str, Precision] = dict.fromkeys(met, "float")
             alone[name] = precision
-            found = logits(Quantised(model, Quantisation(ranges, alone, weight_bits)).eval(), batches)
+            found = logits(Quantised(model, replace(quantisation, precisions=alone)).eval(), batches)
             yield Sensitivity(name, precision, divergence(expected, found), accuracy_drop(expected, found, labels))
 
 

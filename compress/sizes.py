@@ -35,7 +35,7 @@ def uncompressed_bytes(subnet: Subnet, *, onnx: bool = True) -> dict[str, int]:
         with tempfile.TemporaryDirectory() as name:
             path, example = Path(name, "model.int8.onnx"), config.example()
             noise = tuple(torch.rand(4, *own.shape[1:]).to(own.dtype) for own in example)
-            network = quantise(model, [noise], "extremes")
+            network = quantise(model, [noise], "extremes", rounding="nearest")
             export_int8(network, path, example, names=config, dynamic_batch=True)
             sizes["int8, ONNX"] = path.stat().st_size
     return sizes

@@ -4,12 +4,13 @@
     supernet quantise --subnet subnets/mine --root images/ --output subnets/mine8 --limits stored_bytes=1.5e6
     supernet quantise --subnet mobilenetv3_large_100 --recipe alphanet --root imagenet/ --output models/mnv3_int8
 
-Training images calibrate the ranges of activations; held-out images choose which layers are given back, at the least
-bytes and bit operations that keep the drop of accuracy, in points, within its limit. With a limit on stored_bytes alone
-that is until the drop is within its standard error, or as far as the bytes allow. Test images, on which nothing is
-chosen, give the drop that is told, with its standard error. Writes the folder as `supernet extract` does, with the
-network in model.int8.onnx, how each layer is quantised in quantisation.json, and the measured milliseconds of float,
-int8 and what was chosen. Seconds for digits; layers are looked at one by one only if int8 is not good enough.
+Training images calibrate the ranges of activations and how weights are rounded; held-out images choose which layers
+are given back, at the least bytes and bit operations that keep the drop of accuracy, in points, within its limit. With
+a limit on stored_bytes alone that is until the drop is within its standard error, or as far as the bytes allow. Test
+images, on which nothing is chosen, give the drop that is told, with its standard error. Writes the folder as
+`supernet extract` does, with the network in model.int8.onnx, how each layer is quantised in quantisation.json, and the
+measured milliseconds of float, int8 and what was chosen. Seconds for digits; layers are looked at one by one only if
+int8 is not good enough.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from compress.quantisation import Quantisation, Quantised, activation_ranges, export_int8
+from compress.quantisation import Quantisation, Quantised, activation_ranges, compensated, export_int8
 from compress.quantisation.limits import Candidate, Candidates, Limits, drop
 from compress.quantisation.processor import weight_bits
 from compress.quantisation.ranges import CALIBRATION_IMAGES
@@ -71,7 +72,7 @@ class Arguments:
     input_size: int | None = None
     """Pixels a side of a timm model's images; by default the model's own."""
     calibration_images: int = CALIBRATION_IMAGES
-    """Training images that the ranges of activations are from."""
+    """Training images that the ranges of activations are from, and the rounding of weights from the first of them."""
     choosing_images: Annotated[int, only_where(limits=GIVEN)] = 2000
     """Held-out images that layers are chosen on, at most."""
     ranking_images: Annotated[int, only_where(limits=GIVEN)] = 256
@@ -115,8 +116,9 @@ def quantise_within(limits: Limits, arguments: Arguments, subnet: Subnet, data: 
     calibrating = data.calibration_batches(size, arguments.calibration_images, arguments.seed)
     choosing = list(take(data.evaluation_batches(data.holdout, size), arguments.choosing_images))
     model = deployed(subnet.model)
-    ranges = activation_ranges(model, [images for images, _ in calibrating])
-    plan = Quantisation(ranges, weight_bits=weight_bits(arguments.reduce_range))
+    images = [images for images, _ in calibrating]
+    bits = weight_bits(arguments.reduce_range)
+    plan = Quantisation(activation_ranges(model, images), {}, bits, compensated(model, images, bits))
     device = this_device("onnxruntime", threads=arguments.threads)
 
     def write(network: Quantised, path: Path) -> None:

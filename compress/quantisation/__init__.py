@@ -1,5 +1,6 @@
 """Networks in 8 bits: where they are rounded, by what ranges, and as a file."""
 
+from compress.quantisation.compensation import compensated
 from compress.quantisation.network import Precision, Quantisation, Quantised, quantise
 from compress.quantisation.onnx_file import export_int8
 from compress.quantisation.points import layers
@@ -12,6 +13,7 @@ __all__ = [
     "Quantised",
     "Range",
     "activation_ranges",
+    "compensated",
     "export_int8",
     "layers",
     "products_saturate",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -102,8 +102,7 @@ class Candidates:
     def __call__(self, precisions: Precisions) -> Candidate:
         key = frozenset(precisions.items())
         if key not in self._made:
-            own = self._quantisation
-            network = Quantised(self._model, Quantisation(own.ranges, dict(precisions), own.weight_bits))
+            network = Quantised(self._model, replace(self._quantisation, precisions=dict(precisions)))
             path = self._folder / f"{len(self._made)}.onnx"
             self._write(network, path)
             found = drop(self._expected, logits(onnx_runner(path), self._choosing), self._choosing)
@@ -137,8 +136,7 @@ class Candidates:
 
     @cached_property
     def _sensitivities(self) -> list[Sensitivity]:
-        own = self._quantisation
-        return list(sensitivities(self._model, own.ranges, self._ranking, weight_bits=own.weight_bits))
+        return list(sensitivities(self._model, self._quantisation, self._ranking))
 
     def _given_back(self, found: Sequence[Sensitivity], int8: Candidate, limits: Limits) -> Candidate:
         costs = layer_costs(self._model, (self._choosing[0][0][:1],))

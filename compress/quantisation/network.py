@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from compress.quantisation.compensation import compensated
 from compress.quantisation.points import Points, layers
 from compress.quantisation.processor import weight_bits
 from compress.quantisation.ranges import LEVELS, Method, Range, activation_ranges
@@ -18,6 +19,7 @@ from supernet.calibration import Inputs
 from supernet.skeleton import copy_to
 
 Precision = Literal["int8", "weights", "float"]
+Rounding = Literal["nearest", "compensated"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,9 @@ class Quantisation:
     ranges: Mapping[str, Range]  # of points
     precisions: Mapping[str, Precision] = field(default_factory=dict)  # of layers by name; by default int8
     weight_bits: int = 8
+    values: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    """Weights and biases by name that layers have instead of their own when they are rounded, as
+    `compress.quantisation.compensation` finds them; a weight is rounded to the nearest then."""
 
     def precision(self, layer: str) -> Precision:
         """That of a layer: float too where calibration has not met it."""
@@ -43,6 +48,10 @@ class Quantised(nn.Module):
         self.quantisation = quantisation
         copy = copy_to(model, next(model.parameters(), torch.empty(0)).device)
         rounded = [name for name in layers(model) if quantisation.precision(name) != "float"]
+        for name in rounded:
+            for part in {"weight", "bias"} & {own.removeprefix(f"{name}.") for own in quantisation.values}:
+                value = nn.Parameter(quantisation.values[f"{name}.{part}"], requires_grad=False)
+                setattr(copy.get_submodule(name), part, value)
         bits = Bits(quantisation.weight_bits)
         self.network = fold(transformed(copy, {f"{name}.weight": bits for name in rounded})).eval()
 
@@ -63,14 +72,18 @@ def quantise(
     method: Method = "squares",
     precisions: Mapping[str, Precision] | None = None,
     reduce_range: bool | None = None,
+    rounding: Rounding = "compensated",
 ) -> Quantised:
     """`model` in int8, or in the `precisions` of its layers by name, by ranges of activations that batches of training
     examples, prepared as for evaluation, have: each what `model` is called with, a tuple for several inputs.
 
-    Weights are rounded by channel, symmetrically; activations by tensor, with a zero point (`activation_ranges`). With
+    Weights are rounded by channel, symmetrically, to the nearest or so that a layer's make up for each other's errors
+    (`compress.quantisation.compensation`); activations by tensor, with a zero point (`activation_ranges`). With
     `reduce_range` weights have 7 bits, so that x86 processors without VNNI compute what the network says
     (`products_saturate`): give it for a device that is one, if this machine, which decides by default, is not.
     """
     plain = deployed(model)
     ranges = activation_ranges(plain, calibration, method)
-    return Quantised(plain, Quantisation(ranges, precisions or {}, weight_bits(reduce_range)))
+    bits = weight_bits(reduce_range)
+    values = compensated(plain, calibration, bits) if rounding == "compensated" else {}
+    return Quantised(plain, Quantisation(ranges, precisions or {}, bits, values))

@@ -181,7 +181,7 @@ def write_onnx(model: nn.Module, device: Device, inputs: tuple[Tensor, ...], fol
     """The file in `folder` that a runtime of ONNX loads: `model` in the precision of `device`."""
     path = folder / "model.onnx"
     if device.precision == "int8":
-        network = quantise(model, [inputs], "extremes")
+        network = quantise(model, [inputs], "extremes", rounding="nearest")
         export_int8(network, path, inputs, names=None, batch_size=device.batch_size)
     else:
         export_onnx(model, path, inputs, names=None, batch_size=device.batch_size)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from compress.quantisation.ranges import activation_ranges
+from compress.quantisation import Quantisation, activation_ranges
 from compress.sensitivity import accuracy_drop, divergence, sensitivities
 from compress.transforms import Bits
 
@@ -25,7 +25,7 @@ def test_one_layer_is_quantised_and_the_others_are_as_they_were():
     model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
     images, labels = torch.randn(50, 4), torch.randint(3, (50,))
     ranges = activation_ranges(model, [images], "extremes")
-    found = {(own.layer, own.precision): own for own in sensitivities(model, ranges, [(images, labels)])}
+    found = {(own.layer, own.precision): own for own in sensitivities(model, Quantisation(ranges), [(images, labels)])}
     assert list(found) == [("0", "int8"), ("0", "weights"), ("2", "int8"), ("2", "weights")]
     with torch.no_grad():
         expected, middle = model(images), model[1](model[0](images))
