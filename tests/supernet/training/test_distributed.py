@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ from supernet.training.data import DataConfig, load_data
 from supernet.training.execution import Execution
 from supernet.training.loop.checkpoint import load_checkpoint
 from supernet.training.methods.progressive import Phase
-from supernet.training.methods.sampling import Learner, Sandwich, Uniform
+from supernet.training.methods.sampling import Learner, Sandwich, Step, Uniform
 from supernet.training.randomness import Stream, generator
 from supernet.training.step import TrainConfig, TrainStep
 from supernet.training.train import train
@@ -128,7 +127,8 @@ def joint_gradients():
 
 
 def learners_of(family, rank):
-    return Uniform(family.space).learners(SimpleNamespace(generator=generator(0, Stream.SUBNETS, 0, rank)))
+    draw = generator(0, Stream.SUBNETS, 0, rank)
+    return Uniform(family.space).learners(Step(0, 0, 0.0, draw, None, None, family.task, None, 0.1))
 
 
 class Noted(Sandwich):
