@@ -45,7 +45,7 @@ from search.blockwise.dna import BlockRating, DnaConfig
 from search.evaluator import evaluate_here
 from search.loop import ask_and_tell
 from search.problem import Problem, Score
-from search.scores.accuracy import EvaluationImages, SupernetAccuracy, resized
+from search.scores.accuracy import EvaluationImages, SupernetAccuracy, labelled, resized
 from search.scores.ensemble import Ensemble
 from search.scores.judges import training_batch
 from search.scores.teacher_guided import FromSupernet, GuidanceConfig, TeacherGuided, TrainedBriefly
@@ -302,7 +302,7 @@ class Trained:
         points = POINTS[bench.space]
         blocks = DnaConfig(epochs=bench.arguments.dna_epochs, batch_size=self.batch_size, cuts=points)
         found = BlockRating(
-            bench.family, bench.data, bench.images, self.teacher, blocks, bench.seed, bench.folder / "dna"
+            bench.family, bench.data, labelled(bench.images), self.teacher, blocks, bench.seed, bench.folder / "dna"
         )
         with timed(self.dna_seconds):
             found.prepare()
@@ -334,7 +334,12 @@ def make_strategy(name: str, bench: Bench, trained: Trained) -> Strategy:
     if name == "rdm":
         config = GuidanceConfig(weight=arguments.weight, images=min(100, arguments.judges))
         guided = TeacherGuided(
-            FromSupernet(trained.supernet), bench.images, lambda arch: size, trained.teacher, family.input_size, config
+            FromSupernet(trained.supernet),
+            labelled(bench.images),
+            lambda arch: size,
+            trained.teacher,
+            family.input_size,
+            config,
         )
         guidance = numbers("guidance", lambda arch: guided.guidance(guided.calibrated(arch), arch))
 

@@ -18,7 +18,7 @@ from predictors.measuring import runtimes
 from search.blockwise.blocks import Block as NetworkBlock
 from search.blockwise.training import BlockwiseConfig, train_blocks
 from search.prefix import trie
-from search.scores.accuracy import EvaluationImages, SupernetAccuracy
+from search.scores.accuracy import EvaluationImages, SupernetAccuracy, labelled
 from search.scores.teacher_guided import FromSupernet, GuidanceConfig, TeacherGuided
 from search.scores.untrained import LabelledImages, score_architecture
 from search.untrained.ntk import linear_regions, tangent_kernel
@@ -151,7 +151,7 @@ def logits_of_the_trie(in_place, images, labels):
 def guidance(in_place, images, labels):
     candidate, teacher = FromSupernet(supernet(in_place).eval()), Teacher(network(in_place), ("conv", "act"))
     score = TeacherGuided(
-        candidate, evaluation_images(images, labels), lambda arch: 8, teacher, 8, GuidanceConfig(images=4)
+        candidate, labelled(evaluation_images(images, labels)), lambda arch: 8, teacher, 8, GuidanceConfig(images=4)
     )
     return score([LARGEST, SMALLEST, LARGEST])
 

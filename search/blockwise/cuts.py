@@ -1,4 +1,4 @@
-"""Where a supernet and a teacher are cut into blocks: at places of the same resolution."""
+"""Where a supernet and a teacher are cut into blocks: at places of the same resolution, or as many tokens."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from typing import NamedTuple
 
 import torch
 
-from search.blockwise.maps import CutPlace, Feature, Stop, cut_places, walk
+from search.blockwise.features import CutPlace, Feature, Stop, cut_places, walk
 from search.prefix.dependence import Dependence
 from supernet.families import Family
 from supernet.nesting import covering_archs, probing_archs
+from supernet.plain import inputs_like
 from supernet.skeleton import build_skeleton
 from supernet.space import Arch, SearchSpace
+
+
+class Unmatched(ValueError):
+    """The features of a teacher and of subnets are nowhere of one size."""
 
 
 class Cut(NamedTuple):
@@ -25,34 +30,41 @@ class Cut(NamedTuple):
     scope: frozenset[str]  # the choices that the block depends on
 
 
-def given_cuts(family: Family, space: SearchSpace, features: Sequence[Feature], names: Sequence[str]) -> list[Cut]:
+def given_cuts(
+    family: Family, space: SearchSpace, features: Sequence[Feature], names: Sequence[str], *, grids: bool = True
+) -> list[Cut]:
     """The cuts behind the modules `names`, one for each of the teacher's features.
 
-    ValueError, listing the maps of both networks, if they do not match in number or resolution.
+    With `grids` tokens of images are maps, on both sides. ValueError, listing the features of both networks, if they do
+    not match in number or, as `Unmatched`, in size.
     """
     if len(names) != len(features):
         raise ValueError(
             f"the teacher has {len(features)} features ({_list(features)}), but the supernet is cut {len(names)} times "
             f"({', '.join(names)}): there is one feature for every block"
         )
-    maps = _maps(family, space)
+    subnets = _features(family, space, grids)
     for name, feature in zip(names, features):
-        inside = [own for own in maps if f"{own.name}.".startswith(f"{name}.")]
+        inside = [own for own in subnets if f"{own.name}.".startswith(f"{name}.")]
         if not inside:
-            raise ValueError(f"a subnet has no map at {name!r}; it has {_list(maps)}")
+            raise ValueError(f"a subnet has no feature at {name!r}; it has {_list(subnets)}")
         if inside[-1].size != feature.size:
-            raise ValueError(
-                f"the block that ends with {name!r} has maps of {_pixels(inside[-1])} pixels, and the teacher's at "
-                f"{feature.name!r} have {_pixels(feature)}: the teacher has {_list(features)}, the subnet {_list(maps)}"
+            raise Unmatched(
+                f"the block that ends with {name!r} has features of {_size(inside[-1])}, and the teacher's at "
+                f"{feature.name!r} have {_size(feature)}: the teacher has {_list(features)}, "
+                f"the subnet {_list(subnets)}"
             )
     return _cuts(Dependence.of_family(family, space), names, features)
 
 
-def matching_cuts(family: Family, space: SearchSpace, features: Sequence[Feature], max_paths: int) -> list[Cut]:
-    """The cuts into blocks of at most `max_paths` paths at the resolutions that both subnets and teacher have maps of:
-    at the places of all subnets that `match` finds for the teacher's `features`.
+def matching_cuts(
+    family: Family, space: SearchSpace, features: Sequence[Feature], max_paths: int, *, grids: bool = True
+) -> list[Cut]:
+    """The cuts into blocks of at most `max_paths` paths at the sizes that both subnets and teacher have features of: at
+    the places of all subnets that `match` finds for the teacher's `features`.
 
-    ValueError, listing the maps of both networks, if no resolution matches, or as `match` raises it.
+    With `grids` tokens of images are maps, on both sides. ValueError, listing the features of both networks, as
+    `Unmatched` if no size matches, or as `match` raises it.
     """
     dependence = Dependence.of_family(family, space)
 
@@ -63,12 +75,12 @@ def matching_cuts(family: Family, space: SearchSpace, features: Sequence[Feature
         return space.subspace(dependence.scopes(names)[-1]).size
 
     archs = dict.fromkeys([*covering_archs(space), *probing_archs(space, 2)])  # together they have every value
-    places = cut_places([_walk_subnet(family, arch) for arch in archs])
+    places = cut_places([_walk_subnet(family, arch, grids) for arch in archs])
     matched = match(places, features, paths, max_paths)
     if not matched:
-        raise ValueError(
+        raise Unmatched(
             f"the teacher has no features at the resolutions of the supernet: it has {_list(features)}, "
-            f"and that has {_list(_maps(family, space))}"
+            f"and that has {_list(_features(family, space, grids))}"
         )
     return _cuts(dependence, [place.name for place, _ in matched], [feature for _, feature in matched])
 
@@ -81,11 +93,11 @@ def match(
 ) -> list[tuple[CutPlace, Feature]]:
     """The places that blocks end at, and their targets among the teacher's features, both in the order of the networks.
 
-    At every resolution of more than one pixel that both have, a block ends at the last place, and its target is the
-    last feature. Where it would have more than `max_paths` paths, it is cut at earlier places of this resolution, as
-    few as may be, and then such that there are as few paths as possible; the targets of these blocks are the features
-    there at even distances. `paths(before, last)` counts the paths of the block between two places, the first block
-    beginning at None; it is infinite where some subnet has nothing between them.
+    At every resolution of more than one pixel that both have, or number of tokens, a block ends at the last place, and
+    its target is the last feature. Where it would have more than `max_paths` paths, it is cut at earlier places of this
+    resolution, as few as may be, and then such that there are as few paths as possible; the targets of these blocks are
+    the features there at even distances. `paths(before, last)` counts the paths of the block between two places, the
+    first block beginning at None; it is infinite where some subnet has nothing between them.
 
     ValueError, listing what there is, if blocks of at most `max_paths` paths need more places or features.
     """
@@ -133,15 +145,15 @@ def _fewest(
     return [bounds[end] for end in best[len(places)][-1]] if len(places) in best else []
 
 
-def _walk_subnet(family: Family, arch: Arch) -> list[Stop]:
-    size = family.resolution(arch)
-    image = torch.empty(2, family.in_chans, size, size, device="meta")
-    return walk(build_skeleton(family.build, arch).eval(), image)
+def _walk_subnet(family: Family, arch: Arch, grids: bool) -> list[Stop]:
+    model = build_skeleton(family.build, arch).eval()
+    return walk(model, inputs_like(family.example(arch), model, torch.device("meta"), count=2), grids=grids)
 
 
-def _maps(family: Family, space: SearchSpace) -> list[Feature]:
-    """The maps that the pieces of the largest subnet compute, named after modules; of several of one name the last."""
-    return list({stop.map.name: stop.map for stop in _walk_subnet(family, space.largest) if stop.map}.values())
+def _features(family: Family, space: SearchSpace, grids: bool) -> list[Feature]:
+    """What the pieces of the largest subnet compute, named after modules; of several of one name the last."""
+    stops = _walk_subnet(family, space.largest, grids)
+    return list({stop.feature.name: stop.feature for stop in stops if stop.feature}.values())
 
 
 def _cuts(dependence: Dependence, names: Sequence[str], targets: Sequence[Feature]) -> list[Cut]:
@@ -150,9 +162,9 @@ def _cuts(dependence: Dependence, names: Sequence[str], targets: Sequence[Featur
     return [Cut(target, name, frozenset(scope)) for target, name, scope in zip(targets, names, scopes)]
 
 
-def _pixels(feature: Feature) -> str:
-    return "x".join(map(str, feature.size))
+def _size(feature: Feature) -> str:
+    return f"{feature.size[0]} tokens" if feature.is_tokens else "x".join(map(str, feature.size))
 
 
 def _list(features: Sequence[Feature]) -> str:
-    return ", ".join(f"{feature.name} ({_pixels(feature)})" for feature in features) or "no maps"
+    return ", ".join(f"{feature.name} ({_size(feature)})" for feature in features) or "neither maps nor tokens"

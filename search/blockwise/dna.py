@@ -12,29 +12,31 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NoReturn, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
-from distill.blockwise import Teacher, relative_deviation
+from distill.blockwise import Teacher, counted, relative_deviation
 from search.blockwise.assembly import assemble
-from search.blockwise.blocks import Block, cut_blocks
-from search.blockwise.cuts import given_cuts, matching_cuts
-from search.blockwise.maps import finer_features, maps_of
+from search.blockwise.blocks import Block, begin_at, cut_blocks
+from search.blockwise.cuts import Cut, Unmatched, given_cuts, matching_cuts
+from search.blockwise.features import features_of, finer_features
 from search.blockwise.training import BlockwiseConfig, on_workers, train_blocks
 from search.prefix import trie
 from search.prefix.dependence import chains
+from search.prefix.pieces import carried
 from search.problem import Problem
-from search.scores.accuracy import EvaluationImages
+from search.scores.accuracy import EvaluationBatches
 from supernet.artifacts.atomic import write_json
 from supernet.artifacts.ownership import owned
 from supernet.artifacts.reading import read_json, typed
+from supernet.calibration import as_arguments
 from supernet.evaluation import CALIBRATION_BYTES
 from supernet.families import Family
 from supernet.space import Arch, SearchSpace, Value
-from supernet.training.data import ImageData
-from supernet.training.data.batch import examples_in, on, split
+from supernet.training.data import Data
+from supernet.training.data.batch import Batch, examples_in, joined, on, split
 from supernet.training.execution import Execution, channels_last
 from supernet.training.loop import StepResult
 from supernet.training.loop.checkpoint import has_checkpoints
@@ -46,7 +48,10 @@ Losses = dict[Arch, float]  # of paths of a block
 logger = logging.getLogger(__name__)
 
 TRAINING = "training.json"  # what was begun in a folder: the settings, and which blocks train together
+VERSION = 2  # of what blocks are made of, as far as their checkpoints tell
 EXECUTION = ("workers", "amp")  # settings that may be said anew
+GRID = ("resolution", "patch_size")  # choices that features have another size with, wherever a network is cut
+FIRST = 64  # images, at most, whose features say in which scale blocks answer
 CHUNK = 500  # paths whose pieces are in memory at a time, where they have none in common
 
 
@@ -83,10 +88,12 @@ class Ratings(TypedDict):
 
 
 class Shares(TypedDict):
-    """What training.json holds: the settings, and the positions of the blocks that train together."""
+    """What training.json holds: the settings, the positions of the blocks that train together, and the `VERSION` of the
+    blocks."""
 
     settings: dict[str, Any]
     shares: list[list[int]]
+    version: NotRequired[int]
 
 
 class BlockRating:
@@ -96,9 +103,13 @@ class BlockRating:
     with BatchNorm statistics of its own, on images that judge. `prepare` trains the blocks and rates every path of
     each; afterwards architectures are looked up.
 
-    All images have the largest resolution of the space, and where resolution is a choice, architectures of that
-    resolution alone are rated: what a smaller one loses is not seen by blocks whose inputs are the teacher's. Choices
-    that no block depends on, such as those behind the last cut, make no difference.
+    Where teacher and subnets have tokens, as many of them, blocks go from tokens to tokens, class tokens and registers
+    included; of texts those count that do not merely fill up. Else they go from maps to maps, which square tokens
+    become, without class tokens and registers; those that a subnet has then are learnt in each block.
+
+    All images have the largest resolution of the space, and where resolution or patch size is a choice, architectures
+    with the largest subnet's alone are rated: what a smaller one loses is not seen by blocks whose inputs are the
+    teacher's. Choices that no block depends on, such as those behind the last cut, make no difference.
 
     With a `directory`, training and rating go on where they were stopped, and losses are read if they are there and of
     as many images. `on_step` hears of every step of a training in this process; Ray workers are heard of by their
@@ -109,8 +120,8 @@ class BlockRating:
     def __init__(
         self,
         family: Family,
-        data: ImageData,
-        images: Callable[[int], EvaluationImages],
+        data: Data,
+        batches: Callable[[int | None], EvaluationBatches],
         teacher: Teacher,
         config: DnaConfig,
         seed: int = 0,
@@ -121,17 +132,17 @@ class BlockRating:
     ) -> None:
         self.space = rated_space(family)
         self.resolution = family.resolution(self.space.largest)
-        self._data, self._images, self._config, self._seed = data, images, config, seed
+        self._task = family.task
+        self._data, self._batches, self._config, self._seed = data, batches, config, seed
         self._directory, self._batch_size, self._on_step = directory, batch_size, on_step
         self._calibration_bytes = calibration_bytes
-        few = on(next(teacher.model.parameters()).device, split(images(self.resolution).images, 2)[0])
-        if config.cuts:
-            cuts = given_cuts(family, self.space, maps_of(teacher, few), config.cuts)
-        else:
-            features = maps_of(teacher, few) if config.points else finer_features(teacher, few)
-            cuts = matching_cuts(family, self.space, features, config.max_paths)
+        self._device = next(teacher.model.parameters()).device
+        calibration, evaluation = batches(self.resolution)
+        self._teacher, cuts = self._cuts(family, teacher, self._inputs(split(evaluation, 2)[0]))
         self.blocks = cut_blocks(family, self.space, cuts, seed)
-        self._teacher = Teacher(teacher.model, [block.target.name for block in self.blocks])
+        few = self._inputs(split(calibration, FIRST)[0])
+        for block, target in zip(self.blocks, self._teacher(*few)):
+            begin_at(block, counted(target, self._task.mask(few)))
         sizes = [block.net.space.size for block in self.blocks]
         if max(sizes) > config.max_paths:
             raise ValueError(
@@ -143,11 +154,32 @@ class BlockRating:
         unrated = [name for name in self.space.choices if name not in rated]
         if len(unrated) > len(rated):
             logger.warning("no block depends on %s: these choices make no difference", ", ".join(unrated))
-        self._device = few.device
         self.to(self._device)
         for block in self.blocks:
             channels_last(block.net)
         self.losses: list[Losses] = []  # of each block's paths, once they are rated
+
+    def _cuts(self, family: Family, teacher: Teacher, inputs: tuple) -> tuple[Teacher, list[Cut]]:
+        """Where the blocks end, and the teacher with its points there: as tokens where these match, or else as maps."""
+        config = self._config
+        for grids in (False, True):
+            own = Teacher(teacher.model, teacher.points, grids=grids)
+            features = (features_of if config.cuts or config.points else finer_features)(own, inputs)
+            try:
+                if config.cuts:
+                    cuts = given_cuts(family, self.space, features, config.cuts, grids=grids)
+                else:
+                    cuts = matching_cuts(family, self.space, features, config.max_paths, grids=grids)
+            except Unmatched:
+                if grids:
+                    raise
+            else:
+                return Teacher(teacher.model, [cut.target.name for cut in cuts], grids=grids), cuts
+        raise AssertionError("the last of both forms raises")
+
+    def _inputs(self, batch: Batch) -> tuple:
+        """What networks are called with for a batch, where they are."""
+        return self._task.inputs(on(self._device, batch), None)
 
     def to(self, device: torch.device | str) -> BlockRating:
         """Puts teacher and blocks on `device`, where they are then trained and rated, in place."""
@@ -163,8 +195,9 @@ class BlockRating:
 
     def block_losses(self, arch: Arch) -> list[float]:
         """The loss of the path of each block, lower is better."""
-        if arch.get("resolution", self.resolution) != self.resolution:
-            raise ValueError(f"architectures are rated at a resolution of {self.resolution}, not {arch['resolution']}")
+        for name in GRID:
+            if name in arch and arch[name] != self.space.largest[name]:
+                raise ValueError(f"architectures are rated at a {name} of {self.space.largest[name]}, not {arch[name]}")
         return [losses[block.path(arch)] for losses, block in zip(self.losses, self.blocks)]
 
     def best_first(self, problem: Problem) -> Iterator[Arch]:
@@ -180,7 +213,7 @@ class BlockRating:
             self._prepare(self._directory and self._directory / "ratings.json")
 
     def _prepare(self, path: Path | None) -> None:
-        images = [examples_in(part) for part in self._images(self.resolution)[:2]]
+        images = [examples_in(part) for part in self._batches(self.resolution)]
         rated = self._read_ratings(path, images) if path else []
         if not self._is_rated(rated):
             self.train()
@@ -214,10 +247,7 @@ class BlockRating:
         Ray workers share the blocks. A training that goes on has the shares that it was begun with, whoever does them.
         """
         if self._directory and has_checkpoints(self._directory / "checkpoints"):
-            raise ValueError(
-                f"the blocks in {self._directory} were trained by a former version, whose checkpoints this one does "
-                "not read: name another output, or remove that folder to train them again"
-            )
+            self._refuse_former()
         steps_per_epoch = self._data.steps_per_epoch(self._config.batch_size)
         device = self._device
         if self._config.workers:
@@ -228,7 +258,7 @@ class BlockRating:
         data = replace(self._data, workers=0) if self._config.workers else self._data  # a worker has a CPU for all
         shares = self._shares()
         with nullcontext(self._directory) if self._directory else TemporaryDirectory() as folder:
-            begun = {"settings": self._settings(), "shares": shares}
+            begun = {"settings": self._settings(), "shares": shares, "version": VERSION}
             trainings = [
                 partial(
                     train_blocks,
@@ -239,6 +269,7 @@ class BlockRating:
                     self._config.for_loop(self._seed),
                     Path(folder) / f"blocks_{'_'.join(map(str, share))}",
                     execution,
+                    task=self._task,
                     on_begin=partial(write_json, Path(folder) / TRAINING, begun, indent=None),
                 )
                 for share in shares
@@ -259,17 +290,19 @@ class BlockRating:
 
         `rated` are those of the first blocks that are known; `on_rated` hears of all of them now and then.
         """
-        calibration, images, _ = self._images(self.resolution)
-        parts = [[on(self._device, batch) for batch in split(part, self._batch_size)] for part in (calibration, images)]
-        known = [[[batch, *self._teacher(batch)] for batch in part] for part in parts]  # [K + 1] of each batch
+        judged = self._batches(self.resolution)
+        parts = [[self._inputs(batch) for batch in split(part, self._batch_size)] for part in judged]
+        known = [[(inputs, [inputs[0], *self._teacher(*inputs)]) for inputs in part] for part in parts]  # of K + 1 each
+        masks = [self._task.mask(inputs) for inputs in parts[1]]
+        mask = None if masks[0] is None else joined(masks)
         found = [dict(losses) for losses in rated]
         for index, block in enumerate(self.blocks):
             if index == len(found):
                 found.append({})
             logger.info("rating the %d paths of the block that ends with %s", block.net.space.size, block.name)
-            batches = trie.Batches(*([features[index] for features in part] for part in known))
-            target = torch.cat([features[index + 1] for features in known[1]])
-            for losses in rate_paths(block, batches, target, self._calibration_bytes, found[index]):
+            seen = [[carried(features[index], *inputs[1:]) for inputs, features in part] for part in known]
+            batches, target = trie.Batches(*seen), torch.cat([features[index + 1] for _, features in known[1]])
+            for losses in rate_paths(block, batches, target, self._calibration_bytes, found[index], mask):
                 found[index] |= losses
                 if on_rated:
                     on_rated(found)
@@ -282,9 +315,17 @@ class BlockRating:
         if record and record.exists():
             begun = read_json(record, Shares, "description of a training")
             self._check_settings(begun["settings"])
+            if begun.get("version") != VERSION:
+                self._refuse_former()
             return begun["shares"]
         count, workers = len(self.blocks), max(self._config.workers, 1)
         return [list(range(first, count, workers)) for first in range(min(workers, count))]
+
+    def _refuse_former(self) -> NoReturn:
+        raise ValueError(
+            f"the blocks in {self._directory} were trained by a former version, whose checkpoints this one does not "
+            "read: name another output, or remove that folder to train them again"
+        )
 
     def _settings(self) -> dict[str, object]:
         """What training follows from, as JSON."""
@@ -310,9 +351,9 @@ def _followed(config: Mapping[str, object]) -> dict[str, object]:
 
 
 def rated_space(family: Family) -> SearchSpace:
-    """The architectures of a family at the largest resolution."""
+    """The architectures of a family whose features have the largest size."""
     space = family.space
-    return space.restrict({"resolution": [space.largest["resolution"]]}) if "resolution" in space.choices else space
+    return space.restrict({name: [space.largest[name]] for name in GRID if name in space.choices})
 
 
 def rate_paths(
@@ -321,14 +362,16 @@ def rate_paths(
     target: Tensor,
     calibration_bytes: int = CALIBRATION_BYTES,
     rated: Collection[Arch] = (),
+    mask: Tensor | None = None,
 ) -> Iterator[Losses]:
     """The losses of all paths of a block but those that are `rated`, a part of them at a time, in the space's order.
 
-    `batches` are the teacher's features before the block, of images to calibrate by and of those that judge, `target`
-    [N, ...] its features of the latter behind it.
+    `batches` are the teacher's features before the block, of examples to calibrate by and of those that judge, with
+    what the network is called with besides; `target` [N, ...] its features of the latter behind it, of which those
+    count that `mask` [N, L] says.
     """
-    net = block.net.eval()
-    pieces_of, remembered = chains(net), trie.Remembered(2**30)
+    net, target = block.net.eval(), counted(target, mask)
+    pieces_of, remembered = chains(net, len(as_arguments(next(iter(batches.evaluation))))), trie.Remembered(2**30)
     paths = [path for path in net.space if path not in rated]
     for start in range(0, len(paths), CHUNK):
         some, losses = paths[start : start + CHUNK], {}
@@ -336,5 +379,5 @@ def rate_paths(
         for index, output in found:
             if isinstance(output, Exception):
                 raise output
-            losses[some[index]] = relative_deviation(output, target).item()
+            losses[some[index]] = relative_deviation(counted(output, mask), target).item()
         yield {path: losses[path] for path in some}

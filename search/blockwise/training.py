@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill.blockwise import Teacher, relative_error
+from distill.blockwise import Teacher, counted, relative_error
 from search.blockwise.blocks import Block
 from search.parallel import ray_running
 from supernet.artifacts.ownership import owned
 from supernet.errors import first_line
 from supernet.own_code import modules_from_files
+from supernet.tasks import Classification, Task
 from supernet.training.data import Data
 from supernet.training.execution import Execution
 from supernet.training.loop import Loop, StepResult
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 RETRIES = 3  # of a Ray worker that dies
 
+CLASSIFICATION = Classification()
 Weights = dict[int, dict[str, Tensor]]  # by the position of a block, its state dict
 
 
@@ -88,6 +90,7 @@ def train_blocks(
     run_dir: Path,
     execution: Execution,
     *,
+    task: Task = CLASSIFICATION,
     on_step: Callable[[StepResult], None] = lambda result: None,
     on_begin: Callable[[], None] = lambda: None,
 ) -> Weights:
@@ -95,9 +98,10 @@ def train_blocks(
     average if there is one.
 
     Every step trains one uniform path of each block by `relative_error`, drawn from the seed, the block and the step.
-    The block k goes from the teacher's features at its point k - 1, for the first block the images, to those at its
-    point k. Which blocks train together makes no difference, unless gradients overflow in fp16, where all of them skip
-    the step.
+    The block k goes from the teacher's features at its point k - 1, for the first block what the network is called
+    with, to those at its point k, where these mean something (`Task.mask`). Networks are called with what `task` makes
+    of a batch. Which blocks train together makes no difference, unless gradients overflow in fp16, where all
+    of them skip the step.
 
     Goes on from the last checkpoint, and writes and raises as `supernet.training.loop.Loop` does: TrainingError names
     the block whose loss is not finite or has blown up.
@@ -119,15 +123,17 @@ def train_blocks(
             apart=len(blocks),
             signals=signals,
         )
-        for step, (images, *_) in loop.batches(resolution):
+        for step, batch in loop.batches(resolution):
+            first, *further = inputs = task.inputs(batch, None)
+            mask = task.mask(inputs)
             with execution.autocast(loop.device):
-                features = [images, *teacher(images)]
+                features = [first, *teacher(*inputs)]
             losses = []
             for index, block in blocks.items():
                 path = block.net.space.sample(np.random.default_rng([seed, index, step]))
                 with loop.seeded(step, index), execution.autocast(loop.device):
-                    output = block.net(features[index], path, accumulate=True)
-                loss = relative_error(output, features[index + 1])
+                    output = block.net(features[index], *further, path, accumulate=True)
+                loss = relative_error(*(counted(own, mask) for own in (output, features[index + 1])))
                 loop.scale(loss).backward()
                 losses.append(loss.detach())
             loop.update(step, torch.stack(losses), names)

@@ -25,6 +25,11 @@ Carried = Tensor | tuple[Tensor, ...]  # what one piece gives to the next, alone
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
+def carried(x: Tensor, *further: Tensor) -> Carried:
+    """What a piece takes, of its input and the network's further inputs."""
+    return (x, *further) if further else x
+
+
 class Key(tuple):
     """A tuple that knows its hash, which takes long to compute for a deep one."""
 
@@ -103,7 +108,7 @@ class Chain(nn.Sequential):
     """Pieces one after the other, called with what is carried in and the network's further inputs."""
 
     def forward(self, *inputs: Tensor) -> Carried:
-        x: Carried = inputs if len(inputs) > 1 else inputs[0]
+        x = carried(*inputs)
         for piece in self:
             x = piece(x)
         return x

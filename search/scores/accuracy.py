@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from distill.untouched import untouched
 from search.evaluator import in_order
 from search.prefix import trie
-from search.prefix.pieces import Carried
+from search.prefix.pieces import carried
 from supernet.evaluation import CALIBRATION_BYTES, calibrated
 from supernet.space import Arch
 from supernet.supernet import Supernet
@@ -55,6 +55,11 @@ def resized(calibration: Tensor, images: Tensor, labels: Tensor) -> Callable[[in
         return EvaluationImages(resize(calibration, resolution), resize(images, resolution), labels)
 
     return at
+
+
+def labelled(images: Callable[[int], EvaluationImages]) -> Callable[[int], EvaluationBatches]:
+    """Images with labels as batches."""
+    return partial(_as_batches, images)
 
 
 class Judged(NamedTuple):
@@ -159,7 +164,7 @@ class SupernetScore:
 
         def batches(resolution: int | None) -> trie.Batches:
             inputs = (self._calls(batch, arch_of[resolution]) for batch in used[resolution])
-            return trie.Batches(*(_Mapped(_carried, calls) for calls in inputs))
+            return trie.Batches(*(_Mapped(lambda call: carried(*call), calls) for calls in inputs))
 
         found = trie.outputs(
             self.net,
@@ -243,7 +248,7 @@ class SupernetAccuracy(SupernetScore):
         batch_size: int = 500,
         memory_bytes: int = 2**31,
     ) -> None:
-        super().__init__(net, Classification(), partial(_labelled, images), resolution, batch_size, memory_bytes)
+        super().__init__(net, Classification(), labelled(images), resolution, batch_size, memory_bytes)
 
 
 @dataclass(frozen=True)
@@ -262,13 +267,9 @@ def _are_tensors(calls: Iterable[tuple]) -> bool:
     return all(isinstance(given, Tensor) for given in next(iter(calls)))
 
 
-def _carried(inputs: tuple[Tensor, ...]) -> Carried:
-    return inputs if len(inputs) > 1 else inputs[0]
-
-
-def _labelled(images: Callable[[int], EvaluationImages], resolution: int) -> EvaluationBatches:
-    calibration, *labelled = images(resolution)
-    return EvaluationBatches((calibration,), tuple(labelled))
+def _as_batches(images: Callable[[int], EvaluationImages], resolution: int) -> EvaluationBatches:
+    calibration, *evaluation = images(resolution)
+    return EvaluationBatches((calibration,), tuple(evaluation))
 
 
 def first_metric(task: Task, output: Output, batch: Batch, part: int = 500) -> float:

@@ -273,7 +273,6 @@ def _te_nas(job: SearchJob, run: Run, directory: Path | None) -> Judge:
 def _rdm(job: SearchJob, run: Run, directory: Path | None) -> Judge:
     family, config = run.family, job.rdm
     teacher = Teacher(_teacher(job, run), config.points)
-    resolution = family.resolution(family.space.largest)
     if config.epochs:
         if directory is None:
             raise ValueError("candidates that train by themselves need a folder to train in: record a history")
@@ -283,7 +282,8 @@ def _rdm(job: SearchJob, run: Run, directory: Path | None) -> Judge:
     else:
         candidate = FromSupernet(channels_last(run.net), job.calibration_bytes)
     kept = run_batches(job, run)
-    score = TeacherGuided(candidate, kept.images, family.resolution, teacher, resolution, config, job.batch_size)
+    size = family.resolution(family.space.largest)
+    score = TeacherGuided(candidate, kept, family.resolution, teacher, size, config, job.batch_size, family.task)
     return Judge(score, score.prepare, load=partial(kept.load, resolutions(family)))
 
 
@@ -293,7 +293,7 @@ def _dna(job: SearchJob, run: Run, directory: Path | None) -> Judge:
     score = BlockRating(
         run.family,
         run.data,
-        run_batches(job, run).images,
+        run_batches(job, run),
         teacher,
         job.dna,
         job.seed,
@@ -329,6 +329,7 @@ def _akd(job: SearchJob, run: Run, directory: Path | None) -> Judge:
     if directory is None:
         raise ValueError("students that train by themselves need a folder to train in: record a history")
     config, folder = job.akd, directory / AKD
+    _images(job, run)
     teacher = _teacher(job, run)
     training = dataclasses.replace(alone_settings(run.job.train, config.epochs), seed=job.seed)
     execution = Execution(eval_epochs=0, keep_checkpoints=1, calibration_bytes=job.calibration_bytes)
@@ -344,9 +345,17 @@ def _log_blocks(result: StepResult) -> None:
 def _teacher(job: SearchJob, run: Run) -> nn.Module:
     if job.teacher is None:
         raise ValueError(f"the score {job.score} needs a teacher: name a model of timm's, or a folder")
-    size = run.family.resolution(run.family.space.largest)
-    data = _images(job, run)
-    return load_teacher(job.teacher, data.config, data.classes, input_size=size, space=run.job.space)
+    if isinstance(run.data, ImageData):
+        _images(job, run)
+    return load_teacher(
+        job.teacher,
+        run.data.config if isinstance(run.data, ImageData) else run.job.data,
+        run.data.classes,
+        input_size=run.family.resolution(run.family.space.largest),
+        space=run.job.space,
+        inputs=run.family.task.input_names,
+        files=run.data.files(),
+    )
 
 
 def _training_free(job: SearchJob, run: Run, names: tuple[str, ...], batch: LabelledImages) -> TrainingFreeScore:

@@ -16,24 +16,27 @@ from torch import Tensor, nn
 from distill.blockwise import Teacher
 from distill.rdm import dissimilarity, teacher_guidance
 from distill.untouched import untouched
-from search.prefix.pieces import cut
+from search.prefix.pieces import carried, cut
 from search.problem import placed
-from search.scores.accuracy import EvaluationImages, first_metric
+from search.scores.accuracy import EvaluationBatches, first_metric
 from supernet.evaluation import CALIBRATION_BYTES, calibrated
 from supernet.families import Family
 from supernet.space import Arch
 from supernet.supernet import Supernet
-from supernet.tasks import Classification
-from supernet.training.data import ImageData, resize
-from supernet.training.data.batch import device_of, on, split
+from supernet.tasks import Classification, Task
+from supernet.tasks.task import in_float32
+from supernet.training.data import Data
+from supernet.training.data.batch import device_of, joined, on, split
 from supernet.training.execution import DEFAULT, Execution
 from supernet.training.step import TrainConfig
 from supernet.training.train import train
 
-# N images, n images that are told apart, C channels, R resolution in pixels
+# N images or other examples, n that are told apart, L length in tokens, D channels
 
-# gives a plain module, its BatchNorm calibrated on the batches of images
-MakeCandidate = Callable[[Arch, Iterable[Tensor]], nn.Module]
+# gives a plain module, its BatchNorm calibrated on what it is called with, batch by batch
+MakeCandidate = Callable[[Arch, Iterable[tuple]], nn.Module]
+
+CLASSIFICATION = Classification()
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class GuidanceConfig:
     weight: float = 1.0
     """Weight of the teacher's guidance, which is from -1 to 1, beside the accuracy, which is from 0 to 1."""
     images: int = 128
-    """Images that teacher and candidates tell apart: the first of those that judge."""
+    """Images, or other examples, that teacher and candidates tell apart: the first of those that judge."""
     method: Literal["pearson", "spearman"] = "pearson"
     """How matrices of dissimilarity are compared."""
     points: tuple[str, ...] = ()
@@ -61,25 +64,28 @@ class GuidanceConfig:
 
 
 class TeacherGuided:
-    """The score P + weight * TG of a candidate: its accuracy plus `distill.rdm.teacher_guidance`, higher is better.
+    """The score P + weight * TG of a candidate: the first metric of `task`, the accuracy where it tells classes apart,
+    plus `distill.rdm.teacher_guidance`, higher is better.
 
     The candidate's layers are all places in it that carry everything on (`search.prefix.pieces`); the teacher's are its
-    points. `candidate(arch, batches)` gives the network, its BatchNorm calibrated on these batches of images,
-    `images(resolution)` gives the images to calibrate by and those to judge by, of which the first `config.images` are
-    told apart; the teacher sees them at `teacher_resolution`, once, in `prepare` or when it is first needed.
+    points. Of texts, a layer tells apart the means over their tokens. `candidate(arch, inputs)` gives the network, its
+    BatchNorm calibrated on what it is called with, `batches(resolution)` gives the examples to calibrate by and those
+    to judge by, of which the first `config.images` are told apart; the teacher sees them at `teacher_resolution`, once,
+    in `prepare` or when it is first needed.
     """
 
     def __init__(
         self,
         candidate: MakeCandidate,
-        images: Callable[[int], EvaluationImages],
-        resolution: Callable[[Arch], int],
+        batches: Callable[[int | None], EvaluationBatches],
+        resolution: Callable[[Arch], int | None],
         teacher: Teacher,
-        teacher_resolution: int,
+        teacher_resolution: int | None,
         config: GuidanceConfig,
         batch_size: int = 250,
+        task: Task = CLASSIFICATION,
     ) -> None:
-        self._candidate, self._images, self._resolution = candidate, images, resolution
+        self._candidate, self._batches, self._resolution, self._task = candidate, batches, resolution, task
         self._config, self._batch_size = config, batch_size
         self._teacher: Teacher | None = teacher  # until it has seen the images
         self._teacher_resolution = teacher_resolution
@@ -95,8 +101,9 @@ class TeacherGuided:
     def prepare(self) -> None:
         """Have the teacher see the images, unless it has."""
         if self._teacher:
-            features = self._teacher(self._told_apart(self._teacher_resolution, self._teacher.model))
-            self._matrices = [dissimilarity(own).cpu() for own in features]
+            inputs = self._told_apart(self._teacher_resolution, self._teacher.model, None)
+            mask = self._task.mask(inputs)
+            self._matrices = [dissimilarity(of_examples(own, mask)).cpu() for own in self._teacher(*inputs)]
             self._teacher = None
 
     def __call__(self, archs: Sequence[Arch]) -> list[float]:
@@ -112,29 +119,27 @@ class TeacherGuided:
 
     def calibrated(self, arch: Arch) -> nn.Module:
         """The candidate with BatchNorm statistics of its own, in eval mode."""
-        size = self._resolution(arch)
-        parts = split(self._images(size).calibration, self._batch_size)
-        return self._candidate(arch, (resize(on(device_of(part), part), size) for part in parts)).eval()
+        parts = split(self._batches(self._resolution(arch)).calibration, self._batch_size)
+        return self._candidate(arch, (self._task.inputs(on(device_of(part), part), arch) for part in parts)).eval()
 
     def performance(self, model: nn.Module, arch: Arch) -> float:
-        """P: the accuracy of a calibrated candidate; NaN if a logit is not finite."""
-        size = self._resolution(arch)
-        _, images, labels = self._images(size)
-        batches = (resize(on(_device(model), part), size) for part in split(images, self._batch_size))
+        """P: the first metric of a calibrated candidate; NaN if an output is not finite."""
+        batch = self._batches(self._resolution(arch)).evaluation
+        parts = (self._task.inputs(on(_device(model), part), arch) for part in split(batch, self._batch_size))
         with torch.no_grad():
-            logits = torch.cat([untouched(model, batch) for batch in batches])
-        return first_metric(Classification(), logits, (None, labels))
+            output = joined([untouched(model, *inputs) for inputs in parts])
+        return first_metric(self._task, in_float32(output), batch)
 
     def guidance(self, model: nn.Module, arch: Arch) -> float:
         """TG of a calibrated candidate."""
         self.prepare()
-        images = self._told_apart(self._resolution(arch), model)
-        return guidance_of(model, images, self._matrices, self._config.method)
+        inputs = self._told_apart(self._resolution(arch), model, arch)
+        return guidance_of(model, inputs, self._matrices, self._config.method, self._task.mask(inputs))
 
-    def _told_apart(self, size: int, model: nn.Module) -> Tensor:
-        """The images that networks are compared by, where `model` is."""
-        first = split(self._images(size).images, self._config.images)[0]
-        return resize(on(_device(model), first), size)
+    def _told_apart(self, size: int | None, model: nn.Module, arch: Arch | None) -> tuple:
+        """What `model`, a subnet or the teacher, is called with for the examples that networks are compared by."""
+        first = split(self._batches(size).evaluation, self._config.images)[0]
+        return self._task.inputs(on(_device(model), first), arch)
 
     def _score(self, arch: Arch) -> float:
         model = self.calibrated(arch)
@@ -142,29 +147,44 @@ class TeacherGuided:
 
 
 def guidance_of(
-    model: nn.Module, images: Tensor, teacher: Sequence[Tensor], method: Literal["pearson", "spearman"] = "pearson"
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    teacher: Sequence[Tensor],
+    method: Literal["pearson", "spearman"] = "pearson",
+    mask: Tensor | None = None,
 ) -> float:
-    """How well a plain module, in eval mode, tells `images` [n, C, R, R] apart as a teacher does.
+    """How well a plain module, in eval mode, tells n examples apart as a teacher does: images [n, C, R, R], or whatever
+    `inputs` it is called with. A `mask` [n, L] says which of the features [n, L, D] mean something.
 
-    `teacher` are the teacher's matrices of dissimilarity [n, n] for the same images; see
+    `teacher` are the teacher's matrices of dissimilarity [n, n] for the same examples; see
     `distill.rdm.teacher_guidance`.
     """
     matrices = []
     with torch.no_grad():
-        x = images.clone()
-        for piece in cut(model):
+        x = carried(*(given.clone() for given in inputs))
+        for piece in cut(model, inputs=len(inputs)):
             x = piece(x)
-            if x.dim() > 1 and x[0].numel() > 1:
-                matrices.append(dissimilarity(x).cpu())
+            features = of_examples(x[0] if isinstance(x, tuple) else x, mask)
+            if features.dim() > 1 and features[0].numel() > 1:
+                matrices.append(dissimilarity(features).cpu())
     return teacher_guidance(matrices, teacher, method)
+
+
+def of_examples(features: Tensor, mask: Tensor | None) -> Tensor:
+    """What n examples are told apart by: of tokens [n, L, D] with a `mask` [n, L] the means over those that it is not 0
+    for [n, D], other features as they are."""
+    if mask is None or features.shape[:2] != mask.shape:
+        return features
+    weight = mask[..., None].to(features.dtype)
+    return (features * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _on(net: Supernet, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    return (batch.to(_device(net)) for batch in batches)
+def _on(net: Supernet, batches: Iterable[tuple]) -> Iterator[tuple]:
+    return (on(_device(net), inputs) for inputs in batches)
 
 
 class FromSupernet:
@@ -177,7 +197,7 @@ class FromSupernet:
         self._net.to(device)
         return self
 
-    def __call__(self, arch: Arch, batches: Iterable[Tensor]) -> nn.Module:
+    def __call__(self, arch: Arch, batches: Iterable[tuple]) -> nn.Module:
         return calibrated(self._net, arch, _on(self._net, batches), self._calibration_bytes)
 
 
@@ -188,7 +208,7 @@ class TrainedBriefly:
     """
 
     def __init__(
-        self, family: Family, data: ImageData, config: TrainConfig, directory: Path, execution: Execution = DEFAULT
+        self, family: Family, data: Data, config: TrainConfig, directory: Path, execution: Execution = DEFAULT
     ) -> None:
         self._family, self._data, self._config, self._directory = family, data, config, directory
         self._execution = execution
@@ -197,7 +217,7 @@ class TrainedBriefly:
         self._execution = dataclasses.replace(self._execution, device=str(device))
         return self
 
-    def __call__(self, arch: Arch, batches: Iterable[Tensor]) -> nn.Module:
+    def __call__(self, arch: Arch, batches: Iterable[tuple]) -> nn.Module:
         alone = self._family.space.restrict({name: [value] for name, value in arch.items()})
         family = dataclasses.replace(self._family, space=alone)
         name = "-".join(map(str, self._family.space.encode([arch])[0]))

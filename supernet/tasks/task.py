@@ -38,6 +38,11 @@ class Task(Protocol):
         stands for a network that is no subnet, such as a teacher, the inputs as they are in the batch."""
         ...
 
+    def mask(self, inputs: tuple) -> Tensor | None:
+        """Where the features [N, L, C] of a network that is called with these inputs mean something [N, L], 0 where
+        they do not. None, as here, for everywhere."""
+        return None
+
     def loss(self, output: Output, batch: Batch) -> Tensor:
         """What training lowers, a scalar: the mean over the examples. Floating point outputs are in float32."""
         ...

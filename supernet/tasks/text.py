@@ -38,6 +38,9 @@ class TextClassification(Classification):
         tokens = batch[0].long()
         return tokens, (tokens != self.padding).long()
 
+    def mask(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
+        return inputs[1]
+
     def check_batch(self, batch: Texts) -> None:
         tokens, labels = batch
         super().check_batch((tokens, labels))
@@ -69,6 +72,9 @@ class NextToken(Task):
 
     def inputs(self, batch: Tensor, arch: Arch | None) -> tuple[Tensor]:
         return (batch.long(),)
+
+    def mask(self, inputs: tuple[Tensor]) -> Tensor | None:
+        return None if self.padding is None else (inputs[0] != self.padding).long()
 
     def loss(self, output: Tensor, batch: Tensor) -> Tensor:
         """Cross-entropy, the mean over tokens."""

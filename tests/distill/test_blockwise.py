@@ -3,7 +3,7 @@ import timm
 import torch
 from torch import nn
 
-from distill.blockwise import Teacher, relative_deviation, relative_error
+from distill.blockwise import Teacher, answer, counted, relative_deviation, relative_error, spread
 
 
 def test_errors_are_in_units_of_the_targets_spread():
@@ -26,6 +26,29 @@ def test_a_constant_target_gives_a_finite_error():
         relative_error(torch.ones(2), torch.ones(3))
 
 
+@pytest.mark.parametrize("tokens", [False, True])
+def test_an_answer_begins_with_the_mean_of_each_channel(tokens):
+    draw = torch.Generator().manual_seed(0)
+    shape, dims = ((6, 9, 5), (0, 1)) if tokens else ((6, 5, 3, 3), (0, 2, 3))
+    own, channels = (1, 1, 5) if tokens else (1, 5, 1, 1), torch.arange(5.0)
+    target = 30 * (torch.randn(shape, generator=draw) + channels.view(own))
+    layers = nn.Sequential(answer(4, 5, tokens=tokens))
+    layers.get_submodule("spread").load_state_dict(spread(target))
+    x = torch.randn(6, 9, 4) if tokens else torch.randn(6, 4, 3, 3)
+    mean = target.mean(dims, keepdim=True)
+    torch.testing.assert_close(layers(x), mean.expand(shape))
+    assert relative_error(layers(x), target).item() == pytest.approx(((target - mean) ** 2).mean() / target.var())
+    with torch.no_grad():
+        layers.get_submodule("1").bias.fill_(0.5)  # in units of the deviation
+    torch.testing.assert_close(layers(x), (mean + 0.5 * target.std()).expand(shape))
+
+
+def test_features_that_a_mask_leaves_out_do_not_count():
+    features, mask = torch.arange(12.0).view(2, 3, 2), torch.tensor([[1, 1, 0], [1, 0, 0]])
+    assert counted(features, mask).tolist() == [[0, 1], [2, 3], [6, 7]]
+    assert counted(features, None) is features
+
+
 @pytest.mark.parametrize(
     ("name", "size", "shapes"),
     [
@@ -43,6 +66,17 @@ def test_features_of_timms_models_are_maps(name, size, shapes):
         features = teacher(torch.zeros(1, 3, size, size))
     assert [(f.shape[1], f.shape[2]) for f in features] == shapes
     assert all(f.shape[2] == f.shape[3] for f in features)
+
+
+def test_tokens_stay_tokens_where_grids_are_not_wanted():
+    """With the class token; and those of texts always, whatever their number."""
+    model = timm.create_model("test_vit", pretrained=False)
+    images = torch.zeros(1, 3, 160, 160)
+    (whole,), (patches,) = (Teacher(model, grids=grids)(images) for grids in (False, True))
+    assert whole.shape == (1, 101, 64)
+    assert torch.equal(whole[:, 1:].transpose(1, 2).reshape(1, 64, 10, 10), patches)
+    text = nn.Sequential(nn.Embedding(5, 3))
+    assert Teacher(text, ("0",))(torch.zeros(2, 4, dtype=torch.int64))[0].shape == (2, 4, 3)
 
 
 def test_features_are_those_of_the_modules():
@@ -63,6 +97,8 @@ def test_bad_teachers_are_named():
         Teacher(model, ("7",))
     with pytest.raises(ValueError, match=r"does not take images of \[1, 8, 8\]"):
         Teacher(model, ("0",))(torch.zeros(2, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"does not take inputs of \[8\] and \[8\]"):
+        Teacher(model, ("0",))(torch.zeros(2, 8), torch.ones(2, 8))
     pair = nn.Sequential(nn.Linear(4, 4), nn.MultiheadAttention(4, 1))
     pair.forward = lambda x: pair[1](x, x, x)[0]
     with pytest.raises(ValueError, match="'1' puts out no single tensor: name other points"):

@@ -72,10 +72,10 @@ def test_the_likeness_to_a_teacher(micro):
     found = []
     for device in ("cpu", DEVICE):
         teacher = Teacher(net.extract(family.space.largest).cpu())
-        images = make_judge(job, micro).score.batches
+        batches = make_judge(job, micro).score.batches
         score = TeacherGuided(
             FromSupernet(net),
-            lambda size, images=images: images.images(size),
+            batches,
             family.resolution,
             teacher,
             family.resolution(family.space.largest),

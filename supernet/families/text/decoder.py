@@ -19,7 +19,7 @@ from supernet.artifacts.weights import load_weights
 from supernet.channels.importance import Importance, order_channels
 from supernet.families.family import Family
 from supernet.families.text.gpt2 import decoder_weights, gpt2_options, read_gpt2
-from supernet.families.text.layers import Block, Blocks, Embeddings, block_sizes, initialise
+from supernet.families.text.layers import Block, Blocks, Embeddings, block_sizes, feature_info, initialise
 from supernet.families.text.mixers import mixer_rules
 from supernet.families.text.rewiring import text_channels
 from supernet.families.text.space import text_space
@@ -68,6 +68,7 @@ class TextDecoder(nn.Module):
         self.norm = nn.LayerNorm(dim, EPS)
         self.head = nn.Linear(dim, network.vocabulary, bias=False)
         self.head.weight = self.embeddings.tokens.weight
+        self.feature_info = feature_info(dim, depth)
         initialise(self)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from supernet.artifacts.weights import load_weights
 from supernet.channels.importance import Importance, order_channels
 from supernet.families.family import Family
 from supernet.families.text.bert import bert_options, encoder_weights, read_bert
-from supernet.families.text.layers import Block, Blocks, Embeddings, block_sizes, initialise
+from supernet.families.text.layers import Block, Blocks, Embeddings, block_sizes, feature_info, initialise
 from supernet.families.text.mixers import TENSORS, mixer_of, mixer_rules
 from supernet.families.text.rewiring import text_channels
 from supernet.families.text.space import text_space
@@ -74,6 +74,7 @@ class TextEncoder(nn.Module):
         self.pooler = nn.Sequential(nn.Linear(dim, dim), nn.Tanh()) if network.pool == "first" else None
         self.drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(dim, network.num_classes)
+        self.feature_info = feature_info(dim, depth)
         initialise(self)
 
     def forward_features(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:

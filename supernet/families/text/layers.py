@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import DropPath, Mlp
@@ -160,6 +160,11 @@ class Blocks(nn.ModuleList):
             else:
                 x = block(x, mask)
         return x
+
+
+def feature_info(dim: int, depth: int) -> list[dict[str, Any]]:
+    """Where a network's features are, after each block, as timm's models say it."""
+    return [{"module": f"blocks.{block}", "num_chs": dim, "reduction": 1} for block in range(depth)]
 
 
 def initialise(module: nn.Module, std: float = 0.02) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from distill.blockwise import Teacher
 from search.blockwise.cuts import match, matching_cuts
-from search.blockwise.maps import CutPlace, Feature, finer_features
+from search.blockwise.features import CutPlace, Feature, finer_features
 from supernet.families import FAMILIES
 
 
@@ -107,8 +107,8 @@ def test_every_family_is_cut(name, options, kept, expected):
 
 def test_networks_of_tokens_have_no_maps_to_match():
     family = FAMILIES["from_timm"]("vit_tiny_patch16_224", num_classes=10, input_size=32)
-    with pytest.raises(ValueError, match=r"no features at the resolutions of the supernet: .*, and that has no maps$"):
-        matching_cuts(family, family.space, two_features_a_size(32), max_paths=16)
+    with pytest.raises(ValueError, match=r"no features at the resolutions of .* that has .*norm \(5 tokens\)$"):
+        matching_cuts(family, family.space, two_features_a_size(32), max_paths=16, grids=False)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_features_of_a_teacher_before_its_points(name, options, expected):
     """Behind every layer, up to the last of timm's points at a resolution."""
     with torch.device("meta"):
         model = timm.create_model(name, pretrained=False, **options).eval()
-        found = finer_features(Teacher(model), torch.zeros(2, 3, 32, 32))
+        found = finer_features(Teacher(model), (torch.zeros(2, 3, 32, 32),))
     assert ", ".join(f"{feature.name} {feature.size[0]}" for feature in found) == expected
 
 

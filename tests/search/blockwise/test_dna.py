@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 from collections import OrderedDict
 
 import numpy as np
@@ -14,15 +15,17 @@ from distill.blockwise import Teacher, relative_deviation
 from search.blockwise.assembly import assemble
 from search.blockwise.blocks import cut_blocks
 from search.blockwise.cuts import given_cuts, matching_cuts
-from search.blockwise.dna import BlockRating, DnaConfig, rate_paths
-from search.blockwise.maps import Feature
+from search.blockwise.dna import VERSION, BlockRating, DnaConfig, rate_paths
+from search.blockwise.features import Feature
+from search.blockwise.training import train_blocks
 from search.prefix.dependence import Dependence
 from search.problem import Problem
-from search.scores.accuracy import resized
+from search.scores.accuracy import labelled, resized
 from supernet import Choice, SearchSpace
 from supernet.calibration import calibrate
 from supernet.families import Family
 from supernet.training.data import DataConfig, load_data
+from supernet.training.execution import Execution
 from supernet.training.loop.checkpoint import save_checkpoint
 
 SPACE = SearchSpace(
@@ -89,10 +92,14 @@ def images(data):
     return resized(data.images(data.train, 8, 30)[0], *data.images(data.holdout, 8, 30))
 
 
+def block_rating(data, images, *args, **options):
+    return BlockRating(FAMILY, data, labelled(images), *args, **options)
+
+
 @pytest.fixture(scope="module")
 def rating(data, images, tmp_path_factory):
     directory = tmp_path_factory.mktemp("dna")
-    rating = BlockRating(FAMILY, data, images, teacher(), DnaConfig(epochs=2, batch_size=16), directory=directory)
+    rating = block_rating(data, images, teacher(), DnaConfig(epochs=2, batch_size=16), directory=directory)
     rating.prepare()
     return rating
 
@@ -116,21 +123,23 @@ def test_paths_are_all_architectures_of_a_block():
 
 
 def test_blocks_end_to_end_compute_what_the_network_does():
-    """With a teacher of the student's widths there are no adapters, and the blocks are the network."""
+    """With a teacher of the student's widths there is no adapter before a block, and the blocks are the network."""
     space = SPACE.restrict({"width.0": [6], "width.3": [8]})
     family = dataclasses.replace(FAMILY, space=space)
     net = family.supernet().eval()
     blocks = cut_blocks(family, space, given_cuts(family, space, features(teacher((6, 8))), CUTS))
     for block in blocks:
-        own = {name: net.state_dict()[name.removeprefix("student.")] for name in block.net.state_dict()}
-        block.net.load_state_dict(own)
+        state = block.net.state_dict()
+        assert not any(name.startswith("before") for name in state)
+        whole = {f"student.{name}": tensor for name, tensor in net.state_dict().items()}
+        block.net.load_state_dict({name: whole.get(name, tensor) for name, tensor in state.items()})
         block.net.eval()
     x = torch.randn(3, 3, 8, 8)
     for arch in space:
         expected = net.extract(arch).stages(x)
         y = x
         for block in blocks:
-            y = block.net(y, block.path(arch))
+            y = block.net.extract(block.path(arch)).student(y)
         assert torch.equal(y, expected)
 
 
@@ -161,10 +170,10 @@ def test_what_does_not_match_is_listed():
     with pytest.raises(ValueError, match=r"has 2 features \(a \(4x4\), b \(2x2\)\), but the supernet is cut 1 times"):
         given_cuts(FAMILY, SPACE, features(teacher()), CUTS[:1])
     with pytest.raises(
-        ValueError, match=r"ends with 'stages.0' has maps of 4x4 pixels, and the teacher's at 'b' have 2x2"
+        ValueError, match=r"ends with 'stages.0' has features of 4x4, and the teacher's at 'b' have 2x2"
     ):
         given_cuts(FAMILY, SPACE, features(teacher())[::-1], CUTS)
-    with pytest.raises(ValueError, match=r"no map at 'layers.0'; it has stages.0.0.conv \(4x4\), "):
+    with pytest.raises(ValueError, match=r"no feature at 'layers.0'; it has stages.0.0.conv \(4x4\), "):
         given_cuts(FAMILY, SPACE, features(teacher()), ("layers.0", "stages.1"))
     with pytest.raises(
         ValueError, match=r"cannot be cut behind 'stages.0'; in their order there are stages.0, stages.1, top"
@@ -174,8 +183,8 @@ def test_what_does_not_match_is_listed():
 
 def test_features_without_positions_are_refused(data, images):
     flat = Teacher(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), ("1",))
-    with pytest.raises(ValueError, match=r"imitate maps .*, and the teacher's features at '1' are none"):
-        BlockRating(FAMILY, data, images, flat, DnaConfig())
+    with pytest.raises(ValueError, match=r"imitate maps .*, and the teacher's features at '1' are neither"):
+        block_rating(data, images, flat, DnaConfig())
 
 
 def test_a_block_of_too_many_paths_is_cut_once_more():
@@ -199,7 +208,7 @@ def test_a_block_of_too_many_paths_is_cut_once_more():
 
 def test_too_many_paths_are_counted(data, images):
     with pytest.raises(ValueError, match=r"stages.0, stages.1 have 6, 12 paths; beyond 10 there are too many"):
-        BlockRating(FAMILY, data, images, teacher(), DnaConfig(cuts=CUTS, max_paths=10))
+        block_rating(data, images, teacher(), DnaConfig(cuts=CUTS, max_paths=10))
 
 
 def test_a_path_is_rated_by_its_own_statistics(rating, images):
@@ -216,8 +225,32 @@ def test_a_path_is_rated_by_its_own_statistics(rating, images):
             assert loss == pytest.approx(relative_deviation(output, target[index]).item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("scale", [0.03, 30.0])
+def test_blocks_are_never_worse_than_the_mean(data, images, tmp_path, scale):
+    """Whatever the scale of the teacher's features is, which the learning rate has not reached after 16 steps."""
+    taught = teacher()
+    for stage in taught.model:
+        stage.bn.weight.mul_(scale)
+        stage.bn.bias.add_(0.1).mul_(scale)
+    config, losses = DnaConfig(epochs=4, batch_size=16), []
+    rating = block_rating(data, images, taught, config)
+    train_blocks(
+        dict(enumerate(rating.blocks)),
+        rating._teacher,
+        data,
+        8,
+        config.for_loop(0),
+        tmp_path,
+        Execution("cpu", eval_epochs=0, log_steps=1),
+        on_step=lambda result: losses.append(result.losses),
+    )
+    assert len(losses) == 16
+    assert np.max(losses) < 1
+    assert np.mean(losses[-4:]) < np.mean(losses[:4])
+
+
 def test_training_makes_blocks_imitate_the_teacher(data, images):
-    rating = BlockRating(FAMILY, data, images, teacher(), DnaConfig(epochs=8, batch_size=16, lr=0.02))
+    rating = block_rating(data, images, teacher(), DnaConfig(epochs=8, batch_size=16, lr=0.02))
     untrained = rating.rate()
     rating.train()
     for before, after in zip(untrained, rating.rate()):
@@ -250,23 +283,23 @@ def test_interrupted_training_ends_in_the_same_ratings(data, images, rating, tmp
 
     config = DnaConfig(epochs=2, batch_size=16)
     with pytest.raises(Killed):
-        BlockRating(FAMILY, data, images, teacher(), config, directory=tmp_path, on_step=kill).prepare()
-    again = BlockRating(FAMILY, data, images, teacher(), config, directory=tmp_path)
+        block_rating(data, images, teacher(), config, directory=tmp_path, on_step=kill).prepare()
+    again = block_rating(data, images, teacher(), config, directory=tmp_path)
     again.prepare()
     assert again.losses == rating.losses
 
     def never(*_):
         raise AssertionError("trained again")
 
-    read = BlockRating(FAMILY, data, images, teacher(), config, directory=tmp_path, on_step=never)
+    read = block_rating(data, images, teacher(), config, directory=tmp_path, on_step=never)
     read.prepare()
     assert read.losses == rating.losses
     fewer = resized(images(8).calibration[:20], *images(8)[1:3])
-    rated_anew = BlockRating(FAMILY, data, fewer, teacher(), config, directory=tmp_path, on_step=never)
+    rated_anew = block_rating(data, fewer, teacher(), config, directory=tmp_path, on_step=never)
     rated_anew.prepare()
     assert rated_anew.losses != rating.losses
     with pytest.raises(ValueError, match=r"trained otherwise \(seed is 0, not 1\): name another output"):
-        BlockRating(FAMILY, data, images, teacher(), config, seed=1, directory=tmp_path).prepare()
+        block_rating(data, images, teacher(), config, seed=1, directory=tmp_path).prepare()
     assert json.loads((tmp_path / "ratings.json").read_text())["blocks"][0]["name"] == "stages.0"
 
 
@@ -284,8 +317,8 @@ def test_a_rating_goes_on_where_it_was_stopped(data, images, rating, tmp_path, m
     sizes = [len(losses) for losses in rating.losses]
     assert sizes[0] == 6
     with pytest.raises(KeyboardInterrupt):
-        BlockRating(FAMILY, data, images, teacher(), config, directory=tmp_path).prepare()
-    steps, again = [], BlockRating(FAMILY, data, images, teacher(), config, directory=tmp_path)
+        block_rating(data, images, teacher(), config, directory=tmp_path).prepare()
+    steps, again = [], block_rating(data, images, teacher(), config, directory=tmp_path)
     again._on_step = steps.append
     again.prepare()
     assert not [step for step in steps if step.losses]
@@ -297,9 +330,9 @@ def test_a_rating_goes_on_where_it_was_stopped(data, images, rating, tmp_path, m
 def test_training_goes_on_with_the_shares_of_the_workers_that_began_it(data, images, rating, tmp_path):
     """Which are one each, though there is a single process now."""
     config, ends = DnaConfig(epochs=2, batch_size=16), []
-    shares = {"settings": rating._settings(), "shares": [[0], [1]]}
+    shares = {"settings": rating._settings(), "shares": [[0], [1]], "version": VERSION}
     (tmp_path / "training.json").write_text(json.dumps(shares))
-    apart = BlockRating(FAMILY, data, images, teacher(), config, directory=tmp_path, on_step=ends.append)
+    apart = block_rating(data, images, teacher(), config, directory=tmp_path, on_step=ends.append)
     apart.prepare()
     assert apart.losses == rating.losses
     assert [len(end.losses) for end in ends if end.losses] == [1, 1]
@@ -308,7 +341,11 @@ def test_training_goes_on_with_the_shares_of_the_workers_that_began_it(data, ima
 
 def test_blocks_that_a_former_version_trained_half_are_refused(data, images, tmp_path):
     save_checkpoint(tmp_path / "checkpoints", 4, {"settings": "{}", "blocks": {}}, keep=1)
-    former = BlockRating(FAMILY, data, images, teacher(), DnaConfig(epochs=2, batch_size=16), directory=tmp_path)
+    former = block_rating(data, images, teacher(), DnaConfig(epochs=2, batch_size=16), directory=tmp_path)
+    with pytest.raises(ValueError, match=r"by a former version, .*: name another output, or remove that folder"):
+        former.prepare()
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "training.json").write_text(json.dumps({"settings": former._settings(), "shares": [[0, 1]]}))
     with pytest.raises(ValueError, match=r"by a former version, .*: name another output, or remove that folder"):
         former.prepare()
 
@@ -320,11 +357,11 @@ def test_ratings_of_a_former_version_are_read(data, images, rating, tmp_path):
     content["settings"]["streams"] = 2
     (tmp_path / "ratings.json").write_text(json.dumps(content))
     config = DnaConfig(epochs=2, batch_size=16, amp="bf16")  # which rated blocks no longer follow from
-    read = BlockRating(FAMILY, data, images, teacher(), config, directory=tmp_path)
+    read = block_rating(data, images, teacher(), config, directory=tmp_path)
     read.prepare()
     assert read.losses == rating.losses
     assert not (tmp_path / "training.json").exists()
-    clipped = BlockRating(FAMILY, data, images, teacher(), dataclasses.replace(config, clip=1.0), directory=tmp_path)
+    clipped = block_rating(data, images, teacher(), dataclasses.replace(config, clip=1.0), directory=tmp_path)
     with pytest.raises(ValueError, match=r"trained otherwise .*'clip': None"):
         clipped.prepare()
 
@@ -392,7 +429,7 @@ def test_ray_workers_train_the_same_blocks_which_are_rated_where_they_are(
     data, images, rating, tmp_path, elsewhere, monkeypatch
 ):
     config = DnaConfig(epochs=2, batch_size=16, workers=2)
-    shared = BlockRating(FAMILY, data, images, teacher(), config, directory=tmp_path).to(elsewhere)
+    shared = block_rating(data, images, teacher(), config, directory=tmp_path).to(elsewhere)
     places = []
 
     def rated(block, batches, target, *rest):

@@ -15,7 +15,7 @@ from torch import nn
 
 from distill.blockwise import Teacher, relative_error
 from search.blockwise.blocks import Block
-from search.blockwise.maps import Feature
+from search.blockwise.features import Feature
 from search.blockwise.training import BlockwiseConfig, on_workers, train_blocks
 from supernet import SearchSpace, Supernet
 from supernet.training.data import DataConfig, load_data

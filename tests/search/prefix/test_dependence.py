@@ -11,7 +11,7 @@ from torch import nn
 from distill.blockwise import relative_deviation
 from search.blockwise.blocks import Block
 from search.blockwise.dna import rate_paths
-from search.blockwise.maps import Feature
+from search.blockwise.features import Feature
 from search.prefix import trie
 from search.prefix.dependence import Dependence, chains
 from search.prefix.pieces import cut

@@ -10,7 +10,7 @@ import torch
 import tests.elsewhere
 from distill.blockwise import Teacher
 from search.problem import placed
-from search.scores.accuracy import SupernetAccuracy, resized
+from search.scores.accuracy import SupernetAccuracy, labelled, resized
 from search.scores.teacher_guided import FromSupernet, GuidanceConfig, TeacherGuided, TrainedBriefly, brief_training
 from search.scores.untrained import NAMES, LabelledImages, TrainingFreeScore
 from search.untrained.proxies import nasbench201_proxies
@@ -68,7 +68,7 @@ def test_the_likeness_to_a_teacher(elsewhere):
     found = []
     for device in ("cpu", elsewhere):
         teacher = Teacher(net.extract(family.space.largest).cpu(), ("blocks.1", "blocks.7"))
-        score = TeacherGuided(FromSupernet(net), images(16), family.resolution, teacher, 16, config)
+        score = TeacherGuided(FromSupernet(net), labelled(images(16)), family.resolution, teacher, 16, config)
         score.to(device).prepare()  # the teacher looks there, too
         assert next(teacher.model.parameters()).device.type == device
         found += there_and_back(score, [family.space.smallest], elsewhere)

@@ -1,6 +1,7 @@
 """What searches go by, on transformers of other families than `vit` (test_vision_transformers.py): each works, or says
 in a line why it does not."""
 
+import dataclasses
 from functools import partial
 
 import numpy as np
@@ -9,15 +10,20 @@ import torch
 from torch import Tensor
 
 from distill.blockwise import Teacher
+from distill.layers import recorded
+from distill.rdm import dissimilarity, rdm_similarity
 from predictors import LatencyPredictor, family_costs
 from predictors.sampling import distinct
-from search.scores.accuracy import SupernetScore, first_metric, held_out, resized
+from search.blockwise.dna import BlockRating, DnaConfig
+from search.problem import Problem
+from search.scores.accuracy import SupernetScore, first_metric, held_out, labelled, resized
 from search.scores.judges import make_judge
-from search.scores.teacher_guided import FromSupernet, GuidanceConfig, TeacherGuided
+from search.scores.teacher_guided import FromSupernet, GuidanceConfig, TeacherGuided, of_examples
 from search.scores.untrained import NAMES, LabelledImages, score_architecture
 from search.settings import SearchJob
 from search.untrained.te_nas import TeNasConfig
 from supernet.artifacts.runs import Job, Run
+from supernet.calibration import calibrate
 from supernet.evaluation import calibrated
 from supernet.families import FAMILIES, from_timm
 from supernet.families.autoformer import _autoformer, _Network
@@ -152,18 +158,85 @@ def test_teachers_guide_image_families(name):
     judged = resized(*(batch_of(name, 12)[0][:count] for count in (4, 12)), torch.arange(12) % CLASSES)
     score = TeacherGuided(
         FromSupernet(family.supernet().eval()),
-        judged,
+        labelled(judged),
         family.resolution,
         Teacher(model, points),
-        SIDE,
+        32,
         GuidanceConfig(images=6),
     )
     assert np.isfinite(score([family.space.smallest, family.space.largest])).all()
 
 
+def test_what_fills_up_a_text_is_not_told_apart():
+    """The mean over a text's tokens, which is that of the text alone."""
+    features, mask = torch.randn(3, 4, 5), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
+    expected = [own[: int(length)].mean(0) for own, length in zip(features, mask.sum(1))]
+    torch.testing.assert_close(of_examples(features, mask), torch.stack(expected))
+    assert of_examples(features.mean(1), mask).shape == (3, 5)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_text_teacher_guides(name):
+    """Against its definition: the accuracy, and how alike the teacher's last block and the best of the layers are."""
+    family, batch = FAMILY[name](), batch_of(name, 12)
+    teacher, arch = Teacher(teacher_of(family)), family.space.smallest
+    batches = partial(held_out, TensorData(batch, batch, batch), 4, 0, None)
+    net = family.supernet().eval()
+    score = TeacherGuided(
+        FromSupernet(net), batches, family.resolution, teacher, None, GuidanceConfig(images=12), task=family.task
+    )
+    inputs = family.task.inputs(batch, arch)
+    mask, model = family.task.mask(inputs), net.extract(arch).eval()
+    assert teacher.points == ("blocks.1",)
+    (wanted,) = (dissimilarity(of_examples(own, mask)) for own in teacher(*inputs))
+    layers = [name for name in ("embeddings", "blocks.0", "norm", "head") if name in dict(model.named_modules())]
+    with torch.no_grad(), recorded(model, layers) as found:
+        output = model(*inputs)
+    own = [rdm_similarity(dissimilarity(of_examples(found[layer], mask)), wanted) for layer in layers]
+    assert score([arch]) == pytest.approx([first_metric(family.task, output, batch) + max(own)], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["text_encoder", *(pytest.param(n, marks=pytest.mark.exhaustive) for n in FAMILY if n != "text_encoder")]
+)
+def test_blocks_imitate_a_teacher_of_their_kind(name):
+    """From tokens to tokens, or maps to maps whose channels come last: a path's rating is its loss by hand, and the
+    best architecture is that of an enumeration."""
+    family = FAMILY[name]()
+    few = ("embed_dim", "depth", "blocks.0.mlp_ratio", "patch_embed.proj.width", "layers.1.blocks.depth")
+    space = family.space.restrict(
+        {
+            n: choice.values[:: 1 if n in few else -1][: 2 if n in few else 1]
+            for n, choice in family.space.choices.items()
+        }
+    )
+    family, batch = dataclasses.replace(family, space=space), batch_of(name, 16)
+    teacher = teacher_of(FAMILY[name]())  # which is wider, deeper, or both
+    data = TensorData(batch, batch, batch)
+    batches = partial(held_out, data, 8, 0, None)
+    rating = BlockRating(family, data, batches, Teacher(teacher), DnaConfig(epochs=2, batch_size=8))
+    assert [block.target.is_tokens for block in rating.blocks] == [False, False] if name == "swin" else [True]
+    rating.prepare()
+    calibrating, inputs = (family.task.inputs(part, None) for part in batches(rating.resolution))
+    mask = family.task.mask(inputs)
+    seen, target = ([part[0], *rating._teacher(*part)] for part in (calibrating, inputs))
+    for index, (block, losses) in enumerate(zip(rating.blocks, rating.losses)):
+        assert len(set(losses.values())) == len(losses) == block.net.space.size > 1
+        for path, loss in losses.items():
+            model = block.net.extract(path).eval()
+            calibrate(model, [(seen[index], *calibrating[1:])])
+            with torch.no_grad():
+                own = model(target[index], *inputs[1:])
+            wanted = target[index + 1]
+            own, wanted = (y if mask is None else y[mask == 1] for y in (own, wanted))
+            assert loss == pytest.approx(((own - wanted).abs().mean() / wanted.std()).item(), rel=1e-5)
+    best = next(rating.best_first(Problem(space, ["dna"], {}, {})))
+    assert rating([best])[0] == max(rating(list(space)))
+
+
 @pytest.mark.parametrize("name", TEXTS)
 @pytest.mark.parametrize("score", ["rdm", "dna", "te_nas", "akd"])
-def test_scores_of_image_teachers_are_refused_for_texts(tmp_path, name, score):
+def test_what_takes_images_is_refused_for_texts(tmp_path, name, score):
     family = FAMILY[name]()
     batch = batch_of(name)
     run = Run(family, family.supernet().eval(), TensorData(batch, batch, batch), Job())

@@ -7,7 +7,7 @@ import torch
 
 from distill.blockwise import Teacher
 from distill.rdm import dissimilarity, rdm_similarity
-from search.scores.accuracy import SupernetAccuracy, resized
+from search.scores.accuracy import SupernetAccuracy, labelled, resized
 from search.scores.teacher_guided import (
     FromSupernet,
     GuidanceConfig,
@@ -45,11 +45,11 @@ def test_a_network_is_its_own_best_teacher(family, net, images):
     seen = images(16).images
     points = ("blocks.1", "blocks.4")
     matrices = [dissimilarity(features) for features in Teacher(model, points)(seen)]
-    assert guidance_of(model, seen, matrices) == pytest.approx(1)
+    assert guidance_of(model, (seen,), matrices) == pytest.approx(1)
     other = net.extract(family.space.largest).eval()
     own = [dissimilarity(features) for features in Teacher(other, [f"blocks.{i}" for i in range(8)])(seen)]
     best = [max(rdm_similarity(matrix, mine) for mine in own) for matrix in matrices]
-    assert sum(best) / 2 - 1e-6 <= guidance_of(other, seen, matrices) < 0.999
+    assert sum(best) / 2 - 1e-6 <= guidance_of(other, (seen,), matrices) < 0.999
 
 
 def test_the_score_is_accuracy_plus_guidance(family, net, images):
@@ -57,7 +57,7 @@ def test_the_score_is_accuracy_plus_guidance(family, net, images):
     archs = [family.space.smallest, family.space.largest]
     scores = {
         weight: TeacherGuided(
-            FromSupernet(net), images, family.resolution, teacher, 16, GuidanceConfig(weight=weight, images=6)
+            FromSupernet(net), labelled(images), family.resolution, teacher, 16, GuidanceConfig(weight=weight, images=6)
         )
         for weight in (0.0, 0.5)
     }

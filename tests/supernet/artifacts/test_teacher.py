@@ -9,7 +9,7 @@ from timm.data import ImageNetInfo
 from torch import nn
 
 from distill.blockwise import Teacher
-from search.blockwise.maps import finer_features
+from search.blockwise.features import finer_features
 from search.prefix.pieces import cut
 from search.scores import judges
 from search.settings import SearchJob
