@@ -126,7 +126,7 @@ class Teacher:
         try:
             with torch.no_grad(), recorded(self.model, self.points) as found:
                 untouched(self.model, *inputs)
-        except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        except (RuntimeError, AssertionError, IndexError, TypeError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             shapes = " and ".join(str(list(given.shape[1:])) for given in inputs)
             what = "images" if inputs[0].dim() == 4 else "inputs"

@@ -71,9 +71,8 @@ def cut_places(networks: Sequence[Sequence[Stop]]) -> list[CutPlace]:
     """In their order, the places where all of some networks, walked, have a feature of one size, and either a layer
     ends there or it is the last feature of this size."""
     found: dict[tuple[int, ...], CutPlace] = {}
-    for name in dict.fromkeys(
-        name for stop in networks[0] if stop.feature for name in _with_parents(stop.feature.name)
-    ):
+    inner = [stop.feature.name for stop in networks[0] if stop.feature]
+    for name in dict.fromkeys(outer for layer in inner for outer in _with_parents(layer)):
         ends = tuple(end_of([stop.layers for stop in stops], name) for stops in networks)
         here = [stops[end - 1] for stops, end in zip(networks, ends) if end]
         sizes = {stop.feature and stop.feature.size for stop in here}
@@ -81,8 +80,7 @@ def cut_places(networks: Sequence[Sequence[Stop]]) -> list[CutPlace]:
             continue
         (size,) = sizes
         last = tuple(
-            max(i for i, stop in enumerate(stops, 1) if stop.feature and stop.feature.size == size)
-            for stops in networks
+            max(i for i, s in enumerate(stops, 1) if s.feature and s.feature.size == size) for stops in networks
         )
         if all(stop.ends_layer for stop in here) or ends == last:
             found[ends] = CutPlace(name, size, ends)  # a module comes after those that it is in

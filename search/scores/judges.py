@@ -38,7 +38,7 @@ from search.settings import ACCURACY, AKD, BY_TEACHER, ENSEMBLE, RACE, RACE_FROM
 from search.untrained.proxies import PROXIES
 from search.untrained.te_nas import Proxies, prunable, search_by_pruning
 from supernet.artifacts.runs import Job, Run
-from supernet.artifacts.teacher import load_teacher
+from supernet.artifacts.teacher import IMAGES, load_teacher
 from supernet.families import Family
 from supernet.space import Arch
 from supernet.tasks import Classification, Task
@@ -345,15 +345,14 @@ def _log_blocks(result: StepResult) -> None:
 def _teacher(job: SearchJob, run: Run) -> nn.Module:
     if job.teacher is None:
         raise ValueError(f"the score {job.score} needs a teacher: name a model of timm's, or a folder")
-    if isinstance(run.data, ImageData):
-        _images(job, run)
+    inputs = tuple(run.family.task.input_names)
     return load_teacher(
         job.teacher,
-        run.data.config if isinstance(run.data, ImageData) else run.job.data,
+        _images(job, run).config if inputs == IMAGES else run.job.data,
         run.data.classes,
         input_size=run.family.resolution(run.family.space.largest),
         space=run.job.space,
-        inputs=run.family.task.input_names,
+        inputs=inputs,
         files=run.data.files(),
     )
 

@@ -2,6 +2,7 @@
 in a line why it does not."""
 
 import dataclasses
+import json
 from functools import partial
 
 import numpy as np
@@ -23,10 +24,14 @@ from search.scores.untrained import NAMES, LabelledImages, score_architecture
 from search.settings import SearchJob
 from search.untrained.te_nas import TeNasConfig
 from supernet.artifacts.runs import Job, Run
+from supernet.artifacts.subnet import Subnet, SubnetConfig, save_subnet
+from supernet.artifacts.teacher import load_teacher
 from supernet.calibration import calibrate
 from supernet.evaluation import calibrated
 from supernet.families import FAMILIES, from_timm
 from supernet.families.autoformer import _autoformer, _Network
+from supernet.families.named import make_family
+from supernet.training.data import DataConfig
 from supernet.training.data.tensors import TensorData
 
 CLASSES, SIDE, VOCABULARY, LENGTH = 5, 32, 13, 6
@@ -232,6 +237,36 @@ def test_blocks_imitate_a_teacher_of_their_kind(name):
             assert loss == pytest.approx(((own - wanted).abs().mean() / wanted.std()).item(), rel=1e-5)
     best = next(rating.best_first(Problem(space, ["dna"], {}, {})))
     assert rating([best])[0] == max(rating(list(space)))
+
+
+class Texts(TensorData):
+    """Texts with a tokenizer."""
+
+    def files(self):
+        return {"tokenizer.json": "words"}
+
+
+@pytest.mark.parametrize("score", ["rdm", "dna"])
+def test_a_subnet_teaches_texts_in_a_search(tmp_path, score):
+    options = json.dumps({**TEXT, "mlp_ratio": [1], "num_heads": [2]})
+    family = make_family("text_encoder", options, {"num_classes": CLASSES})
+    batch = batch_of("text_encoder", 16)
+    data = Texts(batch, batch, batch, classes=tuple("abcde"), family_arguments={"num_classes": CLASSES})
+    config = SubnetConfig.of("text_encoder", options, family.space.largest, data)
+    save_subnet(tmp_path / "teacher", Subnet(config.build().eval(), config), onnx=False)
+    run = Run(family, family.supernet().eval(), data, Job("text_encoder", options))
+    job = SearchJob(score=score, teacher=str(tmp_path / "teacher"), dna=DnaConfig(epochs=1, batch_size=8))
+    with pytest.raises(ValueError, match=r"was trained with another tokenizer\.json"):
+        make_judge(job, run, tmp_path)
+    (tmp_path / "teacher" / "tokenizer.json").write_text("words")
+    judge = make_judge(job, run, tmp_path)
+    judge.prepare()
+    found = judge.score(list(family.space))
+    assert np.isfinite(found).all()
+    assert len(set(found)) == family.space.size == 4
+    with pytest.raises(ValueError, match=r"takes tokens and mask, where what is taught takes images") as error:
+        load_teacher(tmp_path / "teacher", DataConfig(), tuple("abcde"))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", TEXTS)
