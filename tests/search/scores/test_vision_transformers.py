@@ -94,7 +94,7 @@ def rated_blocks(family, teacher, **options):
 
 def test_blocks_end_between_layers(family, teacher):
     """Few enough paths a block; the class token is one of the tokens. Positions and class token are the first one's."""
-    rating, ends = rated_blocks(family, Teacher(teacher), max_paths=1000)
+    rating, ends = rated_blocks(family, Teacher(teacher), max_paths=100)
     assert ends == [("blocks.0", "blocks.0", (17,)), ("norm", "blocks.1", (17,))]
     first, second = rating.blocks
     assert first.scope == {"embed_dim", "blocks.0.num_heads", "blocks.0.mlp_ratio"}

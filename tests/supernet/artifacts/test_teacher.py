@@ -89,7 +89,7 @@ def test_features_are_those_of_the_teachers_own_images():
     images = (pixels - 0.5) / 0.25
     for found, feature in zip(teacher(images), expected):
         torch.testing.assert_close(found, feature, rtol=1e-4, atol=1e-4)
-    sizes = {feature.name: feature.size for feature in finer_features(teacher, images)}
+    sizes = {feature.name: feature.size for feature in finer_features(teacher, (images,))}
     assert sizes["layer1"] == (8, 8)
     assert sizes["layer3"] == (2, 2)
     assert len(sizes) > 2
