@@ -227,26 +227,34 @@ def test_a_path_is_rated_by_its_own_statistics(rating, images):
 
 @pytest.mark.parametrize("scale", [0.03, 30.0])
 def test_blocks_are_never_worse_than_the_mean(data, images, tmp_path, scale):
-    """Whatever the scale of the teacher's features is, which the learning rate has not reached after 16 steps."""
+    """Whatever the scale of the teacher's features, which Adam would not reach in 16 steps, by its learning rate each.
+    A learning rate of next to nothing shows what the mean is worth in each batch: 1, but for how the batch differs."""
     taught = teacher()
     for stage in taught.model:
         stage.bn.weight.mul_(scale)
         stage.bn.bias.add_(0.1).mul_(scale)
-    config, losses = DnaConfig(epochs=4, batch_size=16), []
-    rating = block_rating(data, images, taught, config)
-    train_blocks(
-        dict(enumerate(rating.blocks)),
-        rating._teacher,
-        data,
-        8,
-        config.for_loop(0),
-        tmp_path,
-        Execution("cpu", eval_epochs=0, log_steps=1),
-        on_step=lambda result: losses.append(result.losses),
-    )
-    assert len(losses) == 16
-    assert np.max(losses) < 1
-    assert np.mean(losses[-4:]) < np.mean(losses[:4])
+
+    def losses(lr):
+        config, found = DnaConfig(epochs=4, batch_size=16, lr=lr), []
+        rating = block_rating(data, images, taught, config)
+        train_blocks(
+            dict(enumerate(rating.blocks)),
+            rating._teacher,
+            data,
+            8,
+            config.for_loop(0),
+            tmp_path / str(lr),
+            Execution("cpu", eval_epochs=0, log_steps=1),
+            on_step=lambda result: found.append(result.losses),
+        )
+        return np.array(found)
+
+    learnt, mean = losses(DnaConfig.lr), losses(1e-9)
+    assert mean.shape == (16, 2)
+    assert mean[0] == pytest.approx(learnt[0], rel=1e-5)
+    assert np.mean(mean) < 1.05
+    assert np.max(learnt - mean) < 0.01
+    assert np.mean(learnt[8:]) < np.mean(mean[8:]) - 0.01
 
 
 def test_training_makes_blocks_imitate_the_teacher(data, images):
