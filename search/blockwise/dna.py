@@ -35,7 +35,7 @@ from supernet.calibration import as_arguments
 from supernet.evaluation import CALIBRATION_BYTES
 from supernet.families import Family
 from supernet.space import Arch, SearchSpace, Value
-from supernet.training.data import Data
+from supernet.training.data import Data, ImageData
 from supernet.training.data.batch import Batch, examples_in, joined, on, split
 from supernet.training.execution import Execution, channels_last
 from supernet.training.loop import StepResult
@@ -255,7 +255,9 @@ class BlockRating:
         execution = Execution(
             str(self._device), self._config.amp, eval_epochs=0, checkpoint_steps=steps_per_epoch, keep_checkpoints=1
         )
-        data = replace(self._data, workers=0) if self._config.workers else self._data  # a worker has a CPU for all
+        data = self._data
+        if self._config.workers and isinstance(data, ImageData):
+            data = replace(data, workers=0)  # a worker has a CPU for all
         shares = self._shares()
         with nullcontext(self._directory) if self._directory else TemporaryDirectory() as folder:
             begun = {"settings": self._settings(), "shares": shares, "version": VERSION}
