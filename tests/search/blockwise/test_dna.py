@@ -225,7 +225,7 @@ def test_a_path_is_rated_by_its_own_statistics(rating, images):
             assert loss == pytest.approx(relative_deviation(output, target[index]).item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("scale", [0.03, 30.0])
+@pytest.mark.parametrize("scale", [0.03, pytest.param(30.0, marks=pytest.mark.exhaustive)])
 def test_blocks_are_never_worse_than_the_mean(data, images, tmp_path, scale):
     """Whatever the scale of the teacher's features, which Adam would not reach in 16 steps, by its learning rate each.
     A learning rate of next to nothing shows what the mean is worth in each batch: 1, but for how the batch differs."""

@@ -110,7 +110,7 @@ def test_blocks_end_between_layers(family, teacher):
         rating.block_losses(family.space.validate({**family.space.largest, "patch_size": 16}))
 
 
-@pytest.mark.parametrize("kind", ["convolution", "other tokens"])
+@pytest.mark.parametrize("kind", ["convolution", pytest.param("other tokens", marks=pytest.mark.exhaustive)])
 def test_blocks_of_transformers_imitate_maps(family, teacher, kind):
     """Of a convolutional teacher, or of one without a class token: their grids agree."""
     if kind == "convolution":
