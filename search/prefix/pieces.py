@@ -82,6 +82,11 @@ class Piece(nn.Module):
         layers = self.layers.modules()
         return [*(tensors for layer in layers for tensors in (layer._parameters, layer._buffers)), self._targets]
 
+    @property
+    def called(self) -> dict[fx.Node, nn.Module]:
+        """The layers, by the nodes that call them."""
+        return {node: target for node, target in self._targets.items() if isinstance(target, nn.Module)}
+
     def tensors(self) -> dict[fx.Node, str]:
         """The names of the network's tensors that the piece uses directly, and not by a layer."""
         found = {node: self.names.get(id(target)) for node, target in self._targets.items() if node.op == "get_attr"}

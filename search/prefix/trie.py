@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from distill.untouched import untouched
+from search.prefix.folding import Pair, folded, pairs
 from search.prefix.pieces import Carried, Piece, cut, weights_in
 from supernet.activation_memory import examples_within
 from supernet.calibration import Pooled, Reference, as_arguments, calibrate, keeps_statistics
@@ -94,21 +95,32 @@ class Remembered:
     """What prefixes make of the images, from one population to the next, and the BatchNorm statistics of their last
     pieces; of each the least recently used goes first.
 
-    `limit_bytes` is how much room there is for activations. A pickled copy remembers nothing.
+    `limit_bytes` is how much room there is for activations. With `folds`, images that judge run with BatchNorm folded
+    into convolutions (`search.prefix.folding`). A pickled copy remembers nothing.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, folds: bool = False) -> None:
         self.limit_bytes = limit_bytes
+        self.folds = folds
         self._numbers = itertools.count(1)
         self.clear()
 
     def clear(self) -> None:
         self.fingerprints: WeakKeyDictionary[nn.Module, Hashable] = WeakKeyDictionary()  # see `pieces.cut`
         self.chains: dict[Arch, Sequence[Piece]] = {}
+        self._pairs: dict[Hashable, list[Pair]] = {}  # by the key of the piece that they are in
         self.references: dict[int, dict[str, Reference]] = {}  # by resolution, see `evaluation.known_references`
         self._prefixes: dict[tuple[int, Hashable], int] = {}
         self._shares: _Recent[Share] = _Recent(self.limit_bytes)
         self.statistics: _Recent[Pooled] = _Recent(STATISTICS_BYTES)  # by prefix, of the layers by their places
+
+    def pairs(self, piece: Piece) -> list[Pair]:
+        """Those of its layers that are folded."""
+        if not self.folds:
+            return []
+        if piece.key not in self._pairs:
+            self._pairs[piece.key] = pairs(piece)
+        return self._pairs[piece.key]
 
     def begin(self) -> None:
         """To be called before a population: forgets everything if too many prefixes were seen to keep their keys."""
@@ -141,7 +153,7 @@ class Remembered:
         return True
 
     def __reduce__(self):
-        return Remembered, (self.limit_bytes,)
+        return Remembered, (self.limit_bytes, self.folds)
 
 
 @dataclass
@@ -170,7 +182,8 @@ def outputs(
     """For each architecture its index and its output for all evaluation images, in the order of the trie.
 
     Each subnet's BatchNorm statistics are those of the calibration images. The same batches go through the same
-    operations as in `supernet.evaluation.calibrated`, so the output is that of the extracted, calibrated subnet; the
+    operations as in `supernet.evaluation.calibrated`, so the output is that of the extracted, calibrated subnet, where
+    BatchNorm is folded up to rounding; the
     subnet that the supernet's statistics are right for runs by itself, as it is, and so does a subnet that uses a
     BatchNorm layer in several pieces, whose statistics are those of its last use. Instead of an output there is the
     exception, where extracting or running a subnet raises one.
@@ -221,7 +234,7 @@ def outputs(
         order = [own[position] for position in sorted(range(len(own)), key=codes.__getitem__)]  # like beside like
         for start in range(0, len(order), GROUP):
             root = _trie(order[start : start + GROUP], size, remembered)
-            yield from _in_shares(net, root, images, most, calibration_bytes)
+            yield from _in_shares(net, root, images, most, calibration_bytes, remembered.folds)
 
 
 def _output_alone(net: Supernet, arch: Arch, images: Batches, calibration_bytes: int) -> Tensor:
@@ -265,10 +278,10 @@ def _at_once(
 
 
 def _in_shares(
-    net: Supernet, root: Node, images: Batches, most: int | None, calibration_bytes: int
+    net: Supernet, root: Node, images: Batches, most: int | None, calibration_bytes: int, folds: bool
 ) -> Iterator[tuple[int, Tensor | Exception]]:
     """The same, for images that do not fit in memory at once."""
-    nothing = Remembered(0)
+    nothing = Remembered(0, folds)
     statistics: defaultdict[int, Pooled] = defaultdict(Pooled)
     outputs: dict[int, list[Tensor]] = {index: [] for index in _all_ends(root)}
     errors: dict[int, Exception] = {}
@@ -392,7 +405,8 @@ def _forward(
                     remembered.statistics.put(prefix, pooled)
         elif any(_batch_norms(piece) for piece in _below(node)):
             calibration = _outputs(model, share.calibration)
-        result = Share(calibration, _outputs(model, share.evaluation), share.judges)
+        with folded((piece, remembered.pairs(piece)) for piece in pieces):
+            result = Share(calibration, _outputs(model, share.evaluation), share.judges)
     if node.children:
         remembered.put(node.prefixes[-1], result)
     return result

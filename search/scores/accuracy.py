@@ -117,7 +117,7 @@ class SupernetScore:
         self.batch_size = batch_size
         self.calibration_bytes = calibration_bytes
         self.bf16 = bf16
-        self._remembered = trie.Remembered(memory_bytes)
+        self._remembered = trie.Remembered(memory_bytes, folds=True)
         self._version = -1
 
     def to(self, device: torch.device | str) -> SupernetScore:
