@@ -18,6 +18,9 @@ from supernet.space import Arch
 
 # n architectures, s scores, c costs, k members of the front
 
+LOOKED_AT = 100
+NOTHING = np.empty(0)
+
 
 @dataclass(frozen=True)
 class BayesianConfig:
@@ -85,10 +88,10 @@ class Bayesian:
         if len(self._archs) < MINIMUM:
             return self._proposals.sample(count, self._generator)
         self._posterior = ScorePosterior.fit(self._points(self._archs), self._scores)
-        candidates = self._candidates()
+        candidates, promise = self._candidates()
         if not candidates:
             return self._proposals.sample(count, self._generator)
-        return self._proposals.new(self._batch(candidates), count)
+        return self._proposals.new(self._batch(candidates, promise), count)
 
     def tell(self, archs: Sequence[Arch], scores: np.ndarray) -> None:
         """The scores [n, 1] of architectures, NaN for failed ones, which teach the posterior nothing."""
@@ -108,11 +111,13 @@ class Bayesian:
     def _points(self, archs: Sequence[Arch]) -> Points:
         return Points(self.problem.space, archs, self.problem.price(archs))
 
-    def _candidates(self) -> list[Arch]:
-        """Admissible architectures that were not asked for, the neighbours of promising ones among them."""
+    def _candidates(self) -> tuple[list[Arch], np.ndarray]:
+        """Admissible architectures that were not asked for, the neighbours of promising ones among them, and what each
+        promises [n]."""
         space, generator, config = self.problem.space, self._generator, self.config
         if space.size <= config.children + config.random:
-            return self._proposals.admissible(space)
+            candidates = self._proposals.admissible(space)
+            return candidates, self._promise(self._posterior, candidates)
         values = self.problem.values(self._scores[:, None], self.problem.price(self._archs))
         parents = [self._archs[index] for index in pareto.select(values, config.parents)]
 
@@ -122,48 +127,60 @@ class Bayesian:
         random = [space.sample(generator) for _ in range(config.random)]
         near = [arch for parent in parents[: config.climbers] for arch in neighbours(space, parent)]
         candidates = self._proposals.admissible([*children, *random, *near])
+        promise = self._promise(self._posterior, candidates)
         climbed: set[Arch] = set()
         for _ in range(config.climbs if candidates else 0):
-            points, prices = self._points(candidates), self.problem.price(candidates)
-            best = np.argsort(-self._promise(self._posterior, points, prices, [], np.empty(0)), kind="stable")
+            best = np.argsort(-promise, kind="stable")
             top = [candidates[index] for index in best[: config.climbers] if candidates[index] not in climbed]
             climbed.update(top)
-            around = self._proposals.admissible([arch for one in top for arch in neighbours(space, one)])
-            candidates = list(dict.fromkeys([*candidates, *around]))
-        return candidates
+            around = [arch for one in top for arch in neighbours(space, one)]
+            known = set(candidates)
+            around = [arch for arch in self._proposals.admissible(around) if arch not in known]
+            candidates += around
+            promise = np.concatenate([promise, self._promise(self._posterior, around)])
+        return candidates, promise
 
-    def _batch(self, candidates: Sequence[Arch]) -> list[Arch]:
-        """The members of the next batch, chosen one after another."""
-        posterior = self._posterior
-        points, prices = self._points(candidates), self.problem.price(candidates)
-        foretold = np.stack(posterior.predict(points), axis=1)
-        foretold[:, 1] = np.sqrt(foretold[:, 1] ** 2 + posterior.noise)
-        chosen: list[int] = []
-        believed = np.empty(0)
+    def _batch(self, candidates: Sequence[Arch], promise: np.ndarray) -> list[Arch]:
+        """The members of the next batch, chosen one after another by what each promises [n] while those before it are
+        believed.
+
+        What is believed lessens what others promise, so that of these `LOOKED_AT` at a time are looked at anew, the
+        most promising first, until none of the rest promised more (lazy greedy, Minoux 1978).
+        """
+        posterior, chosen, believed = self._posterior, list[Arch](), np.empty(0)
+        promise = promise.copy()
         while len(chosen) < min(self.config.batch, len(candidates)):
-            archs = [candidates[index] for index in chosen]
-            promise = self._promise(posterior, points, prices, archs, believed)
-            promise[chosen] = -np.inf
+            looked_at: set[int] = set()
+            while chosen and len(looked_at) < len(candidates):
+                order = np.argsort(-promise, kind="stable")
+                if order[0] in looked_at:
+                    break
+                rest = [index for index in order.tolist() if index not in looked_at][:LOOKED_AT]
+                promise[rest] = self._promise(posterior, [candidates[index] for index in rest], chosen, believed)
+                looked_at.update(rest)
             best = int(promise.argmax())
-            chosen.append(best)
-            point = self._points([candidates[best]])
+            chosen.append(candidates[best])
+            promise[best] = -np.inf
+            point = self._points(chosen[-1:])
             mean, _ = posterior.predict(point)
             believed = np.append(believed, mean)
             posterior = posterior.believing(point, mean)
-        self._predicted = {candidates[index]: tuple(foretold[index]) for index in chosen}
-        return [candidates[index] for index in chosen]
+        mean, deviation = self._posterior.predict(self._points(chosen))
+        self._predicted = dict(zip(chosen, zip(mean, np.sqrt(deviation**2 + self._posterior.noise))))
+        return chosen
 
     def _promise(
         self,
         posterior: ScorePosterior,
-        points: Points,
-        prices: np.ndarray,
-        chosen: Sequence[Arch],
-        believed: np.ndarray,
+        candidates: Sequence[Arch],
+        chosen: Sequence[Arch] = (),
+        believed: np.ndarray = NOTHING,
     ) -> np.ndarray:
-        """The expected growth of the hypervolume by each candidate of these `points` and `prices`, if the `chosen`
-        score as `believed`."""
-        mean, deviation = posterior.predict(points)
+        """The expected growth [n] of the hypervolume by each candidate, if the `chosen` score as `believed`."""
+        if not candidates:
+            return NOTHING
+        prices = self.problem.price(candidates)
+        mean, deviation = posterior.predict(self._points(candidates))
         known = [*self._archs, *chosen]
         scores = np.concatenate([posterior.warp(self._scores), believed])
         reference = dict(zip(self.problem.objectives, self.problem.reference))

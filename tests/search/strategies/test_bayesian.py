@@ -54,6 +54,32 @@ def test_failed_architectures_teach_nothing():
     assert not strategy.notes
 
 
+@pytest.mark.parametrize("objectives", [["score"], ["score", "size"]])
+def test_a_batch_is_that_of_looking_at_all_candidates_each_time(objectives, monkeypatch):
+    """Of some 300 candidates, of which some are not looked at again since they cannot be the best."""
+    problem = Problem(SPACE, ["score"], {"size": size}, objectives=objectives, reference={"score": -1.0})
+    first = [SPACE.sample(np.random.default_rng(seed)) for seed in range(16)]
+    looked_at, promise = [], Bayesian._promise
+
+    def counted(strategy, posterior, candidates, *known):
+        looked_at.append(len(candidates))
+        return promise(strategy, posterior, candidates, *known)
+
+    monkeypatch.setattr(Bayesian, "_promise", counted)
+
+    def batch(most):
+        looked_at.clear()
+        monkeypatch.setattr("search.strategies.bayesian.LOOKED_AT", most)
+        strategy = Bayesian(problem, 0, BayesianConfig(batch=4, children=150, random=50))
+        strategy.tell(first, np.array([score(first)]).T)
+        return strategy.ask(), sum(looked_at)
+
+    (lazily, few), (all_each_time, many) = batch(10), batch(10**6)
+    assert lazily == all_each_time
+    assert len(set(lazily)) == 4
+    assert few < many / 2
+
+
 def test_problems_that_it_is_not_for_are_refused():
     for problem in (Problem(SPACE, ["a", "b"]), Problem(SPACE, ["a"], {"size": size}, objectives=["size"])):
         with pytest.raises(
