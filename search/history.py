@@ -92,6 +92,7 @@ class History:
         self.path = Path(path)
         self._stored = StoredLines(storage) if storage else None
         self.past: dict[Arch, Evaluation] = {}
+        self._forgotten: dict[Arch, Evaluation] = {}
         self._header = json.dumps({"format": HISTORY.label} | dict(settings))
         self._file: BinaryIO | None = None
         with ExitStack() as stack:
@@ -106,8 +107,23 @@ class History:
 
     def append(self, evaluation: Evaluation) -> None:
         self.past[evaluation.arch] = evaluation
+        if self._forgotten.pop(evaluation.arch, None) != evaluation:
+            self._open()
+            self._write(evaluation.to_json())
+
+    def forget_last_generation(self) -> None:
+        """Takes what was evaluated last, one by one of a generation or all of it, out of `past`. Evaluations that are
+        appended again are in the file already."""
+        last = max((evaluation.generation for evaluation in self.past.values()), default=0)
+        again = {arch: own for arch, own in self.past.items() if own.generation == last and own.error is None}
+        self._forgotten |= again
+        self.past = {arch: evaluation for arch, evaluation in self.past.items() if arch not in again}
+
+    def begin(self) -> bytes:
+        """Makes the file, unless it is there, and returns its first line, which says which search this is."""
         self._open()
-        self._write(evaluation.to_json())
+        with self.path.open("rb") as file:
+            return file.readline().rstrip(b"\n")
 
     def close(self) -> None:
         """Write all to the disk and let others write to the file."""

@@ -19,6 +19,7 @@ from search import pareto
 from search.certainty import worse_p_values
 from search.evaluator import Scored
 from search.history import Evaluation, Rejection
+from search.judgements import Judgements
 from search.problem import Problem
 from supernet.space import Arch
 from supernet.training.randomness import Stream, generator
@@ -62,7 +63,7 @@ class Racing:
     An architecture that is judged by all examples has their mean as its score, as without a race. One that is rejected
     has a `search.history.Rejection`: the score of the rival that rejected it plus the mean difference on the examples
     that both saw, so that it is always below. A call gives all it has at its end. `past` holds evaluations of a search
-    that goes on; those on the front are judged once more.
+    that goes on; those on the front are judged once more, but for what `kept` has, where all that is judged is kept.
 
     ValueError for a problem of several scores, a confidence that is not between 0 and 1, and a score that is no mean
     over examples.
@@ -77,6 +78,7 @@ class Racing:
         seed: int = 0,
         past: Mapping[Arch, Evaluation] = MappingProxyType({}),
         first_look: int = FIRST_LOOK,
+        kept: Judgements | None = None,
     ) -> None:
         if len(problem.scores) != 1:
             raise ValueError(f"a race is by a single score, not by {', '.join(problem.scores)}")
@@ -90,6 +92,7 @@ class Racing:
         self._name = problem.scores[0]
         self._columns = [i for i, name in enumerate(problem.costs) if name in problem.objectives]
         self._past = past
+        self._kept = kept
         self._best: list[Arch] | None = None  # the front so far; None until it is known what past evaluations have
         self._values = np.empty((0, examples))  # of the front, on the shuffled examples
 
@@ -123,9 +126,15 @@ class Racing:
         self, archs: Sequence[Arch], racing: Sequence[int], values: np.ndarray, seen: int, look: int
     ) -> dict[int, str]:
         """Puts what those `racing` make of the examples from `seen` to `look` into `values`; the errors of others."""
-        errors = {}
-        for outcome in self._judge([archs[index] for index in racing], self._order[seen:look]):
-            index = racing[outcome.index]
+        errors, missing = {}, []
+        for index in racing:
+            known = self._kept.get(archs[index], seen, look) if self._kept else None
+            if known is None:
+                missing.append(index)
+            else:
+                values[index, seen:look] = known
+        for outcome in self._judge([archs[index] for index in missing], self._order[seen:look]) if missing else ():
+            index = missing[outcome.index]
             judged = outcome.scores.get(self._name)
             if outcome.error or judged is None:
                 errors[index] = outcome.error or f"there is no {self._name}"
@@ -137,6 +146,8 @@ class Racing:
                 )
             else:
                 values[index, seen:look] = judged.per_example
+                if self._kept is not None:
+                    self._kept.append(archs[index], seen, judged.per_example)
         return errors
 
     def _rivals(self, archs: Sequence[Arch], values: np.ndarray) -> _Rivals:

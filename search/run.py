@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from predictors.quantities import FURTHER, LATENCY, cost_name
 from search.counts import COUNTS, count, is_count
 from search.evaluator import Evaluator, EvaluatorOfParts, evaluate_here
 from search.history import Evaluation, History
+from search.judgements import Judgements
 from search.limits import reachable
 from search.loop import Generation, Result, Strategy, ask_and_tell
 from search.parallel import RayEvaluator
@@ -133,7 +134,13 @@ def run_search(
         evaluate: Evaluator = evaluator
         if job.race is not None:
             examples = held_out_count(job, trained)
-            evaluate = Racing(problem, evaluator, examples, job.race, job.seed, record.past if record else {})
+            kept = None
+            if record:
+                kept = stack.enter_context(closing(Judgements(record)))
+                if len(kept):
+                    record.forget_last_generation()  # the race of which may not be over; what it has judged is kept
+            past = record.past if record else {}
+            evaluate = Racing(problem, evaluator, examples, job.race, job.seed, past, kept=kept)
         result = ask_and_tell(
             problem,
             strategy,

@@ -1,5 +1,12 @@
 """Races: nothing on the front is rejected, told by brute force on tables of what networks make of examples."""
 
+import os
+import signal
+import subprocess
+import sys
+from contextlib import closing, nullcontext
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -7,6 +14,7 @@ from scipy import stats
 from search.certainty import worse_p_values
 from search.evaluator import Scored
 from search.history import Evaluation, History, Rejection, read_history
+from search.judgements import Judgements
 from search.loop import ask_and_tell
 from search.pareto import front
 from search.problem import Problem
@@ -133,18 +141,22 @@ def grid(seed=0, examples=1000):
     return problem, Table(networks(draw, accuracies, examples), row.__getitem__)
 
 
-def searched(problem, table, racing, strategy="evolution", budget=60, history=None):
+def searched(problem, table, racing, strategy="evolution", budget=60, history=None, on_evaluation=None):
     """A search with races, or with all examples for every architecture."""
 
     def exact(archs):
         for each in table(archs, np.arange(table.values.shape[1])):
             yield each._replace(scores={"accuracy": each.scores["accuracy"].score})
 
-    evaluate = exact
-    if racing:
+    strategy = make_strategy(strategy, problem, 0, 12)
+    if not racing:
+        return ask_and_tell(problem, strategy, exact, budget)
+    with closing(Judgements(history)) if history else nullcontext() as kept:
+        if kept is not None and len(kept):
+            history.forget_last_generation()
         past = history.past if history else {}
-        evaluate = Racing(problem, table, table.values.shape[1], 0.95, past=past, first_look=50)
-    return ask_and_tell(problem, make_strategy(strategy, problem, 0, 12), evaluate, budget, history=history)
+        races = Racing(problem, table, table.values.shape[1], 0.95, past=past, first_look=50, kept=kept)
+        return ask_and_tell(problem, strategy, races, budget, history=history, on_evaluation=on_evaluation)
 
 
 @pytest.mark.parametrize("limits", [{}, {"macs": 15.0}])
@@ -204,15 +216,122 @@ def test_strategies_hear_estimates():
         assert told[evaluation.arch] == known.scores["accuracy"]
 
 
-def test_a_search_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path):
+class Killed(BaseException):
+    """What no code catches."""
+
+
+class Dying(Table):
+    """A table that kills the search when it has judged so many architectures at a look, before it says of the next."""
+
+    def __init__(self, table, after):
+        super().__init__(table.values, table.row)
+        self.after = after
+
+    def __call__(self, archs, examples):
+        for outcome in super().__call__(archs, examples):
+            if self.after == 0:
+                self.looked_at -= len(examples)
+                raise Killed
+            self.after -= 1
+            yield outcome
+
+
+@pytest.mark.parametrize("after", [0, 5, 17, 60, 90, 140])
+def test_a_search_that_was_killed_in_a_race_judges_nothing_twice(after, tmp_path):
+    problem, table = grid()
+    whole = searched(problem, table, racing=True).evaluations
+    path, dying = tmp_path / "search.jsonl", Dying(table, after)
+    with pytest.raises(Killed), History(path, problem.describe()) as history:
+        searched(problem, dying, racing=True, history=history)
+    again = Table(table.values, table.row)
+    with History(path, problem.describe(), resume=True) as history:
+        resumed = searched(problem, again, racing=True, history=history).evaluations
+    assert resumed == whole == read_history(path)[1]
+    assert dying.looked_at + again.looked_at == table.looked_at
+
+
+@pytest.mark.parametrize("budget", [30, 36])
+def test_a_search_that_was_killed_while_it_wrote_a_generation_down_goes_on(budget, tmp_path):
+    problem, table = grid()
+    whole = searched(problem, table, racing=True).evaluations
+
+    def killed(evaluation, count):
+        if count == budget:
+            raise Killed
+
+    path, again = tmp_path / "search.jsonl", Table(table.values, table.row)
+    with pytest.raises(Killed), History(path, problem.describe()) as history:
+        searched(problem, again, racing=True, history=history, on_evaluation=killed)
+    with History(path, problem.describe(), resume=True) as history:
+        resumed = searched(problem, again, racing=True, history=history).evaluations
+    assert resumed == whole == read_history(path)[1]
+    assert again.looked_at == table.looked_at
+
+
+KILLED = """
+import os, signal
+from test_racing import Dying, History, grid, searched
+
+class Dead(Dying):
+    def __call__(self, archs, examples):
+        try:
+            yield from super().__call__(archs, examples)
+        except BaseException:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+problem, table = grid()
+with History("search.jsonl", problem.describe()) as history:
+    searched(problem, Dead(table, 70), racing=True, history=history)
+"""
+
+
+def test_what_was_judged_outlives_the_process(tmp_path):
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    command = [sys.executable, "-c", KILLED]
+    assert subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}).returncode == -signal.SIGKILL
+    problem, table = grid()
+    whole = searched(problem, table, racing=True).evaluations
+    spent, table.looked_at = table.looked_at, 0
+    with History(tmp_path / "search.jsonl", problem.describe(), resume=True) as history:
+        assert searched(problem, table, racing=True, history=history).evaluations == whole
+    assert 0 < table.looked_at < spent
+
+
+def test_without_what_was_judged_the_front_is_judged_again(tmp_path):
     problem, table = grid()
     whole = searched(problem, table, racing=True).evaluations
     path = tmp_path / "search.jsonl"
     with History(path, problem.describe()) as history:
         searched(problem, table, racing=True, budget=36, history=history)
+    path.with_suffix(".judged").unlink()
     with History(path, problem.describe(), resume=True) as history:
         resumed = searched(problem, table, racing=True, history=history).evaluations
     assert resumed == whole == read_history(path)[1]
+
+
+def test_judgements_of_another_search_and_damaged_ones_count_for_nothing(tmp_path, caplog):
+    path, first, values = tmp_path / "search.jsonl", LINE.smallest, np.array([1.0, 0.0, 0.25])
+    with History(path, {"search": 1}) as history, closing(Judgements(history)) as kept:
+        kept.append(first, 0, values)
+        kept.append(first, 3, values[:2])
+        kept.append(LINE.largest, 0, values)
+    with History(path, {"search": 1}, resume=True) as history:
+        kept = Judgements(history)
+        assert len(kept) == 3
+        np.testing.assert_array_equal(kept.get(first, 0, 5), [*values, *values[:2]])
+        assert kept.get(first, 0, 4) is kept.get(first, 5, 6) is kept.get(LINE.largest, 0, 5) is None
+    lines = kept.path.read_bytes().splitlines(keepends=True)
+    kept.path.write_bytes(b"".join([*lines[:2], b'{"arch": 1}\n', lines[3]]))
+    with History(path, {"search": 1}, resume=True) as history, closing(Judgements(history)) as kept:
+        assert len(kept) == 1
+        assert "search.judged is damaged from line 3 on" in caplog.text
+        kept.append(LINE.largest, 0, values[:1])
+    assert kept.path.read_bytes().startswith(b"".join(lines[:2]))
+    path.unlink()
+    with History(path, {"search": 2}) as history, closing(Judgements(history)) as kept:
+        assert not len(kept)
+        kept.append(first, 0, values)
+    assert kept.path.read_bytes().splitlines()[0] == path.read_bytes().splitlines()[0]
 
 
 def test_what_fails_on_the_way_has_failed_and_leaves_the_race():
