@@ -12,15 +12,16 @@ batches have in train mode: faster, but not those of all images.
 
 What populations without repetition have in common bounds the speed-up. By the processor time of every block, one
 thread, it is 1.5, 2.0 and 2.5 in the three generations of this search with 2 GiB to remember; 2.2 and 3.1 in the later
-two if the output of every block was kept, which takes 100 GB. BatchNorm is not folded into convolutions, which moves
-logits by 3e-6 to 1e-5.
+two if the output of every block was kept, which takes 100 GB. BatchNorm is not folded into convolutions here, which
+moves logits by 3e-6 to 1e-5; whole searches fold it.
 
 Then whole searches of every seed take turns, generation by generation: evolution by the loop with `update_bn`, as
 users write it, and others with races, recalibration on few images, and bfloat16 where the CPU has instructions for it
 (`paired_searches.py`). These are evolution again, which tells what cheaper evaluations gain alone, and `bayesian`,
 which evaluates less. `speedup_to_hypervolume` is how many times longer the loop took to the hypervolume that it has in
-the end than the first of them did: of the architectures that each took for its front, by exact accuracies, of all
-images that judge and in single precision, which no time is counted for. What strategies think about is counted.
+the end than evolution did, `speedup_to_hypervolume_bayesian` than `bayesian`: of the architectures
+that each took for its front, by exact accuracies, of all images that judge and in single precision, which no time is
+counted for. What strategies think about is counted. Networks are in channels last in all of them.
 
 A quarter of an hour on 2 cores for the generations, and some ten minutes of processor time for each seed of the
 searches; `--parts` measures one part alone. The supernet, the populations and the searches are kept in
@@ -139,12 +140,12 @@ def searches_folder(arguments: Arguments, seed: int) -> Path:
 
 
 def speedups(rows: Sequence[dict[str, float]], searches: Searches) -> dict[str, float]:
-    """How many times longer the loop takes to the hypervolume that it has in the end than each strategy, the first
+    """How many times longer the loop takes to the hypervolume that it has in the end than each strategy, evolution
     without its name, with the standard error over seeds, and by processor time. 0 where that was not reached."""
     last = [row for row in rows if row["generation"] == searches.generations]
     summary: dict[str, float] = {}
-    for place, name in enumerate(searches.strategies):
-        suffix = f"_{name}" if place else ""
+    for name in searches.strategies:
+        suffix = "" if name == "evolution" else f"_{name}"
         for clock, unit in (("s", ""), ("CPU s", "_cpu")):
             found = np.array([row[f"loop ({clock})"] / (row[f"{name} ({clock})"] or np.inf) for row in last])
             summary[f"speedup_to_hypervolume{suffix}{unit}"] = float(found.mean())

@@ -36,7 +36,7 @@ from search.strategies import make_strategy
 from supernet import Arch
 from supernet.artifacts.runs import Run
 from supernet.training.data.batch import on, split
-from supernet.training.execution import computes_bf16
+from supernet.training.execution import channels_last, computes_bf16
 
 
 @dataclass(frozen=True)
@@ -166,10 +166,10 @@ class _Given:
 def paired(trained: Run, settings: Searches, seed: int, folder: Path) -> Iterator[dict[str, float]]:
     """A row for each generation of the loop: its time, its hypervolume, and when the other searches had reached that,
     all 0 for one that never did. From where they were stopped, if `folder` holds searches."""
-    family, judges = trained.family, settings.judges
+    family, judges, net = trained.family, settings.judges, channels_last(trained.net)
     problem = make_problem(SearchJob(population=settings.population, evaluations=10**6), family, {})
     exact_images = RunBatches(trained.data, settings.calibration, seed, judges)
-    exact = SupernetAccuracy(trained.net, exact_images.images, family.resolution, settings.batch_size)
+    exact = SupernetAccuracy(net, exact_images.images, family.resolution, settings.batch_size)
     loop = Loop(trained, exact_images, settings.batch_size)
     few_images = RunBatches(trained.data, settings.few, seed, judges)
     for resolution in family.space.choices["resolution"].values:  # loading is no part of it
@@ -183,7 +183,7 @@ def paired(trained: Run, settings: Searches, seed: int, folder: Path) -> Iterato
             return Search(problem, strategy, judges, folder / place, stack)
 
         def races(past: Mapping[Arch, Evaluation]) -> Racing:
-            score = SupernetAccuracy(trained.net, few_images.images, family.resolution, settings.batch_size)
+            score = SupernetAccuracy(net, few_images.images, family.resolution, settings.batch_size)
             score.bf16 = computes_bf16(torch.device("cpu"))
             racing = Racing(problem, evaluate_here({ACCURACY: WithExamples(score)}), judges, settings.race, seed, past)
             if past:
