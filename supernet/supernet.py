@@ -113,7 +113,7 @@ class Supernet(nn.Module):
         _check_new(covering[space.largest], build_uninitialised(build, space.largest))
         self._share(covering)
         self._parts: dict[tuple[str, torch.Size, View | None], Part] = {}
-        self._pieces = pieces
+        self.pieces_of = pieces
         check_structure(space, lambda arch: self._subnet(arch).module, example, self._leads)
 
     def forward(
@@ -195,7 +195,9 @@ class Supernet(nn.Module):
         `tensor_of` gives the values of its tensors. A forward pass with the same `rates` calls it, so that hooks on its
         modules, which are to be removed again, see what the subnet computes.
         """
-        return self._subnet(self.space.validate(arch), rates).module.eval()
+        subnet = self._subnet(self.space.validate(arch), rates)
+        subnet.set_mode(False)
+        return subnet.module
 
     def tensor_of(self, name: str, shape: torch.Size, view: View | None = None) -> Tensor:
         """A copy of what a subnet has as the tensor `name`, if it is of this shape there and of that `view`, if any.
@@ -291,11 +293,11 @@ class Supernet(nn.Module):
     def _assembler(self, rates: DropRates) -> Assembler | None:
         """What puts subnets together; None without pieces, and with stochastic depth, where the rate of a piece follows
         from its place among all of the subnet's."""
-        if self._pieces is None or rates.drop_path_rate:
+        if self.pieces_of is None or rates.drop_path_rate:
             return None
         if rates not in self._assemblers:
             build = partial(self.build, **rates.options)
-            self._assemblers[rates] = Assembler(build, self._pieces, self.space.largest, self.views)
+            self._assemblers[rates] = Assembler(build, self.pieces_of, self.space.largest, self.views)
         return self._assemblers[rates]
 
     def _subnet_of(self, module: nn.Module, arch: Arch) -> LentSubnet:

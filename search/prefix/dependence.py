@@ -51,6 +51,15 @@ def chains(net: Supernet, inputs: int = 1) -> Callable[[Arch], list[Piece]]:
     return dependence.chain if dependence.explains() else dependence.cut
 
 
+def told(net: Supernet, inputs: int = 1) -> Callable[[Arch], list[Piece]] | None:
+    """The same where the family of `net` says what its submodules are determined by, which a few subnets bear out; None
+    where it does not."""
+    if net.pieces_of is None or net.views is not no_views:
+        return None
+    dependence = Dependence(net.space, net.skeleton, net.pieces_of, inputs=inputs)
+    return dependence.chain if dependence.explains() else None
+
+
 class Dependence:
     """The pieces of the subnets of `space`, and the choices that each depends on.
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from distill.untouched import untouched
+from search.prefix.dependence import told
 from search.prefix.folding import Pair, folded, pairs
 from search.prefix.pieces import Carried, Piece, cut, weights_in
 from supernet.activation_memory import examples_within
@@ -37,6 +38,7 @@ from supernet.views import View
 # N images, B batch, K classes
 
 MOST_PREFIXES = 20_000  # whose keys are kept, some 5 kB each
+MANY = 20  # subnets that are cut before it pays to find out what their pieces depend on
 MOST_CHAINS = 1_000  # of pieces that are kept, those of the last architectures, some 100 kB each
 STATISTICS_BYTES = 2**28  # that BatchNorm statistics are kept in
 GROUP = 16  # architectures whose outputs for all images are kept at a time, if the images do not fit in memory at once
@@ -108,6 +110,8 @@ class Remembered:
     def clear(self) -> None:
         self.fingerprints: WeakKeyDictionary[nn.Module, Hashable] = WeakKeyDictionary()  # see `pieces.cut`
         self.chains: dict[Arch, Sequence[Piece]] = {}
+        self._told: Callable[[Arch], Sequence[Piece]] | None = None
+        self._cut = 0
         self._pairs: dict[Hashable, list[Pair]] = {}  # by the key of the piece that they are in
         self.references: dict[int, dict[str, Reference]] = {}  # by resolution, see `evaluation.known_references`
         self._prefixes: dict[tuple[int, Hashable], int] = {}
@@ -128,6 +132,16 @@ class Remembered:
             self.clear()
         if len(self.chains) > MOST_CHAINS:
             self.chains.clear()
+
+    def cut(self, net: Supernet, arch: Arch, inputs: int) -> Sequence[Piece]:
+        """The pieces of a subnet that is called with so many inputs. Once there were `MANY`, those of others are put
+        together where that is told to be right (`Dependence`)."""
+        self._cut += 1
+        if self._cut == MANY:
+            self._told = told(net, inputs)
+        if self._told:
+            return self._told(arch)
+        return cut(net.skeleton(arch), self.fingerprints, net.views(arch), inputs)
 
     def prefix(self, before: int, key: Hashable) -> int:
         """The number of the prefix that goes on with `key` after the prefix `before`; 0 is the empty one."""
@@ -209,9 +223,7 @@ def outputs(
             if not alone:
                 if arch not in remembered.chains:
                     inputs = inputs or len(as_arguments(next(iter(batches(resolution(arch)).evaluation))))
-                    known, views = remembered.fingerprints, net.views(arch)
-                    own = pieces(arch) if pieces else cut(net.skeleton(arch), known, views, inputs)
-                    remembered.chains[arch] = own
+                    remembered.chains[arch] = pieces(arch) if pieces else remembered.cut(net, arch, inputs)
                 chain = remembered.chains[arch]
                 alone = _repeats_batch_norm(chain)
             if alone:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from search.prefix import trie
-from search.prefix.dependence import chains
+from search.prefix.dependence import chains, told
 from search.prefix.pieces import cut
 from search.scores.accuracy import SupernetAccuracy, first_metric, resized
 from supernet import SearchSpace, Supernet
@@ -49,6 +49,29 @@ def test_logits_are_those_of_the_naive_loop(memory_format):
     assert sorted(logits) == list(range(12))
     for index, arch in enumerate(archs):
         assert torch.equal(logits[index], naive(net, arch, images(family.resolution(arch))))
+
+
+def test_pieces_of_others_are_put_together_once_many_were_cut(monkeypatch):
+    family = FAMILIES["mobilenet_v3_micro"](num_classes=10)
+    net, alone, remembered = family.supernet(), [], trie.Remembered(0)
+    monkeypatch.setattr(trie, "MANY", 4)
+    monkeypatch.setattr(trie, "cut", lambda *arguments: alone.append(1) or cut(*arguments))
+    archs = population(family.space, 12, np.random.default_rng(2))
+    logits = dict(trie.outputs(net, archs, images, family.resolution, remembered))
+    assert len(alone) == 3
+    for index, arch in enumerate(archs[3:], start=3):
+        assert torch.equal(logits[index], naive(net, arch, images(family.resolution(arch))))
+    remembered.clear()
+    dict(trie.outputs(net, archs[:3], images, family.resolution, remembered))
+    assert len(alone) == 6
+
+
+def test_only_what_a_family_tells_is_put_together():
+    assert told(FAMILIES["nasbench_macro"](num_classes=10).supernet()) is None
+    family = FAMILIES["mobilenet_v3_micro"](num_classes=10)
+    net = family.supernet()
+    net.pieces_of = lambda arch: dict.fromkeys(family.pieces(arch))  # as if they were the same in all subnets
+    assert told(net) is None
 
 
 def test_weights_are_lent_and_the_supernet_stays_as_it_is():
