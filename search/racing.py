@@ -128,7 +128,7 @@ class Racing:
         """Puts what those `racing` make of the examples from `seen` to `look` into `values`; the errors of others."""
         errors, missing = {}, []
         for index in racing:
-            known = self._kept.get(archs[index], seen, look) if self._kept else None
+            known = self._kept.get(archs[index], seen, look) if self._kept is not None else None
             if known is None:
                 missing.append(index)
             else:

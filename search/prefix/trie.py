@@ -196,11 +196,10 @@ def outputs(
     """For each architecture its index and its output for all evaluation images, in the order of the trie.
 
     Each subnet's BatchNorm statistics are those of the calibration images. The same batches go through the same
-    operations as in `supernet.evaluation.calibrated`, so the output is that of the extracted, calibrated subnet, where
-    BatchNorm is folded up to rounding; the
-    subnet that the supernet's statistics are right for runs by itself, as it is, and so does a subnet that uses a
-    BatchNorm layer in several pieces, whose statistics are those of its last use. Instead of an output there is the
-    exception, where extracting or running a subnet raises one.
+    operations as in `supernet.evaluation.calibrated`, so the output is that of the extracted, calibrated subnet, up to
+    rounding where `remembered` folds BatchNorm; the subnet that the supernet's statistics are right for runs by itself,
+    as it is, and so does a subnet that uses a BatchNorm layer in several pieces, whose statistics are those of its last
+    use. Instead of an output there is the exception, where extracting or running a subnet raises one.
 
     `batches(resolution)` gives the images at a resolution in pixels, which, like the weights, are the same that
     `remembered` saw before; if those that judge change from call to call, `judges` tells which they are, and a subnet
@@ -417,7 +416,7 @@ def _forward(
                     remembered.statistics.put(prefix, pooled)
         elif any(_batch_norms(piece) for piece in _below(node)):
             calibration = _outputs(model, share.calibration)
-        with folded((piece, remembered.pairs(piece)) for piece in pieces):
+        with folded((piece, remembered.pairs(piece)) for piece in pieces if share.evaluation):
             result = Share(calibration, _outputs(model, share.evaluation), share.judges)
     if node.children:
         remembered.put(node.prefixes[-1], result)

@@ -84,9 +84,10 @@ def held_out(
 class SupernetScore:
     """The score "the first metric of `task` of the subnet, with BatchNorm statistics of its own", higher is better.
 
-    In single precision; NaN if an output is not finite. With `bf16`, networks compute in bfloat16 where torch's
-    autocast says so, when they are calibrated and when they are judged, and statistics are in float32: faster where the
-    device has instructions for it, and a little other values. Where it has none, it would be slower: ValueError.
+    In single precision, with BatchNorm folded into convolutions where images judge (`search.prefix.folding`); NaN if an
+    output is not finite. With `bf16`, networks compute in bfloat16 where torch's autocast says so, when they are
+    calibrated and when they are judged, and statistics are in float32: faster where the device has instructions for it,
+    and a little other values. Where it has none, it would be slower: ValueError.
 
     `batches(resolution)` gives the batches to calibrate and to judge by, `resolution(arch)` the resolution of an
     architecture. The value of an architecture does not depend on which others it is evaluated with; on `batch_size` it

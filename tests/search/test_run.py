@@ -126,6 +126,8 @@ def test_races_find_the_front_of_all_images_here_and_when_resumed(trained, monke
         job = dataclasses.replace(job, evaluations=count)
         resumed = run_search(job, trained, {}, tmp_path / "b.jsonl", resume=True).result
     assert resumed.evaluations == found.evaluations == read_history(tmp_path / "a.jsonl")[1]
+    monkeypatch.setattr(SupernetScore, "judged", None)  # nothing is judged twice, the last race and the front included
+    assert run_search(job, trained, {}, tmp_path / "b.jsonl", resume=True).result.evaluations == found.evaluations
 
 
 def test_a_search_races_by_itself_where_many_examples_have_values_of_their_own(trained, monkeypatch, tmp_path):
