@@ -33,14 +33,13 @@ def batch_norms(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "resolution", "left"),
-    [("mobilenet_v3_micro", None, 1), ("nasbench_macro", 32, 2), ("nasbench201", 32, 2)],
+    ("name", "resolution"), [("mobilenet_v3_micro", None), ("nasbench_macro", 32), ("nasbench201", 32)]
 )
-def test_outputs_are_the_same_up_to_rounding(name, resolution, left, batch_norms):
-    """Left as they are: BatchNorm of the stem, which other pieces may follow, and behind sums."""
+def test_outputs_are_the_same_up_to_rounding(name, resolution, batch_norms):
+    """BatchNorm of the stem, which is a piece of its own, and behind sums is left as it is."""
     family = FAMILIES[name](num_classes=10)
     net = family.supernet().double()
-    archs = [family.space.smallest, family.space.sample(np.random.default_rng(0))]
+    archs = [family.space.sample(np.random.default_rng(seed)) for seed in range(2)]
 
     def run(folds):
         resolutions = family.resolution if resolution is None else lambda arch: resolution
@@ -48,10 +47,10 @@ def test_outputs_are_the_same_up_to_rounding(name, resolution, left, batch_norms
         return torch.stack([found[index] for index in range(len(archs))])
 
     plain = run(False)
-    assert batch_norms.count(2) > 4 * left  # the second batch that judges
+    alone = batch_norms.count(2)  # images are in the second batch that judges
     batch_norms.clear()
     torch.testing.assert_close(run(True), plain, rtol=1e-9, atol=1e-9)
-    assert batch_norms.count(2) <= len(archs) * left
+    assert 0 < batch_norms.count(2) < alone
 
 
 class Block(nn.Module):
@@ -80,7 +79,7 @@ class Block(nn.Module):
 
 def block():
     torch.manual_seed(0)
-    model = Block().double().eval()
+    model = nn.Sequential(Block()).double().eval()
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
             norm.running_mean.normal_()
@@ -124,7 +123,7 @@ def test_afterwards_all_is_as_it_was():
     def fails_in_between():
         with folded([(piece, pairs(piece))]):
             torch.testing.assert_close(model(x), plain, rtol=1e-10, atol=1e-10)
-            assert model.yes_2.bias is not None
+            assert model[0].yes_2.bias is not None
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
