@@ -284,9 +284,18 @@ def test_a_sweep_runs_such_a_search(metric, tmp_path):
     assert [list(e.scores) for e in read_history(tmp_path / "search.jsonl")[1]] == [[metric]] * 4
 
 
-@pytest.mark.parametrize("score", ["te_nas", "zero_cost", "rdm", "dna"])
-def test_scores_for_images_are_refused_in_one_line(metric, command, score):
+@pytest.mark.parametrize("score", ["rdm", "dna"])
+def test_teachers_of_images_are_refused_in_one_line(metric, command, score):
     arguments = ["search", "--run", "run", "--space", "mine.py:family", "--score", score, "--teacher", "resnet10t"]
+    result = command(*arguments, "--output", "other")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "error: the teacher resnet10t is no folder, and models of timm's take images" in result.stderr
+    assert f"takes {'position and time' if metric == 'r2' else 'tokens'}: name the folder" in result.stderr
+
+
+@pytest.mark.parametrize("score", ["te_nas", "zero_cost"])
+def test_scores_for_images_are_refused_in_one_line(metric, command, score):
+    arguments = ["search", "--run", "run", "--space", "mine.py:family", "--score", score]
     result = command(*arguments, "--output", "other")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     what = "Regression" if metric == "r2" else "TensorData"
