@@ -17,9 +17,11 @@ def make_optimizer(net: nn.Module, config: LoopConfig, steps_per_epoch: int) -> 
     """timm's optimizer and its schedule, which `set_lr` applies every step. On a GPU its update is one kernel for many
     tensors where torch has such a one."""
     decaying = net.parameters() if config.decay_all else net  # of a network timm leaves BatchNorm and biases out
-    optimizer = create_optimizer_v2(
-        decaying, config.opt, config.scaled(config.lr), config.weight_decay, config.momentum, **_fused(net, config.opt)
-    )
+    rates = config.scaled(config.lr), config.weight_decay, config.momentum
+    try:
+        optimizer = create_optimizer_v2(decaying, config.opt, *rates, **_fused(net, config.opt))
+    except ValueError as error:
+        raise ValueError(f"opt is an optimizer of timm's, such as sgd, adamw or lamb: {error}") from error
     scheduler, _ = create_scheduler_v2(
         optimizer,
         "cosine" if config.sched == "range" else config.sched,
