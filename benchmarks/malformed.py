@@ -33,6 +33,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -43,7 +44,10 @@ from report import report
 from torch import nn
 
 from compress.container import load_compressed, save_compressed
+from compress.pipeline import Record, read_record
 from compress.roofline import Roofline
+from exits.policies import Patience, to_json
+from exits.runner import Chain
 from predictors import Device, LatencyPredictor
 from predictors.latency import FILE as PREDICTOR
 from predictors.measuring.measurements import Measurement, append_measurements, read_measurements
@@ -55,15 +59,22 @@ from search.report.taken_out import note_taken_out
 from supernet import Arch, Choice, SearchSpace
 from supernet.answers.answers import Answers
 from supernet.artifacts import Subnet, SubnetConfig, load_subnet, save_subnet
+from supernet.artifacts.export import export_onnx
+from supernet.artifacts.onnx_network import load_onnx
 from supernet.artifacts.runs import job_from_dict, open_run, read_config, read_family
 from supernet.artifacts.settings import note_settings
 from supernet.artifacts.weights import read_weights, save_weights
 from supernet.families import FAMILIES
 from supernet.training.data import load_data
 from supernet.training.data.folders import open_folder
+from supernet.training.data.label_table import open_label_table
+from supernet.training.data.second_labels import read_second_labels
+from supernet.training.data.text import read_table as read_texts
 from supernet.training.loop.checkpoint import read_checkpoint, save_checkpoint
 from supernet.training.loop.config import LoopConfig
 from supernet.training.recipes import digits
+from supernet_cli import search as search_command
+from supernet_cli.flags import typed_words, write_flags
 
 SECONDS = 20  # that a file may take to be read
 
@@ -150,6 +161,13 @@ def subjects(folder: Path) -> list[Subject]:
         Subject("published table", "table.csv", lambda p: read_table(p, family, Arch.from_json)),
         Subject("packed table", "table.csv.gz", lambda p: read_table(p, family, Arch.from_json)),
         Subject("archive of images", "images.tar", read_images),
+        Subject("second labels", "second.csv", lambda p: read_second_labels(str(p), ("cat/1.png", "dog/2.gif"), None)),
+        Subject("labels of images", "marked/train.csv", lambda p: open_label_table(str(p.parent), "train")),
+        Subject("table of texts", "texts.csv", lambda p: read_texts(str(p), ["text"], "label")),
+        Subject("flags", "train.yaml", flags_of),
+        Subject("record of a pipeline", "pipeline.json", read_record),
+        Subject("network of ONNX", "network.onnx", load_onnx),
+        Subject("chain of exits", "chain/chain.json", lambda p: Chain(p.parent)),
     ]  # fmt: skip
 
 
@@ -165,6 +183,11 @@ def small() -> nn.Module:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
     return layers.eval()
+
+
+def flags_of(path: Path) -> list[str]:
+    with mock.patch.object(sys, "argv", ["supernet search", "--config", str(path)]):
+        return typed_words(search_command.Arguments)
 
 
 def contents(folder: Path) -> dict:
@@ -223,6 +246,12 @@ def write_all(folder: Path) -> None:
     ]
     (search / "front.csv").write_text("\n".join(front) + "\n")
     _write_answers(search, archs[1], folder / "own")
+    _write_tables(folder)
+    write_flags(folder / "train.yaml", search_command.Arguments(run=Path("run"), limits=("macs=1e6",)))
+    Record({"run": "run", "stages": ["prune"]}, {"name": "phone"}).write(folder / "pipeline.json")
+    said = SubnetConfig("", "{}", {}, tuple("abcdefghij"), (3, 8, 8), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.9)
+    export_onnx(model, folder / "network.onnx", (3, 8, 8), metadata=said.metadata())
+    _write_chain(folder / "chain", (folder / "network.onnx").read_bytes())
     _write_diagnosis(search, model)
     note_settings(folder / "settings.json", LoopConfig())
     table = ["arch,accuracy"]
@@ -241,6 +270,24 @@ def write_all(folder: Path) -> None:
             member.size = image.tell()
             image.seek(0)
             tar.addfile(member, image)
+
+
+def _write_tables(folder: Path) -> None:
+    (folder / "second.csv").write_text("file,label\ncat/1.png,day\ndog/2.gif,night\n")
+    (folder / "texts.csv").write_text('text,label\n"one, two",a\nthree,b\n')
+    (folder / "marked").mkdir()
+    for name in ("1.png", "2.png"):
+        Image.new("RGB", (4, 4)).save(folder / "marked" / name)
+    (folder / "marked" / "train.csv").write_text("file,cat,dog\n1.png,1,0\n2.png,,1\n")
+
+
+def _write_chain(folder: Path, network: bytes) -> None:
+    """Two parts that need not fit each other, of which the description alone is read."""
+    folder.mkdir()
+    for name in ("a.onnx", "b.onnx"):
+        (folder / name).write_bytes(network)
+    description = {"files": ["a.onnx", "b.onnx"], "policy": to_json(Patience(1))}
+    (folder / "chain.json").write_text(json.dumps(description))
 
 
 def _write_answers(search: Path, arch: Arch, folder: Path) -> None:

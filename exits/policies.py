@@ -106,10 +106,12 @@ def from_json(content: dict[str, object] | None) -> Policy | None:
     """The policy that `to_json` wrote; ValueError if it is no such thing."""
     if content is None:
         return None
-    settings = {name: value for name, value in content.items() if name != "policy"}
     try:
+        settings = {name: value for name, value in content.items() if name != "policy"}
+        if any(isinstance(value, str | bool | list | dict) for value in settings.values()):
+            raise TypeError("settings are numbers")
         return POLICIES[content["policy"]](**settings)
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{content} is no policy; there are {', '.join(POLICIES)}") from error
 
 

@@ -36,15 +36,20 @@ class Chain:
         path = Path(folder) / DESCRIPTION
         try:
             content = json.loads(path.read_text())
-            files, self.policy = content["files"], from_json(content["policy"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            files, self.policy = [path.parent / file for file in content["files"]], from_json(content["policy"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} describes no chain of ONNX files: {error}") from error
+        if not files:
+            raise ValueError(f"{path} describes no chain of ONNX files: it names none")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        self._sessions = [
-            onnxruntime.InferenceSession(str(path.parent / file), options, providers=["CPUExecutionProvider"])
-            for file in files
-        ]
+        try:
+            self._sessions = [
+                onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"]) for file in files
+            ]
+        except Exception as error:  # of classes of its own, which have no other in common
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"a file of {path} cannot be run: {reason}") from error
 
     def __call__(self, example: np.ndarray) -> Answer:
         if len(example) != 1:

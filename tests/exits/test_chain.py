@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -82,3 +83,22 @@ def test_an_exit_within_a_block_is_refused(images, tmp_path):
 def test_a_folder_without_a_chain_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"chain.json describes no chain"):
         Chain(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "describes no chain"),
+        ({"files": [], "policy": None}, "describes no chain of ONNX files: it names none"),
+        ({"files": ["a.onnx"], "policy": ["entropy"]}, "is no policy"),
+        ({"files": ["a.onnx"], "policy": {"policy": "entropy", "entropy": "low"}}, "is no policy"),
+        ({"files": [1], "policy": None}, "describes no chain"),
+        ({"files": ["a.onnx"], "policy": None}, "a file of .*chain.json cannot be run"),
+    ],
+)
+def test_a_damaged_description_is_one_line(tmp_path, content, message):
+    (tmp_path / "chain.json").write_text(json.dumps(content))
+    (tmp_path / "a.onnx").write_bytes(b"none")
+    with pytest.raises(ValueError, match=message) as error:
+        Chain(tmp_path)
+    assert "\n" not in str(error.value)
