@@ -7,7 +7,7 @@ random, flipped and normalised as for training, in this process, at several reso
 one that is full take turns, and see the same crops. Seconds are of the processor, so that other processes matter
 little; the ratio is the mean of those of neighbouring passes, with its standard error.
 
-Four minutes of one core; --quick has one resolution and two passes in half a minute.
+A minute of one core; --quick has one resolution and two passes in a quarter of it.
 """
 
 from __future__ import annotations
