@@ -12,7 +12,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Values = tuple[Any, ...] | Literal["given", "absent"]
+
+@dataclass(frozen=True)
+class Other:
+    """Any value but these."""
+
+    values: tuple[Any, ...]
+
+
+Values = tuple[Any, ...] | Other | Literal["given", "absent"]
 
 GIVEN: Literal["given"] = "given"
 """Anything but None, False, 0 and what is empty."""
@@ -23,7 +31,7 @@ ABSENT: Literal["absent"] = "absent"
 @dataclass(frozen=True)
 class Only:
     """A setting, or a group of these, is read where others beside it have certain values, by their names: `GIVEN`,
-    `ABSENT`, or those that are listed, of which a tuple has one."""
+    `ABSENT`, those that are listed, of which a tuple has one, or any `other_than` some."""
 
     where: tuple[tuple[str, Values], ...]
 
@@ -44,6 +52,11 @@ def only_where(**others: Values) -> Only:
     return Only(tuple(others.items()))
 
 
+def other_than(*values: Any) -> Other:
+    """Any value but these."""
+    return Other(values)
+
+
 def unread(*names: str) -> Unread:
     """The mark of a group of settings of which these are not read."""
     return Unread(names)
@@ -52,4 +65,6 @@ def unread(*names: str) -> Unread:
 def _is(value: Any, values: Values) -> bool:
     if values in (GIVEN, ABSENT):
         return bool(value) == (values == GIVEN)
+    if isinstance(values, Other):
+        return value not in values.values
     return any(own in values for own in (value if isinstance(value, tuple) else (value,)))

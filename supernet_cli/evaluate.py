@@ -44,6 +44,7 @@ from compress.quantisation import export_int8, quantise
 from compress.quantisation.ranges import CALIBRATION_IMAGES
 from predictors import prepare, this_device
 from predictors.device import Device
+from predictors.measuring import runtimes
 from predictors.measuring.load import Watch, doubts
 from predictors.measuring.runtimes import Timer, onnx_timer, random_inputs
 from predictors.measuring.turns import turns_ms
@@ -121,15 +122,21 @@ def main() -> None:
     arguments = parse_flags(Arguments, __doc__, default=default, omit_prefixes=True)
     if not arguments.networks:
         raise ValueError("say which networks to evaluate: folders of subnets, or names of timm models")
-    where = pick_device(arguments.device)
+    if arguments.errors < 0 or arguments.robustness_images < 1 or arguments.pgd_epsilon <= 0:
+        raise ValueError(
+            "errors is 0 or more, robustness_images at least 1 and pgd_epsilon above 0, not "
+            f"{arguments.errors}, {arguments.robustness_images} and {arguments.pgd_epsilon}"
+        )
+    where, device = pick_device(arguments.device), None
+    if arguments.latency:
+        device = this_device(arguments.runtime, arguments.precision, arguments.threads)
+        runtimes.check(device)
     data = open_data(arguments.data, arguments.seed, arguments.workers)
     subnets = {name: any_opened(name, data, arguments) for name in arguments.networks}
     with tf32(False):
         judged = [judge(name, subnet, data, where, arguments) for name, subnet in subnets.items()]
     rows = [own.figures for own in judged]
-    device = None
-    if arguments.latency:
-        device = this_device(arguments.runtime, arguments.precision, arguments.threads)
+    if device is not None:
         watch = Watch()
         for row, latency_ms in zip(rows, latencies_ms(list(subnets.values()), device)):
             row["latency_ms"] = latency_ms

@@ -26,7 +26,7 @@ import tyro
 import yaml
 
 from supernet.artifacts.atomic import write_atomically
-from supernet.conditions import ABSENT, GIVEN, Only, Unread
+from supernet.conditions import ABSENT, GIVEN, Only, Other, Unread
 from supernet.training import distributed
 from supernet.training.loop import StepResult
 
@@ -60,7 +60,8 @@ class Condition(NamedTuple):
         flag = f"--{self.prefix}{name.replace('_', '-')}"
         if values in (GIVEN, ABSENT):
             return f"{'without' if values == GIVEN else 'beside'} {flag}"
-        return f"with {flag} {_shown(getattr(settings, name))}, only with {' or '.join(map(str, values))}"
+        only = "" if isinstance(values, Other) else f", only with {' or '.join(map(str, values))}"
+        return f"with {flag} {_shown(getattr(settings, name))}{only}"
 
 
 class Flag(NamedTuple):

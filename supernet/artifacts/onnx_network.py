@@ -44,6 +44,8 @@ def load_onnx(path: str | Path) -> Subnet:
     ModuleNotFoundError without the extra `onnx`.
     """
     onnxruntime = require("onnxruntime")
+    if not Path(path).is_file():
+        raise ValueError(f"there is no ONNX file {path}")
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # of classes of its own, which have no other in common

@@ -56,7 +56,9 @@ class TrainConfig(LoopConfig):
     """Epoch, counted from 0, from which cream keeps the best paths, to teach others."""
     matching_steps: Annotated[int, only_where(method=("cream",))] = 200
     """Steps between updates of cream's learned choice of the teacher."""
-    distillation: Literal["kl", "adaptive_alpha"] = "kl"
+    distillation: Annotated[
+        Literal["kl", "adaptive_alpha"], only_where(method=("sandwich", "best_up", "worst_up", "cream", "progressive"))
+    ] = "kl"
     """How subnets learn from the largest's logits: KL divergence, or AlphaNet's adaptive alpha-divergence."""
     temperature: float = 1.0
     """Temperature of the KL divergence."""

@@ -107,6 +107,22 @@ def test_an_onnx_file_that_does_not_suit_is_refused(command, networks, tmp_path,
     assert message in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--errors", "-1"], "errors is 0 or more, robustness_images at least 1 and pgd_epsilon above 0, not -1,"),
+        (["--threads", "0"], "threads and batch_size are at least 1, not 0"),
+        (["--runtime", "nothere"], "no runtime 'nothere'"),
+        (["--workers", "0"], "there is no ONNX file none.onnx"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is(command, words, message, monkeypatch):
+    monkeypatch.setattr("supernet_cli.evaluate.judge", lambda *_: pytest.fail("it began"))
+    result = command("evaluate", "none.onnx", *words)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert message in result.stderr
+
+
 def test_what_a_file_does_not_say_of_its_costs_is_left_out(networks, tmp_path):
     subnet = load_subnet(networks / "one", space=SPACE)
     said = {name: value for name, value in subnet.config.metadata().items() if name not in ("macs", "parameters")}

@@ -8,7 +8,7 @@ import typing
 import pytest
 import tyro
 
-from supernet.conditions import ABSENT, GIVEN, Unread
+from supernet.conditions import ABSENT, GIVEN, Other, Unread
 from supernet_cli import flags
 from supernet_cli.main import COMMANDS, module
 
@@ -73,7 +73,8 @@ def test_conditions_name_settings_and_values_that_there_are(command, monkeypatch
                 continue
             for name, values in condition.mark.where:
                 options = typing.get_args(hints[name]) if typing.get_origin(hints[name]) is typing.Literal else None
-                assert values in (GIVEN, ABSENT) or options is None or set(values) < set(options)
+                listed = values.values if isinstance(values, Other) else values
+                assert values in (GIVEN, ABSENT) or options is None or set(listed) < set(options)
 
 
 UNREAD = [
@@ -91,6 +92,12 @@ UNREAD = [
         ],
     ),
     ("train", "--method best_up --trials 5 --sched step --decay-epochs 3 --clip 1 --clip-mode value", []),
+    (
+        "train",
+        "--root images --test-root=images",
+        ["--root has no effect with --dataset digits", "--test-root has no effect with --dataset digits"],
+    ),
+    ("train", "--root images --dataset folder", []),
     ("train", "--find-lr 10 --cluster local", ["--cluster has no effect beside --find-lr"]),
     (
         "train-netaug",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from supernet.conditions import only_where, other_than
 
 TRAINING = ("second_labels", "scale", "ratio", "balanced", "hflip", "color_jitter", "auto_augment", "re_prob")
 """Settings of `DataConfig` that nothing but a training reads."""
@@ -21,9 +23,9 @@ class DataConfig:
     their labels in `root` (supernet/training/data/label_table.py); `text` for a table of texts with classes; or code of
     your own, package.module:function or path/to/file.py:function, which gives data of any kind. These two take `root`
     and `dataset_options` alone."""
-    root: str | None = None
+    root: Annotated[str | None, only_where(dataset=other_than("digits"))] = None
     """Folder (with train/ and val/ in it, say) or tar file of the images; a cache folder for hfds/NAME."""
-    test_root: str | None = None
+    test_root: Annotated[str | None, only_where(dataset=other_than("digits"))] = None
     """Where the test images are, if not under `root`."""
     train_split: str = "train"
     """Name of the split to train on."""

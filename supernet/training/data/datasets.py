@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import logging
 import os
 import random
 import tarfile
@@ -28,8 +27,6 @@ from supernet.training.data.folders import ImageFolder, open_folder, open_former
 from supernet.training.data.images import image_suffixes, read_image, to_rgb, unreadable
 from supernet.training.data.label_table import open_label_table
 
-logger = logging.getLogger(__name__)
-
 # N images
 
 TRAIN_NAMES = ("train", "training")
@@ -45,8 +42,6 @@ def open_dataset(
     ValueError, naming what is missing or wrong, if the dataset, its package or the split cannot be opened or is empty.
     """
     if name == "digits":
-        if root is not None:
-            logger.warning("root %r has no effect: the digits are within scikit-learn; say dataset folder", root)
         return Digits(split)
     if name == "multilabel":
         return open_label_table(root or "", split)
