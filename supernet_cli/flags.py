@@ -265,7 +265,12 @@ def _entries(
 
 def _as_words(flag: Flag, name: str, value: yaml.Node, path: Path) -> list[str]:
     """A flag with its value, as a command line has it."""
-    text = _text(value)
+    try:
+        text = _text(value)
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"{path}, line {value.start_mark.line + 1}: {name} is no plain value: {error.problem}"
+        ) from error
     if flag.is_switch:
         if text not in ("True", "False"):
             raise ValueError(f"{path}, line {value.start_mark.line + 1}: {name} is true or false, not {text!r}")

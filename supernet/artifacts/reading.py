@@ -126,12 +126,12 @@ def _table(path: Path, delimiter: str, whole_lines: bool) -> Iterator[tuple[list
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
             lines = (line for line in file if not whole_lines or line.endswith(("\n", "\r")))
-            rows = csv.reader(lines, delimiter=delimiter)
+            rows = csv.reader(lines, delimiter=delimiter, strict=True)  # or a quote swallows all up to the next
             yield next(rows, []), rows
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is no text in UTF-8 (after line {rows.line_num})") from None
+        raise ValueError(f"{path} is no text in UTF-8 (line {rows.line_num + 1} or beyond)") from None
     except csv.Error as error:
         raise ValueError(f"{path}, line {rows.line_num}: {error}") from None
 

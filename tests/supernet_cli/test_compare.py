@@ -100,3 +100,13 @@ def test_bad_input_is_one_clear_line(sweep, folder, tmp_path, arguments, message
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert message in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_of_scores_that_no_strategy_has_are_named(sweep, tmp_path, caplog):
+    words = ["--strategies", "random", "macs", "--asha", "--teacher", "none", "--akd.epochs", "7"]
+    result = sweep(*words, "--storage", tmp_path, "--output", tmp_path / "bad")
+    assert "of different scores" in result.stderr
+    assert [record.getMessage() for record in caplog.records if "effect" in record.getMessage()] == [
+        "--akd has no effect: no strategy here has the score akd",
+        "--teacher has no effect: no strategy here has the score rdm or dna or akd",
+    ]

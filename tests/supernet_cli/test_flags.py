@@ -89,6 +89,7 @@ def test_without_prefixes_names_are_those_of_the_flags(parsed):
         ("lr: 1\nlr: 2", "line 2: lr is there twice"),
         ("- lr", "is a mapping of flags to values"),
         ("lr: [", "is no YAML"),
+        ("lr: !!python/object/apply:os.getcwd []", "line 1: lr is no plain value: could not determine a constructor"),
     ],
 )
 def test_what_is_wrong_is_told_in_a_line(parsed, text, said):

@@ -38,7 +38,10 @@ class Cached(Dataset):
             return
         # anonymous: what is in /dev/shm is limited, in containers to little
         count = max(len(self.dataset), 1)
-        self._pixels = mmap.mmap(-1, most_bytes)
+        try:
+            self._pixels = mmap.mmap(-1, most_bytes)
+        except (OSError, OverflowError) as error:
+            raise ValueError(f"cache_bytes is more memory than this machine gives: {most_bytes}") from error
         self._places = np.frombuffer(mmap.mmap(-1, 8 * 3 * count), np.int64).reshape(count, 3)  # start, width, height
         self._labels = np.frombuffer(mmap.mmap(-1, 8 * count), np.int64)  # where they are no vectors
         self._taken = np.frombuffer(mmap.mmap(-1, 8), np.int64)  # bytes

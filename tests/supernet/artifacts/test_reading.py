@@ -134,8 +134,9 @@ def test_rows_have_the_lines_that_they_end_in(tmp_path):
     [
         (b"a,b\n1,2\n3\n", "line 3, has fewer cells than there are columns"),
         (b"a,b\n1,2,3\n", "line 2, has more cells"),
+        (b'a,b\n"1,2\n3,4\n', "line 3: unexpected end of data"),
         (b"a,a\n1,2\n", "has the column 'a' twice"),
-        (b"a,b\n1,2\n\xff,2\n", r"is no text in UTF-8"),
+        (b"a,b\n1,2\n\xff,2\n", r"is no text in UTF-8 \(line 1 or beyond\)"),
         (b"", "has no column 'a', it needs a and has ''"),
         (None, "cannot be read: No such file"),
     ],

@@ -132,3 +132,9 @@ def test_the_digits_say_the_same_of_themselves(tmp_path):
     assert np.array_equal(cached.training_labels(), data.training_labels())
     assert cached.train.dataset is cached.holdout.dataset
     assert dataclasses.replace(cached, workers=None)._workers_for(cached.train) == 0
+
+
+def test_more_memory_than_there_is_is_named():
+    for most in (2**62, 2**70):
+        with pytest.raises(ValueError, match=f"cache_bytes is more memory than this machine gives: {most}"):
+            Cached([], most)
