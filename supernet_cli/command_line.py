@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 import sys
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from supernet.training.recipes import RECIPES
 
 console = Console()
 Begun = TypeVar("Begun")
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 DeviceFlag = Annotated[
     str,
     tyro.conf.arg(help="Where networks run for what they are judged by: cpu, cuda or cuda:N; auto takes a GPU if any."),
@@ -53,6 +55,8 @@ def run_and_exit(main: Callable[[], None]) -> NoReturn:
     except (TrainingError, LostProcess) as error:
         fail(str(error), 1)
     except OSError as error:
+        if error.errno in DENIED:
+            fail(f"{error.filename} may not be used ({error.strerror}): name another place, or change its rights", 1)
         fail(full_disk(Path.cwd()) if error.errno in NO_SPACE else str(error), 1)
     except Stopped as error:
         fail(f"{error}: --resume goes on from there", 128 + error.number)

@@ -338,27 +338,33 @@ PERCENT = {
 }
 COUNTS = {"macs": "MACs", "parameters": "parameters", "stored_bytes": "bytes"}
 PLAIN = {"resolution": "pixels", "latency_ms": "ms"}
+MOST_COLUMNS = 5  # beside the names, that fit into 80 characters
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 
 def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
-    """A row each; a column has one unit, by its largest value."""
-    found = Table(Column("network", overflow="fold"), title=title)
-    columns = [[row["network"] for row in rows]]
+    """A row each; a column has one unit, by its largest value. Turned, with a column each, where there are more than
+    `MOST_COLUMNS` otherwise, and fewer then."""
+    columns = []
     for name in (name for name, value in rows[0].items() if name != "network" and not isinstance(value, dict)):
         values = [row[name] for row in rows]
         if name in COUNTS:
             largest = max((value for value in values if value is not None), default=0)
             scale, unit = next((own for own in UNITS if own[0] <= largest), UNITS[-1])
             heading = f"{COUNTS[name]} ({unit})" if unit else COUNTS[name]
-            columns.append(["" if value is None else f"{value / scale:.4g}" for value in values])
+            columns.append((heading, ["" if value is None else f"{value / scale:.4g}" for value in values]))
         elif name in PERCENT:
-            heading = PERCENT[name]
-            columns.append([f"{100 * value:.2f}" for value in values])
+            columns.append((PERCENT[name], [f"{100 * value:.2f}" for value in values]))
         else:
-            heading = PLAIN.get(name, name.replace("_", " "))
-            columns.append([f"{value:.4g}" for value in values])
-        found.add_column(heading, justify="right")
-    for row in zip(*columns):
+            columns.append((PLAIN.get(name, name.replace("_", " ")), [f"{value:.4g}" for value in values]))
+    names = [row["network"] for row in rows]
+    if len(rows) < len(columns) > MOST_COLUMNS:
+        turned = Table("", *(Column(name, justify="right", overflow="fold") for name in names), title=title)
+        for heading, cells in columns:
+            turned.add_row(heading, *cells)
+        return turned
+    headings = [Column(heading, justify="right") for heading, _ in columns]
+    found = Table(Column("network", overflow="fold"), *headings, title=title)
+    for row in zip(names, *(cells for _, cells in columns)):
         found.add_row(*row)
     return found

@@ -4,10 +4,12 @@ import csv
 import dataclasses
 import json
 import re
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from search.certainty import mcnemar
@@ -159,6 +161,20 @@ def test_a_column_has_one_unit():
     found = table(rows, "")
     assert [column.header for column in found.columns] == ["network", "top-1 (%)", "MACs (M)", "bytes"]
     assert [list(column.cells) for column in found.columns[1:]] == [["50.00", "25.00"], ["2.5", "0.5"], ["900", "90"]]
+
+
+def test_what_is_wider_than_a_terminal_is_turned():
+    measured = {"resolution": 32, "top1": 0.5, "top5": 0.75, "calibration_error": 0.25, "macs": 2000, "latency_ms": 1.5}
+    rows = [{"network": f"subnets/{name}/model.int8.onnx", **measured} for name in ("one", "other")]
+    text = StringIO()
+    Console(file=text, width=80).print(table(rows, ""))
+    assert "…" not in text.getvalue()
+    found = table(rows, "")
+    assert list(found.columns[0].cells) == [
+        "pixels", "top-1 (%)", "top-5 (%)", "calibration error (%)", "MACs (k)", "ms",
+    ]  # fmt: skip
+    assert [column.header for column in found.columns[1:]] == [row["network"] for row in rows]
+    assert list(found.columns[1].cells) == ["32", "50.00", "75.00", "25.00", "2", "1.5"]
 
 
 class Brightest(nn.Module):

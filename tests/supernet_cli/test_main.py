@@ -1,6 +1,7 @@
 """The command `supernet`: what it lists, what it refuses, and the scripts that are shells over it."""
 
 import ast
+import errno
 import os
 import re
 import subprocess
@@ -55,6 +56,17 @@ def test_an_unknown_command_is_one_line(command, words):
 def test_a_result_records_the_command_as_it_is_typed(command, monkeypatch):
     monkeypatch.setattr(report, "main", lambda: print(provenance.command()))
     assert command("report", "runs/mine", "--title", "a").stdout == "supernet report runs/mine --title a\n"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_place_that_may_not_be_used_is_one_line(command, monkeypatch, number):
+    def main():
+        raise OSError(number, os.strerror(number), "there/report.html")
+
+    monkeypatch.setattr(report, "main", main)
+    result = command("report", "runs/mine")
+    said = f"error: there/report.html may not be used ({os.strerror(number)}): name another place, or change its rights"
+    assert (result.returncode, result.stderr) == (1, f"{said}\n")
 
 
 def test_every_script_is_a_shell_over_one_command():
