@@ -31,9 +31,11 @@ export PYTHONPATH=$PWD GPU_TESTS=1
 echo "card: $card"
 
 if [ "$card" = cpu ]; then
-  device=cpu precision=fp32 amp=none resolution=32 ways=eager quick=--quick
+  device=cpu precision=fp32 amp=none resolution=32 quick=--quick space=mobilenet_v3_micro other=mobilenet_v3_micro
+  graphs=eager compile=eager ways=eager
 else
-  device=cuda precision=bf16 amp=bf16 resolution=224 ways="eager graphs" quick=
+  device=cuda precision=bf16 amp=bf16 resolution=224 quick= space=ofa_mobilenet_v3 other=alphanet
+  graphs=graphs compile=compile ways="eager graphs"
 fi
 
 chosen() { [ "$parts" = "  " ] || [[ $parts == *" $1 "* ]]; }
@@ -66,18 +68,19 @@ step() {  # as compared
 }
 
 training() {  # NAME STEP RESOLUTION_STEPS: a minute of a training
-  part "$1" 150 $python benchmarks/gpu/training.py --device $device --amp $amp --step "$2" --resolution-steps "$3" \
-    $([ $device = cpu ] && echo --batch-size 2 --seconds 4) --json "$out/$1_$card.json"
+  part "$1" 150 $python benchmarks/gpu/training.py --space $space --device $device --amp $amp --step "$2" \
+    --resolution-steps "$3" $([ $device = cpu ] && echo --batch-size 2 --seconds 4) --json "$out/$1_$card.json"
 }
 
-step train_step_64 240 ofa_mobilenet_v3 64 "$ways" --steps 5 --known 3 --repeats 3
-step train_step_256 240 ofa_mobilenet_v3 256 "$ways" --steps 4 --known 3 --repeats 3
+step train_step_64 240 $space 64 "$ways" --steps 5 --known 3 --repeats 3
+step train_step_256 240 $space 256 "$ways" --steps 4 --known 3 --repeats 3
 part candidates 150 $python benchmarks/gpu/candidates.py $quick --device $device --json "$out/candidates_$card.json"
 part gpu_tests 200 $python -m pytest -q -p no:benchmark -p no:cacheprovider --tb=short --maxfail=20 --durations=15 tests/gpu
-training training_1 $([ $device = cpu ] && echo eager || echo graphs) 1
-training training_200 $([ $device = cpu ] && echo eager || echo graphs) 200
-step train_step_64_compile 240 ofa_mobilenet_v3 64 $([ $device = cpu ] && echo eager || echo compile) --steps 3 --known 2 --repeats 3
-step train_step_64_alphanet 200 alphanet 64 "$ways" --steps 4 --known 3 --repeats 3
+training training_1 $graphs 1
+training training_200 $graphs 200
+step train_step_64_compile 240 $space 64 $compile --steps 3 --known 2 --repeats 3
+step train_step_64_alphanet 200 $other 64 "$ways" --steps 4 --known 3 --repeats 3
 training training_eager eager 1
-part new_shapes 90 $python benchmarks/gpu/new_shapes.py $([ $device = cpu ] && echo --batch-size 2) --device $device --json "$out/new_shapes_$card.json"
-part step_overhead 60 $python benchmarks/step_overhead.py --quick --json "$out/step_overhead_$card.json"
+part new_shapes 90 $python benchmarks/gpu/new_shapes.py $([ $device = cpu ] && echo --batch-size 2) --device $device \
+  --json "$out/new_shapes_$card.json"
+part step_overhead 60 $python benchmarks/step_overhead.py --quick --space $space --json "$out/step_overhead_$card.json"
