@@ -285,6 +285,7 @@ with History("search.jsonl", problem.describe()) as history:
 """
 
 
+@pytest.mark.exhaustive  # others kill searches within this process
 def test_what_was_judged_outlives_the_process(tmp_path):
     paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     command = [sys.executable, "-c", KILLED]
