@@ -32,7 +32,7 @@ from predictors import Device
 from predictors.measuring.runtimes import onnx_timer
 from supernet.artifacts.export import export_onnx
 from supernet.families import FAMILIES, Family
-from supernet.families.text.mixers import MIXERS
+from supernet.families.transformers.mixers import MIXERS
 from supernet.space import Arch
 from supernet.training.cohort import train_models
 from supernet.training.data import Data, load_data

@@ -114,7 +114,8 @@ def check_structure(
     example: Example | None = None,
     leads: Callable[[Arch, str], bool] = lambda arch, name: False,
 ) -> None:
-    """ValueError if modules of the same name are of two types, or if what a module does follows the sizes.
+    """ValueError if modules of the same name are of two types, or if what a module does follows the sizes. A type that
+    is made of the other may come with other values of unordered choices, as a block that does a further thing.
 
     Between architectures that differ in ordered choices alone, a module's switches must stay as they are: attributes
     that are true or false, and children or tensors that are there or None, such as a residual connection or a bias.
@@ -154,7 +155,7 @@ def check_structure(
         for name, child in module_of(arch).named_modules():
             kind = type_before_parametrizations(child)
             other, other_arch = types.setdefault(name, (kind, arch))
-            if kind is not other:
+            if not (issubclass(kind, other) or issubclass(other, kind)):
                 raise ValueError(
                     f"module {name!r} is a {kind.__name__} in {arch!r} but a {other.__name__} in "
                     f"{other_arch!r}: give operations of different types different names"
@@ -189,6 +190,12 @@ def _is_size(
 
 
 def _check_switches(name: str, module: nn.Module, larger: nn.Module, arch: Arch, larger_arch: Arch) -> None:
+    kinds = type_before_parametrizations(module), type_before_parametrizations(larger)
+    if kinds[0] is not kinds[1]:
+        raise ValueError(
+            f"module {name!r} is a {kinds[0].__name__} in {arch!r} but a {kinds[1].__name__} in {larger_arch!r}: what "
+            "a module does must not follow the sizes; let the builder pin it"
+        )
     switches, larger_switches = _switches(module), _switches(larger)
     for switch in switches.keys() & larger_switches.keys():
         if switches[switch] != larger_switches[switch]:

@@ -10,6 +10,7 @@ A module that cannot be traced is a single piece.
 from __future__ import annotations
 
 import functools
+import operator
 import types
 from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -147,13 +148,18 @@ def cut(
     pieces, start, alive = [], 0, last_use[source]
     for index, node in enumerate(computed):
         # everything computed up to here but this node itself is used up
-        if node.users and node.op != "get_attr" and alive <= index:
+        if node.users and node.op != "get_attr" and alive <= index and not _is_several(node):
             own = computed[start : index + 1]
             nodes = [*_needed(own, beside), *own]
             pieces.append(Piece(nodes, (source, *further), names, root, known, views))
             source, start = node, index + 1
         alive = max(alive, last_use[node])
     return pieces
+
+
+def _is_several(node: fx.Node) -> bool:
+    """Whether a node gives several values, which are only taken out one by one."""
+    return all(user.target is operator.getitem and isinstance(user.args[1], int) for user in node.users)
 
 
 @contextmanager

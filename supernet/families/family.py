@@ -43,7 +43,8 @@ class Family:
     both exactly what `supernet.costs` counts in the module that `build` makes. Where they are not given, that is
     how they are found, which takes tens of milliseconds an architecture.
 
-    `weights()` loads pretrained ones of the largest subnet. Where `weights_classes` is given, it also takes
+    `weights()` loads pretrained ones of the largest subnet; tensors that other subnets alone have start as without.
+    Where `weights_classes` is given, it also takes
     `classifier=False`, which lets the classifier start anew, and `weights_classes(classes)` gives the names of the
     classes that theirs tells apart: `classes` itself if it is these, None if nothing says.
     """
@@ -123,7 +124,10 @@ class Family:
         if pretrained and self.weights is not None:
             with torch.random.fork_rng(devices=()):
                 torch.manual_seed(seed)  # a classifier that starts anew
-                net.load_state_dict(self.weights(**self._classifier(classes)))
+                found = self.weights(**self._classifier(classes))
+            used = set(net.sources(self.space.largest).values())
+            others = {name: tensor for name, tensor in net.state_dict().items() if name not in used}
+            net.load_state_dict(others | dict(found))
             net.statistics_of = self.space.largest
             if self.order is not None:
                 self.order(net, self.ordering_inputs(data, seed))

@@ -19,10 +19,10 @@ from supernet.artifacts.weights import load_weights
 from supernet.channels.importance import Importance, order_channels
 from supernet.families.family import Family
 from supernet.families.text.gpt2 import decoder_weights, gpt2_options, read_gpt2
-from supernet.families.text.layers import Block, Blocks, Embeddings, block_sizes, feature_info, initialise
-from supernet.families.text.mixers import mixer_rules
+from supernet.families.text.layers import Block, Embeddings, block_sizes, feature_info, initialise
 from supernet.families.text.rewiring import text_channels
 from supernet.families.text.space import text_space
+from supernet.families.transformers.mixers import Blocks, mixer_rules
 from supernet.space import Arch
 from supernet.tasks.text import NextToken
 
@@ -62,8 +62,12 @@ class TextDecoder(nn.Module):
         self.embeddings = Embeddings(network.vocabulary, network.length, dim, EPS, drop=drop_rate, norm=False)
         gelu = partial(nn.GELU, approximate="tanh")
         self.blocks = Blocks(
-            Block(block_sizes(arch, b, network.head_dim), EPS, gelu, drop_rate, rates[b], pre_norm=True, causal=True)
-            for b in range(depth)
+            *(
+                Block(
+                    block_sizes(arch, b, network.head_dim), EPS, gelu, drop_rate, rates[b], pre_norm=True, causal=True
+                )
+                for b in range(depth)
+            )
         )
         self.norm = nn.LayerNorm(dim, EPS)
         self.head = nn.Linear(dim, network.vocabulary, bias=False)

@@ -18,10 +18,10 @@ from supernet.artifacts.weights import load_weights
 from supernet.channels.importance import Importance, order_channels
 from supernet.families.family import Family
 from supernet.families.text.bert import bert_options, encoder_weights, read_bert
-from supernet.families.text.layers import Block, Blocks, Embeddings, block_sizes, feature_info, initialise
-from supernet.families.text.mixers import TENSORS, mixer_of, mixer_rules
+from supernet.families.text.layers import Block, Embeddings, block_sizes, feature_info, initialise
 from supernet.families.text.rewiring import text_channels
 from supernet.families.text.space import text_space
+from supernet.families.transformers.mixers import TENSORS, Blocks, mixer_of, mixer_rules
 from supernet.space import Arch, Choice, SearchSpace
 from supernet.tasks.text import TextClassification
 from supernet.views import View, no_views
@@ -69,7 +69,10 @@ class TextEncoder(nn.Module):
         rates = [drop_path_rate * b / max(depth - 1, 1) for b in range(depth)]
         self.embeddings = Embeddings(network.vocabulary, network.length, dim, eps, network.embedding_size, drop_rate)
         self.blocks = Blocks(
-            Block(block_sizes(arch, b, network.head_dim), eps, drop=drop_rate, drop_path=rates[b]) for b in range(depth)
+            *(
+                Block(block_sizes(arch, b, network.head_dim), eps, drop=drop_rate, drop_path=rates[b])
+                for b in range(depth)
+            )
         )
         self.pooler = nn.Sequential(nn.Linear(dim, dim), nn.Tanh()) if network.pool == "first" else None
         self.drop = nn.Dropout(drop_rate)
@@ -124,8 +127,8 @@ def text_encoder(
     matrix makes the width of them (ALBERT's factorised embedding). `drop_rate` is that of BERT's dropouts: of the
     embeddings, of what a block adds, and before the classifier.
 
-    `mixers`, of `supernet.families.text.mixers.MIXERS`, are those of which each block chooses one: attention of its
-    own, which is all there is by default, that of an earlier block, averages, or none.
+    `mixers`, of `supernet.families.transformers.mixers.MIXERS`, are those of which each block chooses one: attention of
+    its own, which is all there is by default, that of an earlier block, averages, or none.
 
     `distinct_layers` makes a choice of how many layers have weights of their own: of d blocks, those of equal b n // d,
     for the block b, counted from 0, and the value n, are a group that has the weights of its first block (ALBERT, arXiv

@@ -9,13 +9,14 @@ import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
-from supernet.families.text.mixers import (
-    AverageAttention,
-    ReusedAttention,
-    SelfAttention,
-    attended_block,
+from supernet.families.transformers.mixers import (
+    add_mixer,
+    heads_of,
     is_reused,
+    mix,
+    mixer_macs,
     mixer_of,
+    mixer_parameters,
 )
 from supernet.space import Arch
 
@@ -23,7 +24,7 @@ from supernet.space import Arch
 
 
 class BlockSizes(NamedTuple):
-    """What a block is as large as, and how it mixes tokens (`supernet.families.text.mixers`)."""
+    """What a block is as large as, and how it mixes tokens (`supernet.families.transformers.mixers`)."""
 
     dim: int  # D
     num_heads: int  # of the attention that it has or reuses
@@ -35,35 +36,22 @@ class BlockSizes(NamedTuple):
     @property
     def parameters(self) -> int:
         """With the biases, and its LayerNorms."""
-        dim, attn_dim = self.dim, self.num_heads * self.head_dim
-        mixing = {
-            "own": 4 * dim * attn_dim + 3 * attn_dim + dim,
-            "reused": 2 * dim * attn_dim + attn_dim + dim,
-            "average": 4 * dim**2 + 2 * dim,
-            "none": -2 * dim,  # the LayerNorm that is left out
-        }
-        return mixing[self.mixer] + 2 * dim * self.hidden + self.hidden + 5 * dim
+        mixing = mixer_parameters(self.mixer, self.dim, self.num_heads * self.head_dim)
+        norms = 2 * self.dim * (1 if self.mixer == "none" else 2)
+        return mixing + norms + 2 * self.dim * self.hidden + self.hidden + self.dim
 
     def macs(self, length: int, *, causal: bool = False) -> int:
-        """Of a text of `length` tokens. Attention is queries and keys, length^2 A for A channels of all heads, and
-        weights and values, as many; where it is reused the latter alone."""
-        dim, attn_dim = self.dim, self.num_heads * self.head_dim
-        mixing = {
-            "own": 4 * dim * attn_dim * length + 2 * length**2 * attn_dim,
-            "reused": 2 * dim * attn_dim * length + length**2 * attn_dim,
-            "average": 2 * dim**2 * (length + (length if causal else 1)),
-            "none": 0,
-        }
-        return mixing[self.mixer] + 2 * dim * self.hidden * length
+        """Of a text of `length` tokens."""
+        mixing = mixer_macs(self.mixer, self.dim, self.num_heads * self.head_dim, length, causal=causal)
+        return mixing + 2 * self.dim * self.hidden * length
 
 
 def block_sizes(arch: Arch, block: int, head_dim: int) -> BlockSizes:
     """Those of a block of `arch`, whose choices are `embed_dim`, `blocks.3.mlp_ratio`, `blocks.3.num_heads` and
     `blocks.3.mixer`."""
-    dim, attended = arch["embed_dim"], attended_block(arch, block)
-    heads = 0 if attended is None else arch[f"blocks.{attended}.num_heads"]
+    dim = arch["embed_dim"]
     hidden = int(dim * arch[f"blocks.{block}.mlp_ratio"])
-    return BlockSizes(dim, heads, head_dim, hidden, mixer_of(arch, block), is_reused(arch, block))
+    return BlockSizes(dim, heads_of(arch, block), head_dim, hidden, mixer_of(arch, block), is_reused(arch, block))
 
 
 class Embeddings(nn.Module):
@@ -113,12 +101,7 @@ class Block(nn.Module):
         super().__init__()
         dim = sizes.dim
         self.pre_norm, self.causal, self.mixer, self.keeps = pre_norm, causal, sizes.mixer, sizes.keeps
-        if self.mixer == "own":
-            self.attn = SelfAttention(dim, sizes.num_heads, sizes.head_dim, qkv_bias=True, proj_drop=drop)
-        elif self.mixer == "reused":
-            self.reused = ReusedAttention(dim, sizes.num_heads, sizes.head_dim, proj_drop=drop)
-        elif self.mixer == "average":
-            self.average = AverageAttention(dim, proj_drop=drop)
+        add_mixer(self, self.mixer, dim, sizes.num_heads, sizes.head_dim, proj_drop=drop)
         if self.mixer != "none":
             self.norm1 = nn.LayerNorm(dim, eps)
         self.mlp = Mlp(dim, sizes.hidden, act_layer=act_layer, drop=(0.0, drop))
@@ -131,7 +114,7 @@ class Block(nn.Module):
         """`mask` [B, 1, 1, L] says, true or false, which tokens are looked at; None for all, or all before. A block
         that reuses `attention` [B, H, L, L] is given it, and one that keeps its own gives it as well."""
         if self.mixer != "none":
-            mixed = self._mixed(self.norm1(x) if self.pre_norm else x, mask, attention)
+            mixed = mix(self, self.norm1(x) if self.pre_norm else x, mask, attention, causal=self.causal)
             if self.keeps:
                 mixed, attention = mixed
             x = x + self.drop_path(mixed)
@@ -139,27 +122,6 @@ class Block(nn.Module):
         mlp = self.drop_path(self.mlp(self.norm2(x) if self.pre_norm else x))
         x = x + mlp if self.pre_norm else self.norm2(x + mlp)
         return (x, attention) if self.keeps else x
-
-    def _mixed(self, x: Tensor, mask: Tensor | None, attention: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
-        if self.mixer == "own":
-            return self.attn(x, mask, self.causal, self.keeps)
-        return self.average(x, mask, self.causal) if self.mixer == "average" else self.reused(x, attention)
-
-
-class Blocks(nn.ModuleList):
-    """Blocks one after another, of which those that reuse attention are given that of the block before that kept
-    its."""
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        attention = None
-        for block in self:
-            if block.keeps:
-                x, attention = block(x, mask)
-            elif block.mixer == "reused":
-                x = block(x, mask, attention)
-            else:
-                x = block(x, mask)
-        return x
 
 
 def feature_info(dim: int, depth: int) -> list[dict[str, Any]]:

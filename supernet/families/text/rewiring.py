@@ -38,12 +38,8 @@ _EMBEDDERS = ("attn.proj.weight", "mlp.fc2.weight")
 
 def text_channels(model: nn.Module) -> list[Channels]:
     """The embedding channels of a network of `text_encoder` or `text_decoder`, "embed_dim", what its pooler gives,
-    "pooler", if it has one, and of each block heads and neurons, as for a vision transformer.
-
-    ValueError where a block mixes tokens otherwise than by attention of its own, whose channels are not known.
-    """
-    if odd := [block.mixer for block in model.blocks if block.mixer != "own"]:
-        raise ValueError(f"channels are known of blocks with attention of their own alone, not {odd[0]!r}")
+    "pooler", if it has one, and of each block heads and neurons; ValueError as
+    `supernet.families.vision_transformer.rewiring.block_channels`."""
     tensors = {name: parameter.dim() for name, parameter in model.named_parameters()}  # tied ones once
     has_projection = "embeddings.projection.weight" in tensors
     outside = (_PROJECTION if has_projection else _TABLES) | _NETWORK

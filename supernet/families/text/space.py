@@ -5,35 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from supernet.families.text.mixers import MIXERS
+from supernet.families.transformers.block_choices import block_choices
 from supernet.space import Choice, SearchSpace
 
 
 def text_space(sizes: Mapping[str, Any]) -> SearchSpace:
-    """`embed_dim` and `depth`, and by block `blocks.3.num_heads` and `blocks.3.mlp_ratio`, of the sizes of these names,
-    each the smallest first. With several `mixers`, of `MIXERS`, a block has a choice `blocks.3.mixer` as well, and the
-    number of heads where its attention is its own. The first block has attention of its own where others may reuse it.
-    ValueError for mixers that are none, and for a space in which nothing has attention that is reused."""
-    depth = tuple(sizes["depth"])
-    mixers = _in_order(sizes.get("mixers", ("own",)))
-    choices = {"embed_dim": Choice(tuple(sizes["embed_dim"])), "depth": Choice(depth)}
-    for b in range(max(depth)):
-        deeper = [d for d in depth if d > b]
-        when = {} if len(deeper) == len(depth) else {"depth": deeper}
-        attends = when
-        if mixers != ("own",) and (b > 0 or "reused" not in mixers):
-            choices[f"blocks.{b}.mixer"] = Choice(mixers, when)
-            attends = {**when, f"blocks.{b}.mixer": ("own",)}
-        if "own" in mixers:
-            choices[f"blocks.{b}.num_heads"] = Choice(tuple(sizes["num_heads"]), attends)
-        choices[f"blocks.{b}.mlp_ratio"] = Choice(tuple(sizes["mlp_ratio"]), when)
-    return SearchSpace(choices)
-
-
-def _in_order(mixers: tuple[str, ...]) -> tuple[str, ...]:
-    if unknown := [mixer for mixer in mixers if mixer not in MIXERS]:
-        raise ValueError(f"mixers are of {', '.join(MIXERS)}, not {unknown[0]!r}")
-    found = tuple(mixer for mixer in MIXERS if mixer in mixers)
-    if not found or ("reused" in found and "own" not in found):
-        raise ValueError(f"mixers are at least one, and attention that is reused is some layer's own, not {mixers}")
-    return found
+    """`embed_dim` and `depth`, and what `block_choices` gives each block, of the sizes of these names, each the
+    smallest first. ValueError as `block_choices`."""
+    network = {name: Choice(tuple(sizes[name])) for name in ("embed_dim", "depth")}
+    return SearchSpace(network | block_choices(*(sizes[n] for n in ("depth", "num_heads", "mlp_ratio", "mixers"))))

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from torch import nn
 
+from supernet.families.transformers.mixers import heads_of, mixer_macs, mixer_of, mixer_parameters
 from supernet.families.vision_transformer.rewiring import transformer_channels
 from supernet.space import Arch
 
@@ -20,19 +21,18 @@ class Sizes:
     def __init__(self, arch: Arch, resolution: int, patch_size: int) -> None:
         self.dim, self.depth = arch["embed_dim"], arch["depth"]
         self.patch_size, self.patches = patch_size, (resolution // patch_size) ** 2
-        self.heads = [arch[f"blocks.{b}.num_heads"] for b in range(self.depth)]
+        self.mixers = [mixer_of(arch, b) for b in range(self.depth)]
+        self.heads = [heads_of(arch, b) for b in range(self.depth)]
         self.hidden = [int(self.dim * arch[f"blocks.{b}.mlp_ratio"]) for b in range(self.depth)]
 
 
 def macs_of(head_dim: int, in_chans: int, num_classes: int, sizes: Sizes, prefix_tokens: int) -> int:
-    """Multiply-accumulates for one image: those of the patches' kernel, of each block's linear layers, T D (4 A + 2 H)
-    with D A each for queries, keys, values and the projection, of the attention itself, 2 T^2 A, and of the
-    classifier."""
+    """Multiply-accumulates for one image: those of the patches' kernel, of each block's mixer and MLP, which takes
+    2 T D H, and of the classifier."""
     tokens, dim = sizes.patches + prefix_tokens, sizes.dim
     macs = in_chans * sizes.patch_size**2 * dim * sizes.patches + dim * num_classes
-    for heads, hidden in zip(sizes.heads, sizes.hidden):
-        attn_dim = heads * head_dim
-        macs += tokens * dim * (4 * attn_dim + 2 * hidden) + 2 * tokens**2 * attn_dim
+    for mixer, heads, hidden in zip(sizes.mixers, sizes.heads, sizes.hidden):
+        macs += mixer_macs(mixer, dim, heads * head_dim, tokens) + 2 * tokens * dim * hidden
     return macs
 
 
@@ -44,9 +44,13 @@ def parameters_formula(largest: nn.Module) -> Callable[[Sizes, int, bool], int]:
         kind = group.name.rpartition(".")[2]
         for name, dim, blocks in group.members:
             varying[name][dim] = kind, blocks * group.each
-    blocks = [name for name in shapes if name.startswith("blocks.0.")]
+    names = [name for name in shapes if name.startswith("blocks.0.")]
+    others = [name for name in names if not name.startswith("blocks.0.attn.")]  # than its own attention's
+    unmixed = [name for name in others if not name.startswith(("blocks.0.norm1.", "blocks.0.ls1."))]
+    attn = largest.blocks[0].attn
+    biases = attn.qkv.bias is not None, attn.proj.bias is not None
     special = ("patch_embed.proj.weight", "pos_embed", "reg_token", "cls_token")
-    around = [name for name in shapes if not name.startswith("blocks.") and name not in special]
+    of_network = [name for name in shapes if not name.startswith("blocks.") and name not in special]
 
     def count(names: list[str], channels: Mapping[str, int]) -> int:
         return sum(
@@ -58,14 +62,20 @@ def parameters_formula(largest: nn.Module) -> Callable[[Sizes, int, bool], int]:
         )
 
     @lru_cache(maxsize=10_000)
-    def in_block(dim: int, heads: int, hidden: int) -> int:
-        return count(blocks, {"embed_dim": dim, "num_heads": heads, "mlp_ratio": hidden})
+    def in_block(mixer: str, dim: int, heads: int, hidden: int) -> int:
+        channels = {"embed_dim": dim, "num_heads": heads, "mlp_ratio": hidden}
+        if mixer == "own":
+            return count(names, channels)
+        around = count(unmixed if mixer == "none" else others, channels)
+        return around + mixer_parameters(mixer, dim, heads * attn.head_dim, *biases)
 
     def formula(sizes: Sizes, registers: int, has_class_token: bool) -> int:
         dim = sizes.dim
         found = shapes["patch_embed.proj.weight"][1] * sizes.patch_size**2 * dim
         found += dim * (has_class_token + registers + ("pos_embed" in shapes) * sizes.patches)
-        found += sum(in_block(dim, heads, hidden) for heads, hidden in zip(sizes.heads, sizes.hidden))
-        return found + count(around, {"embed_dim": dim})
+        found += sum(
+            in_block(mixer, dim, heads, hidden) for mixer, heads, hidden in zip(sizes.mixers, sizes.heads, sizes.hidden)
+        )
+        return found + count(of_network, {"embed_dim": dim})
 
     return formula

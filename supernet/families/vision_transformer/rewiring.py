@@ -60,7 +60,8 @@ _EMBEDDERS = ("patch_embed.proj.weight", "attn.proj.weight", "mlp.fc2.weight")
 
 def transformer_channels(model: nn.Module) -> list[Channels]:
     """The embedding channels of a `timm.models.vision_transformer.VisionTransformer`, under the name "embed_dim", and
-    of each block its heads, "blocks.3.num_heads", and its neurons, "blocks.3.mlp_ratio"."""
+    of each block its heads, "blocks.3.num_heads", and its neurons, "blocks.3.mlp_ratio"; ValueError as
+    `block_channels`."""
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     embedding = [(name, _within(name)) for name in shapes if _within(name) in _EMBEDDING]
     found = [
@@ -77,7 +78,13 @@ def transformer_channels(model: nn.Module) -> list[Channels]:
 
 def block_channels(model: nn.Module, tensors: Collection[str]) -> list[Channels]:
     """Of each of the `blocks` of a transformer its heads, "blocks.3.num_heads", and its neurons, "blocks.3.mlp_ratio",
-    where they lie in `tensors`, by the names that timm has for what is in a block."""
+    where they lie in `tensors`, by the names that timm has for what is in a block.
+
+    ValueError where a block mixes tokens otherwise than by attention of its own, whose channels are not known.
+    """
+    mixers = [getattr(block, "mixer", "own") for block in model.blocks]
+    if odd := [mixer for mixer in mixers if mixer != "own"]:
+        raise ValueError(f"channels are known of blocks with attention of their own alone, not {odd[0]!r}")
     found = []
     for index, block in enumerate(model.blocks):
         prefix = f"blocks.{index}."

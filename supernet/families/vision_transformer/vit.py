@@ -1,7 +1,7 @@
 """Any of timm's plain vision transformers as the largest subnet of a family, elastic in every size.
 
 Choices: `embed_dim`, `depth`, `patch_size` and `resolution` in pixels, `registers` and `pool` of the network,
-`blocks.3.num_heads` and `blocks.3.mlp_ratio` of a block.
+`blocks.3.num_heads`, `blocks.3.mlp_ratio` and, with several mixers of tokens, `blocks.3.mixer` of a block.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from supernet.artifacts.weights import read_weights
 from supernet.channels.importance import Importance, order_channels
 from supernet.families.family import Family
 from supernet.families.timm_models import TimmModel, create_regularised, timm_model
+from supernet.families.transformers.block_choices import block_choices
+from supernet.families.transformers.mixers import Blocks, mixer_rules
+from supernet.families.vision_transformer.block import MixingBlock, make_block
 from supernet.families.vision_transformer.costs import Sizes, macs_of, parameters_formula
 from supernet.families.vision_transformer.resizing import ResizedPatches, ResizedPositions
 from supernet.families.vision_transformer.rewiring import transformer_channels
@@ -45,6 +48,7 @@ def vit(
     registers: Sequence[int] | None = None,
     pool: Sequence[str] | None = None,
     head_dim: int | None = None,
+    mixers: Sequence[str] = ("own",),
     *,
     pretrained: bool | str | os.PathLike = False,
     importance: Importance = "l1",
@@ -63,6 +67,10 @@ def vit(
     nothing is read from (Darcet et al., arXiv 2309.16588), by default as many as the model has. `pool` says what the
     classifier reads, the class token ("token") or the mean over patches of a network without one ("avg"); by default
     as the model does.
+
+    `mixers`, of `supernet.families.transformers.mixers.MIXERS`, are those of which each block chooses one: attention of
+    its own, which is all there is by default, that of an earlier block, averages, or none. A subnet whose blocks all
+    have their own is timm's, and only blocks that mix otherwise, or whose attention others reuse, are `MixingBlock`s.
 
     `pretrained` starts from the weights that `name` stands for, or those in a file, as in `from_timm`; heads, neurons
     and embedding channels are then ordered by `importance`, which leaves what the largest subnet computes unchanged
@@ -87,6 +95,7 @@ def vit(
             "registers": registers or (own.num_reg_tokens,),
         },
         tuple(pool or ()),
+        tuple(mixers),
         num_heads or _fractions(block.attn.num_heads),
         mlp_ratio or tuple(fraction * block.mlp.fc1.out_features / own.embed_dim for fraction in FRACTIONS),
     )
@@ -106,6 +115,7 @@ def vit(
         num_classes=model.num_classes,
         in_chans=in_chans,
         rules={"blocks.*.attn.qkv.*": blocks(3), "patch_embed.proj.weight": ResizedPatches()}
+        | mixer_rules(space)
         | ({"pos_embed": ResizedPositions()} if largest.pos_embed is not None else {}),
         paper="Dosovitskiy et al. 2021, arXiv 2010.11929; Beyer et al. 2023, arXiv 2212.08013",
         weights=partial(_weights, network, pretrained, importance) if pretrained else None,
@@ -119,6 +129,7 @@ class _Network:
     head_dim: int
     values: Mapping[str, Sequence[int]]  # of the choices of the network
     pool: tuple[str, ...]  # empty for the model's own
+    mixers: tuple[str, ...]  # of tokens
     num_heads: Sequence[int]
     mlp_ratio: Sequence[float]
 
@@ -133,6 +144,8 @@ class _Network:
             )
         if odd := [pool for pool in self.pool if pool not in POOLS]:
             raise ValueError(f"pool is of {', '.join(POOLS)}, not {odd[0]!r}")
+        if "own" not in self.mixers:
+            raise ValueError(f"mixers have own among them, which the model's blocks have, not {self.mixers}")
 
     @property
     def space(self) -> SearchSpace:
@@ -143,12 +156,7 @@ class _Network:
         }
         if len(self.pool) > 1:
             choices["pool"] = Choice(self.pool)
-        depths = self.values["depth"]
-        for b in range(max(depths)):
-            deeper = [depth for depth in depths if depth > b]
-            when = {} if len(deeper) == len(depths) else {"depth": deeper}
-            choices[f"blocks.{b}.num_heads"] = Choice(self.num_heads, when)
-            choices[f"blocks.{b}.mlp_ratio"] = Choice(self.mlp_ratio, when)
+        choices |= block_choices(self.values["depth"], self.num_heads, self.mlp_ratio, self.mixers)
         return SearchSpace(choices)
 
     def sizes(self, arch: Arch) -> Sizes:
@@ -182,28 +190,17 @@ class _Network:
 
 
 def _build(network: _Network, arch: Arch, drop_rate: float = 0.0, drop_path_rate: float = 0.0) -> VisionTransformer:
-    return create_regularised(partial(_creator(network, arch), no_embed_class=True), drop_rate, drop_path_rate)
+    model = create_regularised(partial(_creator(network, arch), no_embed_class=True), drop_rate, drop_path_rate)
+    if any(isinstance(block, MixingBlock) for block in model.blocks):
+        model.blocks = Blocks(*model.blocks)
+    return model
 
 
 def _creator(network: _Network, arch: Arch) -> Callable[..., VisionTransformer]:
     """What makes the model of `arch`, with positions as the model `name` has them."""
 
     def block(depth: int, **options) -> Block:  # timm calls the index of a block its depth
-        options["mlp_ratio"] = arch[f"blocks.{depth}.mlp_ratio"]
-        made = Block(**options | {"num_heads": 1})
-        made.attn = Attention(
-            options["dim"],
-            arch[f"blocks.{depth}.num_heads"],
-            attn_head_dim=network.head_dim,
-            qkv_bias=options["qkv_bias"],
-            qk_norm=options["qk_norm"],
-            scale_norm=options["scale_attn_norm"],
-            proj_bias=options["proj_bias"],
-            attn_drop=options["attn_drop"],
-            proj_drop=options["proj_drop"],
-            norm_layer=options["norm_layer"],
-        )
-        return made
+        return make_block(arch, depth, network.head_dim, options)
 
     return partial(network.model.create, **network.options(arch), block_fn=block)
 
@@ -247,8 +244,10 @@ def _plain_transformer(model: nn.Module, name: str) -> VisionTransformer:
     reason = None
     if type(model) is not VisionTransformer:
         reason = f"it is a {type(model).__name__}"
-    elif odd := next((b for b in model.blocks if type(b) is not Block or type(b.attn) is not Attention), None):
-        reason = f"it has blocks of {type(odd).__name__} with {type(odd.attn).__name__}"
+    elif odd := next((b for b in model.blocks if type(b) is not Block), None):
+        reason = f"it has blocks of {type(odd).__name__}"
+    elif odd := next((b.attn for b in model.blocks if type(b.attn) is not Attention), None):
+        reason = f"it has blocks with {type(odd).__name__}"
     elif type(model.blocks[0].mlp) is not Mlp:
         reason = f"its MLP is a {type(model.blocks[0].mlp).__name__}"
     elif model.attn_pool is not None:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from supernet.artifacts.export import export_onnx, onnx_runner
 from supernet.families import FAMILIES
-from supernet.families.text.mixers import MIXERS
+from supernet.families.transformers.mixers import MIXERS
 
 VOCABULARY, LENGTH, HEAD_DIM = 30, 8, 4
 OPTIONS = {

@@ -141,6 +141,7 @@ def test_rewiring_keeps_the_largest_and_puts_what_the_loss_needs_first():
     [
         ({"name": "deit_tiny_distilled_patch16_224"}, "it is a VisionTransformerDistilled.*use from_timm"),
         ({"name": "vit_base_patch16_siglip_224"}, "pools by attention"),
+        ({"name": "vit_base_patch16_xp_224"}, "blocks of ParallelScalingBlock"),
         ({"patch_size": (8, 16)}, r"decreasing order: \(16, 8\), not \(8, 16\)"),
         ({"patch_size": (24, 16)}, "16 pixels is no multiple of the patch_size 24"),
         ({"registers": (0, 4)}, "from 1, or"),

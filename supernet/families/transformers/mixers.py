@@ -1,4 +1,4 @@
-"""What lets the tokens of a text see each other: attention of a layer's own or of an earlier one, averages, or nothing.
+"""What lets tokens see each other: attention of a layer's own or of an earlier one, averages, or nothing.
 
 - "own": attention as usual.
 - "reused": the attention matrices of the nearest earlier layer that has its own, with values of this layer (SAN, Xiao
@@ -55,6 +55,95 @@ def is_reused(arch: Arch, block: int) -> bool:
     return any(attended_block(arch, later) == block for later in range(block + 1, arch["depth"]))
 
 
+def heads_of(arch: Arch, block: int) -> int:
+    """The heads of the attention that a block of `arch` has or reuses; 0 without any."""
+    attended = attended_block(arch, block)
+    return 0 if attended is None else arch[f"blocks.{attended}.num_heads"]
+
+
+def mixer_macs(mixer: str, dim: int, attn_dim: int, length: int, *, causal: bool = False) -> int:
+    """Multiply-accumulates that mixing `length` tokens of D = `dim` channels takes. Attention is queries and keys,
+    length^2 A for A = `attn_dim` channels of all heads, and weights and values, as many; where it is reused the latter
+    alone."""
+    return {
+        "own": 4 * dim * attn_dim * length + 2 * length**2 * attn_dim,
+        "reused": 2 * dim * attn_dim * length + length**2 * attn_dim,
+        "average": 2 * dim**2 * (length + (length if causal else 1)),
+        "none": 0,
+    }[mixer]
+
+
+def mixer_parameters(mixer: str, dim: int, attn_dim: int, qkv_bias: bool = True, proj_bias: bool = True) -> int:
+    """Parameters of a mixer for D = `dim` channels and A = `attn_dim` channels of all heads."""
+    projection = (attn_dim + proj_bias) * dim
+    return {
+        "own": 3 * (dim + qkv_bias) * attn_dim + projection,
+        "reused": (dim + qkv_bias) * attn_dim + projection,
+        "average": 4 * dim**2 + 2 * dim,
+        "none": 0,
+    }[mixer]
+
+
+def add_mixer(
+    block: nn.Module,
+    mixer: str,
+    dim: int,
+    num_heads: int,
+    head_dim: int,
+    *,
+    qkv_bias: bool = True,
+    proj_bias: bool = True,
+    proj_drop: float = 0.0,
+    **options,
+) -> None:
+    """Give `block` the layers of its mixer, under the names of `TENSORS`, for `mix`. The other `options` are those of
+    timm's attention."""
+    if mixer == "own":
+        block.attn = SelfAttention(
+            dim, num_heads, head_dim, qkv_bias=qkv_bias, proj_bias=proj_bias, proj_drop=proj_drop, **options
+        )
+    elif mixer == "reused":
+        block.reused = ReusedAttention(dim, num_heads, head_dim, qkv_bias, proj_bias, proj_drop)
+    elif mixer == "average":
+        block.average = AverageAttention(dim, proj_drop)
+
+
+def mix(
+    block: nn.Module,
+    x: Tensor,
+    mask: Tensor | None = None,
+    attention: Tensor | None = None,
+    *,
+    causal: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """What the mixer of `block`, which is not "none", makes of x [B, L, D]: of the same shape, and where the block
+    `keeps` its attention matrices these [B, H, L, L] as well.
+
+    `mask` [B, 1, 1, L] is true for the tokens that are looked at; None for all, or all before. A block that reuses
+    `attention` [B, H, L, L] is given it.
+    """
+    if block.mixer == "own":
+        return block.attn(x, mask, causal, block.keeps)
+    return block.average(x, mask, causal) if block.mixer == "average" else block.reused(x, attention)
+
+
+class Blocks(nn.Sequential):
+    """Blocks one after another, of which those that reuse attention are given that of the block before that kept its.
+    Blocks that do neither may be any, such as timm's."""
+
+    def forward(self, x: Tensor, *others: Tensor | None) -> Tensor:  # type: ignore[override]
+        """Of x [B, L, D] and what every block takes besides, such as a mask, of the same shape as x."""
+        attention = None
+        for block in self:
+            if getattr(block, "keeps", False):
+                x, attention = block(x, *others)
+            elif getattr(block, "mixer", "own") == "reused":
+                x = block(x, *others, attention=attention)
+            else:
+                x = block(x, *others)
+        return x
+
+
 class SelfAttention(Attention):
     """timm's attention, which can give its matrices as well."""
 
@@ -69,7 +158,7 @@ class SelfAttention(Attention):
         if not keep:
             return super().forward(x, mask, causal)
         query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
-        scores = query * self.scale @ key.mT
+        scores = self.q_norm(query) * self.scale @ self.k_norm(key).mT
         lowest = torch.finfo(scores.dtype).min  # and not -inf, of which a softmax without tokens makes NaN
         if mask is not None:
             scores = scores.masked_fill(~mask, lowest)
@@ -77,17 +166,26 @@ class SelfAttention(Attention):
             later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
             scores = scores.masked_fill(later, lowest)
         attention = scores.softmax(-1)
-        return self.proj_drop(self.proj(joined(attention @ value))), attention
+        mixed = self.norm(joined(self.attn_drop(attention) @ value))
+        return self.proj_drop(self.proj(mixed)), attention
 
 
 class ReusedAttention(nn.Module):
     """Values of x [B, L, D], mixed by attention matrices [B, H, L, L] of another layer."""
 
-    def __init__(self, dim: int, num_heads: int, head_dim: int, proj_drop: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        head_dim: int,
+        qkv_bias: bool = True,
+        proj_bias: bool = True,
+        proj_drop: float = 0.0,
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.value = nn.Linear(dim, num_heads * head_dim)
-        self.proj = nn.Linear(num_heads * head_dim, dim)
+        self.value = nn.Linear(dim, num_heads * head_dim, bias=qkv_bias)
+        self.proj = nn.Linear(num_heads * head_dim, dim, bias=proj_bias)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor, attention: Tensor) -> Tensor:
