@@ -9,7 +9,7 @@ from supernet.imports import lazily
 if TYPE_CHECKING:
     from exits.chain import export_chain
     from exits.choosing import Chosen, Tradeoff, candidates, choose, tradeoff
-    from exits.comparing import Compared, choose_network, compare, plot_compared
+    from exits.comparing import Compared, choose_network, compare, compare_networks, plot_compared
     from exits.network import Exits, ExitTask, exits_family, with_exits
     from exits.parts import Latencies, cumulative_ms, measure_parts, parts_of
 
@@ -31,6 +31,7 @@ __all__ = [
     "choose",
     "choose_network",
     "compare",
+    "compare_networks",
     "cumulative_ms",
     "exits_family",
     "exits_taken",
@@ -49,7 +50,7 @@ __getattr__ = lazily(
         "exits.chain": ["export_chain"],
         "exits.network": ["ExitTask", "Exits", "exits_family", "with_exits"],
         "exits.parts": ["Latencies", "cumulative_ms", "measure_parts", "parts_of"],
-        "exits.comparing": ["Compared", "choose_network", "compare", "plot_compared"],
+        "exits.comparing": ["Compared", "choose_network", "compare", "compare_networks", "plot_compared"],
         "exits.choosing": ["Chosen", "Tradeoff", "candidates", "choose", "tradeoff"],
     },
 )

@@ -108,7 +108,7 @@ def choose(
             continue
         for policy in [None, *(policies if len(kept) > 1 else ())]:
             found = tradeoff(policy, own, labels, latency_ms)
-            if found.latency_ms <= limit_ms and (best is None or _rank(found) > _rank(best.found)):
+            if found.latency_ms <= limit_ms and (best is None or rank(found) > rank(best.found)):
                 best = Chosen(kept, found)
     if best is None:
         first = cumulative_ms(latencies, (0,))[0]
@@ -116,5 +116,6 @@ def choose(
     return best
 
 
-def _rank(found: Tradeoff) -> tuple[float, float]:
+def rank(found: Tradeoff) -> tuple[float, float]:
+    """What a choice goes by, higher is better: the accuracy, and of equal ones the speed."""
     return found.accuracy, -found.latency_ms

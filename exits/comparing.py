@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from exits.choosing import Chosen, Tradeoff, candidates, choose, tradeoff
+from exits.choosing import Chosen, Tradeoff, candidates, choose, rank, tradeoff
 from exits.network import Exits
 from exits.parts import Latencies, cumulative_ms
 from exits.policies import Confidence, Entropy, Patience
@@ -47,10 +47,9 @@ class Compared:
 def compare(held_out: Answers, tested: Answers, latencies: Latencies, limits_ms: Sequence[float]) -> list[Compared]:
     """For each limit and each of `KINDS` the exits and the threshold that are best on the `held_out` examples within
     it, and what these give on the `tested` ones; nothing for a limit that not even the first exit keeps."""
-    first_ms = cumulative_ms(latencies, (0,))[0]
     found = []
     for limit_ms in limits_ms:
-        for kind, classes in KINDS.items() if limit_ms >= first_ms else ():
+        for kind, classes in KINDS.items() if limit_ms >= _first_ms(latencies) else ():
             policies = [policy for policy in candidates(held_out[0]) if isinstance(policy, classes)]
             chosen = choose(*held_out, latencies, limit_ms, policies)
             latency_ms = cumulative_ms(latencies, chosen.kept)
@@ -67,19 +66,44 @@ def choose_network(
 
     `networks` gives the logits [N, E, K] and the latencies of each. ValueError if none is within `limit_ms`.
     """
-    found: dict[str, Chosen] = {}
-    for name, (logits, latencies) in networks.items():
-        if cumulative_ms(latencies, (0,))[0] <= limit_ms:
-            found[name] = choose(logits, labels, latencies, limit_ms)
-    if not found:
-        raise ValueError(f"not even the first exit of any network is within {limit_ms} ms")
-    best = max(found, key=lambda name: (found[name].found.accuracy, -found[name].found.latency_ms))
+    check_limit([latencies for _, latencies in networks.values()], limit_ms)
+    found = {
+        name: choose(logits, labels, latencies, limit_ms)
+        for name, (logits, latencies) in networks.items()
+        if _first_ms(latencies) <= limit_ms
+    }
+    best = max(found, key=lambda name: rank(found[name].found))
     return best, found[best]
 
 
-def plot_compared(path: str | Path, compared: Sequence[Compared], whole: Tradeoff) -> None:
+def check_limit(latencies: Iterable[Latencies], limit_ms: float) -> None:
+    """ValueError unless the first exit of some network, of which these are the latencies, is within `limit_ms`."""
+    least = min(map(_first_ms, latencies))
+    if least > limit_ms:
+        raise ValueError(
+            f"not even the first exit of any network is within {limit_ms:.3g} ms: the fastest takes {least:.3g} ms"
+        )
+
+
+def _first_ms(latencies: Latencies) -> float:
+    return float(cumulative_ms(latencies, (0,))[0])
+
+
+def compare_networks(compared: Mapping[str, Sequence[Compared]]) -> list[tuple[str, Compared]]:
+    """Of what `compare` found for each network, on the same examples and within the same limits, for each limit and
+    kind that of the network that is best on the held-out examples, with its name; of equal ones the fastest."""
+    best: dict[tuple[float, str], tuple[str, Compared]] = {}
+    for name, own in compared.items():
+        for one in own:
+            known = best.get((one.limit_ms, one.kind))
+            if known is None or rank(one.chosen.found) > rank(known[1].chosen.found):
+                best[one.limit_ms, one.kind] = name, one
+    return [best[limit, kind] for limit, kind in sorted(best, key=lambda key: (key[0], list(KINDS).index(key[1])))]
+
+
+def plot_compared(path: str | Path, compared: Sequence[Compared], whole: Sequence[Tradeoff]) -> None:
     """Write an SVG of the accuracy against the expected latency on the judged examples, a line a kind of policy, with
-    standard errors; the whole network is a star."""
+    standard errors; whole networks are stars."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -88,8 +112,8 @@ def plot_compared(path: str | Path, compared: Sequence[Compared], whole: Tradeof
         own = sorted((one.judged for one in compared if one.kind == kind), key=lambda judged: judged.latency_ms)
         values = [[one.latency_ms for one in own], *_percent(own)]
         axes.errorbar(values[0], values[1], values[2], marker=marker, capsize=2, label=kind)
-    (accuracy,), (error,) = _percent([whole])
-    axes.errorbar([whole.latency_ms], [accuracy], [error], fmt="k*", markersize=12, label="whole network")
+    spent = [one.latency_ms for one in whole]
+    axes.errorbar(spent, *_percent(whole), fmt="k*", markersize=12, label="whole network")
     axes.set_xlabel("expected latency (ms)")
     axes.set_ylabel("accuracy (%)")
     axes.grid(alpha=0.3)

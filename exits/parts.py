@@ -64,8 +64,16 @@ def _bodies(network: Exits, exits: Sequence[int]) -> list[nn.Module]:
     pieces = cut(network.model)
     names = layer_names(network.model, pieces)
     found = split(names, [network.after[exit] for exit in exits])
+    for exit, part in zip(exits, found):
+        if not f"{names[part.stop - 1][-1]}.".startswith(f"{network.after[exit]}."):
+            raise cannot_part(network.after[exit])
     bounds = [0, *(part.stop for part in found), len(pieces)]
     return [nn.Sequential(*pieces[start:stop]) for start, stop in pairwise(bounds)]
+
+
+def cannot_part(name: str) -> ValueError:
+    """Why an exit after the module `name` ends no part."""
+    return ValueError(f"what follows on {name!r} cannot be parted from it: have the network exit after a whole block")
 
 
 class Latencies(NamedTuple):

@@ -23,7 +23,8 @@ class Answer(NamedTuple):
 
 
 class Chain:
-    """The network that `exits.export_chain` wrote to a folder: `chain(image)`, of an example [1, ...].
+    """The network that `exits.export_chain` wrote to a folder: `chain(image)`, of an example [1, ...], or
+    `chain(tokens)`, of a text [1, T] as long as it is.
 
     It holds no state between calls, and may be called from several threads. ValueError if the folder holds no chain.
     """

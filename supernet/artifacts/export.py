@@ -45,14 +45,17 @@ def export_onnx(
     names: Named | None = CLASSIFICATION,
     batch_size: int = 1,
     dynamic_batch: bool = False,
+    dynamic_axes: Mapping[str, Mapping[int, str]] = MappingProxyType({}),
     metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write `model`, as `deployed`, in eval mode and with BatchNorm folded into convolutions, to `path` as ONNX of
     opset 18.
 
     The graph takes tensors like those of `example`, of which shapes and types alone matter, but for the batch in the
-    first dimension: of `batch_size`, or any with `dynamic_batch`. A size [C, H, W] stands for images in float32. Their
-    names are those of `names`, a task say: `images` and `logits` by default, `input_0`, `output_0` and so on if None.
+    first dimension: of `batch_size`, or any with `dynamic_batch`. By the name of a tensor, `dynamic_axes` are further
+    dimensions that may be of any size, with a name, such as the length of a text, {"tokens": {1: "length"}}. A size
+    [C, H, W] stands for images in float32. The names of tensors are those of `names`, a task say: `images` and
+    `logits` by default, `input_0`, `output_0` and so on if None.
     The file says `metadata` of itself, which runtimes hand out by name.
     The model stays as it is; control flow that depends on sizes is fixed at those of the example.
 
@@ -66,12 +69,14 @@ def export_onnx(
     inputs = _inputs(model, example, max(batch_size, 2) if dynamic_batch else batch_size)
     model = deployed(model)
     found = _names(model, inputs, names)
+    batch = {0: "batch"} if dynamic_batch else {}
+    axes = {name: {**batch, **dynamic_axes.get(name, {})} for part in found for name in part}
     with write_atomically(path) as temporary:
         try:
-            _export_traced(model, inputs, found, temporary, dynamic_batch)
+            _export_traced(model, inputs, found, temporary, axes)
         except (RuntimeError, TypeError, ValueError) as error:  # what tracing raises on code that it cannot follow
             _logger.info("tracing %s failed, exporting it through torch.export: %s", type(model).__name__, error)
-            _export_captured(model, inputs, found, temporary, dynamic_batch)
+            _export_captured(model, inputs, found, temporary, axes)
         if metadata:
             _describe(temporary, metadata)
 
@@ -176,7 +181,7 @@ def _names(model: nn.Module, inputs: tuple[Tensor, ...], names: Named | None) ->
 
 
 def _export_traced(
-    model: nn.Module, inputs: tuple[Tensor, ...], names: _Names, path: Path, dynamic_batch: bool
+    model: nn.Module, inputs: tuple[Tensor, ...], names: _Names, path: Path, axes: Mapping[str, Mapping[int, str]]
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # that the other exporter is the default now
@@ -189,15 +194,16 @@ def _export_traced(
             opset_version=OPSET,
             input_names=names.inputs,
             output_names=names.outputs,
-            dynamic_axes={name: {0: "batch"} for part in names for name in part} if dynamic_batch else None,
+            dynamic_axes={name: dict(own) for name, own in axes.items() if own},
         )
 
 
 def _export_captured(
-    model: nn.Module, inputs: tuple[Tensor, ...], names: _Names, path: Path, dynamic_batch: bool
+    model: nn.Module, inputs: tuple[Tensor, ...], names: _Names, path: Path, axes: Mapping[str, Mapping[int, str]]
 ) -> None:
     require("onnxscript")
-    batch = torch.export.Dim("batch")
+    dims = {name: torch.export.Dim(name) for own in axes.values() for name in own.values()}
+    shapes = tuple({dim: dims[name] for dim, name in axes[own].items()} for own in names.inputs)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, about its own internals
@@ -211,7 +217,7 @@ def _export_captured(
                 opset_version=OPSET,
                 input_names=names.inputs,
                 output_names=names.outputs,
-                dynamic_shapes=tuple({0: batch} for _ in inputs) if dynamic_batch else None,
+                dynamic_shapes=shapes if dims else None,
             )
     except torch.onnx.errors.OnnxExporterError as error:
         reason = first_line(error.__cause__ or error)

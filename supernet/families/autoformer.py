@@ -15,6 +15,7 @@ from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
 from supernet.families.family import Family
+from supernet.families.transformers.block_choices import block_choices
 from supernet.slicing import blocks
 from supernet.space import Arch, Choice, SearchSpace
 
@@ -88,13 +89,8 @@ def _autoformer(network: _Network) -> Family:
 
 
 def _space(network: _Network) -> SearchSpace:
-    choices = {"embed_dim": Choice(network.embed_dim), "depth": Choice(network.depth)}
-    for b in range(network.depth[-1]):
-        deeper = [depth for depth in network.depth if depth > b]
-        when = {} if len(deeper) == len(network.depth) else {"depth": deeper}
-        choices[f"blocks.{b}.num_heads"] = Choice(network.num_heads, when)
-        choices[f"blocks.{b}.mlp_ratio"] = Choice(network.mlp_ratio, when)
-    return SearchSpace(choices)
+    sizes = {"embed_dim": Choice(network.embed_dim), "depth": Choice(network.depth)}
+    return SearchSpace(sizes | block_choices(network.depth, network.num_heads, network.mlp_ratio))
 
 
 class _Attention(Attention):

@@ -35,7 +35,8 @@ def test_a_chain_of_files_leaves_where_the_policy_says(network, images, tmp_path
     with torch.no_grad():
         logits = network(images).numpy()
     policy = Confidence(float(np.median(np.exp(logits[:, 0]).max(1) / np.exp(logits[:, 0]).sum(1))))
-    export_chain(network, tmp_path, (images[:1],), policy)
+    export_chain(network, tmp_path, (images[:1],), policy, latency_ms=np.array([0.5, 1.0, 1.5]))
+    assert json.loads((tmp_path / "chain.json").read_text())["latency_ms"] == [0.5, 1.0, 1.5]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "chain.json",
         "part_0.onnx",

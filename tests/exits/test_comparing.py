@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 
-from exits import Latencies, choose, choose_network, compare, cumulative_ms, plot_compared, tradeoff
+from exits import (
+    Latencies,
+    choose,
+    choose_network,
+    compare,
+    compare_networks,
+    cumulative_ms,
+    plot_compared,
+    tradeoff,
+)
 from exits.comparing import KINDS
 
 
@@ -45,13 +54,35 @@ def test_the_joint_choice_is_that_of_the_best_network():
         assert chosen.found.accuracy == max(one.found.accuracy for one in by_hand.values())
     assert choose_network(networks, labels, 1.2)[0] == "narrow"
     assert choose_network(networks, labels, 4.0)[0] == "wide"
-    with pytest.raises(ValueError, match=r"not even the first exit of any network is within 0\.5 ms"):
+    with pytest.raises(
+        ValueError, match=r"not even the first exit of any network is within 0\.5 ms: the fastest takes 1\.1"
+    ):
         choose_network(networks, labels, 0.5)
+
+
+def test_of_each_kind_there_is_the_network_that_is_best_on_held_out_examples():
+    (strong, labels), (weak, _) = answers(0), answers(0, strength=(0.2, 0.4, 0.6))
+    tested = answers(1)
+    limits = [1.2, 4.0]
+    slow = Latencies((2.0, 2.0, 2.0), (0.2, 0.2))
+    own = {
+        "narrow": compare((weak, labels), tested, LATENCIES, limits),
+        "wide": compare((strong, labels), tested, slow, limits),
+    }
+    found = compare_networks(own)
+    assert [(one.limit_ms, one.kind) for _, one in found] == [(limit, kind) for limit in limits for kind in KINDS]
+    for name, one in found:
+        rivals = [own[n][i] for n in own for i in range(len(own[n])) if own[n][i].kind == one.kind]
+        within = [rival for rival in rivals if rival.limit_ms == one.limit_ms]
+        assert one in own[name]
+        assert one.chosen.found.accuracy == max(rival.chosen.found.accuracy for rival in within)
+    assert {name for name, one in found if one.limit_ms == 1.2} == {"narrow"}
+    assert {name for name, one in found if one.limit_ms == 4.0} == {"wide"}
 
 
 def test_all_kinds_are_in_one_picture(tmp_path):
     held_out, tested = answers(0), answers(1)
     whole = tradeoff(None, tested[0][:, -1:], tested[1], [3.0])
-    plot_compared(tmp_path / "exits.svg", compare(held_out, tested, LATENCIES, [1.5, 2.5]), whole)
+    plot_compared(tmp_path / "exits.svg", compare(held_out, tested, LATENCIES, [1.5, 2.5]), [whole])
     picture = (tmp_path / "exits.svg").read_text()
     assert all(f"<!-- {name} -->" in picture for name in [*KINDS, "whole network", "expected latency (ms)"])

@@ -1,10 +1,22 @@
 """Exits on a text encoder, whose texts are of different lengths."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
 
-from exits import ExitTask, exits_family, export_chain, measure_parts, parts_of, with_exits
+from exits import (
+    Chain,
+    Confidence,
+    ExitTask,
+    exits_family,
+    exits_taken,
+    export_chain,
+    measure_parts,
+    parts_of,
+    with_exits,
+)
 from supernet.families import FAMILIES
 
 SIZES = {"vocabulary": 20, "length": 6, "embed_dim": [8, 16], "depth": [1, 3], "num_heads": [1], "head_dim": 4}
@@ -45,7 +57,7 @@ def test_what_fills_up_a_text_changes_no_exit(network):
 
 
 @torch.no_grad()
-def test_parts_take_a_text_as_long_as_it_is(network, tmp_path):
+def test_parts_take_a_text_as_long_as_it_is(network):
     tokens = texts()[0][:1]
     logits = network(tokens)
     for length in (6, 4):
@@ -59,8 +71,23 @@ def test_parts_take_a_text_as_long_as_it_is(network, tmp_path):
     assert logits.shape == (1, 3, 3)
     found = measure_parts(network, (tokens,), rounds=1, runs=1)
     assert len(found.bodies_ms) == 3
-    with pytest.raises(ValueError, match="a chain of files is of images"):
-        export_chain(network, tmp_path, (tokens,))
+
+
+@torch.no_grad()
+def test_a_chain_of_files_takes_texts_of_any_length(network, tmp_path):
+    tokens = texts()[0]
+    policy = Confidence(0.6)
+    export_chain(network, tmp_path, (tokens[:1],), policy)
+    chain, left = Chain(tmp_path), set()
+    for text, length in product(tokens, (6, 4, 1)):
+        own = text[None, :length]
+        logits = network(own).numpy()
+        found = chain(own.numpy())
+        (expected,) = exits_taken(policy, logits)
+        assert found.exit == expected
+        np.testing.assert_allclose(found.logits, logits[0, expected], rtol=1e-4, atol=1e-5)
+        left.add(found.exit)
+    assert len(left) > 1
 
 
 def test_all_subnets_of_a_text_space_have_exits():

@@ -76,6 +76,23 @@ def test_two_types_of_module_under_one_name_are_refused():
         assert part in message
 
 
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_a_type_made_of_another_may_come_with_an_operation_but_not_with_a_size():
+    kinds = {"plain": nn.Linear, "doubled": Doubled}
+    net = Supernet(SearchSpace({"kind": tuple(kinds)}), lambda arch: kinds[arch["kind"]](2, 2))
+    x = torch.ones(1, 2)
+    assert torch.equal(net(x, {"kind": "doubled"}), 2 * net(x, {"kind": "plain"}))
+    message = refused(
+        SearchSpace({"width": (4, 8)}), lambda arch: (nn.Linear, Doubled)[arch["width"] == 4](2, arch["width"])
+    )
+    for part in ("Doubled", "Linear", "Arch({'width': 4})", "must not follow the sizes"):
+        assert part in message
+
+
 def test_a_residual_that_comes_and_goes_is_refused():
     space = SearchSpace({"width": (4, 8)})
     message = refused(space, lambda arch: nn.Sequential(Block(8, arch["width"], residual=arch["width"] == 8)))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from exits import Chain
 from supernet.artifacts.export import onnx_runner
 from supernet.artifacts.runs import load_run
 from supernet.artifacts.subnet import load_subnet
@@ -102,16 +103,28 @@ def test_a_space_of_images_is_refused(command):
     assert "the space 'mobilenet_v3_micro' takes no vocabulary, which the data say" in result.stderr
 
 
-def test_exits_on_texts_are_trained_and_compared(command):
-    done(command, "exits", "--subnet", "subnet", "--run", "run", "--output", "exits", "--epochs", "2")
+def test_exits_on_texts_are_trained_and_one_of_two_networks_is_chosen(command):
+    narrow = {**json.loads(Path("subnet/config.json").read_text())["arch"], "embed_dim": 16}
+    done(command, "extract", "--run", "run", "--arch", json.dumps(narrow), "--no-onnx", "--output", "narrow")
+    words = "exits", "--subnet", "subnet", "narrow", "--run", "run", "--output", "exits"
+    refused = command(*words, "--limit-ms", "0.000001").stderr
+    assert "not even the first exit of any network is within 1e-06 ms: the fastest takes" in refused
+    assert not Path("exits").exists()  # before anything is trained
+    done(command, *words, "--epochs", "2", "--limit-ms", "1000")
     found = json.loads(Path("exits/exits.json").read_text())
-    assert found["after"] == ["blocks.0"]
+    networks = {one["network"]: one for one in found["networks"]}
+    assert [one["folder"] for one in networks.values()] == ["1", "2"]
+    assert networks["subnet"]["after"] == networks["narrow"]["after"] == ["blocks.0"]
     assert {one["kind"] for one in found["compared"]} == {"fixed", "patience", "entropy", "confidence"}
-    assert found["whole"]["accuracy"] > 0.8
+    assert {one["network"] for one in found["compared"]} <= networks.keys()
+    assert networks["subnet"]["whole"]["accuracy"] > 0.8
+    assert found["chosen"]["latency_ms"] <= found["chosen"]["limit_ms"] == 1000
+    assert found["chosen"]["accuracy"] > 0.8
     assert Path("exits/exits.svg").exists()
-    assert not Path("exits/chain").exists()
-    again = command("exits", "--subnet", "subnet", "--run", "run", "--output", "exits")
-    assert "holds a network with exits already; name another folder" in again.stderr
+    tokens = tokenizers.Tokenizer.from_file("run/tokenizer.json").encode("goal match").ids
+    logits, _ = Chain("exits/chain")(np.array([tokens]))
+    assert sorted(WORDS)[logits.argmax()] == "sport"
+    assert "holds a network with exits already; name another folder" in command(*words).stderr
 
 
 def test_kinds_of_weights_are_rounded_on_texts(command):
