@@ -60,10 +60,14 @@ def clustered(model: nn.Module, bits: Mapping[str, int]) -> nn.Module:
 
     What is trained is the centroids, under the name `parametrizations.NAME.original` within its module; the gradient of
     one is the sum of the gradients of its weights (section 3.3). Weights that are 0 stay 0, and have no centroid.
-    `compress.transforms.fold` makes plain parameters of them. ValueError for unknown names, for bits that are not from
+    A parameter that several layers share has one codebook in all of them. `compress.transforms.fold` makes plain
+    parameters of them. ValueError for unknown names, for bits that are not from
     1 to 8, and for a parameter that is 0 throughout.
     """
     parameters = dict(model.named_parameters())
+    places: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        places.setdefault(id(parameter), []).append(name)
     for name, count in bits.items():
         if name not in parameters:
             raise ValueError(f"{name!r} is no parameter of the {type(model).__name__}: it has no codebook")
@@ -75,10 +79,21 @@ def clustered(model: nn.Module, bits: Mapping[str, int]) -> nn.Module:
             raise ValueError(f"{name!r} has no weight that is not 0: keep more of it")
         centroids = torch.from_numpy(kmeans(weight[kept].cpu().numpy(), 2**count)).to(weight)
         nearest = torch.bucketize(weight, (centroids[1:] + centroids[:-1]) / 2)
-        owner, _, leaf = name.rpartition(".")
         clusters = Clustered(torch.where(kept, nearest + 1, 0))
-        parametrize.register_parametrization(model.get_submodule(owner), leaf, clusters)
+        _put(model, places[id(parameters[name])], clusters, weight)
     return model
+
+
+def _put(model: nn.Module, names: list[str], clusters: Clustered, weight: Tensor) -> None:
+    """Let one `weight` of the layers of these names be made by `clusters`, of the same centroids."""
+    places = [name.rpartition(".") for name in names]
+    for owner, _, leaf in places:  # apart, as registering changes a parameter in place
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(weight.clone()))
+        parametrize.register_parametrization(model.get_submodule(owner), leaf, clusters)
+    (first, _, own), *others = places
+    for owner, _, leaf in others:
+        made = model.get_submodule(owner).parametrizations[leaf]
+        made.original = model.get_submodule(first).parametrizations[own].original
 
 
 class Clustered(nn.Module):

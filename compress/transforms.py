@@ -157,27 +157,37 @@ def transformed(model: nn.Module, transforms: Mapping[str, Transform]) -> nn.Mod
     """`model`, in place, with each parameter that `transforms` names replaced by what its transform makes of it.
 
     The raw parameter is trained, under the name `parametrizations.NAME.original` within its module
-    (`torch.nn.utils.parametrize`). ValueError if `model` has no parameter of a name.
+    (`torch.nn.utils.parametrize`). A parameter that several layers share, under any of its names, is transformed in all
+    of them. ValueError if `model` has no parameter of a name.
     """
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     if unknown := transforms.keys() - parameters.keys():
         raise ValueError(f"{min(unknown)!r} is no parameter of the {type(model).__name__}: it has no transform")
-    for name, transform in transforms.items():
+    by_parameter = {id(parameters[name]): transform for name, transform in transforms.items()}
+    for name, transform in [(n, by_parameter[id(p)]) for n, p in parameters.items() if id(p) in by_parameter]:
         owner, _, leaf = name.rpartition(".")
         parametrize.register_parametrization(model.get_submodule(owner), leaf, _Transformed(transform))
     return model
 
 
 def fold(model: nn.Module) -> nn.Module:
-    """`model`, in place, with what transforms make of its parameters as its plain parameters, under their old names."""
+    """`model`, in place, with what transforms make of its parameters as its plain parameters, under their old names; of
+    one that several layers share, as one."""
+    made: dict[tuple[int, ...], tuple[tuple, nn.Parameter]] = {}  # by the identities of what is trained, and that
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
-            values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
+            values = {}
+            for name, own in module.parametrizations.items():
+                trained = tuple(own.parameters(recurse=False)) or (own,)
+                key = tuple(map(id, trained))
+                if key not in made:
+                    made[key] = trained, nn.Parameter(getattr(module, name).detach().clone())
+                values[name] = made[key][1]
             # not by `remove_parametrizations`, which would take the tensors from deep copies of the module, too
             module.__class__ = parametrize.type_before_parametrizations(module)
             del module.parametrizations
             for name, value in values.items():
-                module.register_parameter(name, nn.Parameter(value))
+                module.register_parameter(name, value)
     return model
 
 

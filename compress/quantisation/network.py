@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.quantisation.compensation import compensated
-from compress.quantisation.points import Points, layers
+from compress.quantisation.points import Points, layers, untied
 from compress.quantisation.processor import weight_bits
 from compress.quantisation.ranges import LEVELS, Method, Range, activation_ranges
 from compress.transforms import Bits, fold, transformed
@@ -82,7 +82,7 @@ def quantise(
     `reduce_range` weights have 7 bits, so that x86 processors without VNNI compute what the network says
     (`products_saturate`): give it for a device that is one, if this machine, which decides by default, is not.
     """
-    plain = deployed(model)
+    plain = untied(deployed(model))
     ranges = activation_ranges(plain, calibration, method)
     bits = weight_bits(reduce_range)
     values = compensated(plain, calibration, bits) if rounding == "compensated" else {}

@@ -29,7 +29,8 @@ def export_int8(
     dynamic_batch: bool = False,
     metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Write `network` to `path` as `supernet.artifacts.export.export_onnx` does a plain one, its weights as integers.
+    """Write `network` to `path` as `supernet.artifacts.export.export_onnx` does a plain one, its weights as integers,
+    those that several layers share once.
 
     Activations are unsigned with a zero point, weights signed with a step a channel, biases 32 bits where the layer
     computes in int8. Raises as `export_onnx` does.
@@ -83,9 +84,23 @@ def pack_weights(graph: Any, bits: int) -> None:
         integers = np.round(channels / steps.reshape(-1, *[1] * (channels.ndim - 1))).astype(np.int8)
         integers = np.ascontiguousarray(np.moveaxis(integers, 0, axis))
         node.input[1] = _dequantised(graph, f"{node.name}/weight", _Integers(integers, steps.astype(np.float32), axis))
+    _store_once(graph)
     used = {name for node in graph.node for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
         graph.initializer.remove(tensor)
+
+
+def _store_once(graph: Any) -> None:
+    """Let weights of equal values be one tensor, as those of layers that share them."""
+    to_array = require("onnx").numpy_helper.to_array
+    first: dict[tuple, str] = {}
+    arrays = {tensor.name: to_array(tensor) for tensor in graph.initializer if len(tensor.dims) > 1}
+    names = {
+        name: first.setdefault((array.dtype, array.shape, array.tobytes()), name) for name, array in arrays.items()
+    }
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = names.get(name, name)
 
 
 class _Integers(NamedTuple):

@@ -42,6 +42,18 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
+def untied(model: nn.Module) -> nn.Module:
+    """`model`, in place, in which layers that shared their weights have equal ones each of their own, so that each has
+    points of its own."""
+    seen: set[int] = set()
+    for layer in layers(model).values():
+        for name, parameter in list(layer.named_parameters(recurse=False)):
+            if id(parameter) in seen:
+                setattr(layer, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
+            seen.add(id(getattr(layer, name)))
+    return model
+
+
 class Points(TorchFunctionMode):
     """While it is entered, layers get their input, and others what layers gave, from `activation`.
 

@@ -233,9 +233,11 @@ class _Array:
             return torch.from_numpy(self._array)
 
 
-def training_batch(data: ImageData, resolution: int, size: int, seed: int) -> LabelledImages:
+def training_batch(data: ImageData, resolution: int | None, size: int, seed: int) -> LabelledImages:
     """Random training images for scores that need no training: a batch of `size`, and as many more as TE-NAS draws
-    from."""
+    from. ValueError for a space without a resolution, whose networks take something else."""
+    if resolution is None:
+        raise ValueError("the data are images, and the networks of this space take something else: name another space")
     if isinstance(data.train, IterableDataset):
         images, labels = data.images(data.train, resolution, POOL * size)
     else:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from compress.codebooks import clustered
 from compress.transforms import Binary, Bits, Codebook, Mask, Ternary, fold, transformed
 from supernet import SearchSpace, Supernet
 from supernet.training.loop.average import MovingAverage
@@ -145,3 +146,30 @@ def test_momentum_decay_and_averages_leave_masked_weights_zero():
 def test_what_makes_no_sense_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda model: transformed(model, {"0.weight": Bits(3)}),
+        lambda model: transformed(model, {"2.weight": Bits(3)}),  # by the other name
+        lambda model: clustered(model, {"0.weight": 2}),
+    ],
+)
+def test_a_weight_that_layers_share_is_transformed_in_all_of_them_and_stays_one(put):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    apart = copy.deepcopy(model)
+    apart[2].weight = nn.Parameter(apart[0].weight.detach().clone())
+    put(model)
+    assert len([name for name, _ in model.named_parameters() if "weight" in name]) == 1
+    x = torch.randn(3, 4)
+    by_hand = model[2](torch.relu(model[0](x)))
+    assert torch.equal(model[0].weight, model[2].weight)
+    assert not torch.equal(model[0].weight, apart[0].weight)
+    model(x).sum().backward()
+    assert model[0].parametrizations.weight.original.grad is not None
+    folded = fold(model)
+    assert folded[0].weight is folded[2].weight
+    torch.testing.assert_close(folded(x), by_hand)

@@ -100,3 +100,9 @@ def test_a_score_that_is_given_as_a_strategy_is_read_as_the_score_and_said(call,
     assert "zero_cost is a score: --strategy zero_cost is read as --score zero_cost" in capsys.readouterr().out
     settings, _ = read_history(tmp_path / "search.jsonl")
     assert (settings["strategy"], settings["score"]) == ("evolution", "zero_cost")
+
+
+def test_a_score_of_images_is_refused_for_a_space_of_texts_in_one_line(command):
+    result = command("zero-cost", "--space", "text_encoder", "--scores", "synflow", "--archs", "2")
+    assert "the data are images, and the networks of this space take something else" in result.stderr
+    assert result.returncode != 0

@@ -158,7 +158,7 @@ class SelfAttention(Attention):
         if not keep:
             return super().forward(x, mask, causal)
         query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
-        scores = self.q_norm(query) * self.scale @ self.k_norm(key).mT
+        scores = self.q_norm(query) * self.scale @ self.k_norm(key).transpose(-2, -1)
         lowest = torch.finfo(scores.dtype).min  # and not -inf, of which a softmax without tokens makes NaN
         if mask is not None:
             scores = scores.masked_fill(~mask, lowest)

@@ -115,3 +115,22 @@ def test_an_attention_network_is_quantised_too(tmp_path):
         spread = model(images).std()
     assert agreement(network, onnx_runner(tmp_path / "int8.onnx"), images).difference < 0.1 * spread
     assert kernels(tmp_path / "int8.onnx", tmp_path).count("MatMulIntegerToFloat") == 8
+
+
+def test_layers_that_share_weights_have_ranges_each_of_its_own_and_are_stored_once(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 6), nn.GELU())
+    with torch.no_grad():
+        model[0].weight.mul_(5)
+    model[2].weight, model[2].bias = model[0].weight, model[0].bias
+    apart = nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 6), nn.GELU())
+    apart.load_state_dict(model.state_dict())
+    x = torch.randn(40, 6)
+    network, expected = quantise(model, x.split(20)), quantise(apart, x.split(20))
+    assert network.quantisation.ranges == expected.quantisation.ranges
+    assert "0.input" in network.quantisation.ranges
+    assert torch.equal(network(x), expected(x))
+    assert model[2].weight is model[0].weight
+    export_int8(network, tmp_path / "int8.onnx", (torch.zeros(1, 6),), names=None, dynamic_batch=True)
+    assert len(weights_of(tmp_path / "int8.onnx")) == 1
+    torch.testing.assert_close(onnx_runner(tmp_path / "int8.onnx")(x), network(x), atol=0.05, rtol=0)
