@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.quantisation.compensation import compensated
-from compress.quantisation.points import Points, layers, untied
+from compress.quantisation.points import Points, layers, sharing, untied
 from compress.quantisation.processor import weight_bits
 from compress.quantisation.ranges import LEVELS, Method, Range, activation_ranges
 from compress.transforms import Bits, fold, transformed
@@ -78,12 +78,16 @@ def quantise(
     examples, prepared as for evaluation, have: each what `model` is called with, a tuple for several inputs.
 
     Weights are rounded by channel, symmetrically, to the nearest or so that a layer's make up for each other's errors
-    (`compress.quantisation.compensation`); activations by tensor, with a zero point (`activation_ranges`). With
-    `reduce_range` weights have 7 bits, so that x86 processors without VNNI compute what the network says
-    (`products_saturate`): give it for a device that is one, if this machine, which decides by default, is not.
+    (`compress.quantisation.compensation`), those that layers share to the nearest in any case; activations by tensor,
+    with a zero point (`activation_ranges`). With `reduce_range` weights have 7 bits, so that x86 processors without
+    VNNI compute what the network says (`products_saturate`): give it for a device that is one, if this machine, which
+    decides by default, is not.
     """
-    plain = untied(deployed(model))
+    plain = deployed(model)
+    shared = sharing(plain)
+    untied(plain)
     ranges = activation_ranges(plain, calibration, method)
     bits = weight_bits(reduce_range)
-    values = compensated(plain, calibration, bits) if rounding == "compensated" else {}
+    found = compensated(plain, calibration, bits) if rounding == "compensated" else {}
+    values = {name: value for name, value in found.items() if name.rpartition(".")[0] not in shared}
     return Quantised(plain, Quantisation(ranges, precisions or {}, bits, values))

@@ -8,6 +8,7 @@ of residual blocks too, whose errors would add up along the network.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -40,6 +41,13 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of `model` that may be quantised, by name: convolutions and linear layers."""
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def sharing(model: nn.Module) -> set[str]:
+    """The names of the layers whose weights other layers have, too."""
+    known = layers(model)
+    counts = Counter(id(layer.weight) for layer in known.values())
+    return {name for name, layer in known.items() if counts[id(layer.weight)] > 1}
 
 
 def untied(model: nn.Module) -> nn.Module:
