@@ -61,6 +61,7 @@ def pack_weights(graph: Any, bits: int) -> None:
     """
     to_array = require("onnx").numpy_helper.to_array
     _take_sizes_from_quantised(graph)
+    _without_names_for_weights(graph)
     weights = {tensor.name: to_array(tensor) for tensor in graph.initializer}
     constants = weights | {n.output[0]: to_array(n.attribute[0].t) for n in graph.node if n.op_type == "Constant"}
     makers = {output: node for node in graph.node for output in node.output}
@@ -88,6 +89,19 @@ def pack_weights(graph: Any, bits: int) -> None:
     used = {name for node in graph.node for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
         graph.initializer.remove(tensor)
+
+
+def _without_names_for_weights(graph: Any) -> None:
+    """Let layers take their weights themselves, and not under further names, as torch's exporter has those that layers
+    share."""
+    weights = {tensor.name for tensor in graph.initializer}
+    further = [node for node in graph.node if node.op_type == "Identity" and node.input[0] in weights]
+    names = {node.output[0]: node.input[0] for node in further}
+    for node in further:
+        graph.node.remove(node)
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = names.get(name, name)
 
 
 def _store_once(graph: Any) -> None:

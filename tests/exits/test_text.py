@@ -77,7 +77,7 @@ def test_parts_take_a_text_as_long_as_it_is(network):
 def test_a_chain_of_files_takes_texts_of_any_length(network, tmp_path):
     own_lengths = [text[None, :length] for text, length in product(texts()[0], (6, 4, 1))]
     first = torch.cat([network(own)[:, 0].softmax(-1) for own in own_lengths]).amax(1)
-    policy = Confidence(first.median().item())
+    policy = Confidence(first.sort().values[5:7].mean().item())  # between the two in the middle
     export_chain(network, tmp_path, own_lengths[:1], policy)
     chain, left = Chain(tmp_path), set()
     for own in own_lengths:
