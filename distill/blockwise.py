@@ -80,25 +80,25 @@ def answer(in_chs: int, out_chs: int, *, tokens: bool = False) -> OrderedDict[st
 
 
 class Spread(nn.Module):
-    """x * std + mean: what a block answers, given in units of its target's deviation from the mean [C] of each channel.
+    """x * std + mean: what a block answers, given in units of its target's deviation from the mean of each channel.
 
-    `put` takes both from a target; until then they are 1 and 0. They are not learnt.
+    Both are buffers, which are not learnt: 1 and 0, unless they are those that `spread` takes from a target.
     """
 
     def __init__(self, channels: int, *, tokens: bool = False) -> None:
         super().__init__()
-        self.tokens = tokens
-        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("mean", torch.zeros(channels) if tokens else torch.zeros(channels, 1, 1))
         self.register_buffer("std", torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.std + (self.mean if self.tokens else self.mean[:, None, None])
+        return x * self.std + self.mean
 
 
 def spread(target: Tensor) -> dict[str, Tensor]:
     """The buffers of a `Spread` for targets like this: maps [B, C, H, W], or tokens [..., C]."""
-    channels = target.float().movedim(1, -1) if target.dim() == 4 else target.float()
-    return {"mean": channels.flatten(0, -2).mean(0), "std": target.float().std()}
+    target = target.float()
+    mean = target.mean((0, 2, 3))[:, None, None] if target.dim() == 4 else target.flatten(0, -2).mean(0)
+    return {"mean": mean, "std": target.std()}
 
 
 class Teacher:
