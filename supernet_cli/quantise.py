@@ -1,7 +1,7 @@
 """Put a subnet into int8, and give layers back their float where it is not good enough.
 
     supernet quantise --subnet subnets/mine --run runs/mine --output subnets/mine8 --limits accuracy_drop=0.5
-    supernet quantise --subnet subnets/mine --root images/ --output subnets/mine8 --limits stored_bytes=1.5e6
+    supernet quantise --subnet subnets/mine --run runs/mine --output subnets/mine8 --limits stored_bytes=1.5e6
     supernet quantise --subnet mobilenetv3_large_100 --recipe alphanet --root imagenet/ --output models/mnv3_int8
 
 Training images calibrate the ranges of activations and how weights are rounded; held-out images choose which layers
@@ -26,16 +26,14 @@ from typing import Annotated
 import torch
 import tyro
 
-from compress.quantisation import Quantisation, Quantised, activation_ranges, compensated, export_int8
+from compress.quantisation import Quantised, export_int8, planned
 from compress.quantisation.limits import Candidate, Candidates, Limits, drop
-from compress.quantisation.processor import weight_bits
 from compress.quantisation.ranges import CALIBRATION_IMAGES
 from compress.sensitivity import Sensitivity, logits
 from predictors import Device, this_device
 from predictors.measuring.runtimes import onnx_timer
 from supernet.artifacts import provenance
 from supernet.artifacts.atomic import write_folder, write_json
-from supernet.artifacts.deployment import deployed
 from supernet.artifacts.export import onnx_runner
 from supernet.artifacts.runs import open_data
 from supernet.artifacts.subnet import Subnet, save_subnet
@@ -115,10 +113,8 @@ def quantise_within(limits: Limits, arguments: Arguments, subnet: Subnet, data: 
     size = subnet.config.input_size[-1]
     calibrating = data.calibration_batches(size, arguments.calibration_images, arguments.seed)
     choosing = list(take(data.evaluation_batches(data.holdout, size), arguments.choosing_images))
-    model = deployed(subnet.model)
     images = [images for images, _ in calibrating]
-    bits = weight_bits(arguments.reduce_range)
-    plan = Quantisation(activation_ranges(model, images), {}, bits, compensated(model, images, bits))
+    model, plan = planned(subnet.model, images, reduce_range=arguments.reduce_range)
     device = this_device("onnxruntime", threads=arguments.threads)
 
     def write(network: Quantised, path: Path) -> None:

@@ -1,8 +1,8 @@
 """Images from a trained network instead of the data that it was trained on, as a folder that one can train with.
 
     supernet synthesise --teacher subnets/big --output images/
-    supernet train-standalone --model tinynet_e --input-size 32 --root images/ --teacher subnets/big --labels 0 --kl 1 \
-        --output models/small
+    supernet train-standalone --model tinynet_e --input-size 32 --recipe cifar10 --root images/ \
+        --teacher subnets/big --labels 0 --kl 1 --output models/small
 
 DeepInversion (Yin et al., arXiv 1912.08795): images are sought that the network is sure of, whose means and variances
 are those that its BatchNorm layers keep. OUTPUT has train/CLASS/*.png, and val/ with a tenth of the images, which are

@@ -1,7 +1,7 @@
 """Networks in 8 bits: where they are rounded, by what ranges, and as a file."""
 
 from compress.quantisation.compensation import compensated
-from compress.quantisation.network import Precision, Quantisation, Quantised, quantise
+from compress.quantisation.network import Precision, Quantisation, Quantised, planned, quantise
 from compress.quantisation.onnx_file import export_int8
 from compress.quantisation.points import layers
 from compress.quantisation.processor import products_saturate
@@ -16,6 +16,7 @@ __all__ = [
     "compensated",
     "export_int8",
     "layers",
+    "planned",
     "products_saturate",
     "quantise",
 ]

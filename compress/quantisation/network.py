@@ -66,16 +66,17 @@ class Quantised(nn.Module):
         return torch.fake_quantize_per_tensor_affine(x, own.step, own.zero_point, 0, LEVELS)
 
 
-def quantise(
+def planned(
     model: nn.Module,
     calibration: Sequence[Inputs],
     method: Method = "squares",
     precisions: Mapping[str, Precision] | None = None,
     reduce_range: bool | None = None,
     rounding: Rounding = "compensated",
-) -> Quantised:
-    """`model` in int8, or in the `precisions` of its layers by name, by ranges of activations that batches of training
-    examples, prepared as for evaluation, have: each what `model` is called with, a tuple for several inputs.
+) -> tuple[nn.Module, Quantisation]:
+    """What `Quantised` takes for `model` in int8, or in the `precisions` of its layers by name, by ranges of
+    activations that batches of training examples, prepared as for evaluation, have: each what `model` is called with, a
+    tuple for several inputs.
 
     Weights are rounded by channel, symmetrically, to the nearest or so that a layer's make up for each other's errors
     (`compress.quantisation.compensation`), those that layers share to the nearest in any case; activations by tensor,
@@ -90,4 +91,16 @@ def quantise(
     bits = weight_bits(reduce_range)
     found = compensated(plain, calibration, bits) if rounding == "compensated" else {}
     values = {name: value for name, value in found.items() if name.rpartition(".")[0] not in shared}
-    return Quantised(plain, Quantisation(ranges, precisions or {}, bits, values))
+    return plain, Quantisation(ranges, precisions or {}, bits, values)
+
+
+def quantise(
+    model: nn.Module,
+    calibration: Sequence[Inputs],
+    method: Method = "squares",
+    precisions: Mapping[str, Precision] | None = None,
+    reduce_range: bool | None = None,
+    rounding: Rounding = "compensated",
+) -> Quantised:
+    """`model` in 8 bits; see `planned`."""
+    return Quantised(*planned(model, calibration, method, precisions, reduce_range, rounding))
