@@ -64,11 +64,11 @@ def test_images_of_one_resolution_are_resized_for_each_subnet(family, data):
         assert torch.equal(inputs, resize(images, family.resolution(arch)))
     seen = []
 
-    def candidate(arch, images):
-        seen.append(torch.cat(list(images)))
+    def candidate(arch, inputs):
+        seen.append(torch.cat([images for (images,) in inputs]))
         return family.build(arch)
 
-    guided = TeacherGuided(candidate, batches.images, family.resolution, None, largest, GuidanceConfig())
+    guided = TeacherGuided(candidate, batches, family.resolution, None, largest, GuidanceConfig())
     guided.calibrated(arch)
     assert torch.equal(seen[0], resize(whole.calibration[0], family.resolution(arch)))
 
