@@ -74,9 +74,12 @@ def export_onnx(
     with write_atomically(path) as temporary:
         try:
             _export_traced(model, inputs, found, temporary, axes)
-        except (RuntimeError, TypeError, ValueError) as error:  # what tracing raises on code that it cannot follow
-            _logger.info("tracing %s failed, exporting it through torch.export: %s", type(model).__name__, error)
-            _export_captured(model, inputs, found, temporary, axes)
+        except (RuntimeError, TypeError, ValueError) as traced:  # what tracing raises on code that it cannot follow
+            _logger.info("tracing %s failed, exporting it through torch.export: %s", type(model).__name__, traced)
+            try:
+                _export_captured(model, inputs, found, temporary, axes)
+            except ValueError as error:
+                raise ValueError(f"{error}; nor by tracing: {first_line(traced)}") from error
         if metadata:
             _describe(temporary, metadata)
 
