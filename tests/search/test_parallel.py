@@ -110,6 +110,7 @@ def wait_for(worker):
         ray.get(worker.ready.remote())
 
 
+@pytest.mark.exhaustive  # others replace workers that die
 def test_an_idle_worker_that_died_is_replaced_when_there_are_other_scores(two_workers, retried, deaths):
     worker = two_workers._idle[0]
     ray.kill(worker)
@@ -236,6 +237,7 @@ def test_scores_run_on_a_workers_part_of_a_gpu():
             list(evaluate([SPACE.largest]))
 
 
+@pytest.mark.exhaustive  # a cluster of its own, for a device that is not here
 def test_scores_are_sent_from_the_cpu_and_run_there_on_workers_without_a_gpu(elsewhere):
     space, score = of_a_supernet()
     (expected,) = score([space.smallest])

@@ -57,7 +57,10 @@ def test_a_subnet_is_written_in_int8_with_what_it_costs(subnet, command, tmp_pat
         (["--limits", "accuracy_drop"], "a limit is NAME=VALUE, such as accuracy_drop=0.5, not 'accuracy_drop'"),
         (["--limits", "macs=3"], "the limits are accuracy_drop, stored_bytes, milliseconds"),
         (["--calibration-images", "0"], "calibration_images are at least 1, not 0"),
-        (["--limits", "stored_bytes=10"], "more than stored_bytes=10: take a smaller network"),
+        (
+            ["--limits", "stored_bytes=10", "--calibration-images", "8"],
+            "more than stored_bytes=10: take a smaller network",
+        ),
     ],
 )
 def test_bad_input_ends_in_one_line(subnet, command, tmp_path, arguments, message):

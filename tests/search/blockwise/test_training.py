@@ -241,6 +241,7 @@ def test_what_a_worker_raises_is_raised_here(data, teacher, tmp_path):
         on_workers([partial(train, data, teacher, tmp_path, blocks=blocks)], workers=1)
 
 
+@pytest.mark.exhaustive  # a cluster of its own
 def test_a_worker_that_dies_again_and_again_ends_in_a_line(monkeypatch):
     monkeypatch.setattr("search.blockwise.training.RETRIES", 0)
     with pytest.raises(ChildProcessError, match=r"a worker that trains blocks died 1 times .*; start the search again"):
