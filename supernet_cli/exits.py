@@ -227,7 +227,7 @@ def judge(network: Network, arguments: Arguments) -> Judged:
         resume=True,
     )
     network, data = network._replace(exits=exits.eval()), network.data
-    save_weights(network.folder / "model.safetensors", exits.state_dict())
+    save_weights(network.folder / "model.safetensors", exits.state_dict(keep_vars=True))
     held_out = take(data.evaluation_batches(data.holdout, network.size), arguments.examples)
     tested = data.evaluation_batches(data.test, network.size)
     return Judged(network, *(answers(exits, network.task, list(batches)) for batches in (held_out, tested)))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from supernet.artifacts.atomic import write_atomically
 from supernet.errors import first_line
+from supernet.views import tied_names
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +56,14 @@ def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write `tensors` to the file at `path`, with a digest in its metadata by which `read_safetensors` knows them."""
-    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    """Write `tensors` to the file at `path`, with a digest in its metadata by which `read_safetensors` knows them.
+
+    What is one tensor under several names, as in a module's `state_dict(keep_vars=True)`, is written once.
+    """
+    ties = tied_names(tensors)
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if name not in ties}
     with write_atomically(path) as temporary:
-        temporary.write_bytes(safetensors.torch.save(content, {DIGEST: digest_of(content)}))
+        temporary.write_bytes(safetensors.torch.save(content, {DIGEST: digest_of(content), **ties}))
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:

@@ -167,3 +167,13 @@ def test_a_digest_tells_names_types_and_shapes_apart():
     zeros = torch.zeros(4)
     others = ({"a": zeros}, {"b": zeros}, {"a": zeros.view(2, 2)}, {"a": zeros.int()}, {"a": zeros, "b": zeros})
     assert len({digest_of(tensors) for tensors in others}) == len(others)
+
+
+def test_a_tensor_of_several_names_is_written_once_and_read_by_all(tmp_path):
+    path, model = tmp_path / "tied.safetensors", nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[1].weight = model[0].weight
+    save_weights(path, model.state_dict(keep_vars=True))
+    found, ties = read_safetensors(path)
+    assert ties == {"1.weight": "0.weight"}
+    assert found["1.weight"] is found["0.weight"]
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
