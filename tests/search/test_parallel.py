@@ -190,6 +190,7 @@ def of_a_supernet():
     return family.space, SupernetAccuracy(family.supernet(), images, family.resolution, 20)
 
 
+@pytest.mark.exhaustive  # as the search of an own task by workers
 def test_supernet_accuracies_are_those_of_one_process():
     from search.scores.accuracy import WithExamples
 

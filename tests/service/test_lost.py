@@ -18,6 +18,7 @@ from tests.service.conftest import HEADERS
 STAGES = 10  # of a job without wishes
 
 
+@pytest.mark.exhaustive  # benchmarks/service.py asks as fifty clients do
 def test_ten_jobs_at_once_on_two_slots(make_service, images):
     service = make_service(slots=2)
     jobs = [service.submit(images, seed=seed) for seed in range(10)]
