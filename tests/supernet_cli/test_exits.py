@@ -38,7 +38,7 @@ def test_a_network_its_exits_and_a_policy_are_chosen_within_a_latency(command):
     assert chosen["network"] in networks
     assert chosen["latency_ms"] <= chosen["limit_ms"] == 1000
     assert sum(chosen["taken"]) == pytest.approx(1)
-    images = np.zeros((1, 1, 32, 32), "float32")
+    images = np.zeros((1, 3, 32, 32), "float32")
     assert Chain("exits/chain")(images).exit < len(chosen["kept"])
     assert "chosen" in result.stdout
 
